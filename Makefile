@@ -1,0 +1,51 @@
+# `make help` lists the targets. PYTHON names the interpreter (3.11 or newer) from which .venv is made.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+DOCS_STAMP := .venv/.installed-docs
+PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint types docs bench
+
+help:  ## print this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+
+setup: $(STAMP)  ## make .venv with this package and its tested dependencies
+
+# torch comes first and by its constraint: an unconstrained torch may be another build, several GB larger.
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, not " + sys.version.split()[0] + ": make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'
+	@echo "set-up: virtual environment in .venv"
+	@$(PYTHON) -m venv .venv
+	@echo "set-up: torch"
+	@$(PIP_INSTALL) torch
+	@echo "set-up: this package and its other dependencies"
+	@$(PIP_INSTALL) -e ".[dev]"
+	@touch $@
+
+$(DOCS_STAMP): $(STAMP)
+	@echo "set-up: documentation tools"
+	@$(PIP_INSTALL) -e ".[docs]"
+	@touch $@
+
+demo: $(STAMP)  ## generate a small world, pretrain, finetune, evaluate, recommend
+	$(BIN)/python recipes/demo.py
+
+test: lint types  ## set-up, lint, types and the fast tests
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-slow: $(STAMP)  ## the tests that `make test` leaves out
+	$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP)  ## style, likely bugs, missing docstrings, pickle
+	$(BIN)/python -m ruff check .
+
+types: $(STAMP)  ## type annotations
+	$(BIN)/python -m mypy
+
+docs: $(DOCS_STAMP)  ## build the documentation into site/
+	$(BIN)/python -m mkdocs build --strict
+
+bench: $(STAMP)  ## time training and scoring against the released scheme
+	$(BIN)/python recipes/benchmark.py

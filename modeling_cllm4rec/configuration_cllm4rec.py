@@ -1,0 +1,107 @@
+"""Configuration of CLLM4Rec (arXiv 2311.01343): a causal language model with user and item ID tokens.
+
+This file stands alone: it is copied into every saved folder.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_cllm4rec.CLLM4RecConfig",
+    "AutoModel": "modeling_cllm4rec.CLLM4RecForRecommendation",
+    "AutoModelForCausalLM": "modeling_cllm4rec.CLLM4RecForCausalLM",
+}
+
+PromptPieces = list[Any]
+"""A prompt cut at its placeholders: lists of text token ids between the words `"user"`, `"item"` and `"items"`."""
+
+
+class CLLM4RecConfig(PreTrainedConfig):
+    """Shape of a CLLM4Rec model.
+
+    Args:
+        text_config: configuration of the causal language model inside (any `AutoModelForCausalLM`), as a
+            `PreTrainedConfig` or a dict with `model_type`.
+        num_users: number I of user ID tokens; user i has token id `id_offset + i`.
+        num_items: number J of item ID tokens; item j has token id `id_offset + num_users + j`.
+        id_offset: number N of text token ids, at least the backbone's vocabulary size (default: exactly that).
+        initializer_range: standard deviation of fresh ID rows (0.02 in the released code).
+        recommendation_prompts: the finetuning prompt (section 3.4 of the paper) cut into token ids, under `"known"`
+            (with the user's token) and `"anonymous"` (for a person without one); see `prompt_assembly.py`.
+        max_history_tokens: longest prompt in tokens, items included; `None` means the backbone's context.
+        catalogue_fingerprint: SHA-256 of the item ids in their order, so that a checkpoint knows its catalogue.
+
+    Example:
+        >>> from transformers import GPT2Config
+        >>> config = CLLM4RecConfig(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=10), num_users=2, num_items=3)
+        >>> config.id_offset, config.total_tokens
+        (10, 15)
+    """
+
+    model_type = "cllm4rec"
+    sub_configs = {"text_config": AutoConfig}
+
+    def __init__(
+        self,
+        text_config: PreTrainedConfig | dict[str, Any] | None = None,
+        num_users: int = 0,
+        num_items: int = 0,
+        id_offset: int | None = None,
+        initializer_range: float = 0.02,
+        recommendation_prompts: dict[str, PromptPieces] | None = None,
+        max_history_tokens: int | None = None,
+        catalogue_fingerprint: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if isinstance(text_config, dict):
+            text_config = AutoConfig.for_model(**text_config)
+        elif text_config is None:  # transformers builds a default config when it compares configs for printing
+            text_config = AutoConfig.for_model("gpt2")
+        vocabulary = text_config.get_text_config().vocab_size
+        if id_offset is None:
+            id_offset = vocabulary
+        if id_offset < vocabulary:
+            raise ValueError(
+                f"id_offset is {id_offset}, below the backbone's vocabulary of {vocabulary} tokens: "
+                f"ID tokens would collide with words; give at least {vocabulary}"
+            )
+        for name, count in (("num_users", num_users), ("num_items", num_items)):
+            if count < 0:
+                raise ValueError(f"{name} is {count}; it must be 0 or more")
+        self.text_config = text_config
+        self.num_users = num_users
+        self.num_items = num_items
+        self.id_offset = id_offset
+        self.initializer_range = initializer_range
+        self.recommendation_prompts = recommendation_prompts
+        self.max_history_tokens = max_history_tokens
+        self.catalogue_fingerprint = catalogue_fingerprint
+        kwargs["tie_word_embeddings"] = False  # ties are the backbone's own affair: text_config.tie_word_embeddings
+        kwargs["auto_map"] = dict(AUTO_MAP)
+        super().__init__(**kwargs)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width K of the backbone and of every ID row."""
+        return int(self.text_config.get_text_config().hidden_size)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of text tokens that the backbone knows (its own vocabulary, without ID tokens)."""
+        return int(self.text_config.get_text_config().vocab_size)
+
+    @property
+    def total_tokens(self) -> int:
+        """N + I + J: one more than the largest token id."""
+        return self.id_offset + self.num_users + self.num_items
+
+    @property
+    def context_length(self) -> int:
+        """Longest sequence in tokens that the backbone can read."""
+        return int(self.text_config.get_text_config().max_position_embeddings)
+
+
+__all__ = ["AUTO_MAP", "CLLM4RecConfig", "PromptPieces"]

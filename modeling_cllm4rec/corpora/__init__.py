@@ -1,0 +1,1 @@
+"""From raw interactions and texts to what the models are trained on."""

@@ -1,0 +1,293 @@
+"""The prepared data folder: interactions, items and users as Parquet, and what they are as JSON."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from modeling_cllm4rec.corpora.interactions import check_texts, first_of
+from modeling_cllm4rec.corpora.splits import SPLITS
+
+FORMAT = 1
+"""Version of the folder's form."""
+TABLES = ("interactions", "items", "users")
+INFO_FILE = "dataset.json"
+README = "README.md"
+ROW_GROUP = 100_000
+"""Rows that a writer or reader of a table holds at a time."""
+INTERACTION_TYPES = {
+    "user_index": pa.int32(),
+    "item_index": pa.int32(),
+    "split": pa.string(),
+    "rating": pa.float64(),
+    "timestamp": pa.int64(),
+    "review": pa.large_string(),
+}
+"""The columns of `interactions.parquet`; the first three are always there."""
+
+
+class Histories(NamedTuple):
+    """Item indices of many users, one after the other: user i has `items[indptr[i]:indptr[i + 1]]`.
+
+    Attributes:
+        indptr: (users + 1,) int64, where each user begins.
+        items: (nnz,) int32 item indices.
+    """
+
+    indptr: npt.NDArray[np.int64]
+    items: npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class RecommendationData:
+    """A prepared data folder.
+
+    Attributes:
+        users: row i is user_index i; `user_id` and text columns.
+        items: row j is item_index j; `item_id` and text columns.
+        interactions: one row per (user, item) pair: `user_index`, `item_index` (int32), `split`, and where given
+            `rating`, `timestamp` (unix seconds), `review`; sorted by user_index, then time (or order in the source).
+        info: the contents of `dataset.json`: `format`, `statistics`, `protocol`, `sources`.
+        folder: where it lies.
+    """
+
+    users: pa.Table
+    items: pa.Table
+    interactions: pa.Table
+    info: dict[str, Any]
+    folder: Path
+
+    @property
+    def num_users(self) -> int:
+        """Number I of users."""
+        return int(self.users.num_rows)
+
+    @property
+    def num_items(self) -> int:
+        """Number J of items."""
+        return int(self.items.num_rows)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> RecommendationData:
+        """Read a prepared folder.
+
+        Raises:
+            FileNotFoundError: if the folder or one of its files is missing.
+            ValueError: if a file cannot be read, is of another format, or its contents do not fit together.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: there is no such data folder; make one with recipes/prepare.py")
+        info = _read_info(folder / INFO_FILE)
+        data = cls(info=info, folder=folder, **{name: _read_parquet(folder / f"{name}.parquet") for name in TABLES})
+        data.validate()
+        return data
+
+    def save(self, folder: str | Path, overwrite: bool = False) -> RecommendationData:
+        """Write the folder, complete or not at all.
+
+        Args:
+            folder: where to; must not exist or be empty.
+            overwrite: replace a data folder that is there, once the new one is complete.
+
+        Returns:
+            The same data with its new place.
+
+        Raises:
+            FileExistsError: if something is there that is not to be replaced.
+            ValueError: if the tables do not fit together.
+        """
+        folder = Path(folder)
+        check_output(folder, overwrite)
+        self.validate()
+        place = folder.resolve()
+        place.parent.mkdir(parents=True, exist_ok=True)
+        partial = place.with_name(f".{place.name}.{uuid.uuid4().hex}.partial")
+        try:
+            partial.mkdir()
+            for name in TABLES:
+                pq.write_table(
+                    getattr(self, name), partial / f"{name}.parquet", compression="zstd", row_group_size=ROW_GROUP
+                )
+            (partial / INFO_FILE).write_text(
+                json.dumps(self.info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+            )
+            (partial / README).write_text(_readme(place.name, self.info), encoding="utf-8")
+            _put_in_place(partial, place)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return replace(self, folder=folder)
+
+    def histories(self, *splits: str) -> Histories:
+        """Each user's items in the named splits, in the order of the file (by time, where there is one).
+
+        Args:
+            splits: one or more of `train`, `validation`, `test`.
+
+        Returns:
+            Histories of all I users; those without an interaction in these splits have an empty one.
+
+        Raises:
+            ValueError: if no split is named, or one is unknown.
+        """
+        unknown = [name for name in splits if name not in SPLITS]
+        if unknown or not splits:
+            raise ValueError(f"splits must be one or more of {', '.join(SPLITS)}, got {list(splits)}")
+        wanted = pc.is_in(self.interactions["split"], value_set=pa.array(splits, self.interactions["split"].type))
+        chosen = self.interactions.select(["user_index", "item_index"]).filter(wanted)
+        counts = np.bincount(chosen["user_index"].to_numpy(), minlength=self.num_users)
+        indptr = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
+        return Histories(indptr, chosen["item_index"].to_numpy().astype(np.int32))
+
+    def reviews(self) -> pa.Table:
+        """The train pairs that have a review which is not blank: `user_index`, `item_index`, `review`."""
+        names = ["user_index", "item_index", "review"]
+        if "review" not in self.interactions.column_names:
+            return pa.schema([(name, INTERACTION_TYPES[name]) for name in names]).empty_table()
+        train = pc.equal(self.interactions["split"], "train")
+        return self.interactions.filter(pc.and_(train, is_written(self.interactions["review"]))).select(names)
+
+    def validate(self) -> None:
+        """Check that tables and statistics fit together.
+
+        Raises:
+            ValueError: naming the table and column at fault.
+        """
+        check_texts(self.items, "item_id")
+        check_texts(self.users, "user_id")
+        _check_interactions_table(self.interactions, self.num_users, self.num_items)
+        counts = {"users": self.num_users, "items": self.num_items, "interactions": self.interactions.num_rows}
+        for name, count in counts.items():
+            if self.info["statistics"].get(name) != count:
+                raise ValueError(
+                    f"{INFO_FILE} says {self.info['statistics'].get(name)} {name}, but {count} are there; "
+                    "the files are not of one folder: prepare it again"
+                )
+
+
+def check_output(folder: str | Path, overwrite: bool = False) -> None:
+    """Check that a data folder may be written there.
+
+    Raises:
+        FileExistsError: if it is a file, or a folder that holds something; with `overwrite`, if what it holds is not a
+            data folder.
+    """
+    folder = Path(folder)
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file; the output must be a folder that does not exist yet or is empty")
+    names = sorted(path.name for path in folder.iterdir())
+    if names and INFO_FILE not in names:
+        raise FileExistsError(
+            f"{folder} holds {first_of(names)} and is no data folder, so it is never replaced; choose another output"
+        )
+    if names and not overwrite:
+        raise FileExistsError(
+            f"{folder} holds a data folder already ({first_of(names)}); pass --overwrite (overwrite=True) to replace "
+            "it, or choose another output"
+        )
+
+
+def is_written(reviews: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
+    """Whether each review has more than blanks; never null."""
+    return pc.fill_null(pc.match_substring_regex(reviews, r"[^\s\v\p{Z}]"), False)
+
+
+def _put_in_place(partial: Path, place: Path) -> None:
+    """Rename the complete folder to its place; what was there goes only then, and comes back if that fails."""
+    if not place.exists():
+        partial.rename(place)
+        return
+    old = partial.with_suffix(".old")
+    place.rename(old)
+    try:
+        partial.rename(place)
+    except OSError:
+        old.rename(place)
+        raise
+    shutil.rmtree(old)
+
+
+def _read_info(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; prepare the folder again with recipes/prepare.py")
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); prepare the folder again") from error
+    if not isinstance(info, dict) or info.get("format") != FORMAT:
+        found = info.get("format") if isinstance(info, dict) else None
+        raise ValueError(f"{path}: format must be {FORMAT}, got {found!r}; prepare the folder again with this version")
+    for name in ("statistics", "protocol", "sources"):
+        if name not in info:
+            raise ValueError(f"{path}: {name!r} is missing; prepare the folder again")
+    return info
+
+
+def _read_parquet(path: Path) -> pa.Table:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; prepare the folder again with recipes/prepare.py")
+    try:
+        with pq.ParquetFile(path) as file:
+            return file.read()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path} is truncated or not Parquet ({error}); prepare the folder again") from error
+
+
+def _check_interactions_table(table: pa.Table, num_users: int, num_items: int) -> None:
+    for name, kind in INTERACTION_TYPES.items():
+        if name not in table.column_names:
+            if name in ("user_index", "item_index", "split"):
+                raise ValueError(f"interactions: no column {name!r}; there are {', '.join(table.column_names)}")
+        elif table[name].type != kind:
+            raise ValueError(f"interactions: {name} must be {kind}, got {table[name].type}")
+        elif name not in ("rating", "review") and table[name].null_count:
+            raise ValueError(f"interactions: {name} is null in {table[name].null_count} rows")
+    users, items = (table[name].to_numpy().astype(np.int64) for name in ("user_index", "item_index"))
+    for name, indices, size in (("user_index", users, num_users), ("item_index", items, num_items)):
+        if len(indices) and not 0 <= indices.min() <= indices.max() < size:
+            raise ValueError(f"interactions: {name} must be in [0, {size}), got {indices.min()} to {indices.max()}")
+    if (np.diff(users) < 0).any():
+        raise ValueError("interactions: rows must be sorted by user_index")
+    if len(np.unique(users * num_items + items)) < len(users):
+        raise ValueError("interactions: a (user_index, item_index) pair is there more than once")
+    unknown = set(pc.unique(table["split"]).to_pylist()) - set(SPLITS)
+    if unknown:
+        raise ValueError(f"interactions: split must be one of {', '.join(SPLITS)}, got {first_of(sorted(unknown))}")
+    if "review" in table.column_names:
+        leaked = pc.sum(pc.and_(pc.not_equal(table["split"], "train"), table["review"].is_valid())).as_py()
+        if leaked:
+            raise ValueError(f"interactions: {leaked} pairs outside train have a review; only train pairs may")
+
+
+def _readme(name: str, info: dict[str, Any]) -> str:
+    """The folder's README: its head tells `datasets` which file is which table."""
+    configs = "\n".join(f"- config_name: {table}\n  data_files: {table}.parquet" for table in TABLES)
+    rows = "\n".join(f"| {key.replace('_', ' ')} | {value} |" for key, value in info["statistics"].items())
+    return f"""---
+configs:
+{configs}
+---
+
+# {name}
+
+Interactions of users with items, prepared for CLLM4Rec: {info["protocol"]["line"]}.
+
+| | |
+|---|---|
+{rows}
+
+`datasets.load_dataset(folder, "interactions")`, and likewise `"items"` and `"users"`, reads a table; `user_index` and
+`item_index` are row numbers of the users and items. Reviews are there for train pairs only.
+"""

@@ -1,0 +1,90 @@
+"""The prompt templates, all of them. Change any by name in a recipe's YAML (`prompts:`)."""
+
+from __future__ import annotations
+
+import difflib
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+PLACEHOLDERS = {
+    "interactions": {"user", "items"},
+    "item_text": {"item", "column"},
+    "biography": {"user"},
+    "review": {"user", "item"},
+    "recommendation": {"user", "items"},
+    "anonymous": {"items"},
+}
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Soft+hard prompts (section 3.2 of the paper): words around user and item ID tokens.
+
+    What follows a prompt (or, in `interactions`, the items in it) is the document's main text, the only part that is
+    predicted. `item_text` is used once for each text column of the items, with the column's name for `{column}`.
+
+    Example:
+        >>> Prompts.from_mapping({"review": "{user} on {item}:"}).review
+        '{user} on {item}:'
+    """
+
+    interactions: str = "{user} chose: {items}"
+    item_text: str = "{item}, {column}:"
+    biography: str = "About {user}:"
+    review: str = "{user} says of {item}:"
+    recommendation: str = "{user} chose: {items}. Next:"
+    anonymous: str = "Someone chose: {items}. Next:"
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            template = getattr(self, field.name)
+            found = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+            if sorted(found) != sorted(PLACEHOLDERS[field.name]):
+                wanted = ", ".join("{" + name + "}" for name in sorted(PLACEHOLDERS[field.name]))
+                raise ValueError(f"prompts.{field.name} is {template!r}; it must hold each of {wanted} once and no other")
+        if not self.interactions.endswith("{items}"):
+            raise ValueError("prompts.interactions must end with {items}: they are the main text, and what follows is not")
+
+    @classmethod
+    def from_mapping(cls, templates: Mapping[str, str] | None) -> Prompts:
+        """The default templates with some replaced."""
+        names = [field.name for field in fields(cls)]
+        for key in templates or {}:
+            if key not in names:
+                near = difflib.get_close_matches(key, names)
+                raise ValueError(f"prompts: unknown template {key!r}; nearest: {near or names}")
+        return replace(cls(), **dict(templates or {}))
+
+
+def cut(template: str, tokenizer: PreTrainedTokenizerBase, **words: str) -> list[Any]:
+    """Cut a template at its placeholders and encode the words between them once.
+
+    Args:
+        words: placeholders to be filled with text before encoding, such as `column="title"`.
+
+    Returns:
+        Pieces for `prompt_assembly.assemble`: lists of token ids, and the names of the placeholders.
+    """
+    for name, text in words.items():
+        template = template.replace("{" + name + "}", text)
+    pieces: list[Any] = []
+    if tokenizer.bos_token_id is not None:
+        pieces.append([tokenizer.bos_token_id])
+    for text, name, _, _ in string.Formatter().parse(template):
+        if text.strip():
+            pieces.append(list(tokenizer(text.strip(), add_special_tokens=False, split_special_tokens=True)["input_ids"]))
+        if name is not None:
+            pieces.append(name)
+    return pieces
+
+
+def recommendation_pieces(prompts: Prompts, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Any]]:
+    """What `CLLM4RecConfig.recommendation_prompts` holds."""
+    return {
+        "known": cut(prompts.recommendation, tokenizer),
+        "anonymous": cut(prompts.anonymous, tokenizer),
+    }

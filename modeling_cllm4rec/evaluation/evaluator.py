@@ -1,0 +1,327 @@
+"""One evaluation for anything that scores histories: full-catalogue ranking, metrics, intervals, protocol."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+from typing import Protocol as TypingProtocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tqdm.auto import tqdm
+
+from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
+from modeling_cllm4rec.evaluation import ranking
+from modeling_cllm4rec.evaluation.intervals import bootstrap_interval
+from modeling_cllm4rec.evaluation.protocol import Protocol
+from modeling_cllm4rec.evaluation.report import EvaluationReport, comparison_table
+
+__all__ = ["EvaluationReport", "Recommender", "comparison_table", "evaluate", "select_users", "top_k"]
+
+DEFAULT_METRICS = ("recall@20", "recall@40", "ndcg@100")
+
+KEYS_AT_ONCE = 1 << 22
+"""Most sort keys in memory at one time: about 100 MB with their copies."""
+
+PerUserMetric = Callable[[ranking.BoolArray, ranking.IntArray, int], ranking.FloatArray]
+
+PER_USER_METRICS: dict[str, PerUserMetric] = {
+    "recall": ranking.recall_at_k,
+    "ndcg": ranking.ndcg_at_k,
+    "hit_rate": ranking.hit_rate_at_k,
+    "mrr": ranking.mrr_at_k,
+}
+METRICS = (*PER_USER_METRICS, "coverage")
+
+
+class Recommender(TypingProtocol):
+    """Anything that scores the whole catalogue for histories: the model, popularity, random."""
+
+    num_items: int
+
+    def score_histories(
+        self, user_indices: npt.NDArray[np.integer] | None, histories: Histories
+    ) -> npt.NDArray[np.float32]:
+        """Score all J items for each of (batch,) histories.
+
+        Args:
+            user_indices: (batch,) user indices, or None for people without one.
+            histories: the item indices that each of them interacted with.
+
+        Returns:
+            (batch, J) float32, higher is better; the caller may write into it.
+        """
+        ...
+
+
+class MetricRequest(NamedTuple):
+    """A parsed metric name: `recall@20` is `MetricRequest("recall@20", "recall", 20)`."""
+
+    label: str
+    metric: str
+    k: int
+
+
+def evaluate(
+    recommender: Recommender,
+    data: RecommendationData,
+    split: str = "validation",
+    test_history: str = "train",
+    mask: str | None = None,
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    batch_size: int = 256,
+    progress: bool = True,
+    seed: int = 0,
+    n_resamples: int = 1000,
+) -> EvaluationReport:
+    """Rank the whole catalogue for each user and measure how well the interactions of a split are found.
+
+    Users who have nothing in `split` have no metric: they are not scored, and a warning and the protocol count them.
+    Users whose given history is empty are scored like everyone; whether it can is up to the recommender.
+
+    Args:
+        recommender: scores histories.
+        data: the prepared data folder.
+        split: what is to be predicted, `validation` or `test`.
+        test_history: what the recommender is given, `train` or `train+validation` (the latter for `test` only).
+        mask: what may not be recommended, `train`, `train+validation` or `none`; by default the given histories.
+        metrics: `recall@k`, `ndcg@k`, `hit_rate@k`, `mrr@k`, `coverage@k` for any k up to the catalogue's size.
+        batch_size: users scored at a time; memory grows with `batch_size` x items.
+        progress: show a progress bar.
+        seed: start of the random numbers of the bootstrap.
+        n_resamples: resamples for the 95% intervals; 0 computes none, as in model selection.
+
+    Returns:
+        Means, intervals, protocol, and the values of each user.
+
+    Raises:
+        ValueError: if an argument has no allowed value, a k is larger than the catalogue, the recommender is of
+            another catalogue or returns unusable scores, or nobody has anything in `split`.
+    """
+    _check_positive("batch_size", batch_size)
+    if n_resamples < 0:
+        raise ValueError(f"n_resamples must be 0 (no intervals) or more, got {n_resamples}")
+    if recommender.num_items != data.num_items:
+        raise ValueError(
+            f"the recommender scores {recommender.num_items} items, but the data has {data.num_items}; "
+            "evaluate on the data folder that the recommender was made for"
+        )
+    requests = parse_metrics(metrics, data.num_items)
+    protocol, users, truth = _setting(data, split, test_history, test_history if mask is None else mask)
+    histories = data.histories(*test_history.split("+"))
+    seen = None if protocol.masked == "none" else data.histories(*protocol.masked.split("+"))
+
+    start = time.perf_counter()
+    per_user = {request.label: np.zeros(len(users)) for request in requests if request.metric != "coverage"}
+    shown = {
+        request.label: np.zeros(data.num_items, dtype=bool) for request in requests if request.metric == "coverage"
+    }
+    largest_k = max(request.k for request in requests)
+    with tqdm(total=len(users), desc=f"evaluating {split}", unit="user", disable=not progress) as bar:
+        for rows in _batches_by_length(np.diff(histories.indptr)[users], batch_size):
+            batch = users[rows]
+            scores = recommender.score_histories(batch, select_users(histories, batch))
+            if np.shape(scores) != (len(batch), data.num_items):
+                raise ValueError(
+                    f"score_histories returned shape {np.shape(scores)} for {len(batch)} users and "
+                    f"{data.num_items} items; it must be ({len(batch)}, {data.num_items})"
+                )
+            ranked, _ = top_k(scores, largest_k, None if seen is None else select_users(seen, batch))
+            batch_truth = select_users(truth, batch)
+            hit, sizes = ranking.hits(ranked, batch_truth), ranking.truth_sizes(batch_truth)
+            for label, metric, k in requests:
+                if metric == "coverage":
+                    shown[label] |= ranking.items_shown(ranked, data.num_items, k)
+                else:
+                    per_user[label][rows] = PER_USER_METRICS[metric](hit, sizes, k)
+            bar.update(len(batch))
+    seconds = time.perf_counter() - start
+
+    means = {
+        label: float(shown[label].mean()) if metric == "coverage" else float(per_user[label].mean())
+        for label, metric, _ in requests
+    }
+    intervals = {}
+    if n_resamples:
+        intervals = {
+            label: bootstrap_interval(values, n_resamples=n_resamples, seed=seed) for label, values in per_user.items()
+        }
+    return EvaluationReport(protocol, means, intervals, seconds, seed, n_resamples, users, per_user)
+
+
+def top_k(
+    scores: npt.NDArray[np.floating] | torch.Tensor, k: int, seen: Histories | None = None
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """The k best items of each row, exact and deterministic: of equal scores the lower item index comes first.
+
+    Each score becomes an integer of the same order with the item index in its lower half. All these keys differ, so
+    a partial sort has one possible result, also where equal scores cross the k-th place.
+
+    Args:
+        scores: (batch, J) in 32 or 16 bits, array or tensor on any device, left as it is; -inf is never recommended.
+        k: how many.
+        seen: (batch,) histories whose items are not to be recommended.
+
+    Returns:
+        (batch, k) item indices and (batch, k) scores, best first; -1 and -inf where a row has fewer than k items
+        left.
+
+    Raises:
+        ValueError: if the scores are of another shape or type or hold NaN, k is not in [1, J], or `seen` does not fit.
+
+    >>> indices, values = top_k(np.array([[0.5, 2.0, 2.0, 1.0]], dtype=np.float32), k=2)
+    >>> indices.tolist(), values.tolist()
+    ([[1, 2]], [[2.0, 2.0]])
+    """
+    array = _as_float32(scores)
+    num_items = array.shape[1]
+    _check_positive("k", k)
+    if k > num_items:
+        raise ValueError(f"k is {k}, but there are {num_items} items; choose k <= {num_items}")
+    if seen is not None:
+        _check_seen(seen, len(array), num_items)
+    indices = np.empty((len(array), k), dtype=np.int64)
+    values = np.empty((len(array), k), dtype=np.float32)
+    rows_at_once = max(1, KEYS_AT_ONCE // num_items)
+    for start in range(0, len(array), rows_at_once):
+        rows = np.arange(start, min(start + rows_at_once, len(array)))
+        block = array[rows] + np.float32(0)  # a copy, in which -0.0 has become 0.0: they are equal and must tie
+        if np.isnan(block).any():
+            raise ValueError(f"scores hold NaN, first in row {rows[np.isnan(block).any(axis=1)][0]}; check the model")
+        if seen is not None:
+            block_seen = select_users(seen, rows)
+            block[np.repeat(np.arange(len(rows)), np.diff(block_seen.indptr)), block_seen.items] = -np.inf
+        indices[rows], values[rows] = _top_k_of_block(block, k)
+    return indices, values
+
+
+def parse_metrics(metrics: Sequence[str], num_items: int) -> list[MetricRequest]:
+    """Take metric names such as `recall@20` apart.
+
+    Raises:
+        ValueError: if there is none, one is unknown, given twice or has no whole number k in [1, num_items].
+
+    >>> parse_metrics(["recall@20"], num_items=50)
+    [MetricRequest(label='recall@20', metric='recall', k=20)]
+    """
+    if isinstance(metrics, str) or not metrics:
+        raise ValueError(f"metrics must be a non-empty list of names such as 'recall@20', got {metrics!r}")
+    requests = []
+    for label in metrics:
+        metric, _, number = label.partition("@")
+        if metric not in METRICS:
+            near = difflib.get_close_matches(metric, METRICS, n=1)
+            hint = f"; did you mean {near[0]}@{number or 'k'}?" if near else ""
+            raise ValueError(
+                f"unknown metric {label!r}: allowed are {', '.join(f'{name}@k' for name in METRICS)}{hint}"
+            )
+        if not (number.isascii() and number.isdigit() and int(number) > 0):
+            raise ValueError(f"metric {label!r} needs a whole number of at least 1 after the @, as in {metric}@20")
+        k = int(number)
+        if k > num_items:
+            raise ValueError(f"{label} needs {k} items, the catalogue has {num_items}; choose a smaller k")
+        requests.append(MetricRequest(label, metric, k))
+    if len({(metric, k) for _, metric, k in requests}) < len(requests):
+        raise ValueError(f"metrics names one twice: {list(metrics)}")
+    return requests
+
+
+def select_users(histories: Histories, users: npt.NDArray[np.integer]) -> Histories:
+    """The histories of some users, in the order of `users` (batch,).
+
+    >>> histories = Histories(np.array([0, 2, 3]), np.array([7, 4, 5], dtype=np.int32))
+    >>> select_users(histories, np.array([1, 0])).items.tolist()
+    [5, 7, 4]
+    """
+    starts = np.asarray(histories.indptr)[users]
+    lengths = np.asarray(histories.indptr)[users + 1] - starts
+    indptr = np.zeros(len(users) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=indptr[1:])
+    places = np.arange(indptr[-1]) + np.repeat(starts - indptr[:-1], lengths)
+    return Histories(indptr, histories.items[places])
+
+
+def _setting(
+    data: RecommendationData, split: str, test_history: str, mask: str
+) -> tuple[Protocol, npt.NDArray[np.int64], Histories]:
+    """The protocol, the users who have something to be predicted, and what that is for all users."""
+    draft = Protocol(
+        dataset=data.folder.resolve().name,
+        splitting=data.info["protocol"]["line"],
+        split=split,
+        test_history=test_history,
+        masked=mask,
+        items=data.num_items,
+        users=0,
+        excluded_users=0,
+    )
+    truth = data.histories(draft.split)
+    users = np.flatnonzero(ranking.truth_sizes(truth))
+    excluded = data.num_users - len(users)
+    if not len(users):
+        raise ValueError(f"no user has interactions in the {split} split; split must be one that the data folder holds")
+    if excluded:
+        warnings.warn(f"{excluded} of {data.num_users} users have no {split} items and are left out", stacklevel=3)
+    return dataclasses.replace(draft, users=len(users), excluded_users=excluded), users, truth
+
+
+def _batches_by_length(lengths: npt.NDArray[np.int64], batch_size: int) -> Iterator[npt.NDArray[np.int64]]:
+    """Row numbers in batches of like history length, the longest first: little padding, and memory runs out at once."""
+    order = np.argsort(-lengths, kind="stable")
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+def _top_k_of_block(block: npt.NDArray[np.float32], k: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    num_items = block.shape[1]
+    keys = _ordered_bits(block.view(np.int32)).astype(np.int64) << 32
+    keys += np.arange(num_items - 1, -1, -1)  # the lower half: a lower item index is a higher key
+    keys.partition(num_items - k, axis=1)
+    best = np.sort(keys[:, num_items - k :], axis=1)[:, ::-1]
+    indices = num_items - 1 - (best & 0xFFFFFFFF)
+    values = _ordered_bits((best >> 32).astype(np.int32)).view(np.float32)
+    indices[values == -np.inf] = ranking.PADDING
+    return indices, values
+
+
+def _ordered_bits(bits: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """The bits of float32 numbers as integers of the same order; applied twice, the bits again.
+
+    The bits of positive numbers are in order already, those of negative ones in reverse order.
+    """
+    return bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
+
+
+def _as_float32(scores: npt.NDArray[np.floating] | torch.Tensor) -> npt.NDArray[np.float32]:
+    if isinstance(scores, torch.Tensor):
+        scores = scores.detach().to("cpu")
+        scores = (scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores).numpy()
+    array: npt.NDArray[np.floating] = np.asarray(scores)
+    if array.dtype == np.float16:
+        array = array.astype(np.float32)
+    if array.dtype != np.float32:
+        raise ValueError(
+            f"scores must be of 32 or 16 bits, got {array.dtype}; convert them with .astype(numpy.float32)"
+        )
+    if array.ndim != 2 or not array.shape[1]:
+        raise ValueError(f"scores must be (batch, items), got shape {array.shape}")
+    return array
+
+
+def _check_seen(seen: Histories, rows: int, num_items: int) -> None:
+    if len(seen.indptr) != rows + 1:
+        raise ValueError(f"seen has {len(seen.indptr) - 1} histories for {rows} rows of scores; both need one per user")
+    if seen.items.size and not 0 <= seen.items.min() <= seen.items.max() < num_items:
+        raise ValueError(
+            f"seen has item indices from {seen.items.min()} to {seen.items.max()}, allowed are 0 to {num_items - 1}"
+        )
+
+
+def _check_positive(field: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{field} must be at least 1, got {value}")

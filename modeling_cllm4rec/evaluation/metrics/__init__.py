@@ -1,0 +1,30 @@
+"""The ranking metrics as modules of the `evaluate` library, loaded from this folder and without a network.
+
+```python
+recall = evaluate.load(metric_path("recall_at_k"))
+recall.compute(predictions=[[4, 2, 7]], references=[[7, 9]], k=3)
+```
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+METRIC_NAMES = ("recall_at_k", "ndcg_at_k", "hit_rate_at_k", "mrr_at_k", "coverage_at_k")
+
+
+def metric_path(name: str) -> str:
+    """Folder of a metric module, to be given to `evaluate.load`.
+
+    Args:
+        name: one of `METRIC_NAMES`.
+
+    Raises:
+        ValueError: if there is no metric of that name.
+
+    >>> metric_path("recall_at_k").endswith("recall_at_k")
+    True
+    """
+    if name not in METRIC_NAMES:
+        raise ValueError(f"name must be one of {', '.join(METRIC_NAMES)}, got {name!r}")
+    return str(Path(__file__).parent / name)

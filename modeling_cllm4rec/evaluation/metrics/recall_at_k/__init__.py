@@ -1,0 +1,1 @@
+"""Folder of the `evaluate` module of Recall@k."""

@@ -1,0 +1,91 @@
+"""What a number was measured on, said in one line that stands beside the number."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+EVALUATED_SPLITS = ("validation", "test")
+TEST_HISTORIES = ("train", "train+validation")
+MASKS = ("train", "train+validation", "none")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The conditions of one evaluation. Two numbers may be compared only if their protocols are equal.
+
+    Attributes:
+        dataset: name of the data folder.
+        splitting: how the data was filtered and split, the line in the data folder's `protocol`.
+        split: the interactions to be predicted, `validation` or `test`.
+        test_history: the interactions that the recommender is given, `train` or `train+validation`.
+        masked: the interactions that may not be recommended, `train`, `train+validation` or `none`.
+        items: number of items of the catalogue.
+        users: number of users in the mean.
+        excluded_users: number of users left out because they have nothing in `split`.
+        candidates: what is ranked.
+        recall: what recall divides by.
+        ties: which of two items of equal score stands first.
+
+    Raises:
+        ValueError: if `split`, `test_history` or `masked` has another value, or would show the recommender what it
+            must predict.
+
+    >>> print(Protocol("beauty", "given split", "test", "train", "train", items=50, users=9, excluded_users=1))
+    beauty (given split): test; history train; masked train; ranked full catalogue of 50 items; \
+9 users, 1 without test items left out; recall over min(k, true items); ties lower item index first
+    """
+
+    dataset: str
+    splitting: str
+    split: str
+    test_history: str
+    masked: str
+    items: int
+    users: int
+    excluded_users: int
+    candidates: str = "full catalogue"
+    recall: str = "min(k, true items)"
+    ties: str = "lower item index first"
+
+    def __post_init__(self) -> None:
+        """Refuse values that are not allowed."""
+        for field, allowed in (("split", EVALUATED_SPLITS), ("test_history", TEST_HISTORIES), ("masked", MASKS)):
+            value = getattr(self, field)
+            if value not in allowed:
+                raise ValueError(f"{field} must be one of {', '.join(allowed)}, got {value!r}")
+        for field in ("test_history", "masked"):
+            if self.split == "validation" and "validation" in getattr(self, field):
+                raise ValueError(
+                    f"{field} is {getattr(self, field)!r}, but the validation split is to be predicted; "
+                    f"use {field} 'train'"
+                )
+
+    def __str__(self) -> str:
+        """The protocol line."""
+        return (
+            f"{self.dataset} ({self.splitting}): {self.split}; history {self.test_history}; masked {self.masked}; "
+            f"ranked {self.candidates} of {self.items} items; {self.users} users, {self.excluded_users} without "
+            f"{self.split} items left out; recall over {self.recall}; ties {self.ties}"
+        )
+
+    def to_dict(self) -> dict[str, str | int]:
+        """All fields, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Protocol:
+        """The protocol that `to_dict` wrote.
+
+        Raises:
+            ValueError: if a field is missing or unknown.
+        """
+        fields = {field.name for field in dataclasses.fields(cls)}
+        if set(values) != fields:
+            missing, unknown = sorted(fields - set(values)), sorted(set(values) - fields)
+            raise ValueError(
+                f"protocol fields do not fit: missing {missing}, unknown {unknown}; it needs {sorted(fields)}"
+            )
+        return cls(**values)

@@ -1,0 +1,178 @@
+"""The result of an evaluation: numbers, intervals and protocol, as JSON, Parquet or Markdown."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from modeling_cllm4rec.evaluation.protocol import Protocol
+
+FORMAT = "cllm4rec-evaluation-1"
+
+
+@dataclass
+class EvaluationReport:
+    """What `evaluate` measured.
+
+    Attributes:
+        protocol: the conditions of the measurement.
+        metrics: name, as in `recall@20`, to mean over users (for `coverage@k`: share of the catalogue).
+        intervals: name to lower and upper end of the 95% bootstrap interval over users. Coverage is no mean over
+            users and has none.
+        seconds: time for scoring and ranking all users, without the bootstrap.
+        seed: start of the random numbers of the bootstrap.
+        n_resamples: resamples of the bootstrap; 0 means no intervals.
+        user_indices: (users,) the evaluated users; empty in a report that was loaded.
+        per_user: name to (users,) values in the order of `user_indices`; empty in a report that was loaded.
+    """
+
+    protocol: Protocol
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    seconds: float
+    seed: int
+    n_resamples: int
+    user_indices: npt.NDArray[np.int64] = field(
+        default_factory=lambda: np.zeros(0, dtype=np.int64), compare=False, repr=False
+    )
+    per_user: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def users(self) -> int:
+        """Number of users in the means."""
+        return self.protocol.users
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the per-user values, ready for JSON."""
+        return {
+            "format": FORMAT,
+            "protocol": self.protocol.to_dict(),
+            "protocol_line": str(self.protocol),
+            "metrics": dict(self.metrics),
+            "intervals": {name: list(ends) for name, ends in self.intervals.items()},
+            "seconds": self.seconds,
+            "users": self.users,
+            "seed": self.seed,
+            "n_resamples": self.n_resamples,
+        }
+
+    def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> Path:
+        """Write the report as JSON, whole or not at all.
+
+        Raises:
+            ValueError: if the name does not end in `.json`.
+            FileExistsError: if there is such a file and `overwrite` is off.
+        """
+        target = _free_path(path, ".json", overwrite)
+        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        unfinished = target.with_name(target.name + ".unfinished")
+        unfinished.write_text(text, encoding="utf-8")
+        os.replace(unfinished, target)
+        return target
+
+    def save_per_user(self, path: str | os.PathLike[str], overwrite: bool = False) -> Path:
+        """Write `user_index` and one column per metric as Parquet; errors as `save`.
+
+        Raises:
+            ValueError: if this report was loaded and has no per-user values.
+        """
+        if not self.per_user:
+            raise ValueError("per_user is empty: a loaded report has no per-user values; write them after evaluate()")
+        target = _free_path(path, ".parquet", overwrite)
+        unfinished = target.with_name(target.name + ".unfinished")
+        pq.write_table(pa.table({"user_index": self.user_indices, **self.per_user}), unfinished)
+        os.replace(unfinished, target)
+        return target
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> EvaluationReport:
+        """Read what `save` wrote; the report equals the saved one but for its per-user values.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if the file is not a report.
+        """
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not a whole JSON file ({error}); evaluate again") from error
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            raise ValueError(f"{path} is not an evaluation report: its field format must be {FORMAT!r}")
+        try:
+            return cls(
+                protocol=Protocol.from_dict(values["protocol"]),
+                metrics=values["metrics"],
+                intervals={name: (low, high) for name, (low, high) in values["intervals"].items()},
+                seconds=values["seconds"],
+                seed=values["seed"],
+                n_resamples=values["n_resamples"],
+            )
+        except KeyError as error:
+            raise ValueError(f"{path} lacks the field {error}; evaluate again") from error
+
+    def to_markdown(self) -> str:
+        """A table of the metrics with their intervals, and the protocol below it."""
+        lines = ["| metric | value | 95% interval |", "|---|---|---|"]
+        for name, value in self.metrics.items():
+            ends = "-"
+            if name in self.intervals:
+                low, high = self.intervals[name]
+                ends = f"{low:.4f} to {high:.4f}"
+            lines.append(f"| {name} | {value:.4f} | {ends} |")
+        return "\n".join([*lines, "", f"Protocol: {self.protocol}."])
+
+
+def comparison_table(reports: Mapping[str, EvaluationReport]) -> str:
+    """Several recommenders in one Markdown table: a row each, a column per metric, 95% intervals in brackets.
+
+    Args:
+        reports: name of the recommender to its report.
+
+    Returns:
+        The table, and the common protocol below it.
+
+    Raises:
+        ValueError: if there is no report, or the reports differ in protocol or metrics.
+    """
+    if not reports:
+        raise ValueError("reports is empty; give at least one report")
+    first_name, first = next(iter(reports.items()))
+    for name, report in reports.items():
+        if report.protocol != first.protocol:
+            raise ValueError(
+                "reports of different protocols cannot stand in one table; evaluate again under one.\n"
+                f"{first_name}: {first.protocol}\n{name}: {report.protocol}"
+            )
+        if list(report.metrics) != list(first.metrics):
+            raise ValueError(
+                f"reports must have the same metrics in the same order, but {first_name} has {list(first.metrics)} "
+                f"and {name} has {list(report.metrics)}"
+            )
+    lines = ["| model | " + " | ".join(first.metrics) + " |", "|---" * (len(first.metrics) + 1) + "|"]
+    for name, report in reports.items():
+        cells = [_cell(value, report.intervals.get(metric)) for metric, value in report.metrics.items()]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", f"Protocol: {first.protocol}."])
+
+
+def _cell(value: float, interval: tuple[float, float] | None) -> str:
+    return f"{value:.4f}" if interval is None else f"{value:.4f} [{interval[0]:.4f}, {interval[1]:.4f}]"
+
+
+def _free_path(path: str | os.PathLike[str], suffix: str, overwrite: bool) -> Path:
+    target = Path(path)
+    if target.suffix != suffix:
+        raise ValueError(f"path must end in {suffix}, got {str(target)!r}")
+    if target.exists() and not overwrite:
+        raise FileExistsError(f"{target} exists already; choose another path or pass overwrite=True")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target

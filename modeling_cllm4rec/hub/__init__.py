@@ -1,0 +1,1 @@
+"""What a saved folder shows on the Hub."""

@@ -1,0 +1,1 @@
+"""Pretraining and finetuning: objectives, one optimizer loop, checkpoints."""

@@ -1,0 +1,210 @@
+"""Arguments of the recipes: dataclasses; a YAML file sets defaults, the command line has the last word."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from transformers import HfArgumentParser
+
+from modeling_cllm4rec.training.objectives import Weights
+
+
+@dataclass
+class StageArguments:
+    """What pretraining and finetuning share."""
+
+    data: str = field(default="", metadata={"help": "data folder written by recipes/prepare.py"})
+    output: str = field(default="", metadata={"help": "folder of the run: the finished model, and checkpoints/ of each stage"})
+    seed: int = field(default=42, metadata={"help": "start of all random numbers"})
+    resume: bool = field(default=False, metadata={"help": "go on from the last checkpoint of this run"})
+    overwrite: bool = field(default=False, metadata={"help": "throw away what an earlier run of this stage left in output"})
+    tune: Literal["frozen", "lora", "full"] = field(
+        default="frozen",
+        metadata={"help": "the backbone: frozen as in the paper, LoRA matrices, or all of its weights"},
+    )
+    lora_rank: int = field(default=16, metadata={"help": "rank of the LoRA matrices"})
+    lora_alpha: int = field(default=32, metadata={"help": "scale of the LoRA matrices"})
+    epochs: int = field(default=10, metadata={"help": "passes over the interactions"})
+    batch_size: int = field(default=32, metadata={"help": "documents at a time on one process"})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "batches of one optimizer step"})
+    lr: float = field(default=1e-3, metadata={"help": "learning rate of the ID rows"})
+    backbone_lr: float = field(default=1e-4, metadata={"help": "learning rate of the backbone, when it is tuned"})
+    backbone_weight_decay: float = field(default=0.01, metadata={"help": "weight decay of the backbone; ID rows have none"})
+    schedule: Literal["constant", "linear", "cosine"] = field(
+        default="linear", metadata={"help": "decay of the learning rate after the warm-up"}
+    )
+    warmup_share: float = field(default=0.05, metadata={"help": "share of the steps in which the learning rate rises"})
+    max_grad_norm: float = field(default=10.0, metadata={"help": "clip gradients to this norm; 0 does not clip"})
+    lambda_c: float = field(default=1.0, metadata={"help": "weight of the mutual regularization; 0 switches it off"})
+    lambda_l: float = field(default=0.0, metadata={"help": "weight of the prior on collaborative rows; 0 switches it off"})
+    mutual_regularization: Literal["paper", "released"] = field(
+        default="paper", metadata={"help": "scaling of the regularization: as the paper's equations, or as the released code"}
+    )
+    item_loss: Literal["exact", "chunked", "sampled"] = field(
+        default="exact", metadata={"help": "softmax over the catalogue: all logits at once, in chunks, or sampled"}
+    )
+    reorder: bool = field(default=True, metadata={"help": "draw a new order of each history in each epoch"})
+    max_text_tokens: int | None = field(
+        default=None, metadata={"help": "cut longer texts; without it, a text beyond the context is an error"}
+    )
+    max_history_tokens: int | None = field(
+        default=None, metadata={"help": "longest prompt in tokens, the last items stay (default: the backbone's context)"}
+    )
+    precision: Literal["no", "bf16"] = field(default="no", metadata={"help": "bf16 computes in bfloat16, weights stay fp32"})
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "save memory: compute activations twice"})
+    patience: int = field(default=0, metadata={"help": "stop after so many epochs without a better validation; 0 never stops"})
+    save_every: int = field(default=500, metadata={"help": "optimizer steps between checkpoints (and at each epoch's end)"})
+    stop_after_steps: int = field(
+        default=0, metadata={"help": "end the process after so many optimizer steps, to be resumed later; 0 runs to the end"}
+    )
+    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = field(
+        default="none", metadata={"help": "tracker that receives losses and metrics"}
+    )
+    prompts: dict[str, str] | None = field(
+        default=None, metadata={"help": "templates that replace the default ones, as JSON; see corpora/prompts.py"}
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("data", "output"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is not set; give --{name} or set it in the YAML file")
+        for name in ("epochs", "batch_size", "gradient_accumulation_steps", "lora_rank", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+        for name in ("lr", "backbone_lr", "lambda_c", "lambda_l", "max_grad_norm", "warmup_share", "patience"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+        if self.resume and self.overwrite:
+            raise ValueError("resume and overwrite are both set; choose one")
+
+    @property
+    def weights(self) -> Weights:
+        """Weights of the regularization."""
+        return Weights(self.lambda_c, self.lambda_l, self.mutual_regularization)
+
+    @property
+    def run_folder(self) -> Path:
+        """Folder of the run."""
+        return Path(self.output)
+
+
+@dataclass
+class PretrainArguments(StageArguments):
+    """Pretraining (section 3.3): content warm-up, then alternating L and C steps with mutual regularization."""
+
+    backbone: str = field(default="", metadata={"help": "name or path of a causal language model"})
+    warmup_epochs: int = field(default=1, metadata={"help": "epochs of the content LM alone, without regularization"})
+    init_ids: Literal["text", "random"] = field(
+        default="text", metadata={"help": "ID rows started from the words of the item's texts, or at random as in the paper"}
+    )
+    init_columns: list[str] = field(
+        default_factory=lambda: ["title", "brand", "categories"], metadata={"help": "texts that init_ids: text reads"}
+    )
+    content_share: float = field(default=1.0, metadata={"help": "share of the text documents that one C pass reads"})
+    text_validation_share: float = field(default=0.02, metadata={"help": "share of the text documents kept for validation"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.backbone:
+            raise ValueError("backbone is not set; name a causal language model by --backbone or in the YAML file")
+        for name in ("content_share", "text_validation_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1")
+
+
+@dataclass
+class FinetuneArguments(StageArguments):
+    """Finetuning for recommendation (section 3.4): masked history in, held-out items under the multinomial likelihood."""
+
+    start: str = field(default="", metadata={"help": "folder of the pretrained model (default: OUTPUT/pretrained)"})
+    mask_share: float = field(default=0.2, metadata={"help": "share p_m of the history that is held out"})
+    target: Literal["holdout", "all"] = field(
+        default="holdout", metadata={"help": "what is predicted: held-out items as in the paper, or all as the released code"}
+    )
+    average_holdout: bool = field(default=False, metadata={"help": "average a user's loss over the held-out items"})
+    drop_user: float = field(default=0.1, metadata={"help": "probability that a prompt goes without its user token"})
+    content_every: int = field(default=0, metadata={"help": "one C step after so many recommendation steps; 0 for none"})
+    train_on: Literal["train", "train+validation"] = field(
+        default="train", metadata={"help": "interactions that are learned from; the model is always selected on validation"}
+    )
+    eval_batch_size: int = field(default=256, metadata={"help": "users scored at a time in validation"})
+    eval_every: int = field(default=1, metadata={"help": "epochs between validations"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.start = self.start or str(self.run_folder / "pretrained")
+        if not 0 < self.mask_share < 1:
+            raise ValueError(f"mask_share is {self.mask_share}; it must lie between 0 and 1, both excluded")
+        if not 0 <= self.drop_user <= 1:
+            raise ValueError(f"drop_user is {self.drop_user}; it must lie between 0 and 1")
+
+
+SECTIONS = ("pretrain", "finetune")
+Arguments = TypeVar("Arguments", PretrainArguments, FinetuneArguments)
+
+
+def parse_arguments(kind: type[Arguments], section: str, argv: Sequence[str] | None = None, **parser: Any) -> Arguments:
+    """Arguments from `--config FILE` (shared keys at the top, those of a stage under its name) and flags.
+
+    Raises:
+        ValueError: an unknown key (the nearest names are listed) or a value that is not allowed.
+    """
+    reader = HfArgumentParser(kind, **parser)
+    reader.add_argument("--config", help="YAML file with defaults for the flags")
+    given, _ = reader.parse_known_args(_only_config(argv))
+    if given.config:
+        reader.set_defaults(**read_config(given.config, kind, section))
+    return reader.parse_args_into_dataclasses(list(argv) if argv is not None else None)[0]
+
+
+def read_config(path: str | Path, kind: type[StageArguments], section: str) -> dict[str, Any]:
+    """The keys of a YAML file that concern one stage."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"config: there is no file {path}")
+    content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected keys and values, got {type(content).__name__}")
+    shared = {key: value for key, value in content.items() if key not in SECTIONS}
+    own = content.get(section) or {}
+    names = {one.name: one for one in fields(kind)}
+    common = {one.name for one in fields(StageArguments)}
+    for place, keys, allowed in (("", shared, common), (f"{section}: ", own, set(names))):
+        for key in keys:
+            if key not in allowed:
+                near = difflib.get_close_matches(str(key), sorted(allowed), n=3, cutoff=0.5)
+                raise ValueError(f"{path}: {place}unknown key {key!r}; nearest: {near or sorted(allowed)}")
+    merged = {**shared, **own}
+    for key, value in merged.items():
+        merged[key] = _typed(path, key, value, names[key].default)
+    return merged
+
+
+def _typed(path: str | Path, key: str, value: Any, default: Any) -> Any:
+    """YAML reads 1e-3 as a string and 1 as an integer: give numbers the type of the field."""
+    if isinstance(default, bool) or default is MISSING or default is None or value is None:
+        return value
+    if isinstance(default, float):
+        try:
+            return float(value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {key} is {value!r}; it must be a number") from error
+    if type(value) is not type(default):
+        raise ValueError(f"{path}: {key} is {value!r} ({type(value).__name__}); it must be {type(default).__name__}")
+    return value
+
+
+def _only_config(argv: Sequence[str] | None) -> list[str]:
+    import sys
+
+    words = list(sys.argv[1:] if argv is None else argv)
+    for number, word in enumerate(words):
+        if word == "--config":
+            return words[number : number + 2]
+        if word.startswith("--config="):
+            return [word]
+    return []

@@ -1,0 +1,100 @@
+"""A small causal language model of one's own, trained on the texts of a data folder, for where no pretrained one is at hand."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from tokenizers import ByteLevelBPETokenizer
+from transformers import (
+    DataCollatorForLanguageModeling,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from modeling_cllm4rec.corpora.data_folder import RecommendationData
+from modeling_cllm4rec.corpora.documents import BIOGRAPHY, ITEM_TEXTS, text_column
+
+logger = logging.getLogger(__name__)
+
+END = "<|end|>"
+
+
+def training_texts(data: RecommendationData) -> Iterator[str]:
+    """Item texts, biographies, and the reviews of training pairs; no text of a validation or test pair."""
+    for column in ITEM_TEXTS:
+        if column in data.items.column_names:
+            yield from (text for text in text_column(data.items, column) if text)
+    if BIOGRAPHY in data.users.column_names:
+        yield from (text for text in text_column(data.users, BIOGRAPHY) if text)
+    yield from data.reviews()["review"].to_pylist()
+
+
+def train_backbone(
+    data: RecommendationData,
+    output: str | Path,
+    *,
+    vocab_size: int = 2000,
+    hidden_size: int = 128,
+    layers: int = 4,
+    heads: int = 4,
+    context_length: int = 256,
+    epochs: float = 3.0,
+    batch_size: int = 32,
+    lr: float = 1e-3,
+    seed: int = 0,
+) -> Path:
+    """Train a byte-level BPE tokenizer and a GPT-2 of a small shape on a data folder's training texts.
+
+    Returns:
+        `output`, which `AutoModelForCausalLM.from_pretrained` reads.
+    """
+    texts = list(training_texts(data))
+    if not texts:
+        raise ValueError(f"{data.folder} has no texts to train a language model on; name a pretrained backbone instead")
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator(texts, vocab_size=vocab_size, min_frequency=2, special_tokens=[END], show_progress=False)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=trained._tokenizer, eos_token=END, pad_token=END, model_max_length=context_length
+    )
+    set_seed(seed)
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=len(tokenizer),
+            n_positions=context_length,
+            n_embd=hidden_size,
+            n_layer=layers,
+            n_head=heads,
+            bos_token_id=tokenizer.eos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+    ids = tokenizer([text + END for text in texts], truncation=True, max_length=context_length)["input_ids"]
+    documents = Dataset.from_dict({"input_ids": ids, "length": [len(row) for row in ids]})
+    arguments = TrainingArguments(
+        output_dir=str(output),
+        num_train_epochs=epochs,
+        per_device_train_batch_size=batch_size,
+        learning_rate=lr,
+        lr_scheduler_type="cosine",
+        warmup_steps=20,
+        train_sampling_strategy="group_by_length",
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        seed=seed,
+        use_cpu=not torch.cuda.is_available(),
+    )
+    collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    Trainer(model, arguments, train_dataset=documents, data_collator=collator).train()
+    model.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    logger.info("backbone of %d parameters saved in %s", model.num_parameters(), output)
+    return Path(output)

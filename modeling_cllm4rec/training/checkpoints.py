@@ -1,0 +1,90 @@
+"""Checkpoints that survive a kill at any moment: written beside, then renamed; safetensors and JSON, nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+PREFIX = "step-"
+
+
+def write_atomically(folder: Path, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
+    """Write a folder of `tensors.safetensors` and `state.json` that is either whole or not there.
+
+    Raises:
+        OSError: with what to do, when it cannot be written (a full disk); what was saved before stays.
+    """
+    beside = folder.with_name(folder.name + ".partial")
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, beside / "tensors.safetensors")
+        (beside / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        for file in beside.iterdir():
+            _flush(file)
+        replaced = folder.with_name(folder.name + ".replaced")
+        if folder.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+            folder.rename(replaced)
+        beside.rename(folder)
+        _flush(folder.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise OSError(
+            f"the checkpoint {folder} could not be written ({error}); earlier checkpoints are untouched: make room on the "
+            "disk, then go on with --resume"
+        ) from error
+
+
+def read(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read what `write_atomically` wrote."""
+    try:
+        return load_file(folder / "tensors.safetensors"), json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+        raise ValueError(f"the checkpoint {folder} cannot be read ({error}); delete it to go on from the one before") from error
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest whole checkpoint of a stage."""
+    numbered = {int(path.name[len(PREFIX) :]): path for path in folder.glob(f"{PREFIX}*") if path.name[len(PREFIX) :].isdigit()}
+    return numbered[max(numbered)] if numbered else None
+
+
+def save_step(folder: Path, step: int, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
+    """Write the checkpoint of an optimizer step and, once it is whole, remove older ones but the last."""
+    write_atomically(folder / f"{PREFIX}{step:08d}", tensors, state)
+    for path in sorted(folder.glob(f"{PREFIX}*"))[:-2]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The optimizer's state as named tensors."""
+    state = optimizer.state_dict()["state"]
+    return {f"optimizer.{index}.{name}": tensor for index, entry in state.items() for name, tensor in entry.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Put named tensors back into the optimizer."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".", 2)
+            state.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

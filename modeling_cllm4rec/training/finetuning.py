@@ -1,0 +1,182 @@
+"""Finetuning for recommendation (section 3.4): hold-out items under the multinomial likelihood, tied item head."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from modeling_cllm4rec.corpora.batches import collate, plan_batches
+from modeling_cllm4rec.corpora.data_folder import RecommendationData
+from modeling_cllm4rec.corpora.documents import HistoryCorpus, TextCorpus
+from modeling_cllm4rec.corpora.matching import check_same_ids
+from modeling_cllm4rec.corpora.prompts import Prompts, recommendation_pieces
+from modeling_cllm4rec.evaluation.evaluator import evaluate
+from modeling_cllm4rec.hub.model_card import save_record, training_record, update_card
+from modeling_cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation, Side
+from modeling_cllm4rec.training.arguments import FinetuneArguments
+from modeling_cllm4rec.training.loop import Progress, Step, make_accelerator, run
+from modeling_cllm4rec.training.objectives import holdout_terms, next_word_terms
+from modeling_cllm4rec.training.parameters import choose_trainable, merge_lora
+
+logger = logging.getLogger(__name__)
+
+SELECTION = ("recall@20", "recall@40", "ndcg@100")
+
+
+class FinetuningStage:
+    """Documents, losses and validation of finetuning.
+
+    Each step masks a share of each history, drawn anew each epoch, and predicts it from the prompt's last state. With
+    `content_every` = n, every n-th recommendation step is followed by a C step, both with mutual regularization.
+    """
+
+    name = "finetune"
+
+    def __init__(
+        self,
+        model: CLLM4RecForRecommendation,
+        tokenizer: PreTrainedTokenizerBase,
+        data: RecommendationData,
+        arguments: FinetuneArguments,
+        is_main_process: bool = True,
+    ) -> None:
+        self.model, self.data, self.arguments, self.is_main_process = model, data, arguments, is_main_process
+        self.histories = HistoryCorpus(data.histories(*arguments.train_on.split("+")), arguments.seed, arguments.reorder)
+        self.texts: TextCorpus | None = None
+        if arguments.content_every:
+            self.texts = TextCorpus(
+                data,
+                tokenizer,
+                Prompts.from_mapping(arguments.prompts),
+                context_length=model.config.context_length,
+                max_text_tokens=arguments.max_text_tokens,
+                cache_folder=arguments.run_folder / "corpus",
+            )
+            if not len(self.texts):
+                raise ValueError("content_every is set, but the data has no texts; set content_every: 0")
+        self.metrics = tuple(name for name in SELECTION if int(name.split("@")[1]) <= data.num_items) or (
+            f"ndcg@{data.num_items}",
+        )
+        if not len(data.histories("validation").items):
+            raise ValueError("the data has no validation interactions: prepare it with a split that has them")
+
+    @property
+    def num_epochs(self) -> int:
+        """Passes over the users."""
+        return self.arguments.epochs
+
+    def steps(self, epoch: int) -> list[Step]:
+        """Recommendation steps, with C steps between them where asked for."""
+        arguments = self.arguments
+        world = max(1, torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1)
+        size = arguments.batch_size * arguments.gradient_accumulation_steps * world
+        users = self.histories.users
+        batches = plan_batches(self.histories.lengths[users], size, arguments.seed, epoch)
+        steps = [Step("recommendation", users[batch]) for batch in batches]
+        if self.texts is None:
+            return steps
+        every = arguments.content_every
+        texts = plan_batches(self.texts.lengths, size, arguments.seed, epoch)
+        mixed: list[Step] = []
+        for number, step in enumerate(steps):
+            mixed.append(step)
+            if (number + 1) % every == 0:
+                mixed.append(Step("content", texts[(number // every) % len(texts)]))
+        return mixed
+
+    def loss(self, step: Step, part: np.ndarray, epoch: int, generator: torch.Generator) -> tuple[torch.Tensor, float, int]:
+        """This part's share of a recommendation or a C step."""
+        weights, device = self.arguments.weights, self.model.item_content.weight.device
+        if step.kind == "content":
+            assert self.texts is not None
+            words = next_word_terms(self.model, collate(*self.texts.rows(part)).to(device), weights)
+            return weights.total(words, len(step.documents)), float(words.nll.detach().sum()), words.tokens
+        kept, held = self._masked(part, epoch)
+        prompts = self.model.build_prompts(self._user_tokens(part, epoch), kept)
+        batch = collate(prompts, [len(prompt) for prompt in prompts], held).to(device)
+        terms = holdout_terms(
+            self.model, batch, weights, self.arguments.item_loss, generator, self.arguments.average_holdout
+        )
+        total = weights.total(terms, len(step.documents), main_is_words_or_items=False)
+        return total, float(terms.nll.detach().sum()), len(part)
+
+    def _masked(self, users: np.ndarray, epoch: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        pairs = [self.histories.split_holdout(int(user), epoch, self.arguments.mask_share) for user in users]
+        kept = [pair[0] for pair in pairs]
+        if self.arguments.target == "holdout":
+            return kept, [pair[1] for pair in pairs]
+        return kept, [self.histories.history(int(user)) for user in users]
+
+    def _user_tokens(self, users: np.ndarray, epoch: int) -> np.ndarray:
+        """User indices, -1 where the prompt goes without the user's token."""
+        draws = np.array([np.random.default_rng((self.arguments.seed, epoch, user, 1)).random() for user in users])
+        return np.where(draws < self.arguments.drop_user, -1, users)
+
+    def validate(self, epoch: int) -> dict[str, float]:
+        """Recall@20, Recall@40, NDCG@100 on validation, and their sum, which selects (released code, A4)."""
+        if (epoch + 1) % self.arguments.eval_every and epoch + 1 != self.num_epochs:
+            return {}
+        values = torch.zeros(len(self.metrics), dtype=torch.float64)
+        if self.is_main_process:
+            report = evaluate(
+                self.model,
+                self.data,
+                "validation",
+                metrics=self.metrics,
+                batch_size=self.arguments.eval_batch_size,
+                progress=False,
+                n_resamples=0,
+            )
+            values = torch.tensor([report.metrics[name] for name in self.metrics], dtype=torch.float64)
+        if torch.distributed.is_initialized():
+            values = values.to(self.model.item_content.weight.device)
+            torch.distributed.broadcast(values, src=0)
+        metrics = {f"validation/{name}": float(value) for name, value in zip(self.metrics, values, strict=True)}
+        return {**metrics, "selection": float(values.sum())}
+
+
+def load_start(
+    arguments: FinetuneArguments, data: RecommendationData
+) -> tuple[CLLM4RecForRecommendation, PreTrainedTokenizerBase]:
+    """The pretrained model and its tokenizer, checked against the data.
+
+    Raises:
+        FileNotFoundError: no pretrained model there.
+        ValueError: a checkpoint of another catalogue or of other users.
+    """
+    if not Path(arguments.start).is_dir():
+        raise FileNotFoundError(f"start: there is no folder {arguments.start}; run recipes/pretrain.py first, or name another")
+    model = CLLM4RecForRecommendation.from_pretrained(arguments.start)
+    check_same_ids(model, data, f"start: {arguments.start}")
+    return model, AutoTokenizer.from_pretrained(arguments.start)
+
+
+def finetune(arguments: FinetuneArguments) -> tuple[CLLM4RecForRecommendation, Progress]:
+    """Finetune a pretrained model and save the best epoch to OUTPUT.
+
+    Example:
+        >>> finetune(FinetuneArguments(data="data/mine", output="runs/mine"))  # doctest: +SKIP
+    """
+    accelerator = make_accelerator(arguments, FinetuningStage.name)
+    data = RecommendationData.load(arguments.data)
+    model, tokenizer = load_start(arguments, data)
+    model.config.max_history_tokens = arguments.max_history_tokens
+    model.config.recommendation_prompts = recommendation_pieces(Prompts.from_mapping(arguments.prompts), tokenizer)
+    with accelerator.main_process_first():
+        stage = FinetuningStage(model, tokenizer, data, arguments, accelerator.is_main_process)
+    sides: tuple[Side, ...] = SIDES if arguments.content_every else ("collaborative",)
+    adapted = choose_trainable(model, arguments, sides)
+    progress = run(stage, accelerator)
+    if progress.finished and accelerator.is_main_process:
+        merge_lora(adapted)
+        model.save_pretrained(arguments.run_folder)
+        tokenizer.save_pretrained(arguments.run_folder)
+        save_record(arguments.run_folder, stage.name, training_record(arguments, progress))
+        model.card = update_card(arguments.run_folder, data)
+        logger.info("model saved in %s", arguments.run_folder)
+    accelerator.wait_for_everyone()
+    return model, progress

@@ -1,0 +1,309 @@
+"""One optimizer loop for both stages: seeded by the step, resumable to the bit, the same on any number of processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch.nn.utils import clip_grad_norm_
+from tqdm.auto import tqdm
+from transformers import get_scheduler
+
+from modeling_cllm4rec.corpora.batches import share_of
+from modeling_cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
+from modeling_cllm4rec.training import checkpoints
+from modeling_cllm4rec.training.arguments import StageArguments
+from modeling_cllm4rec.training.parameters import frozen_fingerprint, parameter_groups, trainable
+
+logger = logging.getLogger(__name__)
+
+NOT_PART_OF_A_RUN = ("resume", "overwrite", "stop_after_steps", "report_to", "save_every", "output", "data", "start", "backbone")
+"""Arguments that a resumed run may change: they do not change what is computed (or are checked by content)."""
+
+
+class Step(NamedTuple):
+    """One optimizer step: a kind of document, and the numbers of the documents, over all processes."""
+
+    kind: str
+    documents: np.ndarray
+
+
+class Stage(Protocol):
+    """What the loop asks of pretraining and finetuning."""
+
+    name: str
+    model: CLLM4RecForRecommendation
+    arguments: StageArguments
+
+    @property
+    def num_epochs(self) -> int:
+        """Epochs in all, warm-up included."""
+        ...
+
+    def steps(self, epoch: int) -> list[Step]:
+        """The optimizer steps of an epoch, from the seed alone."""
+        ...
+
+    def loss(self, step: Step, part: np.ndarray, epoch: int, generator: torch.Generator) -> tuple[torch.Tensor, float, int]:
+        """This part's share of the step's loss; and, for the log, its nll in nats and its main tokens."""
+        ...
+
+    def validate(self, epoch: int) -> dict[str, float]:
+        """Metrics after an epoch; `selection` (higher is better) chooses the epoch that is kept, where it is given."""
+        ...
+
+
+@dataclasses.dataclass
+class Progress:
+    """Where a run stands; all of it is in the checkpoint."""
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+    step: int = 0
+    best: float | None = None
+    best_epoch: int = -1
+    epochs_without_gain: int = 0
+    finished: bool = False
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+
+def make_accelerator(arguments: StageArguments, stage: str) -> Accelerator:
+    """The processes, the device and the trackers of a run.
+
+    Raises:
+        ValueError: a kind of parallel training that this loop does not do (sharded parameters).
+    """
+    accelerator = Accelerator(
+        mixed_precision=arguments.precision,
+        log_with=None if arguments.report_to == "none" else arguments.report_to,
+        project_dir=str(arguments.run_folder / "trackers"),
+    )
+    single_or_replicated = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU, DistributedType.MULTI_XPU)
+    if accelerator.distributed_type not in single_or_replicated:
+        raise ValueError(
+            f"distributed_type {accelerator.distributed_type.value} is not supported: parameters must be whole on every process; "
+            "launch with plain data parallelism (multi-GPU, multi-CPU)"
+        )
+    if arguments.report_to != "none":
+        plain = {key: value for key, value in dataclasses.asdict(arguments).items() if isinstance(value, (int, float, str))}
+        accelerator.init_trackers(f"cllm4rec-{stage}", config=plain)
+    return accelerator
+
+
+def claim_folder(folder: Path, arguments: StageArguments) -> None:
+    """Refuse to write over another run, and write down what this one is.
+
+    Raises:
+        FileExistsError: checkpoints are there and neither resume nor overwrite was asked for.
+        ValueError: resume was asked for, but the run there had other arguments (named).
+    """
+    identity = {key: value for key, value in dataclasses.asdict(arguments).items() if key not in NOT_PART_OF_A_RUN}
+    record = folder / "run.json"
+    if arguments.overwrite:
+        shutil.rmtree(folder, ignore_errors=True)
+    if record.exists():
+        if not arguments.resume:
+            raise FileExistsError(
+                f"output: {folder} holds a run already; pass --resume to go on with it, --overwrite to throw it away, or "
+                "choose another --output"
+            )
+        before = json.loads(record.read_text(encoding="utf-8"))
+        changed = {key: (before.get(key), value) for key, value in identity.items() if before.get(key) != value}
+        if changed:
+            raise ValueError(
+                f"resume: the run in {folder} had other arguments (then, now): {changed}; give the same, or --overwrite"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps(identity), encoding="utf-8")
+
+
+def run(stage: Stage, accelerator: Accelerator) -> Progress:
+    """Train a stage to its end, or to `stop_after_steps`; the model then holds the best epoch's weights.
+
+    Every random number of a step (dropout, sampled items) comes from (seed, step, process), every order of documents
+    and items from (seed, epoch): a resumed run computes the same bits as an uninterrupted one.
+    """
+    arguments, model = stage.arguments, stage.model
+    folder = arguments.run_folder / "checkpoints" / stage.name
+    if accelerator.is_main_process:
+        claim_folder(folder, arguments)
+    accelerator.wait_for_everyone()
+    model.to(accelerator.device)
+    if arguments.gradient_checkpointing:
+        model.backbone.gradient_checkpointing_enable()
+    parameters = trainable(model)
+    optimizer = torch.optim.AdamW(parameter_groups(model, arguments), fused=True)
+    counts = [len(stage.steps(epoch)) for epoch in range(stage.num_epochs)]
+    total = sum(counts)
+    schedule = get_scheduler(arguments.schedule, optimizer, int(arguments.warmup_share * total), total) if (
+        arguments.schedule != "constant"
+    ) else get_scheduler("constant_with_warmup", optimizer, int(arguments.warmup_share * total))
+    fingerprint = frozen_fingerprint(model)
+    progress = Progress()
+    last = checkpoints.latest(folder) if arguments.resume else None
+    if last is not None:
+        progress = _restore(last, parameters, optimizer, schedule, fingerprint)
+        logger.info("resumed %s after step %d of %d", stage.name, progress.step, total)
+    save = _Saver(folder, parameters, optimizer, schedule, fingerprint, accelerator)
+    started, before = time.perf_counter(), progress.seconds
+    bar = tqdm(total=total, initial=progress.step, desc=stage.name, unit="step", disable=not accelerator.is_main_process)
+    while progress.epoch < stage.num_epochs and not progress.finished:
+        steps = stage.steps(progress.epoch)
+        for step in steps[progress.step_in_epoch :]:
+            model.train()
+            nll = _optimizer_step(stage, step, progress, accelerator, optimizer, parameters)
+            schedule.step()
+            progress.step += 1
+            progress.step_in_epoch += 1
+            progress.seconds = before + time.perf_counter() - started
+            bar.update()
+            bar.set_postfix_str(f"epoch {progress.epoch + 1}/{stage.num_epochs} {step.kind} nll {nll:.3f}", refresh=False)
+            if progress.step % 10 == 0:
+                accelerator.log({f"{step.kind}/nll": nll, "lr": schedule.get_last_lr()[0]}, step=progress.step)
+            if progress.step == arguments.stop_after_steps:
+                save(progress)
+                bar.close()
+                return progress
+            if progress.step % arguments.save_every == 0 and progress.step_in_epoch < len(steps):
+                save(progress)
+        _end_epoch(stage, progress, accelerator, folder, parameters)
+        progress.seconds = before + time.perf_counter() - started
+        save(progress)
+    bar.close()
+    if progress.best_epoch >= 0:
+        tensors, _ = checkpoints.read(folder / "best")
+        _copy_into(parameters, tensors, folder / "best")
+    accelerator.end_training()
+    progress.finished = True
+    return progress
+
+
+def _optimizer_step(
+    stage: Stage,
+    step: Step,
+    progress: Progress,
+    accelerator: Accelerator,
+    optimizer: torch.optim.Optimizer,
+    parameters: dict[str, torch.nn.Parameter],
+) -> float:
+    arguments = stage.arguments
+    seeds = np.random.SeedSequence((arguments.seed, progress.step, accelerator.process_index))
+    torch.manual_seed(int(seeds.generate_state(1)[0]))
+    # Sampled items are shared by all parts of a step: the same on every process.
+    generator = torch.Generator().manual_seed(int(np.random.SeedSequence((arguments.seed, progress.step)).generate_state(1)[0]))
+    optimizer.zero_grad(set_to_none=True)
+    pieces = accelerator.num_processes * arguments.gradient_accumulation_steps
+    totals = torch.zeros(2, dtype=torch.float64)
+    for accumulation in range(arguments.gradient_accumulation_steps):
+        part = share_of(step.documents, pieces, accumulation * accelerator.num_processes + accelerator.process_index)
+        idle = not len(part)  # fewer documents than processes: compute something, count nothing
+        with accelerator.autocast():
+            loss, nll, tokens = stage.loss(step, step.documents[:1] if idle else part, progress.epoch, generator.clone_state())
+        (loss * (not idle)).backward()
+        if not idle:
+            totals += torch.tensor([nll, tokens], dtype=torch.float64)
+    if accelerator.num_processes > 1:
+        for parameter in parameters.values():
+            if parameter.grad is not None:
+                torch.distributed.all_reduce(parameter.grad)
+        totals = accelerator.reduce(totals.to(accelerator.device), "sum").cpu()
+    if arguments.max_grad_norm:
+        clip_grad_norm_(parameters.values(), arguments.max_grad_norm)
+    optimizer.step()
+    value = float(totals[0] / totals[1].clamp(min=1))
+    if not np.isfinite(value):
+        raise ValueError(
+            f"{stage.name}: the loss is {value} at step {progress.step + 1}; lower lr, or set max_grad_norm; the last "
+            "checkpoint is good"
+        )
+    return value
+
+
+def _end_epoch(
+    stage: Stage,
+    progress: Progress,
+    accelerator: Accelerator,
+    folder: Path,
+    parameters: dict[str, torch.nn.Parameter],
+) -> None:
+    """Validate, keep the best weights, decide whether to stop."""
+    stage.model.eval()
+    with accelerator.autocast():
+        metrics = stage.validate(progress.epoch)
+    progress.history.append({"epoch": progress.epoch, "step": progress.step, "seconds": progress.seconds, **metrics})
+    accelerator.log(metrics, step=progress.step)
+    if metrics and accelerator.is_main_process:
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        logger.info("%s epoch %d/%d: %s", stage.name, progress.epoch + 1, stage.num_epochs, shown)
+    selection = metrics.get("selection")
+    if selection is not None and (progress.best is None or selection > progress.best):
+        progress.best, progress.best_epoch, progress.epochs_without_gain = selection, progress.epoch, 0
+        if accelerator.is_main_process:
+            checkpoints.write_atomically(folder / "best", dict(parameters), {"epoch": progress.epoch, **metrics})
+        accelerator.wait_for_everyone()
+    elif selection is not None:
+        progress.epochs_without_gain += 1
+    patience = stage.arguments.patience
+    progress.finished = bool(patience) and progress.epochs_without_gain >= patience
+    progress.epoch += 1
+    progress.step_in_epoch = 0
+
+
+@dataclasses.dataclass
+class _Saver:
+    folder: Path
+    parameters: dict[str, torch.nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    schedule: Any
+    fingerprint: str
+    accelerator: Accelerator
+
+    def __call__(self, progress: Progress) -> None:
+        if self.accelerator.is_main_process:
+            tensors: dict[str, torch.Tensor] = {f"model.{name}": one for name, one in self.parameters.items()}
+            tensors.update(checkpoints.optimizer_tensors(self.optimizer))
+            state = {
+                "progress": dataclasses.asdict(progress),
+                "schedule": {"last_epoch": self.schedule.last_epoch},
+                "frozen": self.fingerprint,
+            }
+            checkpoints.save_step(self.folder, progress.step, tensors, state)
+        self.accelerator.wait_for_everyone()
+
+
+def _restore(
+    path: Path,
+    parameters: dict[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    schedule: Any,
+    fingerprint: str,
+) -> Progress:
+    tensors, state = checkpoints.read(path)
+    if state["frozen"] != fingerprint:
+        raise ValueError(
+            f"resume: {path} was written with another backbone or other frozen rows; give the same backbone and data, or "
+            "--overwrite"
+        )
+    _copy_into(parameters, {name[len("model.") :]: one for name, one in tensors.items() if name.startswith("model.")}, path)
+    checkpoints.restore_optimizer(optimizer, tensors)
+    schedule.last_epoch = state["schedule"]["last_epoch"] - 1
+    schedule.step()
+    return Progress(**state["progress"])
+
+
+@torch.no_grad()
+def _copy_into(parameters: dict[str, torch.nn.Parameter], tensors: dict[str, torch.Tensor], path: Path) -> None:
+    if parameters.keys() != tensors.keys():
+        raise ValueError(f"{path} holds other weights than this run trains; give the same arguments, or --overwrite")
+    for name, parameter in parameters.items():
+        parameter.copy_(tensors[name])

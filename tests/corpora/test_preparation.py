@@ -1,0 +1,211 @@
+"""From tables in memory to the data folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from modeling_cllm4rec.corpora.data_folder import RecommendationData
+from modeling_cllm4rec.corpora.preparation import STEPS, prepare_tables, protocol_line
+
+USERS = ["zoe", "zoe", "user_1", "zoe", "🙂 b", "user_1", "user_1", "🙂 b", "🙂 b"]
+ITEMS = ["<item_3>", "b", "<item_3>", "c", "b", "b", "c", "c", "d"]
+TIMES = [30, 10, 5, 20, 1, 7, 6, 3, 2]
+REVIEWS = [f"words that only row {row} has" for row in range(9)]
+
+
+def world(**columns: Any) -> pa.Table:
+    return pa.table({"user_id": USERS, "item_id": ITEMS} | columns)
+
+
+def prepare(tmp_path: Path, interactions: pa.Table, **arguments: Any) -> RecommendationData:
+    tables = {name: arguments.pop(name, None) for name in ("items", "users")}
+    arguments = {"split": "leave-one-out"} | arguments
+    return prepare_tables(interactions, tables["items"], tables["users"], tmp_path / "data", **arguments)
+
+
+def test_indices_by_first_appearance_and_rows_by_time(tmp_path: Path) -> None:
+    data = prepare(tmp_path, world(timestamp=TIMES))
+    assert data.users.to_pydict() == {"user_id": ["zoe", "user_1", "🙂 b"]}
+    assert data.items.to_pydict() == {"item_id": ["<item_3>", "b", "c", "d"]}
+    assert data.interactions.to_pydict() == {
+        "user_index": [0, 0, 0, 1, 1, 1, 2, 2, 2],
+        "item_index": [1, 2, 0, 0, 2, 1, 1, 3, 2],
+        "split": ["train", "validation", "test"] * 3,
+        "timestamp": [10, 20, 30, 5, 6, 7, 1, 2, 3],
+    }
+    assert data.interactions.schema.field("user_index").type == pa.int32()
+
+
+def test_without_times_rows_stay_in_order(tmp_path: Path) -> None:
+    assert prepare(tmp_path, world()).interactions["item_index"].to_pylist() == [0, 1, 2, 0, 1, 2, 1, 2, 3]
+
+
+def test_what_is_returned_is_what_is_loaded(tmp_path: Path) -> None:
+    items = pa.table({"item_id": ["b", "<item_3>", "c", "d"], "title": list("BACD"), "price": [1.5, 2.0, None, 3.0]})
+    made = prepare(tmp_path, world(timestamp=TIMES, rating=[5.0] * 9, review=REVIEWS), items=items)
+    read = RecommendationData.load(tmp_path / "data")
+    for table in ("users", "items", "interactions"):
+        assert getattr(made, table).equals(getattr(read, table))
+    assert (made.info, made.folder) == (read.info, read.folder)
+
+
+def test_items_in_the_order_of_their_table(tmp_path: Path) -> None:
+    items = pa.table({"title": list("DXBAC"), "item_id": ["d", "unseen", "b", "<item_3>", "c"]})
+    data = prepare(tmp_path, world(), items=items)
+    assert data.items.to_pydict() == {"item_id": ["d", "b", "<item_3>", "c"], "title": list("DBAC")}
+    assert data.interactions["item_index"].to_pylist()[:3] == [2, 1, 3]
+    data = prepare(tmp_path, world(), items=items, keep_all_items=True, overwrite=True)
+    assert data.items["item_id"].to_pylist() == ["d", "unseen", "b", "<item_3>", "c"]
+    assert data.interactions["item_index"].to_pylist()[:3] == [3, 2, 4]
+    assert data.info["statistics"]["items_without_train"] == 3  # "d" and "c", always held out, and "unseen"
+
+
+def test_items_and_users_without_texts(tmp_path: Path) -> None:
+    items = pa.table({"item_id": ["c", "b"], "title": ["C", "B"]})
+    users = pa.table({"user_id": ["stranger", "zoe"], "biography": ["?", "reads"]})
+    with pytest.raises(
+        ValueError, match="2 of 4 items .* not among the items: '<item_3>', 'd'; .* --on-missing-item keep"
+    ):
+        prepare(tmp_path, world(), items=items)
+    with pytest.raises(ValueError, match="2 of 3 users .*: 'user_1', '🙂 b'; .* --on-missing-user keep"):
+        prepare(tmp_path, world(), users=users)
+    data = prepare(tmp_path, world(), items=items, users=users, on_missing_item="keep", on_missing_user="keep")
+    assert data.items.to_pydict() == {"item_id": ["c", "b", "<item_3>", "d"], "title": ["C", "B", None, None]}
+    assert data.users.to_pydict() == {"user_id": ["zoe", "user_1", "🙂 b"], "biography": ["reads", None, None]}
+
+
+def test_ids_keep_their_type(tmp_path: Path) -> None:
+    pairs = pa.table({"user_id": pa.array([9, 9, 9], pa.int32()), "item_id": pa.array([5, 3, 4], pa.uint64())})
+    items = pa.table({"item_id": pa.array([3, 4, 5], pa.int16())})
+    data = prepare(tmp_path, pairs, items=items)
+    assert data.users.schema.field("user_id").type == pa.int32()
+    assert data.items.schema.field("item_id").type == pa.uint64()
+    assert data.items["item_id"].to_pylist() == [3, 4, 5]
+    with pytest.raises(ValueError, match="item_id is uint64 in the interactions, but large_string in the items"):
+        prepare(tmp_path, pairs, items=pa.table({"item_id": ["3", "4", "5"]}), overwrite=True)
+
+
+@pytest.mark.parametrize("split", ["random", "leave-one-out", "temporal", "given"])
+def test_no_review_outside_train_is_in_any_file(tmp_path: Path, split: str) -> None:
+    names = ["train", "test", "train", "validation", "train", "train", "test", "validation", "train"]
+    raw = world(timestamp=TIMES, review=REVIEWS, split=names, summary=[f"sum {row}" for row in range(9)])
+    raw = pa.concat_tables([raw.slice(0, 1).set_column(3, "review", [["a review that is replaced"]]), raw])
+    data = prepare(tmp_path, raw, split=split, temporal_cuts=(0.4, 0.7))
+    kept = {review for review in data.interactions["review"].to_pylist() if review}
+    held = set(REVIEWS) - kept
+    train = data.interactions["split"].to_pylist().count("train")
+    assert len(kept) == train == data.info["statistics"]["reviews"]
+    assert len(held) == 9 - train == data.info["statistics"]["reviews_withheld"]
+    texts = b""
+    for path in sorted((tmp_path / "data").iterdir()):
+        texts += path.read_bytes()
+        if path.suffix == ".parquet":  # once more as it is before compression
+            plain = tmp_path / "plain.parquet"
+            pq.write_table(pq.read_table(path), plain, compression="none", use_dictionary=False)
+            texts += plain.read_bytes() + repr(pq.ParquetFile(path).metadata.to_dict()).encode()
+    assert all(review.encode() in texts for review in kept)
+    assert not any(review.encode() in texts for review in [*held, "a review that is replaced", "sum 0"])
+
+
+def test_statistics_and_protocol(tmp_path: Path) -> None:
+    raw = world(rating=[5, 4, 4, 4, 4, 4, 4, 4, 1], timestamp=TIMES, review=[*REVIEWS[:8], " "])
+    raw = pa.concat_tables([raw, raw.slice(1, 1)])
+    data = prepare(
+        tmp_path, raw, min_rating=4, k_core=2, split="temporal", temporal_cuts=(0.6, 0.8), sources=[{"a": "b"}]
+    )
+    assert data.info == {
+        "format": 1,
+        "statistics": {
+            "users": 3,
+            "items": 3,
+            "interactions": 8,
+            "train": 4,
+            "validation": 2,
+            "test": 2,
+            "density": round(8 / 9, 9),
+            "users_without_train": 1,
+            "users_without_validation": 1,
+            "users_without_test": 2,
+            "items_without_train": 0,
+            "reviews": 4,
+            "reviews_withheld": 4,
+        },
+        "protocol": {
+            "split": "temporal",
+            "seed": None,
+            "temporal_cuts": [0.6, 0.8],
+            "cut_times": [7, 20],
+            "filters": [
+                {"filter": "duplicates", "value": "last", "removed": 1},
+                {"filter": "min_rating", "value": 4, "removed": 1},
+                {"filter": "k_core", "value": 2, "removed": 0},
+            ],
+            "line": "temporal split at the shares 0.6 and 0.8 of all interactions; last of repeated pairs kept; "
+            "rating >= 4; 2-core",
+        },
+        "sources": [{"a": "b"}],
+    }
+    assert data.info["protocol"]["line"] in (tmp_path / "data" / "README.md").read_text()
+
+
+def test_protocol_lines() -> None:
+    for split, line in (
+        ("given", "given split"),
+        ("leave-one-out", "leave-one-out split (last is test, last but one validation)"),
+    ):
+        assert protocol_line({"split": split, "seed": None, "filters": []}) == line
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 9), st.integers(0, 9)), max_size=40), st.integers(0, 9))
+def test_every_pair_is_there_once(tmp_path: Path, rows: list[tuple[int, int, int]], seed: int) -> None:
+    """Whatever goes in, the pairs in external ids come out, each once, in the order of time."""
+    rows = [*rows, *((user, item, 0) for user in range(5) for item in (1, 3, 5))]
+    users, items, times = (list(column) for column in zip(*rows, strict=True))
+    raw = pa.table({"user_id": [f"u{user}" for user in users], "item_id": items, "timestamp": times})
+    data = prepare(tmp_path, raw, split="random", seed=seed, overwrite=True)
+    indices = data.interactions.to_pydict()
+    pairs = [
+        (data.users["user_id"][user].as_py(), data.items["item_id"][item].as_py())
+        for user, item in zip(indices["user_index"], indices["item_index"], strict=True)
+    ]
+    assert sorted(pairs) == sorted({(f"u{user}", item) for user, item, _ in rows})
+    keys = np.array(indices["user_index"]) * 100 + np.array(indices["timestamp"])
+    assert (np.diff(keys) >= 0).all()
+    assert sum(len(data.histories(split).items) for split in ("train", "validation", "test")) == len(pairs)
+
+
+def test_row_order_changes_indices_only(tmp_path: Path) -> None:
+    splits = []
+    for rows in (range(9), reversed(range(9))):
+        data = prepare(tmp_path, world(timestamp=TIMES).take(pa.array(rows)), split="random", overwrite=True)
+        table = data.interactions
+        users = data.users["user_id"].take(table["user_index"]).to_pylist()
+        items = data.items["item_id"].take(table["item_index"]).to_pylist()
+        splits.append(dict(zip(zip(users, items, strict=True), table["split"].to_pylist(), strict=True)))
+    assert splits[0] == splits[1]
+
+
+def test_steps_are_announced(tmp_path: Path) -> None:
+    steps: list[str] = []
+    prepare(tmp_path, world(), on_step=steps.append)
+    assert tuple(steps) == STEPS
+
+
+def test_bad_arguments(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="on_missing_item must be one of error, keep, got 'drop'"):
+        prepare(tmp_path, world(), on_missing_item="drop")
+    with pytest.raises(ValueError, match="keep_all_items needs a table of items"):
+        prepare(tmp_path, world(), keep_all_items=True)
+    assert not (tmp_path / "data").exists()
+    prepare(tmp_path, world())
+    with pytest.raises(FileExistsError, match="holds a data folder already"):
+        prepare(tmp_path, pa.table({"nothing": [1]}))  # said before anything is done
