@@ -146,7 +146,7 @@ def prepare(args: argparse.Namespace) -> RecommendationData:
             {"table": name, "file": Path(source).name, "sha256": checksum(source)} for name, source in sources.items()
         ]
         data = prepare_tables(
-            tables["interactions"],
+            tables.pop("interactions"),
             tables.get("items"),
             tables.get("users"),
             args.output,

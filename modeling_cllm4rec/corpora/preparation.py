@@ -89,6 +89,7 @@ def prepare_tables(
     if split != "given" and "split" in table.column_names:
         table = table.drop_columns(["split"])
     table, reviews = _set_reviews_apart(table)
+    del interactions  # the texts are held once, unless the caller keeps them
     if items is not None:
         items = check_texts(items, "item_id")
     if users is not None:
@@ -103,8 +104,9 @@ def prepare_tables(
     begin("splitting")
     codes, done = assign_splits(table, split, seed=seed, temporal_cuts=temporal_cuts)
     indexed = _index_interactions(table, codes, user_table, item_table)
+    statistics = _statistics(indexed, user_table.num_rows, item_table.num_rows)
     indexed, review_counts = _add_reviews(indexed, reviews)
-    statistics = _statistics(indexed, user_table.num_rows, item_table.num_rows) | review_counts
+    statistics |= review_counts
     protocol = done | {"filters": filters}
     info = {
         "format": FORMAT,
@@ -182,25 +184,25 @@ def _missing(ids: pa.Array, known: pa.Table, on_missing: str, what: str) -> pa.A
     return missing
 
 
-def _set_reviews_apart(table: pa.Table) -> tuple[pa.Table, pa.ChunkedArray]:
-    """The table with row numbers, `row`, for reviews, and the reviews (null where there are none).
+def _set_reviews_apart(table: pa.Table) -> tuple[pa.Table, pa.Array]:
+    """The table with row numbers, `row`, for reviews, and the reviews in one piece (null where there are none).
 
-    Texts are large: so they are copied once, at the end, and not by each filter.
+    Texts are large: so they are copied at the beginning and at the end, and not by each filter.
     """
-    reviews = pa.chunked_array([pa.nulls(table.num_rows, pa.large_string())])
+    reviews = pa.nulls(table.num_rows, pa.large_string())
     if "review" in table.column_names:
-        reviews = table["review"]
+        reviews = table["review"].combine_chunks()
         table = table.drop_columns(["review"])
     return table.append_column("row", pa.array(np.arange(table.num_rows))), reviews
 
 
-def _add_reviews(table: pa.Table, reviews: pa.ChunkedArray) -> tuple[pa.Table, dict[str, int]]:
+def _add_reviews(table: pa.Table, reviews: pa.Array) -> tuple[pa.Table, dict[str, int]]:
     """The table with `review`, null outside train, for `row`; and how many reviews are in it, and how many withheld.
 
     If no review is written at all, there is no column.
     """
     rows, train = table["row"].to_numpy(), pc.equal(table["split"], "train").to_numpy()
-    written = is_written(reviews).to_numpy()[rows]
+    written = is_written(reviews).to_numpy(zero_copy_only=False)[rows]
     counts = {"reviews": int((written & train).sum()), "reviews_withheld": int((written & ~train).sum())}
     table = table.drop_columns(["row"])
     if written.any():

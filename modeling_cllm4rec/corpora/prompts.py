@@ -75,8 +75,10 @@ def cut(template: str, tokenizer: PreTrainedTokenizerBase, **words: str) -> list
     if tokenizer.bos_token_id is not None:
         pieces.append([tokenizer.bos_token_id])
     for text, name, _, _ in string.Formatter().parse(template):
-        if text.strip():
-            pieces.append(list(tokenizer(text.strip(), add_special_tokens=False, split_special_tokens=True)["input_ids"]))
+        if name is not None:  # one space before an ID token belongs to it, as in CLLM4RecTokenizer
+            text = text.removesuffix(" ")
+        if text:
+            pieces.append(list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]))
         if name is not None:
             pieces.append(name)
     return pieces

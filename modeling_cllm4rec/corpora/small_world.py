@@ -234,9 +234,9 @@ def _choose(
     """Draw distinct items from softmax(log_weights) for each person: the largest after Gumbel noise."""
     num_users, num_items = log_weights.shape
     noisy = log_weights + rng.gumbel(size=(num_users, num_items))
-    counts = rng.integers(mean - 4, mean + 5, size=num_users)
+    counts: npt.NDArray[np.int64] = np.asarray(rng.integers(mean - 4, mean + 5, size=num_users))
     order = np.argsort(-noisy, axis=1, kind="stable")
-    chosen = [order[i, : counts[i]] for i in range(num_users)]
+    chosen = [ranked[:count] for ranked, count in zip(order, counts, strict=True)]
     return np.repeat(np.arange(num_users), counts), np.concatenate(chosen)
 
 

@@ -14,11 +14,12 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
+from modeling_cllm4rec import __version__
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.evaluation.report import EvaluationReport
 
 RECORD_FILE = "training.json"
-LIBRARIES = ("cllm4rec", "torch", "transformers", "tokenizers", "datasets", "accelerate", "peft")
+LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "peft")
 
 
 def machine() -> str:
@@ -37,7 +38,7 @@ def training_record(arguments: Any, progress: Any) -> dict[str, Any]:
         "steps": progress.step,
         "best_epoch": progress.best_epoch,
         "history": progress.history,
-        "versions": {name: version(name) for name in LIBRARIES},
+        "versions": {"cllm4rec": __version__, **{name: version(name) for name in LIBRARIES}},
         "machine": machine(),
     }
 
