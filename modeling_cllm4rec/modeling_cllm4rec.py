@@ -6,9 +6,10 @@ This file and its flat siblings stand alone: they are copied into every saved fo
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,9 +22,16 @@ from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationMixin, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutputWithPast, ModelOutput
-from transformers.utils import cached_file
+from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
 from .catalogue import CATALOGUE_FILE, USERS_FILE, Catalogue, KnownUsers, OnUnknown, Recommendations
 from .configuration_cllm4rec import CLLM4RecConfig
@@ -43,6 +51,7 @@ FLAT_FILES = (
     "top_items.py",
 )
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+_UPLOAD_ARGUMENTS = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr")
 
 
 @dataclass
@@ -91,6 +100,8 @@ class CLLM4RecPreTrainedModel(PreTrainedModel):
         self.catalogue: Catalogue | None = None
         self.users: KnownUsers | None = None
         self.card: str | None = None
+        if not self.can_generate():  # kept for the folder, which the content LM is loaded from too
+            self.generation_config = GenerationConfig.from_model_config(config)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -155,6 +166,8 @@ class CLLM4RecPreTrainedModel(PreTrainedModel):
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, side: Side, **kwargs: Any
     ) -> torch.Tensor:
         """(B, T, K) last states of the causal backbone, ID tokens read from one side's tables."""
+        if _is_left_padded(attention_mask):
+            kwargs.setdefault("position_ids", _positions(attention_mask))  # type: ignore[arg-type]
         outputs = self.backbone.base_model(
             inputs_embeds=self.embed_tokens(input_ids, side),
             attention_mask=attention_mask,
@@ -207,8 +220,9 @@ class CLLM4RecPreTrainedModel(PreTrainedModel):
             catalogue = Catalogue(catalogue)
         backbone = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype)
         text_config = copy.deepcopy(backbone.config)
-        tokenizer_size = _tokenizer_size(name_or_path)
-        config_arguments.setdefault("id_offset", max(tokenizer_size, text_config.get_text_config().vocab_size))
+        tokenizer = _tokenizer(name_or_path)
+        text_tokens = 0 if tokenizer is None else len(tokenizer)
+        config_arguments.setdefault("id_offset", max(text_tokens, text_config.get_text_config().vocab_size))
         config = CLLM4RecConfig(
             text_config=text_config,
             num_users=_count("num_users", num_users, "users", users),
@@ -221,6 +235,7 @@ class CLLM4RecPreTrainedModel(PreTrainedModel):
             torch.manual_seed(seed)
             model = cls._from_config(config, dtype=dtype)
         model.backbone.load_state_dict(backbone.state_dict())
+        model.generation_config = _greedy(backbone.generation_config, tokenizer)
         model.catalogue, model.users = catalogue, users
         _check_backbone(model)
         return model
@@ -236,7 +251,7 @@ class CLLM4RecPreTrainedModel(PreTrainedModel):
         hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
         wants_info = kwargs.pop("output_loading_info", False)
         try:
-            model, info = super().from_pretrained(
+            loaded: Any = super().from_pretrained(
                 pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
             )
         except (SafetensorError, EOFError) as error:
@@ -244,14 +259,21 @@ class CLLM4RecPreTrainedModel(PreTrainedModel):
                 f"the weights in {pretrained_model_name_or_path} cannot be read ({error}): the file is cut off or no "
                 "safetensors file; copy or download the folder again"
             ) from error
+        model, info = loaded
         broken = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
         if broken:
             raise ValueError(
                 f"{pretrained_model_name_or_path} lacks weights of this model or has them in another shape: {broken[:5]} "
                 f"({len(broken)} in all); it is no complete CLLM4Rec checkpoint"
             )
-        for name, load in (("catalogue", Catalogue.load), ("users", KnownUsers.load), ("card", _read_text)):
-            file = {"catalogue": CATALOGUE_FILE, "users": USERS_FILE, "card": CARD_FILE}[name]
+        parts: list[tuple[str, str, Callable[[str], Any]]] = [
+            ("catalogue", CATALOGUE_FILE, Catalogue.load),
+            ("users", USERS_FILE, KnownUsers.load),
+            ("card", CARD_FILE, _read_text),
+        ]
+        if not model.can_generate():
+            parts.append(("generation_config", GENERATION_CONFIG_NAME, _read_generation_config))
+        for name, file, load in parts:
             path = cached_file(
                 pretrained_model_name_or_path, file, **hub, _raise_exceptions_for_missing_entries=False
             )
@@ -278,7 +300,7 @@ class CLLM4RecPreTrainedModel(PreTrainedModel):
                 f"{USERS_FILE} holds {len(users)} users, the weights {config.num_users}: it belongs to another checkpoint"
             )
 
-    def save_pretrained(
+    def save_pretrained(  # type: ignore[override]
         self, save_directory: Any, is_main_process: bool = True, *, include_histories: bool = True, **kwargs: Any
     ) -> None:
         """As `PreTrainedModel.save_pretrained`, and catalogue, users, card and code beside the weights.
@@ -287,43 +309,69 @@ class CLLM4RecPreTrainedModel(PreTrainedModel):
             include_histories: False leaves the users' histories out, for privacy; they are then given at the call.
         """
         self.check_catalogue()
+        for part, file in ((self.catalogue, CATALOGUE_FILE), (self.users, USERS_FILE)):
+            if part is None and (Path(save_directory) / file).exists():
+                raise FileExistsError(
+                    f"{save_directory} holds a {file} of another model, this model has none and would be loaded with it; "
+                    "save into another folder, or delete that file"
+                )
         push = kwargs.pop("push_to_hub", False)
-        repo_id = kwargs.pop("repo_id", Path(save_directory).name)
+        upload = {name: kwargs.pop(name) for name in _UPLOAD_ARGUMENTS if name in kwargs}
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
-        if is_main_process:
-            for file in FLAT_FILES:
-                source, target = Path(__file__).parent / file, Path(save_directory) / file
-                if source.resolve() != target.resolve():
-                    shutil.copyfile(source, target)
-            if self.catalogue is not None:
-                self.catalogue.save(save_directory)
-            if self.users is not None:
-                (self.users if include_histories else self.users.without_histories()).save(save_directory)
-            if self.card is not None:
-                (Path(save_directory) / CARD_FILE).write_text(self.card, encoding="utf-8")
+        if not is_main_process:
+            return
+        for file in FLAT_FILES:
+            source, target = Path(__file__).parent / file, Path(save_directory) / file
+            if source.resolve() != target.resolve():
+                shutil.copyfile(source, target)
+        if not self.can_generate():
+            self.generation_config.save_pretrained(save_directory)
+        if self.catalogue is not None:
+            self.catalogue.save(save_directory)
+        if self.users is not None:
+            (self.users if include_histories else self.users.without_histories()).save(save_directory)
+        if self.card is not None:
+            (Path(save_directory) / CARD_FILE).write_text(self.card, encoding="utf-8")
         if push:
-            _upload(save_directory, repo_id, kwargs.get("token"))
+            _upload(save_directory, **{"repo_id": Path(save_directory).name, **upload}, token=kwargs.get("token"))
 
-    def push_to_hub(
+    def push_to_hub(  # type: ignore[override]
         self,
         repo_id: str,
         *,
         commit_message: str | None = None,
+        commit_description: str | None = None,
         private: bool | None = None,
         token: bool | str | None = None,
         revision: str | None = None,
         create_pr: bool = False,
+        max_shard_size: int | str = "50GB",
         include_histories: bool = True,
-        **save_arguments: Any,
     ) -> str:
         """Upload what `save_pretrained` writes, the generated card included.
+
+        Args:
+            repo_id: `name` or `organization/name`; made if there is no such repository.
+            private: visibility of a repository that is made; None means the owner's default.
+            revision: branch to commit to; made from the main one if there is no such branch.
+            create_pr: propose the commit as a pull request.
+            include_histories: as in `save_pretrained`.
 
         Returns:
             The address of the commit.
         """
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, include_histories=include_histories, **save_arguments)
-            return _upload(folder, repo_id, token, commit_message, private, revision, create_pr)
+            self.save_pretrained(folder, include_histories=include_histories, max_shard_size=max_shard_size)
+            return _upload(
+                folder,
+                repo_id,
+                token=token,
+                commit_message=commit_message,
+                commit_description=commit_description,
+                private=private,
+                revision=revision,
+                create_pr=create_pr,
+            )
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
@@ -351,6 +399,7 @@ class CLLM4RecForCausalLM(CLLM4RecPreTrainedModel, GenerationMixin):
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         **kwargs: Any,
@@ -359,12 +408,18 @@ class CLLM4RecForCausalLM(CLLM4RecPreTrainedModel, GenerationMixin):
 
         Args:
             input_ids: (B, T) token ids, ID tokens included; or `inputs_embeds` (B, T, K).
+            attention_mask: (B, T), with a cache (B, cached + T); padding on either side.
+            position_ids: (B, T); None counts the real tokens.
             labels: (B, T) words to be predicted at their own place (shifted inside), -100 for places that do not count.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids, "content")  # type: ignore[arg-type]
+        if position_ids is None and _is_left_padded(attention_mask):
+            position_ids = _positions(attention_mask)[:, -inputs_embeds.shape[1] :]  # type: ignore[arg-type]
+        if position_ids is not None:
+            kwargs["position_ids"] = position_ids
         kwargs.pop("return_dict", None)
         outputs = self.backbone(
             inputs_embeds=inputs_embeds, attention_mask=attention_mask, return_dict=True, **kwargs
@@ -375,14 +430,33 @@ class CLLM4RecForCausalLM(CLLM4RecPreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(loss=loss, logits=outputs.logits, past_key_values=outputs.past_key_values)
 
     @torch.no_grad()
-    def generate(self, input_ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:  # type: ignore[override]
-        """As `GenerationMixin.generate`; the prompt (B, T) may hold ID tokens, what follows are words.
+    def generate(self, input_ids: torch.Tensor, **kwargs: Any) -> Any:  # type: ignore[override]
+        """As `GenerationMixin.generate`, greedy by default; prompts (B, T) may hold ID tokens, what follows are words.
 
         The prompt goes in as embeddings, so that no logits processor meets a token id beyond the words.
+
+        Returns:
+            (B * num_return_sequences, T + written) token ids, the prompts first; with `return_dict_in_generate=True` they
+            are the field `sequences`.
+
+        Raises:
+            ValueError: prompt and new words do not fit into the context.
         """
+        room = self.config.context_length - input_ids.shape[1]
+        if room < (kwargs.get("max_new_tokens") or 1):
+            raise ValueError(
+                f"the prompt takes {input_ids.shape[1]} of the {self.config.context_length} tokens of the context, "
+                f"max_new_tokens is {kwargs.get('max_new_tokens')}: they do not fit together; shorten one of them"
+            )
         kwargs.setdefault("attention_mask", torch.ones_like(input_ids))
-        written = super().generate(inputs_embeds=self.embed_tokens(input_ids, "content"), **kwargs)
-        return torch.cat([input_ids, written], dim=1)
+        embeds = self.embed_tokens(input_ids, "content")
+        written: Any = super().generate(inputs_embeds=embeds, **kwargs)  # type: ignore[misc]
+        words = written if isinstance(written, torch.Tensor) else written.sequences
+        whole = torch.cat([input_ids.repeat_interleave(len(words) // len(input_ids), dim=0), words], dim=1)
+        if isinstance(written, torch.Tensor):
+            return whole
+        written.sequences = whole
+        return written
 
 
 class CLLM4RecForRecommendation(CLLM4RecPreTrainedModel):
@@ -417,8 +491,6 @@ class CLLM4RecForRecommendation(CLLM4RecPreTrainedModel):
         """(B, K) state of the last real token of each prompt, whichever side is padded."""
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        if not attention_mask[:, 0].all():  # left padding: positions count real tokens
-            kwargs.setdefault("position_ids", (attention_mask.cumsum(1) - 1).clamp(min=0))
         hidden = self.hidden_states(input_ids, attention_mask, "collaborative", **kwargs)
         places = torch.arange(input_ids.shape[1], device=input_ids.device)
         last = (places * attention_mask).argmax(1)
@@ -512,8 +584,9 @@ class CLLM4RecForRecommendation(CLLM4RecPreTrainedModel):
         catalogue, known = self._require_catalogue(), self.users
         if users is None and histories is None:
             raise ValueError("recommend needs users=, histories=, or both")
-        if isinstance(users, str):
-            raise ValueError(f"users is the string {users!r}; give a list of user ids, as [{users!r}]")
+        for name, ids in (("users", users), ("histories", histories), ("candidates", candidates)):
+            if ids is not None:
+                _check_list(name, ids)
         if users is not None and histories is not None and len(users) != len(histories):
             raise ValueError(f"got {len(users)} users and {len(histories)} histories; give one history for each user")
         if batch_size < 1:
@@ -555,8 +628,7 @@ class CLLM4RecForRecommendation(CLLM4RecPreTrainedModel):
         return self.catalogue
 
     def _read_history(self, row: int, history: Sequence[Any], anonymous: bool, on_unknown: OnUnknown) -> np.ndarray:
-        if isinstance(history, str):
-            raise ValueError(f"histories[{row}] is the string {history!r}; give a list of item ids")
+        _check_list(f"histories[{row}]", history)
         indices = self._require_catalogue().ids.indices_of(history, on_unknown)
         indices = indices[indices >= 0]
         if anonymous and not len(indices):
@@ -600,12 +672,37 @@ class CLLM4RecForRecommendation(CLLM4RecPreTrainedModel):
         )
 
 
-def _tokenizer_size(name_or_path: str | Path) -> int:
-    """Length of the backbone's tokenizer, 0 if its folder has none."""
+def _tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase | None:
+    """The backbone's tokenizer, None if its folder has none."""
     try:
-        return len(AutoTokenizer.from_pretrained(name_or_path))
+        return AutoTokenizer.from_pretrained(name_or_path)
     except (OSError, ValueError):
-        return 0
+        return None
+
+
+def _greedy(own: GenerationConfig, tokenizer: PreTrainedTokenizerBase | None) -> GenerationConfig:
+    """How the content LM writes by default: always the likeliest word, up to the token that closes a text.
+
+    Of the backbone's own settings, which may sample, only its tokens are taken. Where it names none, its tokenizer does:
+    the end of text, else the separator (BERT), as in the documents that the content LM is trained on.
+    """
+    bos, eos, pad = own.bos_token_id, own.eos_token_id, own.pad_token_id
+    if tokenizer is not None and eos is None:
+        eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    if tokenizer is not None and pad is None:
+        pad = tokenizer.pad_token_id
+    if pad is None:
+        pad = eos[0] if isinstance(eos, list) else eos
+    return GenerationConfig(do_sample=False, bos_token_id=bos, eos_token_id=eos, pad_token_id=pad)
+
+
+def _is_left_padded(attention_mask: torch.Tensor | None) -> bool:
+    return attention_mask is not None and attention_mask.dim() == 2 and not bool(attention_mask[:, 0].all())
+
+
+def _positions(attention_mask: torch.Tensor) -> torch.Tensor:
+    """(B, T) places of the real tokens among themselves: left padding counts for nothing."""
+    return (attention_mask.cumsum(1) - 1).clamp(min=0)
 
 
 def _count(count_name: str, count: int | None, ids_name: str, ids: Catalogue | KnownUsers | None) -> int:
@@ -632,26 +729,40 @@ def _check_backbone(model: CLLM4RecPreTrainedModel) -> None:
         )
 
 
+def _check_list(name: str, ids: Any) -> None:
+    if isinstance(ids, str) or not hasattr(ids, "__len__"):
+        raise ValueError(f"{name} is the {type(ids).__name__} {ids!r}; give a list, as [{ids!r}]")
+
+
 def _read_text(path: str) -> str:
     return Path(path).read_text(encoding="utf-8")
+
+
+def _read_generation_config(path: str) -> GenerationConfig:
+    return GenerationConfig.from_dict(json.loads(_read_text(path)))
 
 
 def _upload(
     folder: Any,
     repo_id: str,
+    *,
     token: bool | str | None = None,
     commit_message: str | None = None,
+    commit_description: str | None = None,
     private: bool | None = None,
     revision: str | None = None,
     create_pr: bool = False,
 ) -> str:
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if revision is not None and not create_pr:
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
     return str(
         api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
             commit_message=commit_message or "Upload CLLM4Rec model",
+            commit_description=commit_description,
             revision=revision,
             create_pr=create_pr,
         )

@@ -53,9 +53,10 @@ def write_review(run: Path, data: RecommendationData) -> tuple[str, str]:
     item = int(held.items[held.indptr[user]])
     prompt = Prompts().review.format(user=f"<user_{user}>", item=f"<item_{item}>")
     ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
-    written = writer.generate(ids, max_new_tokens=60, do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    closing = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    written = writer.generate(ids, max_new_tokens=60, do_sample=False, **closing)
     words = f"{data.users['user_id'][user]} reviews {data.items['title'][item]!s}"
-    return words, tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True).strip()
+    return words, str(tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)).strip()
 
 
 def report(run: Path, data: RecommendationData) -> None:

@@ -45,7 +45,9 @@ def parser() -> argparse.ArgumentParser:
         help="items that may not be recommended (default: those of the given histories)",
     )
     flags.add_argument("--metrics", nargs="+", default=list(DEFAULT_METRICS), help="such as recall@20 ndcg@10 mrr@10 coverage@10")
-    flags.add_argument("--baselines", nargs="*", choices=sorted(BASELINES), default=["popularity"], help="to be measured beside it")
+    flags.add_argument(
+        "--baselines", nargs="*", choices=sorted(BASELINES), default=["popularity"], help="to be measured beside it"
+    )
     flags.add_argument("--batch-size", type=int, default=256, help="users scored at a time")
     flags.add_argument("--seed", type=int, default=0, help="start of the bootstrap's random numbers")
     flags.add_argument("--output", help="folder for the report (default: the model's folder; its card is updated there)")

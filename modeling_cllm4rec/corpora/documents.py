@@ -81,7 +81,8 @@ class TextCorpus:
 
     def _sources(self, prompts: Prompts) -> dict[str, tuple[list[Any], np.ndarray | None, np.ndarray | None, list[str]]]:
         """kind -> (prompt pieces, user indices, item indices, main texts) of the non-empty texts."""
-        data, sources = self.data, {}
+        data = self.data
+        sources: dict[str, tuple[list[Any], np.ndarray | None, np.ndarray | None, list[str]]] = {}
         for column in ITEM_TEXTS:
             if column in data.items.column_names:
                 texts = text_column(data.items, column)

@@ -42,7 +42,10 @@ class Prompts:
     def __post_init__(self) -> None:
         for field in fields(self):
             template = getattr(self, field.name)
-            found = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+            try:
+                found = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"prompts.{field.name} is {template!r}, which is no template ({error})") from error
             if sorted(found) != sorted(PLACEHOLDERS[field.name]):
                 wanted = ", ".join("{" + name + "}" for name in sorted(PLACEHOLDERS[field.name]))
                 raise ValueError(f"prompts.{field.name} is {template!r}; it must hold each of {wanted} once and no other")
@@ -69,8 +72,8 @@ def cut(template: str, tokenizer: PreTrainedTokenizerBase, **words: str) -> list
     Returns:
         Pieces for `prompt_assembly.assemble`: lists of token ids, and the names of the placeholders.
     """
-    for name, text in words.items():
-        template = template.replace("{" + name + "}", text)
+    for placeholder, word in words.items():
+        template = template.replace("{" + placeholder + "}", word)
     pieces: list[Any] = []
     if tokenizer.bos_token_id is not None:
         pieces.append([tokenizer.bos_token_id])

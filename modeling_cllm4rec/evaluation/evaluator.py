@@ -20,6 +20,7 @@ from modeling_cllm4rec.evaluation import ranking
 from modeling_cllm4rec.evaluation.intervals import bootstrap_interval
 from modeling_cllm4rec.evaluation.protocol import Protocol
 from modeling_cllm4rec.evaluation.report import EvaluationReport, comparison_table
+from modeling_cllm4rec.top_items import top_items
 
 __all__ = ["EvaluationReport", "Recommender", "comparison_table", "evaluate", "select_users", "top_k"]
 
@@ -42,7 +43,10 @@ METRICS = (*PER_USER_METRICS, "coverage")
 class Recommender(TypingProtocol):
     """Anything that scores the whole catalogue for histories: the model, popularity, random."""
 
-    num_items: int
+    @property
+    def num_items(self) -> int:
+        """Size J of the catalogue."""
+        ...
 
     def score_histories(
         self, user_indices: npt.NDArray[np.integer] | None, histories: Histories
@@ -159,8 +163,7 @@ def top_k(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """The k best items of each row, exact and deterministic: of equal scores the lower item index comes first.
 
-    Each score becomes an integer of the same order with the item index in its lower half. All these keys differ, so
-    a partial sort has one possible result, also where equal scores cross the k-th place.
+    A block of rows at a time goes through `top_items`, which the model's own recommendations use, too.
 
     Args:
         scores: (batch, J) in 32 or 16 bits, array or tensor on any device, left as it is; -inf is never recommended.
@@ -190,13 +193,14 @@ def top_k(
     rows_at_once = max(1, KEYS_AT_ONCE // num_items)
     for start in range(0, len(array), rows_at_once):
         rows = np.arange(start, min(start + rows_at_once, len(array)))
-        block = array[rows] + np.float32(0)  # a copy, in which -0.0 has become 0.0: they are equal and must tie
+        block = array[rows]  # a copy
         if np.isnan(block).any():
             raise ValueError(f"scores hold NaN, first in row {rows[np.isnan(block).any(axis=1)][0]}; check the model")
         if seen is not None:
             block_seen = select_users(seen, rows)
             block[np.repeat(np.arange(len(rows)), np.diff(block_seen.indptr)), block_seen.items] = -np.inf
-        indices[rows], values[rows] = _top_k_of_block(block, k)
+        best, found = top_items(torch.from_numpy(block), k)
+        indices[rows], values[rows] = best.numpy(), found.numpy()
     return indices, values
 
 
@@ -275,26 +279,6 @@ def _batches_by_length(lengths: npt.NDArray[np.int64], batch_size: int) -> Itera
     order = np.argsort(-lengths, kind="stable")
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
-
-
-def _top_k_of_block(block: npt.NDArray[np.float32], k: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    num_items = block.shape[1]
-    keys = _ordered_bits(block.view(np.int32)).astype(np.int64) << 32
-    keys += np.arange(num_items - 1, -1, -1)  # the lower half: a lower item index is a higher key
-    keys.partition(num_items - k, axis=1)
-    best = np.sort(keys[:, num_items - k :], axis=1)[:, ::-1]
-    indices = num_items - 1 - (best & 0xFFFFFFFF)
-    values = _ordered_bits((best >> 32).astype(np.int32)).view(np.float32)
-    indices[values == -np.inf] = ranking.PADDING
-    return indices, values
-
-
-def _ordered_bits(bits: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-    """The bits of float32 numbers as integers of the same order; applied twice, the bits again.
-
-    The bits of positive numbers are in order already, those of negative ones in reverse order.
-    """
-    return bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
 
 
 def _as_float32(scores: npt.NDArray[np.floating] | torch.Tensor) -> npt.NDArray[np.float32]:

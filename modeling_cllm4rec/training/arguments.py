@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import json
+import math
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from types import UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
 
+from modeling_cllm4rec.corpora.prompts import Prompts
 from modeling_cllm4rec.training.objectives import Weights
 
 
@@ -65,22 +69,37 @@ class StageArguments:
     report_to: Literal["none", "tensorboard", "wandb", "trackio"] = field(
         default="none", metadata={"help": "tracker that receives losses and metrics"}
     )
-    prompts: dict[str, str] | None = field(
+    prompts: dict[str, str] | str | None = field(
         default=None, metadata={"help": "templates that replace the default ones, as JSON; see corpora/prompts.py"}
     )
 
     def __post_init__(self) -> None:
+        if isinstance(self.prompts, str):
+            self.prompts = _from_json("prompts", self.prompts)
+        _check_types(self)
         for name in ("data", "output"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is not set; give --{name} or set it in the YAML file")
-        for name in ("epochs", "batch_size", "gradient_accumulation_steps", "lora_rank", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
-        for name in ("lr", "backbone_lr", "lambda_c", "lambda_l", "max_grad_norm", "warmup_share", "patience"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+        _check_at_least(self, 1, "epochs", "batch_size", "gradient_accumulation_steps", "lora_rank", "lora_alpha", "save_every")
+        _check_at_least(self, 1, "max_text_tokens", "max_history_tokens")
+        _check_at_least(self, 0, "seed", "lr", "backbone_lr", "backbone_weight_decay", "lambda_c", "lambda_l")
+        _check_at_least(self, 0, "max_grad_norm", "warmup_share", "patience", "stop_after_steps")
+        if self.warmup_share > 1:
+            raise ValueError(f"warmup_share is {self.warmup_share}; it must lie between 0 and 1")
+        if self.lambda_l and self.mutual_regularization == "released":
+            raise ValueError(
+                f"lambda_l is {self.lambda_l}, but the released code has no prior; set lambda_l: 0, or "
+                "mutual_regularization: paper"
+            )
         if self.resume and self.overwrite:
             raise ValueError("resume and overwrite are both set; choose one")
+        _ = self.templates  # a template that is not right is told before anything is loaded
+
+    @property
+    def templates(self) -> Prompts:
+        """The prompt templates, the given ones in place of the default ones."""
+        assert not isinstance(self.prompts, str)
+        return Prompts.from_mapping(self.prompts)
 
     @property
     def weights(self) -> Weights:
@@ -112,6 +131,7 @@ class PretrainArguments(StageArguments):
         super().__post_init__()
         if not self.backbone:
             raise ValueError("backbone is not set; name a causal language model by --backbone or in the YAML file")
+        _check_at_least(self, 0, "warmup_epochs")
         for name in ("content_share", "text_validation_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1")
@@ -140,6 +160,8 @@ class FinetuneArguments(StageArguments):
         self.start = self.start or str(self.run_folder / "pretrained")
         if not 0 < self.mask_share < 1:
             raise ValueError(f"mask_share is {self.mask_share}; it must lie between 0 and 1, both excluded")
+        _check_at_least(self, 1, "eval_batch_size", "eval_every")
+        _check_at_least(self, 0, "content_every")
         if not 0 <= self.drop_user <= 1:
             raise ValueError(f"drop_user is {self.drop_user}; it must lie between 0 and 1")
 
@@ -152,25 +174,42 @@ def parse_arguments(kind: type[Arguments], section: str, argv: Sequence[str] | N
     """Arguments from `--config FILE` (shared keys at the top, those of a stage under its name) and flags.
 
     Raises:
-        ValueError: an unknown key (the nearest names are listed) or a value that is not allowed.
+        ValueError: an unknown key or flag (the nearest names are listed) or a value that is not allowed.
+        SystemExit: with code 2 and argparse's own message, a flag whose value is no number where one is needed.
     """
-    reader = HfArgumentParser(kind, **parser)
+    reader = HfArgumentParser(kind, allow_abbrev=False, **parser)  # type: ignore[arg-type]
     reader.add_argument("--config", help="YAML file with defaults for the flags")
     given, _ = reader.parse_known_args(_only_config(argv))
     if given.config:
         reader.set_defaults(**read_config(given.config, kind, section))
-    return reader.parse_args_into_dataclasses(list(argv) if argv is not None else None)[0]
+    words = list(argv) if argv is not None else None
+    arguments, *_, unknown = reader.parse_args_into_dataclasses(words, return_remaining_strings=True)
+    if unknown:
+        names = [one.name for one in fields(kind)]
+        near = difflib.get_close_matches(unknown[0].lstrip("-").replace("-", "_"), names, n=3, cutoff=0.5)
+        raise ValueError(f"unknown flag {unknown[0]!r}; nearest: {['--' + name for name in near or names]}")
+    return arguments
 
 
 def read_config(path: str | Path, kind: type[StageArguments], section: str) -> dict[str, Any]:
-    """The keys of a YAML file that concern one stage."""
+    """The keys of a YAML file that concern one stage.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no YAML, an unknown key (the nearest names are listed), or a value of another type than the field's.
+    """
     if not Path(path).is_file():
         raise FileNotFoundError(f"config: there is no file {path}")
-    content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected keys and values, got {type(content).__name__}")
     shared = {key: value for key, value in content.items() if key not in SECTIONS}
     own = content.get(section) or {}
+    if not isinstance(own, dict):
+        raise ValueError(f"{path}: {section}: expected keys and values, got {type(own).__name__}")
     names = {one.name: one for one in fields(kind)}
     common = {one.name for one in fields(StageArguments)}
     for place, keys, allowed in (("", shared, common), (f"{section}: ", own, set(names))):
@@ -190,11 +229,47 @@ def _typed(path: str | Path, key: str, value: Any, default: Any) -> Any:
         return value
     if isinstance(default, float):
         try:
-            return float(value)
+            return value if isinstance(value, bool) else float(value)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: {key} is {value!r}; it must be a number") from error
     if type(value) is not type(default):
         raise ValueError(f"{path}: {key} is {value!r} ({type(value).__name__}); it must be {type(default).__name__}")
+    return value
+
+
+def _check_types(arguments: StageArguments) -> None:
+    """Raise ValueError if a field holds what its annotation does not allow: a wrong type, a choice that is none, NaN."""
+    for name, hint in get_type_hints(type(arguments)).items():
+        value = getattr(arguments, name)
+        if get_origin(hint) is Literal:
+            if value not in get_args(hint):
+                raise ValueError(f"{name} is {value!r}; allowed are {', '.join(map(repr, get_args(hint)))}")
+            continue
+        hints = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        kinds = tuple(get_origin(one) or one for one in hints)
+        words = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
+        right = isinstance(value, (*kinds, int) if float in kinds else kinds) and all(isinstance(word, str) for word in words)
+        if not right or (isinstance(value, bool) and bool not in kinds):
+            allowed = " or ".join("null" if one is type(None) else getattr(one, "__name__", str(one)) for one in hints)
+            raise ValueError(f"{name} is {value!r} ({type(value).__name__}); it must be {allowed}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} is {value}; it must be a finite number")
+
+
+def _check_at_least(arguments: StageArguments, least: int, *names: str) -> None:
+    for name in names:
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise ValueError(f"{name} is {value}; it must be {least} or more")
+
+
+def _from_json(name: str, text: str) -> dict[str, str]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name} is {text!r}, which is no JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is {text!r}; it must be a JSON object of names and templates")
     return value
 
 

@@ -22,15 +22,16 @@ def write_atomically(folder: Path, tensors: Mapping[str, torch.Tensor], state: M
     Raises:
         OSError: with what to do, when it cannot be written (a full disk); what was saved before stays.
     """
-    beside = folder.with_name(folder.name + ".partial")
+    beside, replaced = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".replaced")
     try:
+        _put_back(folder)
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
-        save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, beside / "tensors.safetensors")
+        copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        save_file(copies, beside / "tensors.safetensors")
         (beside / "state.json").write_text(json.dumps(state), encoding="utf-8")
         for file in beside.iterdir():
             _flush(file)
-        replaced = folder.with_name(folder.name + ".replaced")
         if folder.exists():
             shutil.rmtree(replaced, ignore_errors=True)
             folder.rename(replaced)
@@ -39,6 +40,7 @@ def write_atomically(folder: Path, tensors: Mapping[str, torch.Tensor], state: M
         shutil.rmtree(replaced, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(beside, ignore_errors=True)
+        _put_back(folder)
         raise OSError(
             f"the checkpoint {folder} could not be written ({error}); earlier checkpoints are untouched: make room on the "
             "disk, then go on with --resume"
@@ -46,7 +48,12 @@ def write_atomically(folder: Path, tensors: Mapping[str, torch.Tensor], state: M
 
 
 def read(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read what `write_atomically` wrote."""
+    """Read what `write_atomically` wrote.
+
+    Raises:
+        ValueError: a file is missing or cut off.
+    """
+    _put_back(folder)
     try:
         return load_file(folder / "tensors.safetensors"), json.loads((folder / "state.json").read_text(encoding="utf-8"))
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
@@ -55,15 +62,17 @@ def read(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 def latest(folder: Path) -> Path | None:
     """The newest whole checkpoint of a stage."""
-    numbered = {int(path.name[len(PREFIX) :]): path for path in folder.glob(f"{PREFIX}*") if path.name[len(PREFIX) :].isdigit()}
-    return numbered[max(numbered)] if numbered else None
+    steps = _steps(folder)
+    return steps[-1] if steps else None
 
 
 def save_step(folder: Path, step: int, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
     """Write the checkpoint of an optimizer step and, once it is whole, remove older ones but the last."""
     write_atomically(folder / f"{PREFIX}{step:08d}", tensors, state)
-    for path in sorted(folder.glob(f"{PREFIX}*"))[:-2]:
-        shutil.rmtree(path, ignore_errors=True)
+    keep = _steps(folder)[-2:]
+    for path in folder.glob(f"{PREFIX}*"):  # what a kill left half written, too
+        if path not in keep:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -80,6 +89,19 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, to
             _, index, name = key.split(".", 2)
             state.setdefault(int(index), {})[name] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _steps(folder: Path) -> list[Path]:
+    """The whole checkpoints of a stage, oldest first."""
+    numbered = {path.name[len(PREFIX) :]: path for path in folder.glob(f"{PREFIX}*")}
+    return [numbered[number] for number in sorted(filter(str.isdigit, numbered), key=int)]
+
+
+def _put_back(folder: Path) -> None:
+    """Undo a replacement that a kill cut off between its two renames."""
+    replaced = folder.with_name(folder.name + ".replaced")
+    if replaced.exists() and not folder.exists():
+        replaced.rename(folder)
 
 
 def _flush(path: Path) -> None:

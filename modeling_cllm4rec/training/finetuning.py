@@ -13,7 +13,7 @@ from modeling_cllm4rec.corpora.batches import collate, plan_batches
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.documents import HistoryCorpus, TextCorpus
 from modeling_cllm4rec.corpora.matching import check_same_ids
-from modeling_cllm4rec.corpora.prompts import Prompts, recommendation_pieces
+from modeling_cllm4rec.corpora.prompts import recommendation_pieces
 from modeling_cllm4rec.evaluation.evaluator import evaluate
 from modeling_cllm4rec.hub.model_card import save_record, training_record, update_card
 from modeling_cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation, Side
@@ -51,7 +51,7 @@ class FinetuningStage:
             self.texts = TextCorpus(
                 data,
                 tokenizer,
-                Prompts.from_mapping(arguments.prompts),
+                arguments.templates,
                 context_length=model.config.context_length,
                 max_text_tokens=arguments.max_text_tokens,
                 cache_folder=arguments.run_folder / "corpus",
@@ -165,7 +165,7 @@ def finetune(arguments: FinetuneArguments) -> tuple[CLLM4RecForRecommendation, P
     data = RecommendationData.load(arguments.data)
     model, tokenizer = load_start(arguments, data)
     model.config.max_history_tokens = arguments.max_history_tokens
-    model.config.recommendation_prompts = recommendation_pieces(Prompts.from_mapping(arguments.prompts), tokenizer)
+    model.config.recommendation_prompts = recommendation_pieces(arguments.templates, tokenizer)
     with accelerator.main_process_first():
         stage = FinetuningStage(model, tokenizer, data, arguments, accelerator.is_main_process)
     sides: tuple[Side, ...] = SIDES if arguments.content_every else ("collaborative",)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
 import shutil
@@ -19,6 +20,8 @@ from tqdm.auto import tqdm
 from transformers import get_scheduler
 
 from modeling_cllm4rec.corpora.batches import share_of
+from modeling_cllm4rec.corpora.data_folder import RecommendationData
+from modeling_cllm4rec.corpora.splits import SPLITS
 from modeling_cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
 from modeling_cllm4rec.training import checkpoints
 from modeling_cllm4rec.training.arguments import StageArguments
@@ -42,7 +45,12 @@ class Stage(Protocol):
 
     name: str
     model: CLLM4RecForRecommendation
-    arguments: StageArguments
+    data: RecommendationData
+
+    @property
+    def arguments(self) -> StageArguments:
+        """What the stage was asked to do."""
+        ...
 
     @property
     def num_epochs(self) -> int:
@@ -81,7 +89,8 @@ def make_accelerator(arguments: StageArguments, stage: str) -> Accelerator:
     """The processes, the device and the trackers of a run.
 
     Raises:
-        ValueError: a kind of parallel training that this loop does not do (sharded parameters).
+        ValueError: a kind of parallel training that this loop does not do (sharded parameters), or a tracker that is not
+            installed.
     """
     accelerator = Accelerator(
         mixed_precision=arguments.precision,
@@ -95,19 +104,22 @@ def make_accelerator(arguments: StageArguments, stage: str) -> Accelerator:
             "launch with plain data parallelism (multi-GPU, multi-CPU)"
         )
     if arguments.report_to != "none":
+        if not accelerator.log_with:  # accelerate leaves out what is not installed, without a word
+            raise ValueError(f"report_to: {arguments.report_to} is not installed; run: pip install {arguments.report_to}")
         plain = {key: value for key, value in dataclasses.asdict(arguments).items() if isinstance(value, (int, float, str))}
         accelerator.init_trackers(f"cllm4rec-{stage}", config=plain)
     return accelerator
 
 
-def claim_folder(folder: Path, arguments: StageArguments) -> None:
+def claim_folder(folder: Path, arguments: StageArguments, data: RecommendationData) -> None:
     """Refuse to write over another run, and write down what this one is.
 
     Raises:
         FileExistsError: checkpoints are there and neither resume nor overwrite was asked for.
-        ValueError: resume was asked for, but the run there had other arguments (named).
+        ValueError: resume was asked for, but the run there had other arguments or other data (named).
     """
     identity = {key: value for key, value in dataclasses.asdict(arguments).items() if key not in NOT_PART_OF_A_RUN}
+    identity["data_sha256"] = interactions_fingerprint(data)
     record = folder / "run.json"
     if arguments.overwrite:
         shutil.rmtree(folder, ignore_errors=True)
@@ -123,8 +135,20 @@ def claim_folder(folder: Path, arguments: StageArguments) -> None:
             raise ValueError(
                 f"resume: the run in {folder} had other arguments (then, now): {changed}; give the same, or --overwrite"
             )
+        return
     folder.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps(identity), encoding="utf-8")
+    unfinished = record.with_name(record.name + ".unfinished")
+    unfinished.write_text(json.dumps(identity), encoding="utf-8")
+    unfinished.replace(record)
+
+
+def interactions_fingerprint(data: RecommendationData) -> str:
+    """SHA-256 of who interacted with what in which split, so that a run is not resumed on other data or another split."""
+    digest = hashlib.sha256()
+    for split in SPLITS:
+        histories = data.histories(split)
+        digest.update(histories.indptr.tobytes() + histories.items.tobytes())
+    return digest.hexdigest()
 
 
 def run(stage: Stage, accelerator: Accelerator) -> Progress:
@@ -136,7 +160,7 @@ def run(stage: Stage, accelerator: Accelerator) -> Progress:
     arguments, model = stage.arguments, stage.model
     folder = arguments.run_folder / "checkpoints" / stage.name
     if accelerator.is_main_process:
-        claim_folder(folder, arguments)
+        claim_folder(folder, arguments, stage.data)
     accelerator.wait_for_everyone()
     model.to(accelerator.device)
     if arguments.gradient_checkpointing:
@@ -156,7 +180,8 @@ def run(stage: Stage, accelerator: Accelerator) -> Progress:
         logger.info("resumed %s after step %d of %d", stage.name, progress.step, total)
     save = _Saver(folder, parameters, optimizer, schedule, fingerprint, accelerator)
     started, before = time.perf_counter(), progress.seconds
-    bar = tqdm(total=total, initial=progress.step, desc=stage.name, unit="step", disable=not accelerator.is_main_process)
+    quiet = not accelerator.is_main_process
+    bar = tqdm(total=total, initial=progress.step, desc=stage.name, unit="step", mininterval=2.0, disable=quiet)
     while progress.epoch < stage.num_epochs and not progress.finished:
         steps = stage.steps(progress.epoch)
         for step in steps[progress.step_in_epoch :]:
@@ -170,21 +195,30 @@ def run(stage: Stage, accelerator: Accelerator) -> Progress:
             bar.set_postfix_str(f"epoch {progress.epoch + 1}/{stage.num_epochs} {step.kind} nll {nll:.3f}", refresh=False)
             if progress.step % 10 == 0:
                 accelerator.log({f"{step.kind}/nll": nll, "lr": schedule.get_last_lr()[0]}, step=progress.step)
+            if progress.step_in_epoch == len(steps):
+                break  # the epoch's end saves, once for this step
             if progress.step == arguments.stop_after_steps:
                 save(progress)
-                bar.close()
-                return progress
-            if progress.step % arguments.save_every == 0 and progress.step_in_epoch < len(steps):
+                return _stop(progress, bar, accelerator)
+            if progress.step % arguments.save_every == 0:
                 save(progress)
         _end_epoch(stage, progress, accelerator, folder, parameters)
         progress.seconds = before + time.perf_counter() - started
         save(progress)
-    bar.close()
+        if progress.step == arguments.stop_after_steps and progress.epoch < stage.num_epochs and not progress.finished:
+            return _stop(progress, bar, accelerator)
     if progress.best_epoch >= 0:
         tensors, _ = checkpoints.read(folder / "best")
         _copy_into(parameters, tensors, folder / "best")
-    accelerator.end_training()
     progress.finished = True
+    return _stop(progress, bar, accelerator)
+
+
+def _stop(progress: Progress, bar: tqdm, accelerator: Accelerator) -> Progress:
+    """Close bar and trackers; the processes go on together (`end_training` would part them)."""
+    bar.close()
+    for tracker in accelerator.trackers:
+        tracker.finish()
     return progress
 
 
@@ -217,15 +251,14 @@ def _optimizer_step(
             if parameter.grad is not None:
                 torch.distributed.all_reduce(parameter.grad)
         totals = accelerator.reduce(totals.to(accelerator.device), "sum").cpu()
-    if arguments.max_grad_norm:
-        clip_grad_norm_(parameters.values(), arguments.max_grad_norm)
-    optimizer.step()
+    norm = float(clip_grad_norm_(parameters.values(), arguments.max_grad_norm or float("inf")))
     value = float(totals[0] / totals[1].clamp(min=1))
-    if not np.isfinite(value):
+    if not np.isfinite([value, norm]).all():
         raise ValueError(
-            f"{stage.name}: the loss is {value} at step {progress.step + 1}; lower lr, or set max_grad_norm; the last "
-            "checkpoint is good"
+            f"{stage.name}: at step {progress.step + 1} the loss is {value} and the gradient's norm {norm}; lower lr, or set "
+            "max_grad_norm; the last checkpoint is good"
         )
+    optimizer.step()
     return value
 
 
@@ -296,8 +329,9 @@ def _restore(
         )
     _copy_into(parameters, {name[len("model.") :]: one for name, one in tensors.items() if name.startswith("model.")}, path)
     checkpoints.restore_optimizer(optimizer, tensors)
-    schedule.last_epoch = state["schedule"]["last_epoch"] - 1
-    schedule.step()
+    schedule.last_epoch = state["schedule"]["last_epoch"]
+    for group, start, factor in zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+        group["lr"] = start * factor(schedule.last_epoch)
     return Progress(**state["progress"])
 
 

@@ -23,7 +23,7 @@ class LossTerms:
         nll: (B,) -ln p summed over a document's main tokens, in nats.
         tokens: main tokens in the whole batch.
         mutual: (B,) sum over ID tokens of ||z - z^||^2 between the two sides, the other side held fixed.
-        prior: (B,) sum over ID tokens of ||z||^2.
+        prior: (B,) sum over ID tokens of ||z||^2 of collaborative rows, 0 in a C step.
     """
 
     nll: torch.Tensor
@@ -149,6 +149,6 @@ def _terms(
     for (indices, given), trained, fixed in zip(parts, model.tables(side), model.tables(other), strict=True):
         if weights.lambda_c:
             mutual = mutual + squared_distances(indices, given, trained, fixed)
-        if weights.lambda_l:
+        if weights.lambda_l and side == "collaborative":  # content rows have the collaborative ones as their prior mean
             prior = prior + squared_distances(indices, given, trained)
     return LossTerms(nll, tokens, mutual, prior)

@@ -36,14 +36,14 @@ def choose_trainable(
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(arguments.seed)
-            return peft.get_peft_model(model.backbone, config)  # type: ignore[arg-type]
+            return peft.get_peft_model(model.backbone, config)
     return None
 
 
 def merge_lora(adapted: peft.PeftModel | None) -> None:
     """Fold the LoRA matrices into the backbone, which is an ordinary one again."""
     if adapted is not None:
-        adapted.merge_and_unload()  # type: ignore[operator]
+        adapted.merge_and_unload()
 
 
 def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:

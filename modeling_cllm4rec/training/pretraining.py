@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from modeling_cllm4rec.catalogue import Catalogue, KnownUsers
 from modeling_cllm4rec.corpora.batches import Batch, collate, plan_batches
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.documents import HistoryCorpus, TextCorpus, initial_item_rows
-from modeling_cllm4rec.corpora.prompts import Prompts, cut, recommendation_pieces
+from modeling_cllm4rec.corpora.prompts import cut, recommendation_pieces
 from modeling_cllm4rec.hub.model_card import save_record, training_record
 from modeling_cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation
 from modeling_cllm4rec.prompt_assembly import assemble
@@ -44,7 +45,7 @@ class PretrainingStage:
         arguments: PretrainArguments,
     ) -> None:
         self.model, self.data, self.arguments = model, data, arguments
-        prompts = Prompts.from_mapping(arguments.prompts)
+        prompts = arguments.templates
         self.texts = TextCorpus(
             data,
             tokenizer,
@@ -161,7 +162,7 @@ def new_model(
     tokenizer = CLLM4RecTokenizer.from_backbone(
         arguments.backbone, num_users=data.num_users, num_items=data.num_items, id_offset=model.config.id_offset
     )
-    model.config.recommendation_prompts = recommendation_pieces(Prompts.from_mapping(arguments.prompts), tokenizer)
+    model.config.recommendation_prompts = recommendation_pieces(arguments.templates, tokenizer)
     if arguments.init_ids == "text":
         _start_from_words(model, tokenizer, data, arguments)
     return model, tokenizer
@@ -171,21 +172,18 @@ def new_model(
 def _start_from_words(
     model: CLLM4RecForRecommendation, tokenizer: CLLM4RecTokenizer, data: RecommendationData, arguments: PretrainArguments
 ) -> None:
-    """Item rows of both sides: mean word row of the item's texts; user rows: mean of the items of the training history."""
-    words = model.get_input_embeddings().weight.detach().float().cpu().numpy()
-    rows = initial_item_rows(data, tokenizer, words, arguments.init_columns)
-    known = ~np.isnan(rows[:, 0])
+    """Item rows of both sides become the mean word row of the item's texts.
+
+    User rows stay random: started from their items they would give away, in finetuning, what is held out.
+    """
+    word_table: Any = model.get_input_embeddings()
+    words = word_table.weight.detach().float().cpu().numpy()
+    item_rows = initial_item_rows(data, tokenizer, words, arguments.init_columns)
+    known = ~np.isnan(item_rows[:, 0])
     if not known.any():
         raise ValueError(f"init_ids is 'text', but no item has any of {arguments.init_columns}; use init_ids: random")
-    rows = torch.from_numpy(rows)
     for side in SIDES:
-        users, items = model.tables(side)
-        items.weight[known] = rows[known]
-        train = data.histories("train")
-        user = torch.from_numpy(np.repeat(np.arange(data.num_users), np.diff(train.indptr)))
-        total = torch.zeros(data.num_users, rows.shape[1]).index_add(0, user, items.weight[torch.from_numpy(train.items).long()])
-        count = torch.bincount(user, minlength=data.num_users)
-        users.weight[count > 0] = (total / count[:, None].clamp(min=1))[count > 0]
+        model.tables(side)[1].weight[known] = torch.from_numpy(item_rows[known])
     logger.info("%d of %d item rows started from words", known.sum(), len(known))
 
 
