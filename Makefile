@@ -48,4 +48,4 @@ docs: $(DOCS_STAMP)  ## build the documentation into site/
 	$(BIN)/python -m mkdocs build --strict
 
 bench: $(STAMP)  ## time training and scoring against the released scheme
-	$(BIN)/python recipes/benchmark.py
+	$(BIN)/python recipes/benchmark.py speed

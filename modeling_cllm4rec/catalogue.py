@@ -35,6 +35,8 @@ class IdMap:
 
     def __init__(self, ids: Sequence[Any] | pa.Array | pa.ChunkedArray, name: str) -> None:
         self.name = name
+        if isinstance(ids, str):
+            raise ValueError(f"{name} is the string {ids!r}; give a list of ids, as [{ids!r}]")
         try:
             self.array = pa.array(ids) if not isinstance(ids, (pa.Array, pa.ChunkedArray)) else ids
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
@@ -82,7 +84,8 @@ class IdMap:
         if wrong and len(self):
             wanted = "strings" if self.is_text else "integers"
             raise ValueError(f"{self.name}: got {wrong!r}, but the ids of this catalogue are {wanted}; convert them first")
-        indices = self._index.get_indexer(pd.Index(given, dtype=self._index.dtype) if given else [])
+        dtype = self._index.dtype if self.is_text else None  # an integer may be too large for the catalogue's type
+        indices = self._index.get_indexer(pd.Index(given, dtype=dtype) if given else [])
         if on_unknown == "raise" and (indices < 0).any():
             unknown = list(dict.fromkeys(value for value, index in zip(given, indices, strict=True) if index < 0))
             raise ValueError(

@@ -52,7 +52,7 @@ def item_log_partition(hidden: torch.Tensor, table: torch.Tensor, chunk_size: in
         (M,) float32.
     """
     if chunk_size is None or chunk_size >= table.shape[0]:
-        return F.linear(hidden, table).float().logsumexp(-1)
+        return F.linear(hidden, table.to(hidden.dtype)).float().logsumexp(-1)
     if chunk_size < 1:
         raise ValueError(f"chunk_size is {chunk_size}; it must be 1 or more, or None for all items at once")
     return _ChunkedLogSumExp.apply(hidden, table.to(hidden.dtype), chunk_size)
@@ -64,7 +64,7 @@ def sampled_log_partition(
     """Estimate of the log partition from the positives and a uniform sample of other items, shared by all rows.
 
     A sampled item stands for (J - P) / S items, where P of a row's items are its distinct positives and S of the sample are
-    none of them: exp of the result is an unbiased estimate of the denominator.
+    none of them: exp of the result is an unbiased estimate of the denominator, if more items are drawn than P.
 
     Args:
         hidden: (M, K); table: (J, K); positives: (M, P) item indices, -100 where a row has fewer.

@@ -6,6 +6,8 @@ This file and its flat siblings stand alone: they are copied into every saved fo
 from __future__ import annotations
 
 import copy
+import difflib
+import inspect
 import json
 import shutil
 import tempfile
@@ -32,6 +34,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutputWithPast, ModelOutput
 from transformers.utils import GENERATION_CONFIG_NAME, cached_file
+from transformers.utils.hub import resolve_revision
 
 from .catalogue import CATALOGUE_FILE, USERS_FILE, Catalogue, KnownUsers, OnUnknown, Recommendations
 from .configuration_cllm4rec import CLLM4RecConfig
@@ -194,8 +197,8 @@ class CLLM4RecPreTrainedModel(PreTrainedModel):
         *,
         num_users: int | None = None,
         num_items: int | None = None,
-        users: Sequence[Any] | KnownUsers | None = None,
-        catalogue: Sequence[Any] | Catalogue | None = None,
+        users: Sequence[Any] | np.ndarray | pa.Array | KnownUsers | None = None,
+        catalogue: Sequence[Any] | np.ndarray | pa.Array | pa.Table | Catalogue | None = None,
         dtype: torch.dtype = torch.float32,
         seed: int = 0,
         **config_arguments: Any,
@@ -210,13 +213,18 @@ class CLLM4RecPreTrainedModel(PreTrainedModel):
             seed: start of the random numbers of the ID rows.
             config_arguments: further fields of `CLLM4RecConfig`.
 
+        Raises:
+            ValueError: a count and ids, or neither; ids that mix types or stand twice; a field that the configuration does
+                not have; a backbone whose shape or output layer cannot be used.
+
         Example:
             >>> model = CLLM4RecForRecommendation.from_backbone(
             ...     "gpt2", users=["ann"], catalogue=["B1", "B2"])  # doctest: +SKIP
         """
-        if isinstance(users, Sequence):
+        _check_fields(config_arguments)
+        if users is not None and not isinstance(users, KnownUsers):
             users = KnownUsers(users)
-        if isinstance(catalogue, Sequence):
+        if catalogue is not None and not isinstance(catalogue, Catalogue):
             catalogue = Catalogue(catalogue)
         backbone = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype)
         text_config = copy.deepcopy(backbone.config)
@@ -248,8 +256,13 @@ class CLLM4RecPreTrainedModel(PreTrainedModel):
             ValueError: weights that are missing, cut off or of another shape, or a catalogue of another checkpoint. Nothing
                 is left at random silently.
         """
+        where = {name: kwargs[name] for name in ("token", "local_files_only", "cache_dir") if name in kwargs}
+        revision = resolve_revision(pretrained_model_name_or_path, kwargs.get("revision"), **where)
+        if revision is not None:  # one commit, from which all files come
+            kwargs["revision"] = revision
         hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
         wants_info = kwargs.pop("output_loading_info", False)
+        kwargs["ignore_mismatched_sizes"] = True  # they are refused below, by name
         try:
             loaded: Any = super().from_pretrained(
                 pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
@@ -298,6 +311,12 @@ class CLLM4RecPreTrainedModel(PreTrainedModel):
         if users is not None and len(users) != config.num_users:
             raise ValueError(
                 f"{USERS_FILE} holds {len(users)} users, the weights {config.num_users}: it belongs to another checkpoint"
+            )
+        last = -1 if users is None or users.items is None else int(np.max(users.items, initial=-1))
+        if last >= config.num_items:
+            raise ValueError(
+                f"{USERS_FILE} has histories with item {last}, the catalogue ends at {config.num_items - 1}: "
+                "it belongs to another checkpoint"
             )
 
     def save_pretrained(  # type: ignore[override]
@@ -400,6 +419,7 @@ class CLLM4RecForCausalLM(CLLM4RecPreTrainedModel, GenerationMixin):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         **kwargs: Any,
@@ -410,6 +430,7 @@ class CLLM4RecForCausalLM(CLLM4RecPreTrainedModel, GenerationMixin):
             input_ids: (B, T) token ids, ID tokens included; or `inputs_embeds` (B, T, K).
             attention_mask: (B, T), with a cache (B, cached + T); padding on either side.
             position_ids: (B, T); None counts the real tokens.
+            token_type_ids: (B, T), for backbones whose tokenizer gives them (BERT).
             labels: (B, T) words to be predicted at their own place (shifted inside), -100 for places that do not count.
         """
         if (input_ids is None) == (inputs_embeds is None):
@@ -420,6 +441,8 @@ class CLLM4RecForCausalLM(CLLM4RecPreTrainedModel, GenerationMixin):
             position_ids = _positions(attention_mask)[:, -inputs_embeds.shape[1] :]  # type: ignore[arg-type]
         if position_ids is not None:
             kwargs["position_ids"] = position_ids
+        if token_type_ids is not None:
+            kwargs["token_type_ids"] = token_type_ids
         kwargs.pop("return_dict", None)
         outputs = self.backbone(
             inputs_embeds=inputs_embeds, attention_mask=attention_mask, return_dict=True, **kwargs
@@ -673,11 +696,11 @@ class CLLM4RecForRecommendation(CLLM4RecPreTrainedModel):
 
 
 def _tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase | None:
-    """The backbone's tokenizer, None if its folder has none."""
-    try:
-        return AutoTokenizer.from_pretrained(name_or_path)
-    except (OSError, ValueError):
-        return None
+    """The backbone's tokenizer, None if its folder has none (`AutoTokenizer` would make an empty one)."""
+    for file in ("tokenizer_config.json", "tokenizer.json"):
+        if cached_file(name_or_path, file, _raise_exceptions_for_missing_entries=False) is not None:
+            return AutoTokenizer.from_pretrained(name_or_path)
+    return None
 
 
 def _greedy(own: GenerationConfig, tokenizer: PreTrainedTokenizerBase | None) -> GenerationConfig:
@@ -703,6 +726,15 @@ def _is_left_padded(attention_mask: torch.Tensor | None) -> bool:
 def _positions(attention_mask: torch.Tensor) -> torch.Tensor:
     """(B, T) places of the real tokens among themselves: left padding counts for nothing."""
     return (attention_mask.cumsum(1) - 1).clamp(min=0)
+
+
+def _check_fields(arguments: dict[str, Any]) -> None:
+    """Refuse what a configuration would take and never read."""
+    names = [name for name in inspect.signature(CLLM4RecConfig).parameters if name not in ("text_config", "kwargs")]
+    for name in arguments:
+        if name not in names:
+            near = difflib.get_close_matches(name, names)
+            raise ValueError(f"from_backbone: unknown field {name!r}; nearest: {near or names}")
 
 
 def _count(count_name: str, count: int | None, ids_name: str, ids: Catalogue | KnownUsers | None) -> int:

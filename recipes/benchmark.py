@@ -212,7 +212,8 @@ def summarize(rates: dict[str, dict[str, list[float]]], counts: dict[str, int]) 
         documents = sum(counts[kind] for kind in kinds)
         speeds: dict[str, np.ndarray] = {}  # scheme -> (repeats,) documents per second
         for name in rates[kinds[0]]:
-            speeds[name] = documents / sum(counts[kind] / np.array(rates[kind][name]) for kind in kinds)
+            seconds = np.array([counts[kind] / np.array(rates[kind][name]) for kind in kinds])
+            speeds[name] = documents / seconds.sum(axis=0)
         summary[group] = {name: {"documents_per_second": float(np.median(speed))} for name, speed in speeds.items()}
         if RELEASED in speeds:
             for name, speed in speeds.items():
@@ -222,20 +223,19 @@ def summarize(rates: dict[str, dict[str, list[float]]], counts: dict[str, int]) 
     return summary
 
 
-def measure_growth(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Each task over each size of catalogue, in a process of its own, so that its memory is its own."""
+def measure_task(task: str, num_items: int, repeats: int, threads: int = 0) -> dict[str, Any]:
+    """One task over one size of catalogue, in a process of its own, so that its memory is its own."""
     script = Path(__file__).parent / "catalogue_growth.py"
     package = str(Path(__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))}
-    rows = []
-    cases = [(task, size) for task in TASKS for size in arguments.item_counts]
-    for task, size in tqdm(cases, desc="catalogue", unit="case"):
-        command = [sys.executable, str(script), "--task", task, "--items", str(size), "--repeats", str(arguments.repeats)]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        if done.returncode:
-            raise RuntimeError(f"{task} over {size} items ended with code {done.returncode}: {done.stderr.strip()[-500:]}")
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
-    return rows
+    sizes = ["--items", str(num_items), "--repeats", str(repeats), "--threads", str(threads)]
+    done = subprocess.run(
+        [sys.executable, str(script), "--task", task, *sizes], capture_output=True, text=True, env=environment
+    )
+    if done.returncode:
+        raise RuntimeError(f"{task} over {num_items} items ended with code {done.returncode}: {done.stderr.strip()[-500:]}")
+    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return row
 
 
 def as_markdown(report: dict[str, Any]) -> str:
@@ -276,6 +276,7 @@ def speed(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
+    cases = [(task, size) for task in TASKS for size in arguments.item_counts]
     report: dict[str, Any] = {
         "setting": {
             "data": arguments.data or "a generated small world",
@@ -286,7 +287,7 @@ def speed(arguments: argparse.Namespace) -> dict[str, Any]:
             "versions": {name: version(name) for name in LIBRARIES},
         },
         "training": {},
-        "catalogue": measure_growth(arguments),
+        "catalogue": [measure_task(*case, arguments.repeats, arguments.threads) for case in tqdm(cases, desc="catalogue")],
     }
     if arguments.schemes:
         with tempfile.TemporaryDirectory() as folder:

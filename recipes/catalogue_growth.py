@@ -89,8 +89,11 @@ def main(argv: list[str] | None = None) -> int:
     flags.add_argument("--batch", type=int, default=64, help="rows scored at once")
     flags.add_argument("--width", type=int, default=384, help="width of the item rows")
     flags.add_argument("--repeats", type=int, default=3, help="timed runs, of which the median counts")
+    flags.add_argument("--threads", type=int, default=0, help="threads of torch; 0 leaves its default")
     flags.add_argument("--seed", type=int, default=0, help="start of all random numbers")
     given = flags.parse_args(argv)
+    if given.threads:
+        torch.set_num_threads(given.threads)
     print(json.dumps(measure(given.task, given.items, given.batch, given.width, given.repeats, given.seed)))
     return 0
 

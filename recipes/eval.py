@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> dict[str, EvaluationReport]:
     """Evaluate model and baselines; save the model's report and renew its card."""
     data = RecommendationData.load(arguments.data)
-    model = CLLM4RecForRecommendation.from_pretrained(arguments.model)
+    model = load_model(arguments.model)
     check_same_ids(model, data, arguments.model)
     recommenders = {name: BASELINES[name](data) for name in arguments.baselines}
     reports = {
@@ -85,6 +85,18 @@ def run(arguments: argparse.Namespace) -> dict[str, EvaluationReport]:
     return reports
 
 
+def load_model(name: str) -> CLLM4RecForRecommendation:
+    """The model of a folder or a Hub name.
+
+    Raises:
+        OSError: there is none.
+    """
+    try:
+        return CLLM4RecForRecommendation.from_pretrained(name)
+    except OSError as error:
+        raise OSError(f"--model: {name} is no folder with a model and could not be read from the Hub ({error})") from error
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
     arguments = parser().parse_args(argv)
@@ -92,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         reports = run(arguments)
     except (ValueError, OSError) as error:
-        print(f"eval.py: error: {error}", file=sys.stderr)
+        print(f"eval.py: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     print(comparison_table(reports))
     return 0

@@ -127,12 +127,24 @@ def show(parts: Iterator[pa.Table], model: CLLM4RecForRecommendation) -> None:
             print(f"{row['user']}\t{row['rank']:>3}\t{row['item']}\t{row['score']:.3f}\t{title or ''}")
 
 
+def load_model(name: str) -> CLLM4RecForRecommendation:
+    """The model of a folder or a Hub name.
+
+    Raises:
+        OSError: there is none.
+    """
+    try:
+        return CLLM4RecForRecommendation.from_pretrained(name)
+    except OSError as error:
+        raise OSError(f"--model: {name} is no folder with a model and could not be read from the Hub ({error})") from error
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
     arguments = parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
-        model = CLLM4RecForRecommendation.from_pretrained(arguments.model)
+        model = load_model(arguments.model)
         parts = tables(arguments, model)
         if arguments.output:
             rows = write(parts, Path(arguments.output))
@@ -140,7 +152,7 @@ def main(argv: list[str] | None = None) -> int:
         else:
             show(parts, model)
     except (ValueError, OSError) as error:
-        print(f"recommend.py: error: {error}", file=sys.stderr)
+        print(f"recommend.py: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
 

@@ -187,6 +187,15 @@ class HistoryCorpus:
             return history
         return np.random.default_rng((self.seed, epoch, user)).permutation(history)
 
+    def user_tokens(self, users: np.ndarray, epoch: int, drop: float) -> np.ndarray:
+        """User indices, -1 for those whose document goes without the user's token, with probability `drop`.
+
+        Who is named is never needed to explain the items twice: with the token left out, the model has to learn from
+        the other items, and people without a token are in distribution.
+        """
+        draws = np.array([np.random.default_rng((self.seed, epoch, user, 1)).random() for user in users])
+        return np.where(draws < drop, -1, users)
+
     def split_holdout(self, user: int, epoch: int, share: float) -> tuple[np.ndarray, np.ndarray]:
         """Mask a random share of a history (section 3.4): what stays, reordered, and what is to be predicted.
 

@@ -16,6 +16,7 @@ PLACEHOLDERS = {
     "biography": {"user"},
     "review": {"user", "item"},
     "recommendation": {"user", "items"},
+    "anonymous_interactions": {"items"},
     "anonymous": {"items"},
 }
 
@@ -25,7 +26,7 @@ class Prompts:
     """Soft+hard prompts (section 3.2 of the paper): words around user and item ID tokens.
 
     What follows a prompt (or, in `interactions`, the items in it) is the document's main text, the only part that is
-    predicted. `item_text` is used once for each text column of the items, with the column's name for `{column}`.
+    predicted. The `anonymous` ones are for people without an ID token. `item_text` is used once for each text column of the items, with the column's name for `{column}`.
 
     Example:
         >>> Prompts.from_mapping({"review": "{user} on {item}:"}).review
@@ -37,6 +38,7 @@ class Prompts:
     biography: str = "About {user}:"
     review: str = "{user} says of {item}:"
     recommendation: str = "{user} chose: {items}. Next:"
+    anonymous_interactions: str = "Someone chose: {items}"
     anonymous: str = "Someone chose: {items}. Next:"
 
     def __post_init__(self) -> None:
@@ -49,8 +51,9 @@ class Prompts:
             if sorted(found) != sorted(PLACEHOLDERS[field.name]):
                 wanted = ", ".join("{" + name + "}" for name in sorted(PLACEHOLDERS[field.name]))
                 raise ValueError(f"prompts.{field.name} is {template!r}; it must hold each of {wanted} once and no other")
-        if not self.interactions.endswith("{items}"):
-            raise ValueError("prompts.interactions must end with {items}: they are the main text, and what follows is not")
+        for name in ("interactions", "anonymous_interactions"):
+            if not getattr(self, name).endswith("{items}"):
+                raise ValueError(f"prompts.{name} must end with {{items}}: they are the main text, and what follows is not")
 
     @classmethod
     def from_mapping(cls, templates: Mapping[str, str] | None) -> Prompts:

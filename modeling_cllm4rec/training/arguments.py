@@ -53,6 +53,9 @@ class StageArguments:
         default="exact", metadata={"help": "softmax over the catalogue: all logits at once, in chunks, or sampled"}
     )
     reorder: bool = field(default=True, metadata={"help": "draw a new order of each history in each epoch"})
+    drop_user: float = field(
+        default=0.1, metadata={"help": "probability that a history goes without its user's token; the paper's is 0"}
+    )
     max_text_tokens: int | None = field(
         default=None, metadata={"help": "cut longer texts; without it, a text beyond the context is an error"}
     )
@@ -91,6 +94,8 @@ class StageArguments:
                 f"lambda_l is {self.lambda_l}, but the released code has no prior; set lambda_l: 0, or "
                 "mutual_regularization: paper"
             )
+        if not 0 <= self.drop_user <= 1:
+            raise ValueError(f"drop_user is {self.drop_user}; it must lie between 0 and 1")
         if self.resume and self.overwrite:
             raise ValueError("resume and overwrite are both set; choose one")
         _ = self.templates  # a template that is not right is told before anything is loaded
@@ -116,6 +121,7 @@ class StageArguments:
 class PretrainArguments(StageArguments):
     """Pretraining (section 3.3): content warm-up, then alternating L and C steps with mutual regularization."""
 
+    drop_user: float = field(default=0.0, metadata={"help": "probability that a history goes without its user's token"})
     backbone: str = field(default="", metadata={"help": "name or path of a causal language model"})
     warmup_epochs: int = field(default=1, metadata={"help": "epochs of the content LM alone, without regularization"})
     init_ids: Literal["text", "random"] = field(
@@ -147,7 +153,6 @@ class FinetuneArguments(StageArguments):
         default="holdout", metadata={"help": "what is predicted: held-out items as in the paper, or all as the released code"}
     )
     average_holdout: bool = field(default=False, metadata={"help": "average a user's loss over the held-out items"})
-    drop_user: float = field(default=0.1, metadata={"help": "probability that a prompt goes without its user token"})
     content_every: int = field(default=0, metadata={"help": "one C step after so many recommendation steps; 0 for none"})
     train_on: Literal["train", "train+validation"] = field(
         default="train", metadata={"help": "interactions that are learned from; the model is always selected on validation"}
@@ -162,8 +167,6 @@ class FinetuneArguments(StageArguments):
             raise ValueError(f"mask_share is {self.mask_share}; it must lie between 0 and 1, both excluded")
         _check_at_least(self, 1, "eval_batch_size", "eval_every")
         _check_at_least(self, 0, "content_every")
-        if not 0 <= self.drop_user <= 1:
-            raise ValueError(f"drop_user is {self.drop_user}; it must lie between 0 and 1")
 
 
 SECTIONS = ("pretrain", "finetune")

@@ -35,7 +35,7 @@ def stage_command(
         )
         _, progress = stage(arguments)
     except (ValueError, OSError) as error:
-        print(f"{section}: error: {error}", file=sys.stderr)
+        print(f"{section}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     if not progress.finished:
         print(f"{section}: stopped after step {progress.step}; go on with --resume", file=sys.stderr)

@@ -96,7 +96,7 @@ class FinetuningStage:
             words = next_word_terms(self.model, collate(*self.texts.rows(part)).to(device), weights)
             return weights.total(words, len(step.documents)), float(words.nll.detach().sum()), words.tokens
         kept, held = self._masked(part, epoch)
-        prompts = self.model.build_prompts(self._user_tokens(part, epoch), kept)
+        prompts = self.model.build_prompts(self.histories.user_tokens(part, epoch, self.arguments.drop_user), kept)
         batch = collate(prompts, [len(prompt) for prompt in prompts], held).to(device)
         terms = holdout_terms(
             self.model, batch, weights, self.arguments.item_loss, generator, self.arguments.average_holdout
@@ -110,11 +110,6 @@ class FinetuningStage:
         if self.arguments.target == "holdout":
             return kept, [pair[1] for pair in pairs]
         return kept, [self.histories.history(int(user)) for user in users]
-
-    def _user_tokens(self, users: np.ndarray, epoch: int) -> np.ndarray:
-        """User indices, -1 where the prompt goes without the user's token."""
-        draws = np.array([np.random.default_rng((self.arguments.seed, epoch, user, 1)).random() for user in users])
-        return np.where(draws < self.arguments.drop_user, -1, users)
 
     def validate(self, epoch: int) -> dict[str, float]:
         """Recall@20, Recall@40, NDCG@100 on validation, and their sum, which selects (released code, A4)."""

@@ -164,7 +164,7 @@ def run(stage: Stage, accelerator: Accelerator) -> Progress:
     accelerator.wait_for_everyone()
     model.to(accelerator.device)
     if arguments.gradient_checkpointing:
-        model.backbone.gradient_checkpointing_enable()
+        model.backbone.activation_checkpointing_enable()
     parameters = trainable(model)
     optimizer = torch.optim.AdamW(parameter_groups(model, arguments), fused=True)
     counts = [len(stage.steps(epoch)) for epoch in range(stage.num_epochs)]

@@ -56,6 +56,7 @@ class PretrainingStage:
         )
         self.histories = HistoryCorpus(data.histories("train"), arguments.seed, arguments.reorder)
         self.pieces = cut(prompts.interactions, tokenizer)
+        self.anonymous_pieces = cut(prompts.anonymous_interactions, tokenizer)
         self.max_length = min(model.config.context_length, arguments.max_history_tokens or model.config.context_length)
         held = np.random.default_rng(arguments.seed).permutation(len(self.texts))
         count = int(np.ceil(arguments.text_validation_share * len(held)))
@@ -101,18 +102,21 @@ class PretrainingStage:
         if kind == "content":
             return next_word_terms(self.model, collate(*self.texts.rows(part)).to(device), weights)
         orders = [self.histories.reordered(int(user), epoch) for user in part]
-        batch = self._interactions(part, orders).to(device)
+        named = self.histories.user_tokens(part, epoch, self.arguments.drop_user)
+        batch = self._interactions(named, orders).to(device)
         return next_item_terms(self.model, batch, weights, self.arguments.item_loss, generator)
 
     def _interactions(self, users: np.ndarray, orders: list[np.ndarray]) -> Batch:
+        """Interaction documents of users (-1: without the user's token) and their items."""
         first_user = self.model.config.id_offset
         first_item = first_user + self.model.config.num_users
-        rows = [
-            assemble(self.pieces, user=first_user + int(user), items=order + first_item, max_length=self.max_length)
-            for user, order in zip(users, orders, strict=True)
-        ]
-        prompt = len(assemble(self.pieces, user=first_user))
-        return collate(rows, [prompt] * len(rows))
+        rows, prompt_lengths = [], []
+        for user, order in zip(users, orders, strict=True):
+            pieces = self.pieces if user >= 0 else self.anonymous_pieces
+            row = assemble(pieces, user=first_user + int(user), items=order + first_item, max_length=self.max_length)
+            rows.append(row)
+            prompt_lengths.append(len(assemble(pieces, user=first_user)))
+        return collate(rows, prompt_lengths)
 
     @torch.no_grad()
     def validate(self, epoch: int) -> dict[str, float]:
@@ -150,15 +154,25 @@ class PretrainingStage:
 def new_model(
     data: RecommendationData, arguments: PretrainArguments
 ) -> tuple[CLLM4RecForRecommendation, CLLM4RecTokenizer]:
-    """Model and tokenizer for a data folder, with the backbone's weights and fresh ID rows."""
+    """Model and tokenizer for a data folder, with the backbone's weights and fresh ID rows.
+
+    Raises:
+        OSError: there is no such backbone.
+        ValueError: it is of a kind that does not fit, or `init_ids` is `text` and no item has a text.
+    """
     train = data.histories("train")
-    model = CLLM4RecForRecommendation.from_backbone(
-        arguments.backbone,
-        users=KnownUsers(data.users["user_id"], train.indptr, train.items),
-        catalogue=Catalogue(data.items),
-        seed=arguments.seed,
-        max_history_tokens=arguments.max_history_tokens,
-    )
+    try:
+        model = CLLM4RecForRecommendation.from_backbone(
+            arguments.backbone,
+            users=KnownUsers(data.users["user_id"], train.indptr, train.items),
+            catalogue=Catalogue(data.items),
+            seed=arguments.seed,
+            max_history_tokens=arguments.max_history_tokens,
+        )
+    except OSError as error:
+        raise OSError(
+            f"backbone: {arguments.backbone} is no folder with a language model and could not be read from the Hub ({error})"
+        ) from error
     tokenizer = CLLM4RecTokenizer.from_backbone(
         arguments.backbone, num_users=data.num_users, num_items=data.num_items, id_offset=model.config.id_offset
     )

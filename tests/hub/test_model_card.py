@@ -1,0 +1,105 @@
+"""The generated card: from records of what was run, readable by `huggingface_hub`."""
+
+import json
+from dataclasses import dataclass
+
+import pytest
+from huggingface_hub import ModelCard
+
+from modeling_cllm4rec.corpora.data_folder import RecommendationData
+from modeling_cllm4rec.evaluation.protocol import Protocol
+from modeling_cllm4rec.evaluation.report import EvaluationReport
+from modeling_cllm4rec.hub.model_card import RECORD_FILE, make_card, save_record, training_record, update_card
+from modeling_cllm4rec.training.loop import Progress
+
+INFO = {
+    "statistics": {"users": 10, "items": 20, "interactions": {"train": 50, "test": 10}},
+    "protocol": {"split": "random", "seed": 7},
+}
+
+
+@dataclass
+class SomeArguments:
+    lr: float = 0.001
+    data: str = "data/mine"
+    sides: tuple[str, ...] = ("content",)
+
+
+def report(split: str = "test", history: str = "train", recall: float = 0.1234567) -> EvaluationReport:
+    protocol = Protocol("mine: a 'world'", "random split, seed 7", split, history, "train", items=20, users=10, excluded_users=1)
+    return EvaluationReport(protocol, {"recall@20": recall, "ndcg@10": 0.5}, {"recall@20": (0.05, 0.2)}, 1.5, 0, 100)
+
+
+@pytest.fixture
+def record() -> dict:
+    return training_record(SomeArguments(), Progress(epoch=2, step=30, best_epoch=1, seconds=12.34, history=[{"epoch": 0}]))
+
+
+def test_the_model_index_holds_every_metric_with_its_protocol():
+    reports = [report(), report(history="train+validation", recall=0.2), report("validation")]
+    card = ModelCard(make_card("my model", {}, INFO, reports))
+    data = card.data
+    assert data.library_name == "transformers"
+    assert data.model_name == "my model"
+    assert {"recommendation", "cllm4rec"} <= set(data.tags)
+    found = {(result.dataset_name, result.dataset_split, result.metric_name): result.metric_value for result in data.eval_results}
+    name = "mine: a 'world'"
+    assert found == {
+        (name, "test", "recall@20 (train histories)"): 0.12346,
+        (name, "test", "ndcg@10 (train histories)"): 0.5,
+        (name, "test", "recall@20 (train+validation histories)"): 0.2,
+        (name, "test", "ndcg@10 (train+validation histories)"): 0.5,
+        (name, "validation", "recall@20 (train histories)"): 0.12346,
+        (name, "validation", "ndcg@10 (train histories)"): 0.5,
+    }
+    assert {result.task_type for result in data.eval_results} == {"recommendation"}
+
+
+def test_the_text_says_what_was_run(record):
+    text = make_card("mine", {"pretrain": record, "finetune": record}, INFO, [report()])
+    body = ModelCard(text).text
+    assert "- users: 10" in body
+    assert '- interactions: {"train": 50, "test": 10}' in body
+    assert "- seed: 7" in body
+    assert "| recall@20 | 0.1235 | 0.0500 to 0.2000 |" in body
+    assert f"Protocol: {report().protocol}." in body
+    assert body.index("## Training: pretrain") < body.index("## Training: finetune")
+    assert "30 optimizer steps, 12 s on " in body
+    assert "lr: 0.001" in body
+    for library in ("torch", "transformers", "datasets", "cllm4rec"):
+        assert f"{library} {record['versions'][library]}" in body
+    assert "trust_remote_code=True" in body
+    assert "include_histories=False" in body
+
+
+def test_a_model_that_was_not_evaluated():
+    card = ModelCard(make_card("mine", {}, INFO, []))
+    assert card.data.eval_results is None
+    assert "Not evaluated yet: run `recipes/eval.py`." in card.text
+
+
+def test_records_of_stages_stand_beside_each_other(record, tmp_path):
+    save_record(tmp_path, "pretrain", record)
+    save_record(tmp_path, "finetune", {**record, "steps": 31})
+    save_record(tmp_path, "finetune", {**record, "steps": 32})  # a later run counts
+    records = json.loads((tmp_path / RECORD_FILE).read_text())
+    assert [(stage, values["steps"]) for stage, values in records.items()] == [("pretrain", 30), ("finetune", 32)]
+    assert records["pretrain"]["arguments"] == {"lr": 0.001, "data": "data/mine", "sides": ["content"]}
+    assert records["pretrain"]["best_epoch"] == 1
+
+
+def test_the_card_of_a_folder(data: RecommendationData, record, tmp_path):
+    folder = tmp_path / "my-run"
+    folder.mkdir()
+    save_record(folder, "pretrain", record)
+    report().save(folder / "evaluation-test-given-train.json")
+    report("validation", recall=0.75).save(folder / "evaluation-validation-given-train.json")
+    text = update_card(folder, data)
+    assert (folder / "README.md").read_text(encoding="utf-8") == text
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.model_name == "my-run"
+    assert sorted(result.metric_value for result in card.data.eval_results) == [0.12346, 0.5, 0.5, 0.75]
+    assert "## Training: pretrain" in card.text
+    for key, value in data.info["statistics"].items():
+        assert f"- {key}: " in card.text, value
+    assert update_card(folder, data) == text  # nothing in it depends on when it was written

@@ -1,0 +1,385 @@
+"""The commands, end to end on the tiny world: pretrain, finetune, evaluate, recommend; and one line for bad input."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from accelerate.state import AcceleratorState
+
+from modeling_cllm4rec.corpora.data_folder import RecommendationData
+from modeling_cllm4rec.evaluation.report import EvaluationReport
+from modeling_cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+Main = Callable[..., int]
+
+
+def main_of(name: str) -> Main:
+    spec = importlib.util.spec_from_file_location(f"{name}_recipe", RECIPES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def main(*argv: str | Path) -> int:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        return module.main([str(word) for word in argv])
+
+    return main
+
+
+@pytest.fixture(scope="module")
+def pretrain() -> Main:
+    return main_of("pretrain")
+
+
+@pytest.fixture(scope="module")
+def finetune() -> Main:
+    return main_of("finetune")
+
+
+@pytest.fixture(scope="module")
+def evaluate() -> Main:
+    return main_of("eval")
+
+
+@pytest.fixture(scope="module")
+def recommend() -> Main:
+    return main_of("recommend")
+
+
+@pytest.fixture(scope="module")
+def config(data_folder: Path, tiny_backbones: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    values = {
+        "data": str(data_folder),
+        "batch_size": 32,
+        "max_text_tokens": 12,
+        "lr": "1e-2",
+        "pretrain": {"backbone": str(tiny_backbones["gpt2"]), "epochs": 1, "content_share": 0.3},
+        "finetune": {"epochs": 2, "content_every": 1},
+    }
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(config: Path, pretrain: Main, finetune: Main, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run: read it, and evaluate it with `--output` elsewhere."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    assert pretrain("--config", config, "--output", folder) == 0
+    assert finetune("--config", config, "--output", folder) == 0
+    return folder
+
+
+def assert_one_line(capsys: pytest.CaptureFixture[str], message: str) -> None:
+    """The error is one line and the last one, with no traceback; libraries may have shown progress before."""
+    told = capsys.readouterr().err.splitlines()
+    assert sum(": error: " in line for line in told) == 1, told
+    assert re.search(message, told[-1]), told[-1]
+    assert not any("Traceback" in line for line in told)
+
+
+# ---- training ----
+
+
+def test_what_a_run_leaves(run: Path) -> None:
+    assert {path.name for path in run.iterdir() if path.is_dir()} == {"checkpoints", "corpus", "pretrained"}
+    model_files = {
+        "config.json",
+        "model.safetensors",
+        "catalogue.parquet",
+        "users.parquet",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "modeling_cllm4rec.py",
+        "tokenization_cllm4rec.py",
+    }
+    assert model_files <= {path.name for path in run.iterdir()}
+    assert model_files <= {path.name for path in (run / "pretrained").iterdir()}
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"pretrain", "finetune"}
+    for stage in ("pretrain", "finetune"):
+        names = {path.name for path in (run / "checkpoints" / stage).iterdir()}
+        assert {"best", "run.json"} < names
+        assert 1 <= sum(name.startswith("step-") for name in names) <= 2
+        assert not [name for name in names if "." in name and name != "run.json"]
+
+
+def test_the_record_of_a_run(run: Path, data_folder: Path) -> None:
+    record = json.loads((run / "training.json").read_text())
+    assert set(record) == {"pretrain", "finetune"}
+    assert record["finetune"]["arguments"]["lr"] == 0.01
+    assert record["finetune"]["arguments"]["start"] == str(run / "pretrained")
+    assert [epoch["epoch"] for epoch in record["finetune"]["history"]] == [0, 1]
+    card = (run / "README.md").read_text()
+    assert "Training: pretrain" in card and "Training: finetune" in card
+
+
+def test_the_same_command_again_is_refused(run: Path, config: Path, finetune: Main, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (run / "model.safetensors").read_bytes()
+    assert finetune("--config", config, "--output", run) == 2
+    assert_one_line(capsys, "finetune: error: output: .* holds a run already; pass --resume")
+    assert (run / "model.safetensors").read_bytes() == before
+
+
+def test_stop_and_resume(config: Path, run: Path, finetune: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--config", config, "--output", tmp_path / "run", "--start", run / "pretrained"]
+    assert finetune(*argv, "--stop_after_steps", "1") == 0
+    assert "finetune: stopped after step 1; go on with --resume" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    assert finetune(*argv, "--resume") == 0
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--data", "nowhere"], "error: nowhere: there is no such data folder"),
+        (["--epoch", "3"], r"error: unknown flag '--epoch'; nearest: \['--epochs'"),
+        (["--epochs", "0"], "error: epochs is 0; it must be 1 or more"),
+        (["--config", "missing.yaml"], "error: config: there is no file missing.yaml"),
+    ],
+)
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_bad_training_input_is_one_line(
+    stage: str,
+    flags: list[str],
+    message: str,
+    config: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
+) -> None:
+    argv = [] if "--config" in flags else ["--config", config]
+    main = request.getfixturevalue(stage)
+    assert main(*argv, "--output", tmp_path / "run", *flags) == 2
+    assert_one_line(capsys, f"{stage}: {message}")
+
+
+def test_an_unknown_yaml_key_is_one_line(pretrain: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "bad.yaml").write_text("data: d\nepoch: 3\n")
+    assert pretrain("--config", tmp_path / "bad.yaml", "--output", tmp_path / "run") == 2
+    assert_one_line(capsys, r"pretrain: error: .*bad\.yaml: unknown key 'epoch'; nearest: \['epochs'\]")
+
+
+def test_a_backbone_that_is_not_there_is_one_error(
+    pretrain: Main, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert pretrain("--config", config, "--output", tmp_path / "run", "--backbone", tmp_path / "nowhere") == 2
+    assert_one_line(capsys, "pretrain: error: backbone: .*nowhere is no folder with a language model")
+
+
+def test_finetuning_before_pretraining(
+    finetune: Main, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert finetune("--config", config, "--output", tmp_path / "run") == 2
+    assert_one_line(capsys, "finetune: error: start: there is no folder .*pretrained; run recipes/pretrain.py first")
+
+
+def test_help_names_every_argument(finetune: Main, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        finetune("--help")
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert "accelerate launch recipes/finetune.py" in text
+    assert all(flag in text for flag in ("--config", "--mask_share", "--resume", "--tune"))
+
+
+# ---- evaluation ----
+
+METRICS = ["--metrics", "recall@10", "ndcg@10", "coverage@10"]
+
+
+def test_evaluation_prints_a_table_and_saves_a_report(
+    run: Path, data_folder: Path, evaluate: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    baselines = ["--baselines", "popularity", "random"]
+    assert evaluate("--model", run, "--data", data_folder, *METRICS, *baselines, "--output", tmp_path) == 0
+    table = capsys.readouterr().out
+    rows = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("|")]
+    assert rows == ["model", "---", "popularity", "random", "CLLM4Rec"]
+    assert "Protocol: " in table and "test" in table
+    report = EvaluationReport.load(tmp_path / "evaluation-test-given-train.json")
+    assert list(report.metrics) == METRICS[1:]
+    assert f"{report.metrics['recall@10']:.4f}" in table
+    per_user = pq.read_table(tmp_path / "evaluation-test-given-train.parquet")
+    assert per_user.column_names == ["user_index", "recall@10", "ndcg@10"]
+    assert report.metrics["recall@10"] == pytest.approx(sum(per_user["recall@10"].to_pylist()) / per_user.num_rows)
+
+
+def test_evaluation_given_validation_too(
+    run: Path, data_folder: Path, evaluate: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--model", run, "--data", data_folder, *METRICS, "--output", tmp_path, "--baselines"]
+    assert evaluate(*argv, "--test-history", "train+validation") == 0
+    report = EvaluationReport.load(tmp_path / "evaluation-test-given-train-validation.json")
+    assert report.protocol.masked == report.protocol.test_history == "train+validation"
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert [row.split("|")[1].strip() for row in rows] == ["model", "---", "CLLM4Rec"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--data", "nowhere"], "nowhere: there is no such data folder"),
+        (["--metrics", "recal@10"], r"unknown metric 'recal@10': .*did you mean recall@10\?"),
+        (["--metrics", "recall@41"], "recall@41 needs 41 items, the catalogue has 40; choose a smaller k"),
+        (["--model", "nowhere/model"], "--model: nowhere/model is no folder with a model"),
+        (["--split", "validation", "--test-history", "train+validation"], "validation"),
+    ],
+)
+def test_bad_evaluation_input_is_one_line(
+    flags: list[str],
+    message: str,
+    run: Path,
+    data_folder: Path,
+    evaluate: Main,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert evaluate("--model", run, "--data", data_folder, *METRICS, "--output", tmp_path, *flags) == 2
+    assert_one_line(capsys, f"eval.py: error: .*{message}")
+    assert not list(tmp_path.iterdir())
+
+
+# ---- recommendations ----
+
+
+@pytest.fixture(scope="module")
+def model(run: Path) -> CLLM4RecForRecommendation:
+    return CLLM4RecForRecommendation.from_pretrained(run)
+
+
+def printed(capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
+    return [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+
+
+def test_recommendations_for_users_are_printed_with_titles(
+    run: Path, data: RecommendationData, model: CLLM4RecForRecommendation, recommend: Main, capsys: pytest.CaptureFixture[str]
+) -> None:
+    users = data.users["user_id"].to_pylist()[3:5]
+    assert recommend("--model", run, "--users", *users, "--k", "4") == 0
+    rows = printed(capsys)
+    expected = model.recommend(users=users, k=4).to_pylist()
+    assert [(row[0], int(row[1]), row[2]) for row in rows] == [(one["user"], one["rank"], one["item"]) for one in expected]
+    titles = dict(zip(data.items["item_id"].to_pylist(), data.items["title"].to_pylist(), strict=True))
+    assert [row[4] for row in rows] == [titles[row[2]] for row in rows]
+    seen = {data.items["item_id"][int(item)].as_py() for item in model.users.history(3)}  # type: ignore[union-attr]
+    assert not seen & {row[2] for row in rows if row[0] == users[0]}
+
+
+def test_recommendations_among_candidates_and_with_what_was_seen(
+    run: Path, data: RecommendationData, recommend: Main, capsys: pytest.CaptureFixture[str]
+) -> None:
+    user, items = data.users["user_id"][0].as_py(), data.items["item_id"].to_pylist()[:3]
+    assert recommend("--model", run, "--users", user, "--k", "3", "--include-seen", "--candidates", *items) == 0
+    assert {row[2] for row in printed(capsys)} == set(items)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+@pytest.mark.parametrize("named", [False, True])
+def test_recommendations_for_a_file_of_histories(
+    kind: str,
+    named: bool,
+    run: Path,
+    data: RecommendationData,
+    model: CLLM4RecForRecommendation,
+    recommend: Main,
+    tmp_path: Path,
+) -> None:
+    items, users = data.items["item_id"].to_pylist(), data.users["user_id"].to_pylist()
+    histories = [items[2:5], [items[7]], items[:6]]
+    rows = [{"history": history} | ({"user_id": users[9 - n]} if named else {}) for n, history in enumerate(histories)]
+    path = tmp_path / f"people.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    assert recommend("--model", run, "--histories", path, "--k", "5", "--output", tmp_path / "out" / "recs.parquet") == 0
+    table = pq.read_table(tmp_path / "out" / "recs.parquet")
+    expected = model.recommend(users=[users[9 - n] for n in range(3)] if named else None, histories=histories, k=5).table
+    assert table.column_names == ["user", "item", "rank", "score"]
+    for name in ("user", "item", "rank"):
+        assert table[name].to_pylist() == expected[name].to_pylist()
+
+
+def test_recommendations_for_everyone(
+    run: Path, data: RecommendationData, recommend: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "everyone.parquet"
+    assert recommend("--model", run, "--k", "3", "--output", path, "--batch-size", "7") == 0
+    table = pq.read_table(path)
+    assert table["user"].to_pylist() == [user for user in data.users["user_id"].to_pylist() for _ in range(3)]
+    assert table["rank"].to_pylist() == [1, 2, 3] * data.num_users
+    assert f"{3 * data.num_users} recommendations written" in capsys.readouterr().err
+    assert [one.name for one in tmp_path.iterdir()] == ["everyone.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--users", "nobody"], r"1 unknown user_id: \['nobody'\]; the model knows 60"),
+        (["--k", "41"], "k is 41; it must lie between 1 and the 40 items"),
+        (["--k", "0"], "k is 0; it must lie between 1 and the 40 items"),
+        (["--candidates", "nothing"], r"1 unknown item_id: \['nothing'\]"),
+        (["--histories", "nowhere.parquet"], "--histories: there is no file nowhere.parquet"),
+        (["--model", "nowhere/model"], "--model: nowhere/model is no folder with a model"),
+    ],
+)
+def test_bad_questions_are_one_line(
+    flags: list[str], message: str, run: Path, recommend: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert recommend("--model", run, "--output", tmp_path / "recs.parquet", *flags) == 2
+    assert_one_line(capsys, f"recommend.py: error: .*{message}")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", r"--histories: .*people\.jsonl is neither Parquet nor JSON lines|is empty"),
+        ("not json\n", r"--histories: .*people\.jsonl is neither Parquet nor JSON lines"),
+        ('{"items": ["a"]}\n', r"people\.jsonl has columns \['items'\]; it needs 'history'"),
+        ('{"history": []}\n', r"histor.* empty|needs 'history'"),
+        ('{"history": ["nothing"]}\n', r"1 unknown item_id: \['nothing'\]"),
+        ('{"history": null}\n', r"histor"),
+        ('{"history": "B1"}\n', r"histor"),
+        ('{"history": 5}\n', r"histor"),
+        ('{"history": [5]}\n', r"item_id: got \[5\], but the ids of this catalogue are strings"),
+    ],
+)
+def test_bad_histories_are_one_line(
+    content: str, message: str, run: Path, recommend: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "people.jsonl"
+    path.write_text(content)
+    assert recommend("--model", run, "--histories", path) == 2
+    assert_one_line(capsys, f"recommend.py: error: .*({message})")
+
+
+def test_a_command_from_another_folder(run: Path, data: RecommendationData, tmp_path: Path) -> None:
+    """`python /somewhere/recipes/recommend.py` with the package installed, started anywhere, model by relative path."""
+    user = data.users["user_id"][0].as_py()
+    ended = subprocess.run(
+        [sys.executable, str(RECIPES / "recommend.py"), "--model", run.name, "--users", user, "--k", "2"],
+        cwd=run.parent,
+        env={**os.environ, "PYTHONPATH": str(RECIPES.parent)},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=300,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert [line.split("\t")[0] for line in ended.stdout.splitlines()] == [user, user]
+    assert "Traceback" not in ended.stderr

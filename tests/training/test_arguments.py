@@ -1,0 +1,286 @@
+"""Arguments: YAML sets defaults, flags have the last word, and whatever is not allowed is an error that names it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modeling_cllm4rec.corpora.prompts import Prompts
+from modeling_cllm4rec.training.arguments import (
+    FinetuneArguments,
+    PretrainArguments,
+    StageArguments,
+    parse_arguments,
+    read_config,
+)
+
+CONFIGS = sorted((Path(__file__).parents[2] / "recipes" / "configs").glob("*.yaml"))
+BASE = {"data": "data/mine", "output": "runs/mine"}
+FLAGS = ["--data", "data/mine", "--output", "runs/mine"]
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def parse_pretrain(folder: Path, text: str, *flags: str) -> PretrainArguments:
+    argv = [*FLAGS, "--backbone", "gpt2", "--config", write(folder, text), *flags]
+    return parse_arguments(PretrainArguments, "pretrain", argv)
+
+
+def parse_finetune(folder: Path, text: str, *flags: str) -> FinetuneArguments:
+    return parse_arguments(FinetuneArguments, "finetune", [*FLAGS, "--config", write(folder, text), *flags])
+
+
+# ---- YAML and flags ----
+
+
+def test_yaml_sets_defaults_and_flags_have_the_last_word(tmp_path: Path) -> None:
+    text = "seed: 7\nepochs: 3\nlr: 0.5\npretrain:\n  epochs: 4\n  tune: lora\n"
+    arguments = parse_pretrain(tmp_path, text, "--lr", "0.25", "--tune", "full")
+    assert (arguments.seed, arguments.epochs, arguments.lr, arguments.tune) == (7, 4, 0.25, "full")
+    assert arguments.batch_size == PretrainArguments(**BASE, backbone="gpt2").batch_size
+
+
+@pytest.mark.parametrize("position", ["before", "after", "equals"])
+def test_the_place_of_config_does_not_matter(position: str, tmp_path: Path) -> None:
+    path = write(tmp_path, "epochs: 3\nlr: 0.5\n")
+    argv = {
+        "before": ["--config", path, *FLAGS, "--lr", "0.25"],
+        "after": [*FLAGS, "--lr", "0.25", "--config", path],
+        "equals": [*FLAGS, f"--config={path}", "--lr", "0.25"],
+    }[position]
+    arguments = parse_arguments(FinetuneArguments, "finetune", argv)
+    assert (arguments.epochs, arguments.lr) == (3, 0.25)
+
+
+def test_the_section_of_the_other_stage_is_not_read(tmp_path: Path) -> None:
+    text = "pretrain:\n  epochs: 3\nfinetune:\n  epochs: 5\n  drop_user: 0.5\n"
+    assert parse_pretrain(tmp_path, text).epochs == 3
+    finetune = parse_finetune(tmp_path, text)
+    assert (finetune.epochs, finetune.drop_user) == (5, 0.5)
+
+
+def test_a_file_of_nothing_and_no_file_are_fine(tmp_path: Path) -> None:
+    assert parse_finetune(tmp_path, "") == FinetuneArguments(**BASE) == parse_arguments(FinetuneArguments, "finetune", FLAGS)
+
+
+def test_numbers_as_yaml_reads_them(tmp_path: Path) -> None:
+    """YAML 1.1 takes 1e-3 for a string and 1 for an integer."""
+    arguments = parse_pretrain(tmp_path, "lr: 1e-3\nbackbone_lr: 2E-4\nlambda_c: 1\nmax_grad_norm: 0.5\n")
+    assert (arguments.lr, arguments.backbone_lr, arguments.lambda_c, arguments.max_grad_norm) == (1e-3, 2e-4, 1.0, 0.5)
+    assert isinstance(arguments.lambda_c, float)
+
+
+def test_booleans_lists_and_optional_values(tmp_path: Path) -> None:
+    text = "reorder: false\nmax_text_tokens: 64\nmax_history_tokens: null\npretrain:\n  init_columns: [title]\n"
+    arguments = parse_pretrain(tmp_path, text, "--resume")
+    assert (arguments.reorder, arguments.resume) == (False, True)
+    assert (arguments.max_text_tokens, arguments.max_history_tokens, arguments.init_columns) == (64, None, ["title"])
+    assert parse_pretrain(tmp_path, "", "--no_reorder", "--init_columns", "title", "brand").init_columns == ["title", "brand"]
+    assert parse_pretrain(tmp_path, "", "--no_reorder").reorder is False
+
+
+def test_prompts_from_yaml_and_from_a_flag(tmp_path: Path) -> None:
+    changed = Prompts(review="{user} on {item}:")
+    assert parse_pretrain(tmp_path, "prompts:\n  review: '{user} on {item}:'\n").templates == changed
+    arguments = parse_pretrain(tmp_path, "", "--prompts", '{"review": "{user} on {item}:"}')
+    assert arguments.templates == changed
+    assert arguments.prompts == {"review": "{user} on {item}:"}
+    assert parse_pretrain(tmp_path, "").templates == Prompts()
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.name)
+def test_every_config_of_the_recipes_parses_for_both_stages(config: Path) -> None:
+    argv = [*FLAGS, "--config", str(config)]
+    assert parse_arguments(PretrainArguments, "pretrain", [*argv, "--backbone", "gpt2"]).output == "runs/mine"
+    assert parse_arguments(FinetuneArguments, "finetune", argv).start == str(Path("runs/mine/pretrained"))
+
+
+def test_there_are_configs() -> None:
+    assert len(CONFIGS) >= 2
+
+
+@pytest.mark.parametrize("kind", [PretrainArguments, FinetuneArguments])
+def test_every_argument_has_a_help_text(kind: type[StageArguments]) -> None:
+    assert all(one.metadata.get("help") for one in kind.__dataclass_fields__.values())
+
+
+# ---- what is refused ----
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epoch: 3", r"unknown key 'epoch'; nearest: \['epochs'\]"),
+        ("qqqq: 3", r"unknown key 'qqqq'; nearest: \['backbone_lr', .*'warmup_share'\]"),
+        ("pretrain:\n  warmup_epoch: 3", r"pretrain: unknown key 'warmup_epoch'; nearest: \['warmup_epochs'"),
+        ("pretrain:\n  mask_share: 0.5", r"pretrain: unknown key 'mask_share'"),
+        ("warmup_epochs: 3", r"unknown key 'warmup_epochs'"),  # a key of one stage stands under its name
+        ("pretain:\n  epochs: 3", r"unknown key 'pretain'"),
+        ("epochs: 5.0", r"epochs is 5\.0 \(float\); it must be int"),
+        ("epochs: '5'", r"epochs is '5' \(str\); it must be int"),
+        ("epochs: true", r"epochs is True \(bool\); it must be int"),
+        ("lr: fast", r"lr is 'fast'; it must be a number"),
+        ("lr: [0.1]", r"lr is \[0\.1\]; it must be a number"),
+        ("lr: true", r"lr is True \(bool\); it must be float"),
+        ("lr: null", r"lr is None \(NoneType\); it must be float"),
+        ("lr: .nan", r"lr is nan; it must be a finite number"),
+        ("lambda_c: .inf", r"lambda_c is inf; it must be a finite number"),
+        ("data: 5", r"data is 5 \(int\); it must be str"),
+        ("reorder: 3", r"reorder is 3 \(int\); it must be bool"),
+        ("pretrain:\n  init_columns: title", r"init_columns is 'title' \(str\); it must be list"),
+        ("pretrain:\n  init_columns: [1, 2]", r"init_columns is \[1, 2\] \(list\); it must be list"),
+        ("max_text_tokens: 6.5", r"max_text_tokens is 6\.5 \(float\); it must be int or null"),
+        ("prompts: 5", r"prompts is 5 \(int\); it must be dict or str or null"),
+        ("prompts: {review: 5}", r"prompts is \{'review': 5\} \(dict\); it must be dict"),
+        ("prompts: {reviews: x}", r"prompts: unknown template 'reviews'; nearest: \['review'\]"),
+        ("prompts: '{'", r"prompts is '\{', which is no JSON"),
+        ("prompts: '[]'", r"prompts is '\[\]'; it must be a JSON object"),
+        ("tune: forzen", r"tune is 'forzen'; allowed are 'frozen', 'lora', 'full'"),
+        ("mutual_regularization: realeased", r"mutual_regularization is 'realeased'; allowed are 'paper', 'released'"),
+        ("- 5", r"expected keys and values, got list"),
+        ("pretrain: 5", r"pretrain: expected keys and values, got int"),
+        ("a: [1", r"config\.yaml is no YAML: while parsing"),
+    ],
+)
+def test_bad_yaml(text: str, message: str, tmp_path: Path) -> None:
+    argv = ["--backbone", "gpt2", "--output", "o", "--config", write(tmp_path, text)]
+    with pytest.raises(ValueError, match=message):
+        parse_arguments(PretrainArguments, "pretrain", argv if "data" in text else [*argv, "--data", "d"])
+
+
+def test_a_config_that_is_not_there() -> None:
+    with pytest.raises(FileNotFoundError, match="config: there is no file missing.yaml"):
+        parse_arguments(FinetuneArguments, "finetune", [*FLAGS, "--config", "missing.yaml"])
+
+
+def test_reading_a_config_gives_its_own_keys(tmp_path: Path) -> None:
+    path = write(tmp_path, "seed: 1\nfinetune:\n  seed: 2\n")
+    assert read_config(path, FinetuneArguments, "finetune") == {"seed": 2}
+    assert read_config(path, PretrainArguments, "pretrain") == {"seed": 1}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--epoch", "3"], r"unknown flag '--epoch'; nearest: \['--epochs'\]"),  # no abbreviations
+        (["--conf", "x.yaml"], r"unknown flag '--conf'"),
+        (["--mask-shares", "3"], r"unknown flag '--mask-shares'; nearest: \['--mask_share',"),
+        (["stray"], r"unknown flag 'stray'"),
+    ],
+)
+def test_unknown_flags(flags: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_arguments(FinetuneArguments, "finetune", [*FLAGS, *flags])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
+        (["--tune", "forzen"], "argument --tune: invalid choice: 'forzen'"),
+        (["--config"], "argument --config: expected one argument"),
+    ],
+)
+def test_flags_that_argparse_refuses_end_with_code_2(
+    flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse_arguments(FinetuneArguments, "finetune", [*FLAGS, *flags])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+COMMON: list[tuple[dict[str, Any], str]] = [
+    ({"data": ""}, r"data is not set; give --data"),
+    ({"output": ""}, r"output is not set; give --output"),
+    *(
+        ({name: 0}, rf"{name} is 0; it must be 1 or more")
+        for name in (
+            "epochs",
+            "batch_size",
+            "gradient_accumulation_steps",
+            "lora_rank",
+            "lora_alpha",
+            "save_every",
+            "max_text_tokens",
+            "max_history_tokens",
+        )
+    ),
+    *(
+        ({name: -1}, rf"{name} is -1; it must be 0 or more")
+        for name in (
+            "seed",
+            "lr",
+            "backbone_lr",
+            "backbone_weight_decay",
+            "lambda_c",
+            "lambda_l",
+            "max_grad_norm",
+            "warmup_share",
+            "patience",
+            "stop_after_steps",
+        )
+    ),
+    ({"warmup_share": 1.5}, r"warmup_share is 1\.5; it must lie between 0 and 1"),
+    ({"lambda_l": 0.1, "mutual_regularization": "released"}, r"lambda_l is 0\.1, but the released code has no prior"),
+    ({"resume": True, "overwrite": True}, r"resume and overwrite are both set"),
+    *(
+        ({name: "other"}, rf"{name} is 'other'; allowed are '")
+        for name in ("tune", "schedule", "mutual_regularization", "item_loss", "precision", "report_to")
+    ),
+    ({"lr": float("nan")}, r"lr is nan; it must be a finite number"),
+    ({"epochs": "3"}, r"epochs is '3' \(str\); it must be int"),
+    ({"prompts": {"review": "{user}"}}, r"prompts\.review is '\{user\}'; it must hold each of"),
+]
+
+
+@pytest.mark.parametrize(("values", "message"), COMMON)
+@pytest.mark.parametrize("kind", [PretrainArguments, FinetuneArguments])
+def test_values_that_no_stage_allows(kind: type[Any], values: dict[str, Any], message: str) -> None:
+    own = {"backbone": "gpt2"} if kind is PretrainArguments else {}
+    with pytest.raises(ValueError, match=message):
+        kind(**{**BASE, **own, **values})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"backbone": ""}, r"backbone is not set; name a causal language model"),
+        ({"warmup_epochs": -1}, r"warmup_epochs is -1; it must be 0 or more"),
+        ({"init_ids": "zeros"}, r"init_ids is 'zeros'; allowed are 'text', 'random'"),
+        ({"content_share": 1.5}, r"content_share is 1\.5; it must lie between 0 and 1"),
+        ({"text_validation_share": -0.1}, r"text_validation_share is -0\.1; it must lie between 0 and 1"),
+    ],
+)
+def test_values_that_pretraining_does_not_allow(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PretrainArguments(**{**BASE, "backbone": "gpt2", **values})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"mask_share": 0.0}, r"mask_share is 0\.0; it must lie between 0 and 1, both excluded"),
+        ({"mask_share": 1.0}, r"mask_share is 1\.0; it must lie between 0 and 1, both excluded"),
+        ({"drop_user": 1.1}, r"drop_user is 1\.1; it must lie between 0 and 1"),
+        ({"content_every": -1}, r"content_every is -1; it must be 0 or more"),
+        ({"eval_every": 0}, r"eval_every is 0; it must be 1 or more"),
+        ({"eval_batch_size": 0}, r"eval_batch_size is 0; it must be 1 or more"),
+        ({"target": "some"}, r"target is 'some'; allowed are 'holdout', 'all'"),
+        ({"train_on": "test"}, r"train_on is 'test'; allowed are 'train', 'train\+validation'"),
+    ],
+)
+def test_values_that_finetuning_does_not_allow(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FinetuneArguments(**{**BASE, **values})
+
+
+def test_finetuning_starts_from_the_pretrained_model_of_the_run() -> None:
+    assert FinetuneArguments(**BASE).start == str(Path("runs/mine/pretrained"))
+    assert FinetuneArguments(**BASE, start="elsewhere").start == "elsewhere"

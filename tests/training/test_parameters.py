@@ -1,0 +1,124 @@
+"""What trains and what does not, LoRA in and out, and the fingerprint of what stays frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from modeling_cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
+from modeling_cllm4rec.training.arguments import FinetuneArguments
+from modeling_cllm4rec.training.parameters import (
+    choose_trainable,
+    frozen_fingerprint,
+    merge_lora,
+    parameter_groups,
+    trainable,
+)
+
+TABLES = {"user_collaborative.weight", "item_collaborative.weight", "user_content.weight", "item_content.weight"}
+COLLABORATIVE = {"user_collaborative.weight", "item_collaborative.weight"}
+
+
+@pytest.fixture
+def model(tiny_backbone: Path) -> CLLM4RecForRecommendation:
+    return CLLM4RecForRecommendation.from_backbone(tiny_backbone, users=["ann", "ben"], catalogue=["p", "q", "r"])
+
+
+@pytest.fixture
+def arguments() -> Callable[[str], FinetuneArguments]:
+    return lambda tune: FinetuneArguments(data="d", output="o", tune=tune, lr=0.5, backbone_lr=0.25)  # type: ignore[arg-type]
+
+
+def test_frozen(model: CLLM4RecForRecommendation, arguments: Callable[[str], FinetuneArguments]) -> None:
+    assert choose_trainable(model, arguments("frozen")) is None
+    assert trainable(model).keys() == TABLES
+    choose_trainable(model, arguments("frozen"), ["collaborative"])
+    assert trainable(model).keys() == COLLABORATIVE
+
+
+def test_full(model: CLLM4RecForRecommendation, arguments: Callable[[str], FinetuneArguments]) -> None:
+    assert choose_trainable(model, arguments("full"), ["collaborative"]) is None
+    names = {name for name, _ in model.named_parameters()}
+    assert trainable(model).keys() == names - (TABLES - COLLABORATIVE)
+
+
+def test_lora(model: CLLM4RecForRecommendation, arguments: Callable[[str], FinetuneArguments]) -> None:
+    assert choose_trainable(model, arguments("lora")) is not None
+    names = trainable(model).keys()
+    assert names > TABLES
+    assert all(".lora_" in name for name in names - TABLES)
+    assert not any("lm_head" in name for name in names)
+
+
+@pytest.mark.parametrize("tune", ["frozen", "lora", "full"])
+def test_learning_rates_and_weight_decay(
+    tune: str, model: CLLM4RecForRecommendation, arguments: Callable[[str], FinetuneArguments]
+) -> None:
+    choose_trainable(model, arguments(tune))
+    groups = parameter_groups(model, arguments(tune))
+    assert [(group["lr"], group["weight_decay"]) for group in groups] == [(0.5, 0.0), (0.25, 0.01)][: len(groups)]
+    assert len(groups) == (1 if tune == "frozen" else 2)
+    assert len(groups[0]["params"]) == 4
+    grouped = [id(one) for group in groups for one in group["params"]]
+    assert sorted(grouped) == sorted(id(one) for one in trainable(model).values())
+
+
+@torch.no_grad()
+def logits(model: CLLM4RecForRecommendation) -> torch.Tensor:
+    ids = torch.tensor([[3, 4, model.config.id_offset, model.config.id_offset + 3]])
+    return model.eval()(ids, torch.ones_like(ids)).logits
+
+
+def test_merged_lora_computes_the_same_and_reloads(
+    model: CLLM4RecForRecommendation, arguments: Callable[[str], FinetuneArguments], tmp_path: Path
+) -> None:
+    before = logits(model)
+    names = [name for name, _ in model.named_parameters()]
+    adapted = choose_trainable(model, arguments("lora"))
+    assert torch.equal(logits(model), before)  # the second LoRA matrix starts at zero
+    with torch.no_grad():
+        for name, parameter in trainable(model).items():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05, generator=torch.Generator().manual_seed(len(name)))
+    moved = logits(model)
+    assert (moved - before).abs().max() > 1e-3
+    merge_lora(adapted)
+    assert [name for name, _ in model.named_parameters()] == names
+    torch.testing.assert_close(logits(model), moved, rtol=0, atol=1e-5)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(logits(CLLM4RecForRecommendation.from_pretrained(tmp_path)), logits(model))
+
+
+def test_lora_starts_from_the_seed_alone(
+    tiny_backbones: dict[str, Path], arguments: Callable[[str], FinetuneArguments]
+) -> None:
+    starts = []
+    for ambient in (1, 2):
+        model = CLLM4RecForRecommendation.from_backbone(tiny_backbones["gpt2"], users=["ann"], catalogue=["p"])
+        torch.manual_seed(ambient)
+        choose_trainable(model, arguments("lora"))
+        starts.append({name: one for name, one in trainable(model).items() if ".lora_" in name})
+        assert torch.initial_seed() == ambient
+    assert all(torch.equal(one, starts[1][name]) for name, one in starts[0].items())
+
+
+def test_fingerprint_is_of_all_that_does_not_train(
+    model: CLLM4RecForRecommendation, arguments: Callable[[str], FinetuneArguments]
+) -> None:
+    choose_trainable(model, arguments("frozen"), ["collaborative"])
+    start = frozen_fingerprint(model)
+    with torch.no_grad():
+        model.item_collaborative.weight += 1  # trains
+    assert frozen_fingerprint(model) == start
+    with torch.no_grad():
+        model.item_content.weight += 1  # does not
+    assert frozen_fingerprint(model) != start
+
+
+def test_fingerprint_of_16_bit_weights(tiny_backbones: dict[str, Path], arguments: Callable[[str], FinetuneArguments]) -> None:
+    model = CLLM4RecForRecommendation.from_backbone(tiny_backbones["gpt2"], num_users=1, num_items=2, dtype=torch.bfloat16)
+    choose_trainable(model, arguments("frozen"))
+    assert len(frozen_fingerprint(model)) == 64
