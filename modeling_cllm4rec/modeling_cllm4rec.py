@@ -8,10 +8,7 @@ from __future__ import annotations
 import copy
 import difflib
 import inspect
-import json
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,42 +16,27 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import torch
-from huggingface_hub import HfApi
-from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
     GenerationMixin,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutputWithPast, ModelOutput
-from transformers.utils import GENERATION_CONFIG_NAME, cached_file
-from transformers.utils.hub import resolve_revision
+from transformers.utils import cached_file
 
-from .catalogue import CATALOGUE_FILE, USERS_FILE, Catalogue, KnownUsers, OnUnknown, Recommendations
+from .catalogue import Catalogue, KnownUsers
 from .configuration_cllm4rec import CLLM4RecConfig
 from .losses import ItemLoss, multinomial_nll
 from .prompt_assembly import assemble, pad_right
-from .top_items import top_items
+from .recommending import RecommendsItems
+from .saved_folder import SavedFolderModel
 
 Side = Literal["collaborative", "content"]
 SIDES: tuple[Side, Side] = ("collaborative", "content")
-CARD_FILE = "README.md"
-FLAT_FILES = (
-    "catalogue.py",
-    "configuration_cllm4rec.py",
-    "losses.py",
-    "modeling_cllm4rec.py",
-    "prompt_assembly.py",
-    "top_items.py",
-)
-_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-_UPLOAD_ARGUMENTS = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr")
 
 
 @dataclass
@@ -72,8 +54,8 @@ class RecommendationOutput(ModelOutput):
     last_hidden_state: torch.Tensor | None = None
 
 
-class CLLM4RecPreTrainedModel(PreTrainedModel):
-    """The backbone, the four ID tables, and the folder that holds them (weights, catalogue, users, card, code)."""
+class CLLM4RecPreTrainedModel(SavedFolderModel):
+    """The backbone and the four ID tables, with catalogue, users and card beside them."""
 
     config_class = CLLM4RecConfig
     # Not "model": Llama's inner `model.` would be taken for ours, and the backbone would reload at random.
@@ -100,9 +82,6 @@ class CLLM4RecPreTrainedModel(PreTrainedModel):
         self.item_collaborative = nn.Embedding(config.num_items, width)
         self.user_content = nn.Embedding(config.num_users, width)
         self.item_content = nn.Embedding(config.num_items, width)
-        self.catalogue: Catalogue | None = None
-        self.users: KnownUsers | None = None
-        self.card: str | None = None
         if not self.can_generate():  # kept for the folder, which the content LM is loaded from too
             self.generation_config = GenerationConfig.from_model_config(config)
         self.post_init()
@@ -228,6 +207,7 @@ class CLLM4RecPreTrainedModel(PreTrainedModel):
             catalogue = Catalogue(catalogue)
         backbone = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype)
         text_config = copy.deepcopy(backbone.config)
+        text_config.name_or_path = ""  # not to be published: it may be a path of this machine
         tokenizer = _tokenizer(name_or_path)
         text_tokens = 0 if tokenizer is None else len(tokenizer)
         config_arguments.setdefault("id_offset", max(text_tokens, text_config.get_text_config().vocab_size))
@@ -247,155 +227,6 @@ class CLLM4RecPreTrainedModel(PreTrainedModel):
         model.catalogue, model.users = catalogue, users
         _check_backbone(model)
         return model
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
-        """As `PreTrainedModel.from_pretrained`, with the folder's catalogue, users and card.
-
-        Raises:
-            ValueError: weights that are missing, cut off or of another shape, or a catalogue of another checkpoint. Nothing
-                is left at random silently.
-        """
-        where = {name: kwargs[name] for name in ("token", "local_files_only", "cache_dir") if name in kwargs}
-        revision = resolve_revision(pretrained_model_name_or_path, kwargs.get("revision"), **where)
-        if revision is not None:  # one commit, from which all files come
-            kwargs["revision"] = revision
-        hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
-        wants_info = kwargs.pop("output_loading_info", False)
-        kwargs["ignore_mismatched_sizes"] = True  # they are refused below, by name
-        try:
-            loaded: Any = super().from_pretrained(
-                pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
-            )
-        except (SafetensorError, EOFError) as error:
-            raise ValueError(
-                f"the weights in {pretrained_model_name_or_path} cannot be read ({error}): the file is cut off or no "
-                "safetensors file; copy or download the folder again"
-            ) from error
-        model, info = loaded
-        broken = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
-        if broken:
-            raise ValueError(
-                f"{pretrained_model_name_or_path} lacks weights of this model or has them in another shape: {broken[:5]} "
-                f"({len(broken)} in all); it is no complete CLLM4Rec checkpoint"
-            )
-        parts: list[tuple[str, str, Callable[[str], Any]]] = [
-            ("catalogue", CATALOGUE_FILE, Catalogue.load),
-            ("users", USERS_FILE, KnownUsers.load),
-            ("card", CARD_FILE, _read_text),
-        ]
-        if not model.can_generate():
-            parts.append(("generation_config", GENERATION_CONFIG_NAME, _read_generation_config))
-        for name, file, load in parts:
-            path = cached_file(
-                pretrained_model_name_or_path, file, **hub, _raise_exceptions_for_missing_entries=False
-            )
-            if path is not None:
-                setattr(model, name, load(path))
-        model.check_catalogue()
-        return (model, info) if wants_info else model
-
-    def check_catalogue(self) -> None:
-        """Raise ValueError if catalogue or users are not those of the weights."""
-        config, catalogue, users = self.config, self.catalogue, self.users
-        if catalogue is not None and len(catalogue) != config.num_items:
-            raise ValueError(
-                f"{CATALOGUE_FILE} holds {len(catalogue)} items, the weights {config.num_items}: "
-                "it belongs to another checkpoint"
-            )
-        if catalogue is not None and config.catalogue_fingerprint not in (None, catalogue.ids.fingerprint):
-            raise ValueError(
-                f"{CATALOGUE_FILE} holds other items, or in another order, than the weights were trained on: "
-                "it belongs to another checkpoint"
-            )
-        if users is not None and len(users) != config.num_users:
-            raise ValueError(
-                f"{USERS_FILE} holds {len(users)} users, the weights {config.num_users}: it belongs to another checkpoint"
-            )
-        last = -1 if users is None or users.items is None else int(np.max(users.items, initial=-1))
-        if last >= config.num_items:
-            raise ValueError(
-                f"{USERS_FILE} has histories with item {last}, the catalogue ends at {config.num_items - 1}: "
-                "it belongs to another checkpoint"
-            )
-
-    def save_pretrained(  # type: ignore[override]
-        self, save_directory: Any, is_main_process: bool = True, *, include_histories: bool = True, **kwargs: Any
-    ) -> None:
-        """As `PreTrainedModel.save_pretrained`, and catalogue, users, card and code beside the weights.
-
-        Args:
-            include_histories: False leaves the users' histories out, for privacy; they are then given at the call.
-        """
-        self.check_catalogue()
-        for part, file in ((self.catalogue, CATALOGUE_FILE), (self.users, USERS_FILE)):
-            if part is None and (Path(save_directory) / file).exists():
-                raise FileExistsError(
-                    f"{save_directory} holds a {file} of another model, this model has none and would be loaded with it; "
-                    "save into another folder, or delete that file"
-                )
-        push = kwargs.pop("push_to_hub", False)
-        upload = {name: kwargs.pop(name) for name in _UPLOAD_ARGUMENTS if name in kwargs}
-        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
-        if not is_main_process:
-            return
-        for file in FLAT_FILES:
-            source, target = Path(__file__).parent / file, Path(save_directory) / file
-            if source.resolve() != target.resolve():
-                shutil.copyfile(source, target)
-        if not self.can_generate():
-            self.generation_config.save_pretrained(save_directory)
-        if self.catalogue is not None:
-            self.catalogue.save(save_directory)
-        if self.users is not None:
-            (self.users if include_histories else self.users.without_histories()).save(save_directory)
-        if self.card is not None:
-            (Path(save_directory) / CARD_FILE).write_text(self.card, encoding="utf-8")
-        if push:
-            _upload(save_directory, **{"repo_id": Path(save_directory).name, **upload}, token=kwargs.get("token"))
-
-    def push_to_hub(  # type: ignore[override]
-        self,
-        repo_id: str,
-        *,
-        commit_message: str | None = None,
-        commit_description: str | None = None,
-        private: bool | None = None,
-        token: bool | str | None = None,
-        revision: str | None = None,
-        create_pr: bool = False,
-        max_shard_size: int | str = "50GB",
-        include_histories: bool = True,
-    ) -> str:
-        """Upload what `save_pretrained` writes, the generated card included.
-
-        Args:
-            repo_id: `name` or `organization/name`; made if there is no such repository.
-            private: visibility of a repository that is made; None means the owner's default.
-            revision: branch to commit to; made from the main one if there is no such branch.
-            create_pr: propose the commit as a pull request.
-            include_histories: as in `save_pretrained`.
-
-        Returns:
-            The address of the commit.
-        """
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, include_histories=include_histories, max_shard_size=max_shard_size)
-            return _upload(
-                folder,
-                repo_id,
-                token=token,
-                commit_message=commit_message,
-                commit_description=commit_description,
-                private=private,
-                revision=revision,
-                create_pr=create_pr,
-            )
-
-    @classmethod
-    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
-        """Nothing to register: every folder is saved with its code and the whole `auto_map`."""
-
 
 class CLLM4RecModel(CLLM4RecPreTrainedModel):
     """The bare model: token ids, ID tokens included, to states."""
@@ -482,7 +313,7 @@ class CLLM4RecForCausalLM(CLLM4RecPreTrainedModel, GenerationMixin):
         return written
 
 
-class CLLM4RecForRecommendation(CLLM4RecPreTrainedModel):
+class CLLM4RecForRecommendation(RecommendsItems, CLLM4RecPreTrainedModel):
     """The recommender (section 3.4): a prompt with a history in, scores of all items out, in one forward pass."""
 
     def forward(
@@ -545,155 +376,20 @@ class CLLM4RecForRecommendation(CLLM4RecPreTrainedModel):
 
     @torch.no_grad()
     def score_prompts(self, prompts: Sequence[np.ndarray]) -> torch.Tensor:
-        """(B, J) float32 scores, on the model's device, of prompts as token ids."""
+        """(B, J) float32 scores, on the model's device, of prompts as token ids, in evaluation mode."""
         ids = pad_right(prompts, 0)
         mask = np.arange(ids.shape[1]) < np.array([len(prompt) for prompt in prompts])[:, None]
         device = self.item_collaborative.weight.device
+        was_training = self.training
+        self.eval()
         hidden = self.prompt_state(torch.from_numpy(ids).to(device), torch.from_numpy(mask.astype(np.int64)).to(device))
+        self.train(was_training)
         return self.item_logits(hidden).float()
 
     def score_histories(self, user_indices: np.ndarray | None, histories: Any) -> np.ndarray:
         """(batch, J) float32 scores of histories given as compressed rows (`indptr`, `items`), in evaluation mode."""
         rows = np.split(histories.items, histories.indptr[1:-1])
-        was_training = self.training
-        self.eval()
-        scores = self.score_prompts(self.build_prompts(user_indices, rows)).cpu().numpy()
-        self.train(was_training)
-        return scores
-
-    def recommend(
-        self,
-        users: Sequence[Any] | None = None,
-        histories: Sequence[Sequence[Any]] | None = None,
-        k: int = 10,
-        exclude_seen: bool = True,
-        candidates: Sequence[Any] | None = None,
-        on_unknown: OnUnknown = "raise",
-        batch_size: int = 256,
-    ) -> Recommendations:
-        """The k best items for users, for histories, or for users with histories given beside them.
-
-        Args:
-            users: external user ids; without `histories`, their stored histories are read.
-            histories: external item ids, oldest first, one list a person. With `users` the given history counts, without
-                they are people whom the model never met. More items than the context holds: the last ones are read.
-            k: how many, at most the number of candidates. Who has fewer unseen candidates gets fewer rows.
-            exclude_seen: do not recommend what stands in the history.
-            candidates: external item ids to choose from; None means the whole catalogue.
-            on_unknown: `"raise"` names unknown ids; `"skip"` leaves unknown users, items and candidates out.
-            batch_size: people scored in one pass.
-
-        Returns:
-            `Recommendations` with columns user, item, rank, score.
-
-        Raises:
-            ValueError: unknown ids, an empty history of a person without an ID token, k out of range.
-        """
-        tables = list(self.iter_recommendations(users, histories, k, exclude_seen, candidates, on_unknown, batch_size))
-        return Recommendations(pa.concat_tables(tables))
-
-    def iter_recommendations(
-        self,
-        users: Sequence[Any] | None = None,
-        histories: Sequence[Sequence[Any]] | None = None,
-        k: int = 10,
-        exclude_seen: bool = True,
-        candidates: Sequence[Any] | None = None,
-        on_unknown: OnUnknown = "raise",
-        batch_size: int = 256,
-        progress: bool = False,
-    ) -> Iterator[pa.Table]:
-        """As `recommend`, a table a batch, in the order asked: constant memory for millions of people."""
-        catalogue, known = self._require_catalogue(), self.users
-        if users is None and histories is None:
-            raise ValueError("recommend needs users=, histories=, or both")
-        for name, ids in (("users", users), ("histories", histories), ("candidates", candidates)):
-            if ids is not None:
-                _check_list(name, ids)
-        if users is not None and histories is not None and len(users) != len(histories):
-            raise ValueError(f"got {len(users)} users and {len(histories)} histories; give one history for each user")
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; it must be 1 or more")
-        allowed = None
-        if candidates is not None:
-            found = catalogue.ids.indices_of(candidates, on_unknown)
-            allowed = torch.from_numpy(np.unique(found[found >= 0]))
-        choices = len(catalogue) if allowed is None else len(allowed)
-        if not 1 <= k <= choices:
-            raise ValueError(f"k is {k}; it must lie between 1 and the {choices} items to choose from")
-        user_indices = None
-        keep = np.arange(len(users if users is not None else histories or []))
-        if users is not None:
-            if known is None:
-                raise ValueError("this model knows no users; pass histories= instead")
-            user_indices = known.ids.indices_of(users, on_unknown)
-            keep = keep[user_indices >= 0]
-        names = None if users is None else known.ids.array  # type: ignore[union-attr]
-        with tqdm(total=len(keep), desc="recommending", unit="user", disable=not progress) as bar:
-            for start in range(0, max(len(keep), 1), batch_size):
-                rows = keep[start : start + batch_size]
-                indices = None if user_indices is None else user_indices[rows]
-                if histories is None:
-                    read = [known.history(int(index)) for index in indices]  # type: ignore[union-attr]
-                else:
-                    read = [self._read_history(int(row), histories[row], indices is None, on_unknown) for row in rows]
-                best, scores = self._best(indices, read, k, exclude_seen, allowed)
-                labels = pa.array(rows) if names is None else names.take(pa.array(indices))
-                yield self._as_table(labels, best, scores)
-                bar.update(len(rows))
-
-    def _require_catalogue(self) -> Catalogue:
-        if self.catalogue is None:
-            raise ValueError(
-                f"this model has no catalogue ({CATALOGUE_FILE}), so it cannot name items; "
-                "build it with from_backbone(catalogue=...) or set model.catalogue"
-            )
-        return self.catalogue
-
-    def _read_history(self, row: int, history: Sequence[Any], anonymous: bool, on_unknown: OnUnknown) -> np.ndarray:
-        _check_list(f"histories[{row}]", history)
-        indices = self._require_catalogue().ids.indices_of(history, on_unknown)
-        indices = indices[indices >= 0]
-        if anonymous and not len(indices):
-            raise ValueError(f"histories[{row}] is empty: a person without an ID token needs at least one known item")
-        return indices
-
-    def _best(
-        self,
-        user_indices: np.ndarray | None,
-        histories: Sequence[np.ndarray],
-        k: int,
-        exclude_seen: bool,
-        allowed: torch.Tensor | None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        if not len(histories):
-            return np.zeros((0, k), np.int64), np.zeros((0, k), np.float32)
-        was_training = self.training
-        self.eval()
-        scores = self.score_prompts(self.build_prompts(user_indices, histories))
-        self.train(was_training)
-        if exclude_seen:
-            row = torch.from_numpy(np.repeat(np.arange(len(histories)), [len(history) for history in histories]))
-            scores[row.to(scores.device), torch.from_numpy(np.concatenate(histories)).to(scores.device)] = float("-inf")
-        if allowed is None:
-            best, found = top_items(scores, k)
-        else:
-            allowed = allowed.to(scores.device)
-            place, found = top_items(scores[:, allowed], k)
-            best = torch.where(place >= 0, allowed[place.clamp(min=0)], -1)
-        return best.cpu().numpy(), found.cpu().numpy()
-
-    def _as_table(self, labels: pa.Array, best: np.ndarray, scores: np.ndarray) -> pa.Table:
-        row, rank = np.nonzero(best >= 0)
-        return pa.table(
-            {
-                "user": labels.take(pa.array(row)),
-                "item": self._require_catalogue().ids.array.take(pa.array(best[row, rank])),
-                "rank": pa.array(rank + 1, pa.int32()),
-                "score": pa.array(scores[row, rank], pa.float32()),
-            }
-        )
-
+        return self.score_prompts(self.build_prompts(user_indices, rows)).cpu().numpy()
 
 def _tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase | None:
     """The backbone's tokenizer, None if its folder has none (`AutoTokenizer` would make an empty one)."""
@@ -759,46 +455,6 @@ def _check_backbone(model: CLLM4RecPreTrainedModel) -> None:
             f"{type(model.backbone).__name__} computes its logits in a way that this model does not reproduce "
             "(difference above 1e-3 on a probe); choose another backbone"
         )
-
-
-def _check_list(name: str, ids: Any) -> None:
-    if isinstance(ids, str) or not hasattr(ids, "__len__"):
-        raise ValueError(f"{name} is the {type(ids).__name__} {ids!r}; give a list, as [{ids!r}]")
-
-
-def _read_text(path: str) -> str:
-    return Path(path).read_text(encoding="utf-8")
-
-
-def _read_generation_config(path: str) -> GenerationConfig:
-    return GenerationConfig.from_dict(json.loads(_read_text(path)))
-
-
-def _upload(
-    folder: Any,
-    repo_id: str,
-    *,
-    token: bool | str | None = None,
-    commit_message: str | None = None,
-    commit_description: str | None = None,
-    private: bool | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
-) -> str:
-    api = HfApi(token=token)
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    if revision is not None and not create_pr:
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
-    return str(
-        api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
-            commit_message=commit_message or "Upload CLLM4Rec model",
-            commit_description=commit_description,
-            revision=revision,
-            create_pr=create_pr,
-        )
-    )
 
 
 __all__ = [

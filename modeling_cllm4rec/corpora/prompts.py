@@ -26,7 +26,8 @@ class Prompts:
     """Soft+hard prompts (section 3.2 of the paper): words around user and item ID tokens.
 
     What follows a prompt (or, in `interactions`, the items in it) is the document's main text, the only part that is
-    predicted. The `anonymous` ones are for people without an ID token. `item_text` is used once for each text column of the items, with the column's name for `{column}`.
+    predicted. The `anonymous` ones are for people without an ID token. `item_text` is used once for each text column of
+    the items, with the column's name for `{column}`.
 
     Example:
         >>> Prompts.from_mapping({"review": "{user} on {item}:"}).review

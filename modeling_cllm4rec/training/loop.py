@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from transformers import get_scheduler
 
 from modeling_cllm4rec.corpora.batches import share_of
-from modeling_cllm4rec.corpora.data_folder import RecommendationData
+from modeling_cllm4rec.corpora.data_folder import INFO_FILE, RecommendationData
 from modeling_cllm4rec.corpora.splits import SPLITS
 from modeling_cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
 from modeling_cllm4rec.training import checkpoints
@@ -115,12 +115,16 @@ def claim_folder(folder: Path, arguments: StageArguments, data: RecommendationDa
     """Refuse to write over another run, and write down what this one is.
 
     Raises:
-        FileExistsError: checkpoints are there and neither resume nor overwrite was asked for.
+        FileExistsError: checkpoints are there and neither resume nor overwrite was asked for, or it is a data folder.
         ValueError: resume was asked for, but the run there had other arguments or other data (named).
     """
     identity = {key: value for key, value in dataclasses.asdict(arguments).items() if key not in NOT_PART_OF_A_RUN}
     identity["data_sha256"] = interactions_fingerprint(data)
     record = folder / "run.json"
+    if (arguments.run_folder / INFO_FILE).exists():
+        raise FileExistsError(
+            f"output: {arguments.run_folder} is a data folder, which is never written into; choose another --output"
+        )
     if arguments.overwrite:
         shutil.rmtree(folder, ignore_errors=True)
     if record.exists():

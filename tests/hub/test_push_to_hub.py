@@ -11,7 +11,8 @@ from modeling_cllm4rec.configuration_cllm4rec import AUTO_MAP
 from modeling_cllm4rec.evaluation.protocol import Protocol
 from modeling_cllm4rec.evaluation.report import EvaluationReport
 from modeling_cllm4rec.hub.model_card import make_card
-from modeling_cllm4rec.modeling_cllm4rec import FLAT_FILES, CLLM4RecForRecommendation
+from modeling_cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
+from modeling_cllm4rec.saved_folder import FLAT_FILES
 
 REPO = "someone/some-repo"
 PUSH = """

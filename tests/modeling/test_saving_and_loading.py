@@ -17,11 +17,11 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from modeling_cllm4rec.catalogue import Catalogue, KnownUsers
 from modeling_cllm4rec.configuration_cllm4rec import AUTO_MAP, CLLM4RecConfig
 from modeling_cllm4rec.modeling_cllm4rec import (
-    FLAT_FILES,
     CLLM4RecForCausalLM,
     CLLM4RecForRecommendation,
     CLLM4RecModel,
 )
+from modeling_cllm4rec.saved_folder import FLAT_FILES
 
 SOURCE = Path(__file__).parents[2] / "modeling_cllm4rec"
 CLASSES = (CLLM4RecModel, CLLM4RecForRecommendation, CLLM4RecForCausalLM)
