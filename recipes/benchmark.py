@@ -98,14 +98,13 @@ def make_world(arguments: argparse.Namespace, folder: Path) -> World:
         "batch_size": arguments.batch_size,
         "max_text_tokens": arguments.max_text_tokens,
         "mutual_regularization": "released",
+        "drop_user": 0.0,
     }
-    asked = PretrainArguments(
-        **common, backbone=backbone, init_ids="random", warmup_epochs=0, text_validation_share=0.0
-    )
+    asked = PretrainArguments(**common, backbone=backbone, init_ids="random", warmup_epochs=0, text_validation_share=0.0)
     model, tokenizer = new_model(data, asked)
     choose_trainable(model, asked)
     pretraining = PretrainingStage(model, tokenizer, data, asked)
-    finetuning = FinetuningStage(model, tokenizer, data, FinetuneArguments(**common, drop_user=0.0))
+    finetuning = FinetuningStage(model, tokenizer, data, FinetuneArguments(**common))
     released = {
         name: ReleasedScheme(
             model,
