@@ -103,5 +103,16 @@ class CLLM4RecConfig(PreTrainedConfig):
         """Longest sequence in tokens that the backbone can read."""
         return int(self.text_config.get_text_config().max_position_embeddings)
 
+    @property
+    def prompt_limit(self) -> int:
+        """Longest prompt with a history, in tokens: `max_history_tokens`, or the backbone's context."""
+        if self.max_history_tokens is None:
+            return self.context_length
+        if not 0 < self.max_history_tokens <= self.context_length:
+            raise ValueError(
+                f"max_history_tokens is {self.max_history_tokens}; the backbone's context allows 1 to {self.context_length}"
+            )
+        return self.max_history_tokens
+
 
 __all__ = ["AUTO_MAP", "CLLM4RecConfig", "PromptPieces"]

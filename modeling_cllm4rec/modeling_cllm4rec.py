@@ -364,7 +364,7 @@ class CLLM4RecForRecommendation(RecommendsItems, CLLM4RecPreTrainedModel):
         config = self.config
         if config.recommendation_prompts is None:
             raise ValueError("this model has no recommendation prompt yet: finetune it, or set config.recommendation_prompts")
-        limit = min(config.context_length, config.max_history_tokens or config.context_length)
+        limit = config.prompt_limit
         first_item = config.id_offset + config.num_users
         prompts = []
         for number, history in enumerate(histories):

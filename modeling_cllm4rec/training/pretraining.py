@@ -57,7 +57,7 @@ class PretrainingStage:
         self.histories = HistoryCorpus(data.histories("train"), arguments.seed, arguments.reorder)
         self.pieces = cut(prompts.interactions, tokenizer)
         self.anonymous_pieces = cut(prompts.anonymous_interactions, tokenizer)
-        self.max_length = min(model.config.context_length, arguments.max_history_tokens or model.config.context_length)
+        self.max_length = model.config.prompt_limit
         held = np.random.default_rng(arguments.seed).permutation(len(self.texts))
         count = int(np.ceil(arguments.text_validation_share * len(held)))
         self.text_validation, self.text_train = np.sort(held[:count]), np.sort(held[count:])

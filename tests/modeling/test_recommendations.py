@@ -295,3 +295,14 @@ def test_broken_weights_are_not_ranked_with(saved):
     model.item_collaborative.weight[3, 0] = float("nan")
     with pytest.raises(ValueError, match="scores hold NaN: the model's weights or inputs are broken"):
         model.recommend(users=["dora"], k=1)
+
+
+@gpt2_only
+def test_a_prompt_limit_beyond_the_context_is_refused(recommender: CLLM4RecForRecommendation) -> None:
+    before = recommender.config.max_history_tokens
+    recommender.config.max_history_tokens = recommender.config.context_length + 1
+    try:
+        with pytest.raises(ValueError, match=r"max_history_tokens is \d+; the backbone's context allows 1 to \d+"):
+            recommender.recommend(users=recommender.users.ids.ids_of([0]), k=1)
+    finally:
+        recommender.config.max_history_tokens = before
