@@ -44,6 +44,10 @@ class StageArguments:
     )
     warmup_share: float = field(default=0.05, metadata={"help": "share of the steps in which the learning rate rises"})
     max_grad_norm: float = field(default=10.0, metadata={"help": "clip gradients to this norm; 0 does not clip"})
+    average_decay: float = field(
+        default=0.0,
+        metadata={"help": "validate and keep a moving average of the weights with this decay, such as 0.995; 0: the last step's"},
+    )
     lambda_c: float = field(default=1.0, metadata={"help": "weight of the mutual regularization; 0 switches it off"})
     lambda_l: float = field(default=0.0, metadata={"help": "weight of the prior on collaborative rows; 0 switches it off"})
     mutual_regularization: Literal["paper", "released"] = field(
@@ -94,6 +98,8 @@ class StageArguments:
                 f"lambda_l is {self.lambda_l}, but the released code has no prior; set lambda_l: 0, or "
                 "mutual_regularization: paper"
             )
+        if not 0 <= self.average_decay < 1:
+            raise ValueError(f"average_decay is {self.average_decay}; it must be 0 (no averaging) or lie below 1")
         if not 0 <= self.drop_user <= 1:
             raise ValueError(f"drop_user is {self.drop_user}; it must lie between 0 and 1")
         if self.resume and self.overwrite:

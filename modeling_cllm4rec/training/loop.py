@@ -8,6 +8,7 @@ import json
 import logging
 import shutil
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -26,6 +27,7 @@ from modeling_cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
 from modeling_cllm4rec.training import checkpoints
 from modeling_cllm4rec.training.arguments import StageArguments
 from modeling_cllm4rec.training.parameters import frozen_fingerprint, parameter_groups, trainable
+from modeling_cllm4rec.training.weight_average import WeightAverage
 
 logger = logging.getLogger(__name__)
 
@@ -177,12 +179,13 @@ def run(stage: Stage, accelerator: Accelerator) -> Progress:
         arguments.schedule != "constant"
     ) else get_scheduler("constant_with_warmup", optimizer, int(arguments.warmup_share * total))
     fingerprint = frozen_fingerprint(model)
+    average = WeightAverage(parameters, arguments.average_decay) if arguments.average_decay else None
     progress = Progress()
     last = checkpoints.latest(folder) if arguments.resume else None
     if last is not None:
-        progress = _restore(last, parameters, optimizer, schedule, fingerprint)
+        progress = _restore(last, parameters, optimizer, schedule, average, fingerprint)
         logger.info("resumed %s after step %d of %d", stage.name, progress.step, total)
-    save = _Saver(folder, parameters, optimizer, schedule, fingerprint, accelerator)
+    save = _Saver(folder, parameters, optimizer, schedule, average, fingerprint, accelerator)
     started, before = time.perf_counter(), progress.seconds
     quiet = not accelerator.is_main_process
     bar = tqdm(total=total, initial=progress.step, desc=stage.name, unit="step", mininterval=2.0, disable=quiet)
@@ -194,6 +197,8 @@ def run(stage: Stage, accelerator: Accelerator) -> Progress:
             schedule.step()
             progress.step += 1
             progress.step_in_epoch += 1
+            if average is not None:
+                average.update(progress.step)
             progress.seconds = before + time.perf_counter() - started
             bar.update()
             bar.set_postfix_str(f"epoch {progress.epoch + 1}/{stage.num_epochs} {step.kind} nll {nll:.3f}", refresh=False)
@@ -206,7 +211,8 @@ def run(stage: Stage, accelerator: Accelerator) -> Progress:
                 return _stop(progress, bar, accelerator)
             if progress.step % arguments.save_every == 0:
                 save(progress)
-        _end_epoch(stage, progress, accelerator, folder, parameters)
+        with nullcontext() if average is None else average.in_place():
+            _end_epoch(stage, progress, accelerator, folder, parameters)
         progress.seconds = before + time.perf_counter() - started
         save(progress)
         if progress.step == arguments.stop_after_steps and progress.epoch < stage.num_epochs and not progress.finished:
@@ -214,6 +220,8 @@ def run(stage: Stage, accelerator: Accelerator) -> Progress:
     if progress.best_epoch >= 0:
         tensors, _ = checkpoints.read(folder / "best")
         _copy_into(parameters, tensors, folder / "best")
+    elif average is not None:
+        average.take()
     progress.finished = True
     return _stop(progress, bar, accelerator)
 
@@ -302,6 +310,7 @@ class _Saver:
     parameters: dict[str, torch.nn.Parameter]
     optimizer: torch.optim.Optimizer
     schedule: Any
+    average: WeightAverage | None
     fingerprint: str
     accelerator: Accelerator
 
@@ -309,6 +318,7 @@ class _Saver:
         if self.accelerator.is_main_process:
             tensors: dict[str, torch.Tensor] = {f"model.{name}": one for name, one in self.parameters.items()}
             tensors.update(checkpoints.optimizer_tensors(self.optimizer))
+            tensors.update(self.average.tensors() if self.average is not None else {})
             state = {
                 "progress": dataclasses.asdict(progress),
                 "schedule": {"last_epoch": self.schedule.last_epoch},
@@ -323,6 +333,7 @@ def _restore(
     parameters: dict[str, torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
     schedule: Any,
+    average: WeightAverage | None,
     fingerprint: str,
 ) -> Progress:
     tensors, state = checkpoints.read(path)
@@ -333,6 +344,8 @@ def _restore(
         )
     _copy_into(parameters, {name[len("model.") :]: one for name, one in tensors.items() if name.startswith("model.")}, path)
     checkpoints.restore_optimizer(optimizer, tensors)
+    if average is not None:
+        average.restore(tensors)
     schedule.last_epoch = state["schedule"]["last_epoch"]
     for group, start, factor in zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
         group["lr"] = start * factor(schedule.last_epoch)
