@@ -1,4 +1,4 @@
-"""Losses over catalogues of any size, and the mutual regularization that ties the two embeddings of an ID.
+"""Losses over catalogues and vocabularies of any size, and the mutual regularization that ties the two embeddings of an ID.
 
 This file stands alone: it is copied into every saved folder.
 """
@@ -133,6 +133,58 @@ def multinomial_nll(
     return ((partition[:, None] - logits) * given).sum(-1)
 
 
+class _FrozenHeadNll(torch.autograd.Function):
+    """Next-word losses of some states at a time; the gradient is made in the forward pass, while the logits are there."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, head: nn.Module, words: torch.Tensor, chunk: int) -> torch.Tensor:
+        wanted = ctx.needs_input_grad[0]
+        weights = dict(head.named_parameters())
+        if torch.is_autocast_enabled(hidden.device.type):  # frozen weights are not kept from one use to the next: cast once
+            dtype = torch.get_autocast_dtype(hidden.device.type)
+            weights = {name: weight.to(dtype) for name, weight in weights.items()}
+        nll = torch.empty(len(hidden), device=hidden.device)
+        gradient = torch.empty_like(hidden) if wanted else hidden.new_empty(0)
+        for start in range(0, len(hidden), chunk):
+            part = slice(start, start + chunk)
+            with torch.set_grad_enabled(wanted):
+                states = hidden[part].detach().requires_grad_(wanted)
+                logits = torch.func.functional_call(head, weights, (states,))
+                losses = F.cross_entropy(logits.float(), words[part], reduction="none")
+                nll[part] = losses.detach()
+                if wanted:
+                    gradient[part] = torch.autograd.grad(losses.sum(), states)[0]
+        ctx.save_for_backward(gradient)
+        return nll
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad_outputs[0][:, None].to(gradient.dtype), None, None, None
+
+
+def word_nll(head: nn.Module, hidden: torch.Tensor, words: torch.Tensor, chunk_size: int = 256) -> torch.Tensor:
+    """-ln softmax(head(h)) of one word for each state: the next-word loss of the content LM (section 3.2).
+
+    With a frozen head, `chunk_size` states at a time go through it forth and back at once, so that (M, N) logits are never
+    held and weights are cast to 16 bits once. A head that trains sees all states together.
+
+    Args:
+        head: from states (M, K) to logits (M, N); hidden: (M, K); words: (M,) word ids.
+
+    Returns:
+        (M,) float32 in nats.
+
+    Example:
+        >>> head = torch.nn.Linear(2, 8, bias=False).requires_grad_(False)
+        >>> word_nll(head, torch.zeros(1, 2), torch.tensor([3])).exp().round().item()
+        8.0
+    """
+    if any(weight.requires_grad for weight in head.parameters()):
+        return F.cross_entropy(head(hidden).float(), words, reduction="none")
+    return _FrozenHeadNll.apply(hidden, head, words, chunk_size)
+
+
 def first_occurrence(ids: torch.Tensor) -> torch.Tensor:
     """(B, T) True where a token id stands for the first time in its row: a document's distinct tokens.
 
@@ -174,4 +226,5 @@ __all__ = [
     "multinomial_nll",
     "sampled_log_partition",
     "squared_distances",
+    "word_nll",
 ]

@@ -159,15 +159,16 @@ class CLLM4RecPreTrainedModel(SavedFolderModel):
         )
         return outputs.last_hidden_state
 
-    def word_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(..., N) logits over words, the content head f_c, of (..., K) states."""
+    @property
+    def word_head(self) -> nn.Module:
+        """The content head f_c: from (..., K) states to (..., N) logits over words."""
         body = self.backbone.base_model
         heads = [module for module in self.backbone.children() if module is not body]
         if len(heads) != 1:
             raise ValueError(
                 f"{type(self.backbone).__name__} has {len(heads)} parts beside its decoder; expected its output layer alone"
             )
-        return heads[0](hidden)
+        return heads[0]
 
     @classmethod
     def from_backbone(
@@ -448,7 +449,7 @@ def _check_backbone(model: CLLM4RecPreTrainedModel) -> None:
     model.eval()
     ids = torch.arange(4)[None] % model.config.vocab_size
     mask = torch.ones_like(ids)
-    ours = model.word_logits(model.hidden_states(ids, mask, "content"))
+    ours = model.word_head(model.hidden_states(ids, mask, "content"))
     theirs = model.backbone(input_ids=ids, attention_mask=mask).logits
     if not torch.allclose(ours.float(), theirs.float(), rtol=1e-3, atol=1e-3):
         raise ValueError(

@@ -42,6 +42,7 @@ from modeling_cllm4rec.training.backbones import train_backbone
 from modeling_cllm4rec.training.finetuning import FinetuningStage
 from modeling_cllm4rec.training.loop import Step
 from modeling_cllm4rec.training.parameters import choose_trainable, parameter_groups
+from modeling_cllm4rec.training.precision import frozen_weights_in
 from modeling_cllm4rec.training.pretraining import PretrainingStage, new_model
 
 logger = logging.getLogger("benchmark")
@@ -130,6 +131,10 @@ def our_pass(world: World, arguments: argparse.Namespace, dtype: torch.dtype | N
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def train(kind: str, documents: np.ndarray) -> None:
+        with frozen_weights_in(dtype, model.backbone):
+            train_in_precision(kind, documents)
+
+    def train_in_precision(kind: str, documents: np.ndarray) -> None:
         stage = world.stage(kind)
         for batch in plan_batches(world.lengths(kind)[documents], arguments.batch_size, arguments.seed, epoch=0):
             step = Step(kind, documents[batch])

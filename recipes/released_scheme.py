@@ -180,7 +180,7 @@ class ReleasedScheme:
         labels = main if side == "content" else torch.where(main >= 0, main - self.first_item, IGNORED)
         if self.improvements.main_tokens_only:
             states, labels = states[labels >= 0], labels[labels >= 0]
-        logits = self.model.word_logits(states) if side == "content" else self.model.item_logits(states)
+        logits = self.model.word_head(states) if side == "content" else self.model.item_logits(states)
         nll = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED)
         prompts, _ = self._padded([prompt for prompt, _ in pairs])
         return nll + self.lambda_c * self._distance(torch.cat([prompts, main], dim=1), side)

@@ -27,6 +27,7 @@ from modeling_cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
 from modeling_cllm4rec.training import checkpoints
 from modeling_cllm4rec.training.arguments import StageArguments
 from modeling_cllm4rec.training.parameters import frozen_fingerprint, parameter_groups, trainable
+from modeling_cllm4rec.training.precision import frozen_weights_in
 from modeling_cllm4rec.training.weight_average import WeightAverage
 
 logger = logging.getLogger(__name__)
@@ -171,6 +172,13 @@ def run(stage: Stage, accelerator: Accelerator) -> Progress:
     model.to(accelerator.device)
     if arguments.gradient_checkpointing:
         model.backbone.activation_checkpointing_enable()
+    fingerprint = frozen_fingerprint(model)
+    with frozen_weights_in(torch.bfloat16 if arguments.precision == "bf16" else None, model.backbone):
+        return _epochs(stage, accelerator, folder, fingerprint)
+
+
+def _epochs(stage: Stage, accelerator: Accelerator, folder: Path, fingerprint: str) -> Progress:
+    arguments, model = stage.arguments, stage.model
     parameters = trainable(model)
     optimizer = torch.optim.AdamW(parameter_groups(model, arguments), fused=True)
     counts = [len(stage.steps(epoch)) for epoch in range(stage.num_epochs)]
@@ -178,7 +186,6 @@ def run(stage: Stage, accelerator: Accelerator) -> Progress:
     schedule = get_scheduler(arguments.schedule, optimizer, int(arguments.warmup_share * total), total) if (
         arguments.schedule != "constant"
     ) else get_scheduler("constant_with_warmup", optimizer, int(arguments.warmup_share * total))
-    fingerprint = frozen_fingerprint(model)
     average = WeightAverage(parameters, arguments.average_decay) if arguments.average_decay else None
     progress = Progress()
     last = checkpoints.latest(folder) if arguments.resume else None

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch.nn import functional as F
 
 from modeling_cllm4rec.corpora.batches import Batch
-from modeling_cllm4rec.losses import ItemLoss, first_occurrence, multinomial_nll, squared_distances
+from modeling_cllm4rec.losses import ItemLoss, first_occurrence, multinomial_nll, squared_distances, word_nll
 from modeling_cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation, Side
 
 Regularization = Literal["paper", "released"]
@@ -81,8 +80,7 @@ def next_word_terms(model: CLLM4RecForRecommendation, batch: Batch, weights: Wei
     """The C step: text documents, each word of the main text predicted by f_c from what stands before it."""
     document, place = _main_places(batch)
     hidden = model.hidden_states(batch.input_ids, batch.attention_mask, "content")
-    logits = model.word_logits(hidden[document, place - 1])
-    nll = F.cross_entropy(logits.float(), batch.input_ids[document, place], reduction="none")
+    nll = word_nll(model.word_head, hidden[document, place - 1], batch.input_ids[document, place])
     return _terms(model, _per_document(nll, document, batch), len(document), batch.input_ids, "content", weights)
 
 

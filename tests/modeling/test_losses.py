@@ -16,6 +16,7 @@ from modeling_cllm4rec.losses import (
     multinomial_nll,
     sampled_log_partition,
     squared_distances,
+    word_nll,
 )
 
 BF16 = {"rtol": 5e-2, "atol": 5e-2}  # 8 bits of mantissa, sums of three targets
@@ -196,3 +197,55 @@ def test_squared_distances_by_hand():
     distances.sum().backward()
     np.testing.assert_array_equal(trained.weight.grad, [[2.0, 4.0], [-8.0, 0.0]])  # 2 (z - fixed), row 1 twice
     assert fixed.weight.grad is None
+
+
+def word_case(trains: bool) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    """A head of two layers as BERT's, states, and words."""
+    generator = torch.Generator().manual_seed(3)
+    head = nn.Sequential(nn.Linear(6, 6), nn.GELU(), nn.Linear(6, 13)).requires_grad_(trains)
+    for weight in head.parameters():
+        weight.data.copy_(torch.randn(weight.shape, generator=generator))
+    hidden = torch.randn(9, 6, generator=generator)
+    return head, hidden, torch.randint(0, 13, (9,), generator=generator)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 4, 9, 100])
+def test_word_nll_of_a_frozen_head_equals_plain_torch_in_value_and_gradient(chunk_size):
+    head, hidden, words = word_case(trains=False)
+    expected, ours = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
+    weights = torch.arange(1.0, 10.0)
+    plain = F.cross_entropy(head(expected), words, reduction="none")
+    nll = word_nll(head, ours, words, chunk_size)
+    torch.testing.assert_close(nll, plain, **FLOAT)
+    (plain * weights).sum().backward()
+    (nll * weights).sum().backward()
+    torch.testing.assert_close(ours.grad, expected.grad, **FLOAT)
+    with torch.no_grad():
+        assert torch.equal(word_nll(head, hidden, words, chunk_size), nll)
+
+
+def test_word_nll_of_a_head_that_trains_has_its_gradient():
+    head, hidden, words = word_case(trains=True)
+    word_nll(head, hidden, words, chunk_size=2).sum().backward()
+    found = [weight.grad.clone() for weight in head.parameters()]
+    head.zero_grad()
+    F.cross_entropy(head(hidden), words, reduction="sum").backward()
+    for gradient, weight in zip(found, head.parameters(), strict=True):
+        torch.testing.assert_close(gradient, weight.grad, **FLOAT)
+
+
+def test_word_nll_in_bf16_stays_close_and_leaves_the_head_alone():
+    head, hidden, words = word_case(trains=False)
+    before = [weight.clone() for weight in head.parameters()]
+    ours = hidden.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        nll = word_nll(head, ours, words, chunk_size=4)
+    nll.sum().backward()
+    assert nll.dtype == torch.float32 and ours.grad.dtype == torch.float32
+    torch.testing.assert_close(nll, F.cross_entropy(head(hidden), words, reduction="none"), **BF16)
+    assert all(torch.equal(weight, old) for weight, old in zip(head.parameters(), before, strict=True))
+
+
+def test_word_nll_of_no_words():
+    head, hidden, words = word_case(trains=False)
+    assert word_nll(head, hidden[:0].requires_grad_(), words[:0]).shape == (0,)

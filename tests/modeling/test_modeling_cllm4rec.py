@@ -58,7 +58,7 @@ def test_words_alone_are_read_as_by_the_backbone(backbone, writer, bare):
     assert torch.equal(writer(ids).logits, expected)
     for side in SIDES:
         states = bare(ids, side=side).last_hidden_state
-        torch.testing.assert_close(bare.word_logits(states), expected, **CLOSE)
+        torch.testing.assert_close(bare.word_head(states), expected, **CLOSE)
 
 
 @torch.no_grad()

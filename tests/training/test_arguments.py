@@ -117,7 +117,7 @@ def test_every_argument_has_a_help_text(kind: type[StageArguments]) -> None:
     ("text", "message"),
     [
         ("epoch: 3", r"unknown key 'epoch'; nearest: \['epochs'\]"),
-        ("qqqq: 3", r"unknown key 'qqqq'; nearest: \['backbone_lr', .*'warmup_share'\]"),
+        ("qqqq: 3", r"unknown key 'qqqq'; nearest: \['average_decay', .*'warmup_share'\]"),
         ("pretrain:\n  warmup_epoch: 3", r"pretrain: unknown key 'warmup_epoch'; nearest: \['warmup_epochs'"),
         ("pretrain:\n  mask_share: 0.5", r"pretrain: unknown key 'mask_share'"),
         ("warmup_epochs: 3", r"unknown key 'warmup_epochs'"),  # a key of one stage stands under its name

@@ -154,7 +154,7 @@ def test_next_word_equals_a_loop(model: CLLM4RecForRecommendation, texts: Batch)
 
 def test_the_first_word_is_predicted(model: CLLM4RecForRecommendation, texts: Batch) -> None:
     terms = next_word_terms(model, texts, Weights())
-    logits = model.word_logits(states(model, texts.input_ids[2, :3], "content")[-1])
+    logits = model.word_head(states(model, texts.input_ids[2, :3], "content")[-1])
     assert float(terms.nll[2]) == pytest.approx(-float(torch.log_softmax(logits, -1)[13]), rel=1e-5)
 
 
