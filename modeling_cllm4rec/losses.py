@@ -139,7 +139,7 @@ class _FrozenHeadNll(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, head: nn.Module, words: torch.Tensor, chunk: int) -> torch.Tensor:
         wanted = ctx.needs_input_grad[0]
-        weights = dict(head.named_parameters())
+        weights: dict[str, torch.Tensor] = dict(head.named_parameters())
         if torch.is_autocast_enabled(hidden.device.type):  # frozen weights are not kept from one use to the next: cast once
             dtype = torch.get_autocast_dtype(hidden.device.type)
             weights = {name: weight.to(dtype) for name, weight in weights.items()}
