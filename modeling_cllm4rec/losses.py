@@ -150,10 +150,16 @@ class _FrozenHeadNll(torch.autograd.Function):
             with torch.set_grad_enabled(wanted):
                 states = hidden[part].detach().requires_grad_(wanted)
                 logits = torch.func.functional_call(head, weights, (states,))
-                losses = F.cross_entropy(logits.float(), words[part], reduction="none")
-                nll[part] = losses.detach()
-                if wanted:
-                    gradient[part] = torch.autograd.grad(losses.sum(), states)[0]
+            scores, target = logits.detach(), words[part, None]
+            shares = scores.softmax(-1)
+            share = shares.gather(1, target)[:, 0].float()
+            nll[part] = -share.log()
+            if not share.all():  # too small for a number: its logarithm is not
+                lost = share == 0
+                nll[part][lost] = -scores[lost].float().log_softmax(-1).gather(1, target[lost])[:, 0]
+            if wanted:
+                shares.scatter_add_(1, target, torch.full_like(target, -1, dtype=shares.dtype))
+                gradient[part] = torch.autograd.grad(logits, states, shares)[0]
         ctx.save_for_backward(gradient)
         return nll
 

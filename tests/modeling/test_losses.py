@@ -249,3 +249,10 @@ def test_word_nll_in_bf16_stays_close_and_leaves_the_head_alone():
 def test_word_nll_of_no_words():
     head, hidden, words = word_case(trains=False)
     assert word_nll(head, hidden[:0].requires_grad_(), words[:0]).shape == (0,)
+
+
+def test_word_nll_of_a_word_whose_share_is_too_small_for_a_number():
+    head = nn.Linear(1, 3, bias=False).requires_grad_(False)
+    head.weight.copy_(torch.tensor([[0.0], [150.0], [1.0]]))
+    nll = word_nll(head, torch.ones(3, 1), torch.tensor([0, 1, 2]))
+    torch.testing.assert_close(nll, torch.tensor([150.0, 0.0, 149.0]))
