@@ -6,8 +6,6 @@ This file and its flat siblings stand alone: they are copied into every saved fo
 from __future__ import annotations
 
 import copy
-import difflib
-import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,20 +18,19 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationConfig,
     GenerationMixin,
-    PreTrainedTokenizerBase,
 )
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutputWithPast, ModelOutput
-from transformers.utils import cached_file
 
 from .catalogue import Catalogue, KnownUsers
 from .configuration_cllm4rec import CLLM4RecConfig
+from .language_model import check_fields, greedy_generation, is_left_padded, real_positions, tokenizer_of, word_head
 from .losses import ItemLoss, multinomial_nll
 from .prompt_assembly import assemble, pad_right
 from .recommending import RecommendsItems
 from .saved_folder import SavedFolderModel
+from .top_items import top_permitted_items
 
 Side = Literal["collaborative", "content"]
 SIDES: tuple[Side, Side] = ("collaborative", "content")
@@ -64,6 +61,17 @@ class CLLM4RecPreTrainedModel(SavedFolderModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
+    flat_files = (
+        "catalogue.py",
+        "configuration_cllm4rec.py",
+        "language_model.py",
+        "losses.py",
+        "modeling_cllm4rec.py",
+        "prompt_assembly.py",
+        "recommending.py",
+        "saved_folder.py",
+        "top_items.py",
+    )
 
     config: CLLM4RecConfig
 
@@ -97,6 +105,11 @@ class CLLM4RecPreTrainedModel(SavedFolderModel):
         if side == "content":
             return self.user_content, self.item_content
         raise ValueError(f"side is {side!r}; allowed are 'collaborative' and 'content'")
+
+    @property
+    def id_parameters(self) -> list[nn.Parameter]:
+        """The four matrices of ID rows."""
+        return [table.weight for side in SIDES for table in self.tables(side)]
 
     def get_input_embeddings(self) -> nn.Module:
         """Word embeddings (N, K) of the backbone; ID rows are in `tables`."""
@@ -148,8 +161,8 @@ class CLLM4RecPreTrainedModel(SavedFolderModel):
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, side: Side, **kwargs: Any
     ) -> torch.Tensor:
         """(B, T, K) last states of the causal backbone, ID tokens read from one side's tables."""
-        if _is_left_padded(attention_mask):
-            kwargs.setdefault("position_ids", _positions(attention_mask))  # type: ignore[arg-type]
+        if is_left_padded(attention_mask):
+            kwargs.setdefault("position_ids", real_positions(attention_mask))  # type: ignore[arg-type]
         outputs = self.backbone.base_model(
             inputs_embeds=self.embed_tokens(input_ids, side),
             attention_mask=attention_mask,
@@ -162,13 +175,7 @@ class CLLM4RecPreTrainedModel(SavedFolderModel):
     @property
     def word_head(self) -> nn.Module:
         """The content head f_c: from (..., K) states to (..., N) logits over words."""
-        body = self.backbone.base_model
-        heads = [module for module in self.backbone.children() if module is not body]
-        if len(heads) != 1:
-            raise ValueError(
-                f"{type(self.backbone).__name__} has {len(heads)} parts beside its decoder; expected its output layer alone"
-            )
-        return heads[0]
+        return word_head(self.backbone)
 
     @classmethod
     def from_backbone(
@@ -201,7 +208,7 @@ class CLLM4RecPreTrainedModel(SavedFolderModel):
             >>> model = CLLM4RecForRecommendation.from_backbone(
             ...     "gpt2", users=["ann"], catalogue=["B1", "B2"])  # doctest: +SKIP
         """
-        _check_fields(config_arguments)
+        check_fields(CLLM4RecConfig, config_arguments)
         if users is not None and not isinstance(users, KnownUsers):
             users = KnownUsers(users)
         if catalogue is not None and not isinstance(catalogue, Catalogue):
@@ -209,7 +216,7 @@ class CLLM4RecPreTrainedModel(SavedFolderModel):
         backbone = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype)
         text_config = copy.deepcopy(backbone.config)
         text_config.name_or_path = ""  # not to be published: it may be a path of this machine
-        tokenizer = _tokenizer(name_or_path)
+        tokenizer = tokenizer_of(name_or_path)
         text_tokens = 0 if tokenizer is None else len(tokenizer)
         config_arguments.setdefault("id_offset", max(text_tokens, text_config.get_text_config().vocab_size))
         config = CLLM4RecConfig(
@@ -224,7 +231,7 @@ class CLLM4RecPreTrainedModel(SavedFolderModel):
             torch.manual_seed(seed)
             model = cls._from_config(config, dtype=dtype)
         model.backbone.load_state_dict(backbone.state_dict())
-        model.generation_config = _greedy(backbone.generation_config, tokenizer)
+        model.generation_config = greedy_generation(backbone.generation_config, tokenizer)
         model.catalogue, model.users = catalogue, users
         _check_backbone(model)
         return model
@@ -269,8 +276,8 @@ class CLLM4RecForCausalLM(CLLM4RecPreTrainedModel, GenerationMixin):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids, "content")  # type: ignore[arg-type]
-        if position_ids is None and _is_left_padded(attention_mask):
-            position_ids = _positions(attention_mask)[:, -inputs_embeds.shape[1] :]  # type: ignore[arg-type]
+        if position_ids is None and is_left_padded(attention_mask):
+            position_ids = real_positions(attention_mask)[:, -inputs_embeds.shape[1] :]  # type: ignore[arg-type]
         if position_ids is not None:
             kwargs["position_ids"] = position_ids
         if token_type_ids is not None:
@@ -387,52 +394,18 @@ class CLLM4RecForRecommendation(RecommendsItems, CLLM4RecPreTrainedModel):
         self.train(was_training)
         return self.item_logits(hidden).float()
 
+    def best_items(
+        self, prompts: Sequence[np.ndarray], seen: Sequence[np.ndarray] | None, k: int, allowed: np.ndarray | None, **search: Any
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(B, k) best item indices of prompts and their scores, from one forward pass."""
+        if search:
+            raise ValueError(f"unknown settings {sorted(search)}: this model scores all items at once and has no search to set")
+        return top_permitted_items(self.score_prompts(prompts), seen, k, allowed)
+
     def score_histories(self, user_indices: np.ndarray | None, histories: Any) -> np.ndarray:
         """(batch, J) float32 scores of histories given as compressed rows (`indptr`, `items`), in evaluation mode."""
         rows = np.split(histories.items, histories.indptr[1:-1])
         return self.score_prompts(self.build_prompts(user_indices, rows)).cpu().numpy()
-
-def _tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase | None:
-    """The backbone's tokenizer, None if its folder has none (`AutoTokenizer` would make an empty one)."""
-    for file in ("tokenizer_config.json", "tokenizer.json"):
-        if cached_file(name_or_path, file, _raise_exceptions_for_missing_entries=False) is not None:
-            return AutoTokenizer.from_pretrained(name_or_path)
-    return None
-
-
-def _greedy(own: GenerationConfig, tokenizer: PreTrainedTokenizerBase | None) -> GenerationConfig:
-    """How the content LM writes by default: always the likeliest word, up to the token that closes a text.
-
-    Of the backbone's own settings, which may sample, only its tokens are taken. Where it names none, its tokenizer does:
-    the end of text, else the separator (BERT), as in the documents that the content LM is trained on.
-    """
-    bos, eos, pad = own.bos_token_id, own.eos_token_id, own.pad_token_id
-    if tokenizer is not None and eos is None:
-        eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
-    if tokenizer is not None and pad is None:
-        pad = tokenizer.pad_token_id
-    if pad is None:
-        pad = eos[0] if isinstance(eos, list) else eos
-    return GenerationConfig(do_sample=False, bos_token_id=bos, eos_token_id=eos, pad_token_id=pad)
-
-
-def _is_left_padded(attention_mask: torch.Tensor | None) -> bool:
-    return attention_mask is not None and attention_mask.dim() == 2 and not bool(attention_mask[:, 0].all())
-
-
-def _positions(attention_mask: torch.Tensor) -> torch.Tensor:
-    """(B, T) places of the real tokens among themselves: left padding counts for nothing."""
-    return (attention_mask.cumsum(1) - 1).clamp(min=0)
-
-
-def _check_fields(arguments: dict[str, Any]) -> None:
-    """Refuse what a configuration would take and never read."""
-    names = [name for name in inspect.signature(CLLM4RecConfig).parameters if name not in ("text_config", "kwargs")]
-    for name in arguments:
-        if name not in names:
-            near = difflib.get_close_matches(name, names)
-            raise ValueError(f"from_backbone: unknown field {name!r}; nearest: {near or names}")
-
 
 def _count(count_name: str, count: int | None, ids_name: str, ids: Catalogue | KnownUsers | None) -> int:
     if (count is None) == (ids is None):

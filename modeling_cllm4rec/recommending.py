@@ -11,11 +11,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from tqdm.auto import tqdm
 
 from .catalogue import CATALOGUE_FILE, Catalogue, KnownUsers, OnUnknown, Recommendations
-from .top_items import top_items
 
 
 class RecommendsItems(ABC):
@@ -29,8 +27,20 @@ class RecommendsItems(ABC):
         """Token ids of the prompt for each history (item indices, oldest first)."""
 
     @abstractmethod
-    def score_prompts(self, prompts: Sequence[np.ndarray]) -> torch.Tensor:
-        """(B, J) float32 scores of prompts, in evaluation mode."""
+    def best_items(
+        self, prompts: Sequence[np.ndarray], seen: Sequence[np.ndarray] | None, k: int, allowed: np.ndarray | None, **search: Any
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The k best items of each prompt, in evaluation mode.
+
+        Args:
+            prompts: token ids, one prompt a person.
+            seen: item indices of each person that may not be recommended; None forbids none.
+            allowed: (candidates,) sorted item indices to choose from; None means the whole catalogue.
+            search: settings of the model's own search.
+
+        Returns:
+            (B, k) item indices, best first, -1 where a person has fewer items left, and their (B, k) float32 scores.
+        """
 
     def recommend(
         self,
@@ -41,6 +51,7 @@ class RecommendsItems(ABC):
         candidates: Sequence[Any] | None = None,
         on_unknown: OnUnknown = "raise",
         batch_size: int = 256,
+        **search: Any,
     ) -> Recommendations:
         """The k best items for users, for histories, or for users with histories given beside them.
 
@@ -53,6 +64,7 @@ class RecommendsItems(ABC):
             candidates: external item ids to choose from; None means the whole catalogue.
             on_unknown: `"raise"` names unknown ids; `"skip"` leaves unknown users, items and candidates out.
             batch_size: people scored in one pass.
+            search: settings of the model's own search, where it has one (LC-Rec: `num_beams`, `scoring`, `template`).
 
         Returns:
             `Recommendations` with columns user, item, rank, score.
@@ -60,7 +72,9 @@ class RecommendsItems(ABC):
         Raises:
             ValueError: unknown ids, an empty history of a person without an ID token, k out of range.
         """
-        tables = list(self.iter_recommendations(users, histories, k, exclude_seen, candidates, on_unknown, batch_size))
+        tables = list(
+            self.iter_recommendations(users, histories, k, exclude_seen, candidates, on_unknown, batch_size, **search)
+        )
         return Recommendations(pa.concat_tables(tables))
 
     def iter_recommendations(
@@ -73,6 +87,7 @@ class RecommendsItems(ABC):
         on_unknown: OnUnknown = "raise",
         batch_size: int = 256,
         progress: bool = False,
+        **search: Any,
     ) -> Iterator[pa.Table]:
         """As `recommend`, a table a batch, in the order asked: constant memory for millions of people."""
         catalogue, known = self._require_catalogue(), self.users
@@ -88,7 +103,7 @@ class RecommendsItems(ABC):
         allowed = None
         if candidates is not None:
             found = catalogue.ids.indices_of(candidates, on_unknown)
-            allowed = torch.from_numpy(np.unique(found[found >= 0]))
+            allowed = np.unique(found[found >= 0])
         choices = len(catalogue) if allowed is None else len(allowed)
         if not 1 <= k <= choices:
             raise ValueError(f"k is {k}; it must lie between 1 and the {choices} items to choose from")
@@ -108,7 +123,11 @@ class RecommendsItems(ABC):
                     read = [known.history(int(index)) for index in indices]  # type: ignore[union-attr]
                 else:
                     read = [self._read_history(int(row), histories[row], indices is None, on_unknown) for row in rows]
-                best, scores = self._best(indices, read, k, exclude_seen, allowed)
+                if len(read):
+                    prompts = self.build_prompts(indices, read)
+                    best, scores = self.best_items(prompts, read if exclude_seen else None, k, allowed, **search)
+                else:
+                    best, scores = np.zeros((0, k), np.int64), np.zeros((0, k), np.float32)
                 labels = pa.array(rows) if names is None else names.take(pa.array(indices))
                 yield self._as_table(labels, best, scores)
                 bar.update(len(rows))
@@ -128,28 +147,6 @@ class RecommendsItems(ABC):
         if anonymous and not len(indices):
             raise ValueError(f"histories[{row}] is empty: a person without an ID token needs at least one known item")
         return indices
-
-    def _best(
-        self,
-        user_indices: np.ndarray | None,
-        histories: Sequence[np.ndarray],
-        k: int,
-        exclude_seen: bool,
-        allowed: torch.Tensor | None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        if not len(histories):
-            return np.zeros((0, k), np.int64), np.zeros((0, k), np.float32)
-        scores = self.score_prompts(self.build_prompts(user_indices, histories))
-        if exclude_seen:
-            row = torch.from_numpy(np.repeat(np.arange(len(histories)), [len(history) for history in histories]))
-            scores[row.to(scores.device), torch.from_numpy(np.concatenate(histories)).to(scores.device)] = float("-inf")
-        if allowed is None:
-            best, found = top_items(scores, k)
-        else:
-            allowed = allowed.to(scores.device)
-            place, found = top_items(scores[:, allowed], k)
-            best = torch.where(place >= 0, allowed[place.clamp(min=0)], -1)
-        return best.cpu().numpy(), found.cpu().numpy()
 
     def _as_table(self, labels: pa.Array, best: np.ndarray, scores: np.ndarray) -> pa.Table:
         row, rank = np.nonzero(best >= 0)

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from huggingface_hub import HfApi
@@ -22,16 +22,6 @@ from transformers.utils.hub import resolve_revision
 from .catalogue import CATALOGUE_FILE, USERS_FILE, Catalogue, KnownUsers
 
 CARD_FILE = "README.md"
-FLAT_FILES = (
-    "catalogue.py",
-    "configuration_cllm4rec.py",
-    "losses.py",
-    "modeling_cllm4rec.py",
-    "prompt_assembly.py",
-    "recommending.py",
-    "saved_folder.py",
-    "top_items.py",
-)
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 _UPLOAD_ARGUMENTS = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr")
 
@@ -43,7 +33,10 @@ class SavedFolderModel(PreTrainedModel):
         catalogue: the items that the model recommends, None where they have no external ids.
         users: the users who have an ID token, None where they have no external ids.
         card: text of the model card, None before there is one.
+        flat_files: names of the Python files, beside this one, that the model's class needs.
     """
+
+    flat_files: ClassVar[tuple[str, ...]] = ()
 
     catalogue: Catalogue | None = None
     users: KnownUsers | None = None
@@ -140,7 +133,7 @@ class SavedFolderModel(PreTrainedModel):
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if not is_main_process:
             return
-        for file in FLAT_FILES:
+        for file in self.flat_files:
             source, target = Path(__file__).parent / file, Path(save_directory) / file
             if source.resolve() != target.resolve():
                 shutil.copyfile(source, target)
@@ -233,4 +226,4 @@ def _upload(
     )
 
 
-__all__ = ["CARD_FILE", "FLAT_FILES", "SavedFolderModel"]
+__all__ = ["CARD_FILE", "SavedFolderModel"]

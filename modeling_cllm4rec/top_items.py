@@ -5,6 +5,9 @@ This file stands alone: it is copied into every saved folder.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 
 
@@ -40,9 +43,34 @@ def top_items(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]
     return indices.masked_fill(found == float("-inf"), -1), found
 
 
+def top_permitted_items(
+    scores: torch.Tensor, seen: Sequence[np.ndarray] | None, k: int, allowed: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `top_items`, without what a row has seen and among the candidates only.
+
+    Args:
+        scores: (batch, J), written into.
+        seen: item indices of each row that are left out; allowed: (candidates,) sorted item indices, None for all.
+
+    Example:
+        >>> top_permitted_items(torch.tensor([[0.5, 2.0, 3.0, 1.0]]), [np.array([2])], 2, np.array([0, 2, 3]))[0].tolist()
+        [[3, 0]]
+    """
+    if seen is not None:
+        row = torch.from_numpy(np.repeat(np.arange(len(seen)), [len(items) for items in seen]))
+        scores[row.to(scores.device), torch.from_numpy(np.concatenate(seen)).to(scores.device)] = float("-inf")
+    if allowed is None:
+        best, found = top_items(scores, k)
+    else:
+        candidates = torch.from_numpy(allowed).to(scores.device)
+        place, found = top_items(scores[:, candidates], k)
+        best = torch.where(place >= 0, candidates[place.clamp(min=0)], -1)
+    return best.cpu().numpy(), found.cpu().numpy()
+
+
 def _ordered_bits(bits: torch.Tensor) -> torch.Tensor:
     """The bits of float32 numbers as integers of the same order; applied twice, the bits again."""
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
-__all__ = ["top_items"]
+__all__ = ["top_items", "top_permitted_items"]

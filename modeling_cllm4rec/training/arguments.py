@@ -19,8 +19,8 @@ from modeling_cllm4rec.training.objectives import Weights
 
 
 @dataclass
-class StageArguments:
-    """What pretraining and finetuning share."""
+class TrainingArguments:
+    """What all training shares."""
 
     data: str = field(default="", metadata={"help": "data folder written by recipes/prepare.py"})
     output: str = field(default="", metadata={"help": "folder of the run: the finished model, and checkpoints/ of each stage"})
@@ -48,6 +48,46 @@ class StageArguments:
         default=0.0,
         metadata={"help": "validate and keep a moving average of the weights with this decay, such as 0.995; 0: the last step's"},
     )
+    max_text_tokens: int | None = field(
+        default=None, metadata={"help": "cut longer texts; without it, a text beyond the context is an error"}
+    )
+    precision: Literal["no", "bf16"] = field(default="no", metadata={"help": "bf16 computes in bfloat16, weights stay fp32"})
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "save memory: compute activations twice"})
+    patience: int = field(default=0, metadata={"help": "stop after so many epochs without a better validation; 0 never stops"})
+    save_every: int = field(default=500, metadata={"help": "optimizer steps between checkpoints (and at each epoch's end)"})
+    stop_after_steps: int = field(
+        default=0, metadata={"help": "end the process after so many optimizer steps, to be resumed later; 0 runs to the end"}
+    )
+    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = field(
+        default="none", metadata={"help": "tracker that receives losses and metrics"}
+    )
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        for name in ("data", "output"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is not set; give --{name} or set it in the YAML file")
+        _check_at_least(self, 1, "epochs", "batch_size", "gradient_accumulation_steps", "lora_rank", "lora_alpha", "save_every")
+        _check_at_least(self, 1, "max_text_tokens")
+        _check_at_least(self, 0, "seed", "lr", "backbone_lr", "backbone_weight_decay")
+        _check_at_least(self, 0, "max_grad_norm", "warmup_share", "patience", "stop_after_steps")
+        if self.warmup_share > 1:
+            raise ValueError(f"warmup_share is {self.warmup_share}; it must lie between 0 and 1")
+        if not 0 <= self.average_decay < 1:
+            raise ValueError(f"average_decay is {self.average_decay}; it must be 0 (no averaging) or lie below 1")
+        if self.resume and self.overwrite:
+            raise ValueError("resume and overwrite are both set; choose one")
+
+    @property
+    def run_folder(self) -> Path:
+        """Folder of the run."""
+        return Path(self.output)
+
+
+@dataclass
+class StageArguments(TrainingArguments):
+    """What pretraining and finetuning of CLLM4Rec share."""
+
     lambda_c: float = field(default=1.0, metadata={"help": "weight of the mutual regularization; 0 switches it off"})
     lambda_l: float = field(default=0.0, metadata={"help": "weight of the prior on collaborative rows; 0 switches it off"})
     mutual_regularization: Literal["paper", "released"] = field(
@@ -60,21 +100,8 @@ class StageArguments:
     drop_user: float = field(
         default=0.1, metadata={"help": "probability that a history goes without its user's token; the paper's is 0"}
     )
-    max_text_tokens: int | None = field(
-        default=None, metadata={"help": "cut longer texts; without it, a text beyond the context is an error"}
-    )
     max_history_tokens: int | None = field(
         default=None, metadata={"help": "longest prompt in tokens, the last items stay (default: the backbone's context)"}
-    )
-    precision: Literal["no", "bf16"] = field(default="no", metadata={"help": "bf16 computes in bfloat16, weights stay fp32"})
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "save memory: compute activations twice"})
-    patience: int = field(default=0, metadata={"help": "stop after so many epochs without a better validation; 0 never stops"})
-    save_every: int = field(default=500, metadata={"help": "optimizer steps between checkpoints (and at each epoch's end)"})
-    stop_after_steps: int = field(
-        default=0, metadata={"help": "end the process after so many optimizer steps, to be resumed later; 0 runs to the end"}
-    )
-    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = field(
-        default="none", metadata={"help": "tracker that receives losses and metrics"}
     )
     prompts: dict[str, str] | str | None = field(
         default=None, metadata={"help": "templates that replace the default ones, as JSON; see corpora/prompts.py"}
@@ -83,27 +110,16 @@ class StageArguments:
     def __post_init__(self) -> None:
         if isinstance(self.prompts, str):
             self.prompts = _from_json("prompts", self.prompts)
-        _check_types(self)
-        for name in ("data", "output"):
-            if not getattr(self, name):
-                raise ValueError(f"{name} is not set; give --{name} or set it in the YAML file")
-        _check_at_least(self, 1, "epochs", "batch_size", "gradient_accumulation_steps", "lora_rank", "lora_alpha", "save_every")
-        _check_at_least(self, 1, "max_text_tokens", "max_history_tokens")
-        _check_at_least(self, 0, "seed", "lr", "backbone_lr", "backbone_weight_decay", "lambda_c", "lambda_l")
-        _check_at_least(self, 0, "max_grad_norm", "warmup_share", "patience", "stop_after_steps")
-        if self.warmup_share > 1:
-            raise ValueError(f"warmup_share is {self.warmup_share}; it must lie between 0 and 1")
+        super().__post_init__()
+        _check_at_least(self, 1, "max_history_tokens")
+        _check_at_least(self, 0, "lambda_c", "lambda_l")
         if self.lambda_l and self.mutual_regularization == "released":
             raise ValueError(
                 f"lambda_l is {self.lambda_l}, but the released code has no prior; set lambda_l: 0, or "
                 "mutual_regularization: paper"
             )
-        if not 0 <= self.average_decay < 1:
-            raise ValueError(f"average_decay is {self.average_decay}; it must be 0 (no averaging) or lie below 1")
         if not 0 <= self.drop_user <= 1:
             raise ValueError(f"drop_user is {self.drop_user}; it must lie between 0 and 1")
-        if self.resume and self.overwrite:
-            raise ValueError("resume and overwrite are both set; choose one")
         _ = self.templates  # a template that is not right is told before anything is loaded
 
     @property
@@ -116,11 +132,6 @@ class StageArguments:
     def weights(self) -> Weights:
         """Weights of the regularization."""
         return Weights(self.lambda_c, self.lambda_l, self.mutual_regularization)
-
-    @property
-    def run_folder(self) -> Path:
-        """Folder of the run."""
-        return Path(self.output)
 
 
 @dataclass
@@ -175,8 +186,10 @@ class FinetuneArguments(StageArguments):
         _check_at_least(self, 0, "content_every")
 
 
-SECTIONS = ("pretrain", "finetune")
-Arguments = TypeVar("Arguments", PretrainArguments, FinetuneArguments)
+SHARED_BY_SECTION: dict[str, type[TrainingArguments]] = {"pretrain": StageArguments, "finetune": StageArguments}
+"""Sections of a YAML file whose stages share it: what may stand above them. A command of its own has no section."""
+
+Arguments = TypeVar("Arguments")
 
 
 def parse_arguments(kind: type[Arguments], section: str, argv: Sequence[str] | None = None, **parser: Any) -> Arguments:
@@ -200,7 +213,7 @@ def parse_arguments(kind: type[Arguments], section: str, argv: Sequence[str] | N
     return arguments
 
 
-def read_config(path: str | Path, kind: type[StageArguments], section: str) -> dict[str, Any]:
+def read_config(path: str | Path, kind: type[Any], section: str) -> dict[str, Any]:
     """The keys of a YAML file that concern one stage.
 
     Raises:
@@ -215,12 +228,12 @@ def read_config(path: str | Path, kind: type[StageArguments], section: str) -> d
         raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected keys and values, got {type(content).__name__}")
-    shared = {key: value for key, value in content.items() if key not in SECTIONS}
+    shared = {key: value for key, value in content.items() if key not in SHARED_BY_SECTION or section not in SHARED_BY_SECTION}
     own = content.get(section) or {}
     if not isinstance(own, dict):
         raise ValueError(f"{path}: {section}: expected keys and values, got {type(own).__name__}")
     names = {one.name: one for one in fields(kind)}
-    common = {one.name for one in fields(StageArguments)}
+    common = {one.name for one in fields(SHARED_BY_SECTION.get(section, kind))}
     for place, keys, allowed in (("", shared, common), (f"{section}: ", own, set(names))):
         for key in keys:
             if key not in allowed:
@@ -246,7 +259,7 @@ def _typed(path: str | Path, key: str, value: Any, default: Any) -> Any:
     return value
 
 
-def _check_types(arguments: StageArguments) -> None:
+def _check_types(arguments: Any) -> None:
     """Raise ValueError if a field holds what its annotation does not allow: a wrong type, a choice that is none, NaN."""
     for name, hint in get_type_hints(type(arguments)).items():
         value = getattr(arguments, name)
@@ -265,7 +278,7 @@ def _check_types(arguments: StageArguments) -> None:
             raise ValueError(f"{name} is {value}; it must be a finite number")
 
 
-def _check_at_least(arguments: StageArguments, least: int, *names: str) -> None:
+def _check_at_least(arguments: Any, least: int, *names: str) -> None:
     for name in names:
         value = getattr(arguments, name)
         if value is not None and value < least:

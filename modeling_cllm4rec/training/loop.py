@@ -1,4 +1,4 @@
-"""One optimizer loop for both stages: seeded by the step, resumable to the bit, the same on any number of processes."""
+"""One optimizer loop for all stages: seeded by the step, resumable to the bit, the same on any number of processes."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ from transformers import get_scheduler
 
 from modeling_cllm4rec.corpora.batches import share_of
 from modeling_cllm4rec.corpora.data_folder import INFO_FILE, RecommendationData
-from modeling_cllm4rec.corpora.splits import SPLITS
-from modeling_cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
 from modeling_cllm4rec.training import checkpoints
-from modeling_cllm4rec.training.arguments import StageArguments
-from modeling_cllm4rec.training.parameters import frozen_fingerprint, parameter_groups, trainable
+from modeling_cllm4rec.training.arguments import TrainingArguments
+from modeling_cllm4rec.training.parameters import TrainedModel, parameter_groups, start_fingerprint, trainable
 from modeling_cllm4rec.training.precision import frozen_weights_in
 from modeling_cllm4rec.training.weight_average import WeightAverage
 
 logger = logging.getLogger(__name__)
 
-NOT_PART_OF_A_RUN = ("resume", "overwrite", "stop_after_steps", "report_to", "save_every", "output", "data", "start", "backbone")
+NOT_PART_OF_A_RUN = (
+    *("resume", "overwrite", "stop_after_steps", "report_to", "save_every"),
+    *("output", "data", "start", "backbone", "index"),
+)
 """Arguments that a resumed run may change: they do not change what is computed (or are checked by content)."""
 
 
@@ -44,14 +45,14 @@ class Step(NamedTuple):
 
 
 class Stage(Protocol):
-    """What the loop asks of pretraining and finetuning."""
+    """What the loop asks of pretraining, finetuning and alignment."""
 
     name: str
-    model: CLLM4RecForRecommendation
+    model: TrainedModel
     data: RecommendationData
 
     @property
-    def arguments(self) -> StageArguments:
+    def arguments(self) -> TrainingArguments:
         """What the stage was asked to do."""
         ...
 
@@ -88,7 +89,7 @@ class Progress:
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
-def make_accelerator(arguments: StageArguments, stage: str) -> Accelerator:
+def make_accelerator(arguments: TrainingArguments, stage: str) -> Accelerator:
     """The processes, the device and the trackers of a run.
 
     Raises:
@@ -114,7 +115,7 @@ def make_accelerator(arguments: StageArguments, stage: str) -> Accelerator:
     return accelerator
 
 
-def claim_folder(folder: Path, arguments: StageArguments, data: RecommendationData) -> None:
+def claim_folder(folder: Path, arguments: TrainingArguments, data: RecommendationData) -> None:
     """Refuse to write over another run, and write down what this one is.
 
     Raises:
@@ -122,7 +123,7 @@ def claim_folder(folder: Path, arguments: StageArguments, data: RecommendationDa
         ValueError: resume was asked for, but the run there had other arguments or other data (named).
     """
     identity = {key: value for key, value in dataclasses.asdict(arguments).items() if key not in NOT_PART_OF_A_RUN}
-    identity["data_sha256"] = interactions_fingerprint(data)
+    identity["data_sha256"] = data_fingerprint(data)
     record = folder / "run.json"
     if (arguments.run_folder / INFO_FILE).exists():
         raise FileExistsError(
@@ -149,12 +150,15 @@ def claim_folder(folder: Path, arguments: StageArguments, data: RecommendationDa
     unfinished.replace(record)
 
 
-def interactions_fingerprint(data: RecommendationData) -> str:
-    """SHA-256 of who interacted with what in which split, so that a run is not resumed on other data or another split."""
+def data_fingerprint(data: RecommendationData) -> str:
+    """SHA-256 of ids, texts and interactions, so that a run is not resumed on other data or another split."""
     digest = hashlib.sha256()
-    for split in SPLITS:
-        histories = data.histories(split)
-        digest.update(histories.indptr.tobytes() + histories.items.tobytes())
+    for table in (data.users, data.items, data.interactions):
+        for name in table.column_names:
+            digest.update(name.encode())
+            for start in range(0, table.num_rows, 65536):
+                values = table[name].slice(start, 65536).to_pylist()
+                digest.update(json.dumps(values, default=str).encode())
     return digest.hexdigest()
 
 
@@ -172,7 +176,7 @@ def run(stage: Stage, accelerator: Accelerator) -> Progress:
     model.to(accelerator.device)
     if arguments.gradient_checkpointing:
         model.backbone.activation_checkpointing_enable()
-    fingerprint = frozen_fingerprint(model)
+    fingerprint = start_fingerprint(model)
     with frozen_weights_in(torch.bfloat16 if arguments.precision == "bf16" else None, model.backbone):
         return _epochs(stage, accelerator, folder, fingerprint)
 
@@ -329,7 +333,7 @@ class _Saver:
             state = {
                 "progress": dataclasses.asdict(progress),
                 "schedule": {"last_epoch": self.schedule.last_epoch},
-                "frozen": self.fingerprint,
+                "start": self.fingerprint,
             }
             checkpoints.save_step(self.folder, progress.step, tensors, state)
         self.accelerator.wait_for_everyone()
@@ -344,9 +348,9 @@ def _restore(
     fingerprint: str,
 ) -> Progress:
     tensors, state = checkpoints.read(path)
-    if state["frozen"] != fingerprint:
+    if state["start"] != fingerprint:
         raise ValueError(
-            f"resume: {path} was written with another backbone or other frozen rows; give the same backbone and data, or "
+            f"resume: the run of {path} started from other weights; give the same backbone (or start), data and seed, or "
             "--overwrite"
         )
     _copy_into(parameters, {name[len("model.") :]: one for name, one in tensors.items() if name.startswith("model.")}, path)

@@ -4,30 +4,65 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import peft
 import torch
 
 from modeling_cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation, Side
-from modeling_cllm4rec.training.arguments import StageArguments
+from modeling_cllm4rec.training.arguments import TrainingArguments
+
+if TYPE_CHECKING:  # one system is trained without importing the other
+    from modeling_cllm4rec.modeling_lcrec import LCRecForRecommendation
+
+TrainedModel: TypeAlias = "CLLM4RecForRecommendation | LCRecForRecommendation"
 
 
 def choose_trainable(
-    model: CLLM4RecForRecommendation, arguments: StageArguments, sides: Iterable[Side] = SIDES
+    model: CLLM4RecForRecommendation, arguments: TrainingArguments, sides: Iterable[Side] = SIDES
 ) -> peft.PeftModel | None:
-    """Set `requires_grad` throughout the model.
+    """Set `requires_grad` throughout a CLLM4Rec model.
 
     Args:
         sides: whose ID tables train.
 
     Returns:
-        With `tune="lora"` the handle that `merge_lora` needs; the LoRA matrices are put into `model.backbone` in place.
+        What `tune_backbone` returns.
     """
-    model.requires_grad_(False)
+    adapted = tune_backbone(model, arguments)
     for side in sides:
         for table in model.tables(side):
             table.requires_grad_(True)
+    return adapted
+
+
+def choose_index_rows(model: LCRecForRecommendation, arguments: TrainingArguments) -> peft.PeftModel | None:
+    """Set `requires_grad` throughout an LC-Rec model: the rows of its index tokens, and of the backbone what is tuned.
+
+    Unless the whole backbone is tuned, the words' rows stand in the same matrices but receive no gradient: they stay what
+    they were to the bit.
+
+    Returns:
+        What `tune_backbone` returns.
+    """
+    adapted = tune_backbone(model, arguments)
+    config = model.config
+    for weight in model.id_parameters:
+        weight.requires_grad_(True)
+        if arguments.tune != "full":
+            rows = torch.arange(len(weight))
+            trains = (rows >= config.first_index_token) & (rows <= config.last_index_token)
+            weight.register_hook(lambda gradient, trains=trains: gradient * trains.to(gradient.device)[:, None])
+    return adapted
+
+
+def tune_backbone(model: TrainedModel, arguments: TrainingArguments) -> peft.PeftModel | None:
+    """Freeze everything but what `tune` asks for.
+
+    Returns:
+        With `tune="lora"` the handle that `merge_lora` needs; the LoRA matrices are put into `model.backbone` in place.
+    """
+    model.requires_grad_(False)
     if arguments.tune == "full":
         model.backbone.requires_grad_(True)
     if arguments.tune == "lora":
@@ -51,9 +86,9 @@ def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def parameter_groups(model: CLLM4RecForRecommendation, arguments: StageArguments) -> list[dict[str, Any]]:
-    """ID rows at `lr` without weight decay, the backbone at `backbone_lr` with it."""
-    tables = {id(table.weight) for side in SIDES for table in model.tables(side)}
+def parameter_groups(model: TrainedModel, arguments: TrainingArguments) -> list[dict[str, Any]]:
+    """Rows of IDs at `lr` without weight decay, the rest of the backbone at `backbone_lr` with it."""
+    tables = {id(weight) for weight in model.id_parameters}
     parameters = trainable(model).values()
     groups = [
         {"params": [one for one in parameters if id(one) in tables], "lr": arguments.lr, "weight_decay": 0.0},
@@ -66,11 +101,10 @@ def parameter_groups(model: CLLM4RecForRecommendation, arguments: StageArguments
     return [group for group in groups if group["params"]]
 
 
-def frozen_fingerprint(model: torch.nn.Module) -> str:
-    """SHA-256 of all that does not train, so that a checkpoint is not laid over another backbone."""
+def start_fingerprint(model: torch.nn.Module) -> str:
+    """SHA-256 of all weights before training, so that a checkpoint is not laid over a run with another start."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            digest.update(name.encode())
-            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(name.encode())
+        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -12,8 +12,8 @@ from modeling_cllm4rec.evaluation.protocol import Protocol
 from modeling_cllm4rec.evaluation.report import EvaluationReport
 from modeling_cllm4rec.hub.model_card import make_card
 from modeling_cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
-from modeling_cllm4rec.saved_folder import FLAT_FILES
 
+FLAT_FILES = CLLM4RecForRecommendation.flat_files
 REPO = "someone/some-repo"
 PUSH = """
 from transformers import AutoModel, AutoTokenizer

@@ -21,8 +21,8 @@ from modeling_cllm4rec.modeling_cllm4rec import (
     CLLM4RecForRecommendation,
     CLLM4RecModel,
 )
-from modeling_cllm4rec.saved_folder import FLAT_FILES
 
+FLAT_FILES = CLLM4RecForRecommendation.flat_files
 SOURCE = Path(__file__).parents[2] / "modeling_cllm4rec"
 CLASSES = (CLLM4RecModel, CLLM4RecForRecommendation, CLLM4RecForCausalLM)
 WEIGHTS = "model.safetensors"

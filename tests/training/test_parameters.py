@@ -12,9 +12,9 @@ from modeling_cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
 from modeling_cllm4rec.training.arguments import FinetuneArguments
 from modeling_cllm4rec.training.parameters import (
     choose_trainable,
-    frozen_fingerprint,
     merge_lora,
     parameter_groups,
+    start_fingerprint,
     trainable,
 )
 
@@ -105,20 +105,19 @@ def test_lora_starts_from_the_seed_alone(
     assert all(torch.equal(one, starts[1][name]) for name, one in starts[0].items())
 
 
-def test_fingerprint_is_of_all_that_does_not_train(
-    model: CLLM4RecForRecommendation, arguments: Callable[[str], FinetuneArguments]
-) -> None:
-    choose_trainable(model, arguments("frozen"), ["collaborative"])
-    start = frozen_fingerprint(model)
-    with torch.no_grad():
-        model.item_collaborative.weight += 1  # trains
-    assert frozen_fingerprint(model) == start
-    with torch.no_grad():
-        model.item_content.weight += 1  # does not
-    assert frozen_fingerprint(model) != start
+def test_fingerprint_is_of_all_weights(model: CLLM4RecForRecommendation) -> None:
+    start = start_fingerprint(model)
+    assert start_fingerprint(model) == start
+    for parameter in (model.item_content.weight, next(model.backbone.parameters())):
+        before = parameter.data.clone()
+        with torch.no_grad():
+            parameter[0, 0] += 1
+        assert start_fingerprint(model) != start
+        parameter.data = before
+    assert start_fingerprint(model) == start
 
 
 def test_fingerprint_of_16_bit_weights(tiny_backbones: dict[str, Path], arguments: Callable[[str], FinetuneArguments]) -> None:
     model = CLLM4RecForRecommendation.from_backbone(tiny_backbones["gpt2"], num_users=1, num_items=2, dtype=torch.bfloat16)
     choose_trainable(model, arguments("frozen"))
-    assert len(frozen_fingerprint(model)) == 64
+    assert len(start_fingerprint(model)) == 64

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -201,8 +202,18 @@ def test_resuming_on_another_split(
         finetune(finetune_arguments(resume=True, data=str(tmp_path / "other")))
 
 
+def test_resuming_with_other_texts(finetune_arguments: MakeFinetune, small_world: SmallWorld, tmp_path: Path) -> None:
+    finetune(finetune_arguments(stop_after_steps=2))
+    titles = pa.array([f"{title} again" for title in small_world.items["title"].to_pylist()])
+    items = small_world.items.set_column(small_world.items.column_names.index("title"), "title", titles)
+    prepare_tables(small_world.interactions, items, small_world.users, tmp_path / "other", split="random", seed=0)
+    with pytest.raises(ValueError, match="had other arguments .*'data_sha256'"):
+        finetune(finetune_arguments(resume=True, data=str(tmp_path / "other")))
+
+
+@pytest.mark.parametrize("tune", ["frozen", "full"])
 def test_resuming_with_another_backbone(
-    pretrain_arguments: MakePretrain, tiny_backbones: dict[str, Path], tmp_path: Path
+    tune: str, pretrain_arguments: MakePretrain, tiny_backbones: dict[str, Path], tmp_path: Path
 ) -> None:
     """Of the same shape, and its weights a little different."""
     other: Any = AutoModelForCausalLM.from_pretrained(tiny_backbones["gpt2"])
@@ -210,9 +221,9 @@ def test_resuming_with_another_backbone(
         other.transformer.h[1].mlp.c_fc.bias[0] += 1e-3
     other.save_pretrained(tmp_path / "other")
     AutoTokenizer.from_pretrained(tiny_backbones["gpt2"]).save_pretrained(tmp_path / "other")
-    pretrain(pretrain_arguments(stop_after_steps=2))
-    with pytest.raises(ValueError, match="step-00000002 was written with another backbone or other frozen rows"):
-        pretrain(pretrain_arguments(resume=True, backbone=str(tmp_path / "other")))
+    pretrain(pretrain_arguments(stop_after_steps=2, tune=tune))
+    with pytest.raises(ValueError, match="the run of .*step-00000002 started from other weights"):
+        pretrain(pretrain_arguments(resume=True, tune=tune, backbone=str(tmp_path / "other")))
 
 
 def test_a_torn_checkpoint_says_what_to_do(finetune_arguments: MakeFinetune) -> None:
