@@ -44,6 +44,9 @@ class TrainingArguments:
     )
     warmup_share: float = field(default=0.05, metadata={"help": "share of the steps in which the learning rate rises"})
     max_grad_norm: float = field(default=10.0, metadata={"help": "clip gradients to this norm; 0 does not clip"})
+    dropout: float | None = field(
+        default=None, metadata={"help": "dropout in the backbone, everywhere (default: what its own configuration says)"}
+    )
     average_decay: float = field(
         default=0.0,
         metadata={"help": "validate and keep a moving average of the weights with this decay, such as 0.995; 0: the last step's"},
@@ -73,6 +76,8 @@ class TrainingArguments:
         _check_at_least(self, 0, "max_grad_norm", "warmup_share", "patience", "stop_after_steps")
         if self.warmup_share > 1:
             raise ValueError(f"warmup_share is {self.warmup_share}; it must lie between 0 and 1")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}; it must be 0 or more and lie below 1")
         if not 0 <= self.average_decay < 1:
             raise ValueError(f"average_decay is {self.average_decay}; it must be 0 (no averaging) or lie below 1")
         if self.resume and self.overwrite:

@@ -57,12 +57,14 @@ def choose_index_rows(model: LCRecForRecommendation, arguments: TrainingArgument
 
 
 def tune_backbone(model: TrainedModel, arguments: TrainingArguments) -> peft.PeftModel | None:
-    """Freeze everything but what `tune` asks for.
+    """Freeze everything but what `tune` asks for, and set the backbone's dropout.
 
     Returns:
         With `tune="lora"` the handle that `merge_lora` needs; the LoRA matrices are put into `model.backbone` in place.
     """
     model.requires_grad_(False)
+    if arguments.dropout is not None:
+        set_dropout(model.backbone, arguments.dropout)
     if arguments.tune == "full":
         model.backbone.requires_grad_(True)
     if arguments.tune == "lora":
@@ -73,6 +75,15 @@ def tune_backbone(model: TrainedModel, arguments: TrainingArguments) -> peft.Pef
             torch.manual_seed(arguments.seed)
             return peft.get_peft_model(model.backbone, config)
     return None
+
+
+def set_dropout(model: torch.nn.Module, probability: float) -> None:
+    """Set all dropout of a model, that of its attention included; its configuration stays as it is."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = probability
+        if isinstance(getattr(module, "attention_dropout", None), float):  # Llama and Qwen keep a number
+            module.attention_dropout = probability  # type: ignore[assignment]
 
 
 def merge_lora(adapted: peft.PeftModel | None) -> None:

@@ -269,6 +269,7 @@ def test_values_that_pretraining_does_not_allow(values: dict[str, Any], message:
         ({"mask_share": 0.0}, r"mask_share is 0\.0; it must lie between 0 and 1, both excluded"),
         ({"mask_share": 1.0}, r"mask_share is 1\.0; it must lie between 0 and 1, both excluded"),
         ({"drop_user": 1.1}, r"drop_user is 1\.1; it must lie between 0 and 1"),
+        ({"dropout": 1.0}, r"dropout is 1\.0; it must be 0 or more and lie below 1"),
         ({"average_decay": 1.0}, r"average_decay is 1\.0; it must be 0 \(no averaging\) or lie below 1"),
         ({"content_every": -1}, r"content_every is -1; it must be 0 or more"),
         ({"eval_every": 0}, r"eval_every is 0; it must be 1 or more"),

@@ -16,6 +16,7 @@ from modeling_cllm4rec.training.parameters import (
     parameter_groups,
     start_fingerprint,
     trainable,
+    tune_backbone,
 )
 
 TABLES = {"user_collaborative.weight", "item_collaborative.weight", "user_content.weight", "item_content.weight"}
@@ -51,6 +52,19 @@ def test_lora(model: CLLM4RecForRecommendation, arguments: Callable[[str], Finet
     assert names > TABLES
     assert all(".lora_" in name for name in names - TABLES)
     assert not any("lm_head" in name for name in names)
+
+
+@pytest.mark.parametrize("tiny_backbone", ["gpt2", "llama", "qwen2"], indirect=True)
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_dropout_is_set_everywhere_in_the_backbone(share: float, model: CLLM4RecForRecommendation) -> None:
+    tune_backbone(model, FinetuneArguments(data="d", output="o", dropout=share))
+    ids = torch.arange(12)[None]
+    model.train()
+    first, second = (model.backbone(input_ids=ids).logits for _ in range(2))
+    assert torch.equal(first, second) == (share == 0)
+    if share:
+        model.eval()
+        assert torch.equal(model.backbone(input_ids=ids).logits, model.backbone(input_ids=ids).logits)
 
 
 @pytest.mark.parametrize("tune", ["frozen", "lora", "full"])
