@@ -41,11 +41,19 @@ from modeling_cllm4rec.training.arguments import FinetuneArguments, PretrainArgu
 from modeling_cllm4rec.training.backbones import train_backbone
 from modeling_cllm4rec.training.finetuning import FinetuningStage
 from modeling_cllm4rec.training.loop import Step
-from modeling_cllm4rec.training.parameters import choose_trainable, parameter_groups
+from modeling_cllm4rec.training.parameters import choose_trainable, parameter_groups, set_dropout
 from modeling_cllm4rec.training.precision import frozen_weights_in
 from modeling_cllm4rec.training.pretraining import PretrainingStage, new_model
 
 logger = logging.getLogger("benchmark")
+
+
+class Training(NamedTuple):
+    """How ours trains: what autocast computes in (None: fp32), and the backbone's dropout (None: its own)."""
+
+    dtype: torch.dtype | None
+    dropout: float | None
+
 
 RELEASED = "released"
 LADDER = {
@@ -54,8 +62,12 @@ LADDER = {
     "+ tokenized once": Improvements(one_pass=True, tokenized_once=True),
     "+ main tokens only": Improvements(one_pass=True, tokenized_once=True, main_tokens_only=True),
 }
-OURS = {"ours, fp32": None, "ours, bf16": torch.bfloat16}
-"""Ours adds to the ladder: batches bucketed by length, and fused AdamW."""
+OURS: dict[str, Training] = {
+    "ours, fp32": Training(None, None),
+    "ours, bf16": Training(torch.bfloat16, None),
+    "ours, bf16, no dropout": Training(torch.bfloat16, 0.0),
+}
+"""Ours adds to the ladder: batches bucketed by length, word losses of the frozen head in pieces, and fused AdamW."""
 SCHEMES = (*LADDER, *OURS)
 KINDS = ("collaborative", "content", "recommendation")
 STAGES = {"pretraining": KINDS[:2], "finetuning": KINDS[2:], "both": KINDS}
@@ -124,22 +136,27 @@ def make_world(arguments: argparse.Namespace, folder: Path) -> World:
     return World(released, pretraining, finetuning, {kind: all_ for kind, all_ in documents.items() if len(all_)})
 
 
-def our_pass(world: World, arguments: argparse.Namespace, dtype: torch.dtype | None) -> Pass:
+def our_pass(world: World, arguments: argparse.Namespace, training: Training) -> Pass:
     """Training as our loop does it: bucketed batches, the stage's loss, clipping, fused AdamW."""
     model = world.pretraining.model
     optimizer = torch.optim.AdamW(parameter_groups(model, world.pretraining.arguments), fused=True)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def train(kind: str, documents: np.ndarray) -> None:
-        with frozen_weights_in(dtype, model.backbone):
-            train_in_precision(kind, documents)
+        own = {module: module.p for module in model.backbone.modules() if isinstance(module, torch.nn.Dropout)}
+        if training.dropout is not None:
+            set_dropout(model.backbone, training.dropout)
+        with frozen_weights_in(training.dtype, model.backbone):
+            train_as_set(kind, documents)
+        for module, share in own.items():  # the other schemes train the same model
+            module.p = share
 
-    def train_in_precision(kind: str, documents: np.ndarray) -> None:
+    def train_as_set(kind: str, documents: np.ndarray) -> None:
         stage = world.stage(kind)
         for batch in plan_batches(world.lengths(kind)[documents], arguments.batch_size, arguments.seed, epoch=0):
             step = Step(kind, documents[batch])
             optimizer.zero_grad(set_to_none=True)
-            with _autocast(model.device, dtype):
+            with _autocast(model.device, training.dtype):
                 loss, _, _ = stage.loss(step, step.documents, 0, torch.Generator())
             loss.backward()
             clip_grad_norm_(parameters, stage.arguments.max_grad_norm)
@@ -186,7 +203,7 @@ def time_training(world: World, arguments: argparse.Namespace) -> dict[str, dict
         name: (lambda kind, documents, scheme=scheme: scheme.train(kind, documents, arguments.batch_size))  # type: ignore[misc]
         for name, scheme in world.released.items()
     }
-    passes |= {name: our_pass(world, arguments, dtype) for name, dtype in OURS.items() if name in arguments.schemes}
+    passes |= {name: our_pass(world, arguments, training) for name, training in OURS.items() if name in arguments.schemes}
     rates: dict[str, dict[str, list[float]]] = {kind: {name: [] for name in passes} for kind in world.documents}
     world.pretraining.model.train()
     for kind in world.documents:
