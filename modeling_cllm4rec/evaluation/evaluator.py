@@ -26,6 +26,9 @@ __all__ = ["EvaluationReport", "Recommender", "comparison_table", "evaluate", "s
 
 DEFAULT_METRICS = ("recall@20", "recall@40", "ndcg@100")
 
+SAMPLE_SEED = 0
+"""Start of the random numbers that choose the users of a sample: the same for every model."""
+
 KEYS_AT_ONCE = 1 << 22
 """Most sort keys in memory at one time: about 100 MB with their copies."""
 
@@ -63,6 +66,30 @@ class Recommender(TypingProtocol):
         ...
 
 
+class Searcher(TypingProtocol):
+    """Anything that finds the best items without scoring all: LC-Rec's beams."""
+
+    @property
+    def num_items(self) -> int:
+        """Size J of the catalogue."""
+        ...
+
+    @property
+    def decoding(self) -> str:
+        """How it searches, for the protocol."""
+        ...
+
+    def rank_histories(
+        self, user_indices: npt.NDArray[np.integer] | None, histories: Histories, seen: Histories | None, k: int
+    ) -> npt.NDArray[np.int64]:
+        """The k best of the items that each of (batch,) histories has not seen.
+
+        Returns:
+            (batch, k) item indices, best first; -1 where fewer were found.
+        """
+        ...
+
+
 class MetricRequest(NamedTuple):
     """A parsed metric name: `recall@20` is `MetricRequest("recall@20", "recall", 20)`."""
 
@@ -72,7 +99,7 @@ class MetricRequest(NamedTuple):
 
 
 def evaluate(
-    recommender: Recommender,
+    recommender: Recommender | Searcher,
     data: RecommendationData,
     split: str = "validation",
     test_history: str = "train",
@@ -82,6 +109,7 @@ def evaluate(
     progress: bool = True,
     seed: int = 0,
     n_resamples: int = 1000,
+    max_users: int | None = None,
 ) -> EvaluationReport:
     """Rank the whole catalogue for each user and measure how well the interactions of a split are found.
 
@@ -99,6 +127,7 @@ def evaluate(
         progress: show a progress bar.
         seed: start of the random numbers of the bootstrap.
         n_resamples: resamples for the 95% intervals; 0 computes none, as in model selection.
+        max_users: evaluate a random sample of so many users, the same for equal data; None evaluates all.
 
     Returns:
         Means, intervals, protocol, and the values of each user.
@@ -117,6 +146,13 @@ def evaluate(
         )
     requests = parse_metrics(metrics, data.num_items)
     protocol, users, truth = _setting(data, split, test_history, test_history if mask is None else mask)
+    if max_users is not None:
+        _check_positive("max_users", max_users)
+    if max_users is not None and max_users < len(users):
+        protocol = dataclasses.replace(protocol, users=max_users, sample=f"a random sample of {len(users)}, seed {SAMPLE_SEED}")
+        users = np.sort(np.random.default_rng(SAMPLE_SEED).choice(users, max_users, replace=False))
+    if not hasattr(recommender, "score_histories"):
+        protocol = dataclasses.replace(protocol, decoding=recommender.decoding)
     histories = data.histories(*test_history.split("+"))
     seen = None if protocol.masked == "none" else data.histories(*protocol.masked.split("+"))
 
@@ -129,13 +165,8 @@ def evaluate(
     with tqdm(total=len(users), desc=f"evaluating {split}", unit="user", disable=not progress) as bar:
         for rows in _batches_by_length(np.diff(histories.indptr)[users], batch_size):
             batch = users[rows]
-            scores = recommender.score_histories(batch, select_users(histories, batch))
-            if np.shape(scores) != (len(batch), data.num_items):
-                raise ValueError(
-                    f"score_histories returned shape {np.shape(scores)} for {len(batch)} users and "
-                    f"{data.num_items} items; it must be ({len(batch)}, {data.num_items})"
-                )
-            ranked, _ = top_k(scores, largest_k, None if seen is None else select_users(seen, batch))
+            given = select_users(histories, batch)
+            ranked = _rank(recommender, batch, given, None if seen is None else select_users(seen, batch), largest_k)
             batch_truth = select_users(truth, batch)
             hit, sizes = ranking.hits(ranked, batch_truth), ranking.truth_sizes(batch_truth)
             for label, metric, k in requests:
@@ -156,6 +187,42 @@ def evaluate(
             label: bootstrap_interval(values, n_resamples=n_resamples, seed=seed) for label, values in per_user.items()
         }
     return EvaluationReport(protocol, means, intervals, seconds, seed, n_resamples, users, per_user)
+
+
+def _rank(
+    recommender: Recommender | Searcher,
+    users: npt.NDArray[np.int64],
+    histories: Histories,
+    seen: Histories | None,
+    k: int,
+) -> npt.NDArray[np.int64]:
+    """(batch, k) best unseen items, -1 where there are fewer.
+
+    Raises:
+        ValueError: what came back has another shape, names an item that is none, or one twice or seen.
+    """
+    rows, num_items = len(users), recommender.num_items
+    if hasattr(recommender, "score_histories"):
+        scores = recommender.score_histories(users, histories)
+        if np.shape(scores) != (rows, num_items):
+            raise ValueError(
+                f"score_histories returned shape {np.shape(scores)} for {rows} users and {num_items} items; "
+                f"it must be ({rows}, {num_items})"
+            )
+        return top_k(scores, k, seen)[0]
+    ranked = np.asarray(recommender.rank_histories(users, histories, seen, k))
+    if ranked.shape != (rows, k):
+        raise ValueError(f"rank_histories returned shape {ranked.shape} for {rows} users and k {k}; it must be ({rows}, {k})")
+    if ranked.min() < -1 or ranked.max() >= num_items:
+        raise ValueError(f"rank_histories named an item that is none ({ranked.min()} to {ranked.max()} of {num_items} items)")
+    taken = np.zeros((rows, num_items + 1), dtype=np.int32)  # the last column takes the -1
+    np.add.at(taken, (np.arange(rows)[:, None], ranked), 1)
+    if seen is not None:
+        taken[np.repeat(np.arange(rows), np.diff(seen.indptr)), seen.items] *= 2
+    if (taken[:, :num_items] > 1).any():
+        row, item = np.argwhere(taken[:, :num_items] > 1)[0]
+        raise ValueError(f"rank_histories named item {item} twice, or though it was seen, for user {users[row]}")
+    return ranked
 
 
 def top_k(

@@ -28,6 +28,8 @@ class Protocol:
         candidates: what is ranked.
         recall: what recall divides by.
         ties: which of two items of equal score stands first.
+        decoding: how the ranking was found, where not by scoring all items.
+        sample: which of the users were evaluated, where not all.
 
     Raises:
         ValueError: if `split`, `test_history` or `masked` has another value, or would show the recommender what it
@@ -35,7 +37,7 @@ class Protocol:
 
     >>> print(Protocol("beauty", "given split", "test", "train", "train", items=50, users=9, excluded_users=1))
     beauty (given split): test; history train; masked train; ranked full catalogue of 50 items; \
-9 users, 1 without test items left out; recall over min(k, true items); ties lower item index first
+9 users, 1 without test items left out; recall over min(k, true items); ties lower item index first; all items scored
     """
 
     dataset: str
@@ -49,6 +51,8 @@ class Protocol:
     candidates: str = "full catalogue"
     recall: str = "min(k, true items)"
     ties: str = "lower item index first"
+    decoding: str = "all items scored"
+    sample: str = "all"
 
     def __post_init__(self) -> None:
         """Refuse values that are not allowed."""
@@ -65,10 +69,11 @@ class Protocol:
 
     def __str__(self) -> str:
         """The protocol line."""
+        sample = "" if self.sample == "all" else f" ({self.sample})"
         return (
             f"{self.dataset} ({self.splitting}): {self.split}; history {self.test_history}; masked {self.masked}; "
-            f"ranked {self.candidates} of {self.items} items; {self.users} users, {self.excluded_users} without "
-            f"{self.split} items left out; recall over {self.recall}; ties {self.ties}"
+            f"ranked {self.candidates} of {self.items} items; {self.users} users{sample}, {self.excluded_users} without "
+            f"{self.split} items left out; recall over {self.recall}; ties {self.ties}; {self.decoding}"
         )
 
     def to_dict(self) -> dict[str, str | int]:
@@ -80,11 +85,12 @@ class Protocol:
         """The protocol that `to_dict` wrote.
 
         Raises:
-            ValueError: if a field is missing or unknown.
+            ValueError: if a field without a default is missing, or one is unknown.
         """
         fields = {field.name for field in dataclasses.fields(cls)}
-        if set(values) != fields:
-            missing, unknown = sorted(fields - set(values)), sorted(set(values) - fields)
+        needed = {field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING}
+        if not needed <= set(values) <= fields:
+            missing, unknown = sorted(needed - set(values)), sorted(set(values) - fields)
             raise ValueError(
                 f"protocol fields do not fit: missing {missing}, unknown {unknown}; it needs {sorted(fields)}"
             )

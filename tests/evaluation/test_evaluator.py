@@ -199,3 +199,62 @@ def test_select_users():
     assert chosen.indptr.tolist() == [0, 3, 3, 5]
     assert chosen.items.tolist() == [2, 0, 4, 5, 1]
     assert select_users(histories, np.array([], dtype=np.int64)).indptr.tolist() == [0]
+
+
+class Beams:
+    """A search that finds what it is told: lists of items for users 0, 1, 2."""
+
+    num_items = 6
+    decoding = "constrained search with 3 beams"
+
+    def __init__(self, *found):
+        self.found = np.array(found)
+
+    def rank_histories(self, user_indices, histories, seen, k):
+        return self.found[user_indices, :k]
+
+
+@pytest.mark.filterwarnings("ignore:1 of 4 users have no test items")
+class TestSearch:
+    def test_values_by_hand(self, data):
+        report = run(data, Beams([3, 2], [1, 4], [4, -1]), metrics=["recall@1", "recall@2"])
+        # test items: user 0 {3}, user 1 {4, 3}, user 2 {5}
+        assert report.per_user["recall@1"].tolist() == [1.0, 0.0, 0.0]
+        assert report.per_user["recall@2"].tolist() == [1.0, 0.5, 0.0]
+        assert str(report.protocol).endswith("constrained search with 3 beams")
+
+    @pytest.mark.parametrize(
+        ("found", "message"),
+        [
+            ([6, 2], r"named an item that is none \(-?\d to 6 of 6 items\)"),
+            ([-2, 2], r"named an item that is none \(-2 to"),
+            ([3, 3], "named item 3 twice, or though it was seen, for user 0"),
+            ([3, 1], "named item 1 twice, or though it was seen, for user 0"),
+        ],
+    )
+    def test_items_that_are_none_or_twice_or_seen_are_an_error(self, data, found, message):
+        with pytest.raises(ValueError, match=message):
+            run(data, Beams(found, [1, 4], [4, 3]))
+
+    def test_shape(self, data):
+        with pytest.raises(ValueError, match=r"rank_histories returned shape \(3, 1\) for 3 users and k 2"):
+            run(data, Beams([3], [1], [4]))
+
+
+@pytest.mark.filterwarnings("ignore:1 of 4 users have no test items")
+class TestSample:
+    def test_is_fixed_and_said(self, data):
+        first, second = run(data, max_users=2), run(data, max_users=2)
+        assert first.user_indices.tolist() == second.user_indices.tolist()
+        assert len(first.user_indices) == 2 and set(first.user_indices) <= {0, 1, 2}
+        assert "2 users (a random sample of 3, seed 0)" in str(first.protocol)
+        whole = run(data)
+        shown = np.isin(whole.user_indices, first.user_indices)
+        assert first.per_user["recall@2"].tolist() == whole.per_user["recall@2"][shown].tolist()
+
+    def test_of_more_users_than_there_are_is_all(self, data):
+        assert run(data, max_users=99).protocol == run(data).protocol
+
+    def test_must_be_positive(self, data):
+        with pytest.raises(ValueError, match="max_users must be at least 1, got 0"):
+            run(data, max_users=0)
