@@ -1,7 +1,7 @@
 """CLLM4Rec: a large language model that recommends, with a token of its own for every user and item (arXiv 2311.01343).
 
 The names below are imported when they are first used, so `import modeling_cllm4rec` alone is quick and imports neither
-torch nor transformers. It also teaches the Auto classes of transformers the model type `cllm4rec`: after it,
+torch nor transformers. It also teaches the Auto classes of transformers our model types: after it,
 `AutoModel.from_pretrained(folder)` needs no `trust_remote_code`.
 
 Example:
@@ -20,8 +20,13 @@ from modeling_cllm4rec import _auto
 if TYPE_CHECKING:
     from modeling_cllm4rec.catalogue import Catalogue, Recommendations
     from modeling_cllm4rec.configuration_cllm4rec import CLLM4RecConfig
+    from modeling_cllm4rec.configuration_lcrec import LCRecConfig
+    from modeling_cllm4rec.configuration_rqvae import RQVAEConfig
+    from modeling_cllm4rec.constrained_decoding import ItemTrie, TrieLogitsProcessor
     from modeling_cllm4rec.corpora.data_folder import RecommendationData
     from modeling_cllm4rec.modeling_cllm4rec import CLLM4RecForCausalLM, CLLM4RecForRecommendation, CLLM4RecModel
+    from modeling_cllm4rec.modeling_lcrec import LCRecForRecommendation
+    from modeling_cllm4rec.modeling_rqvae import RQVAEModel
     from tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 
     __version__: str
@@ -33,8 +38,14 @@ __all__ = [
     "CLLM4RecModel",
     "CLLM4RecTokenizer",
     "Catalogue",
+    "ItemTrie",
+    "LCRecConfig",
+    "LCRecForRecommendation",
+    "RQVAEConfig",
+    "RQVAEModel",
     "RecommendationData",
     "Recommendations",
+    "TrieLogitsProcessor",
     "__version__",
 ]
 
@@ -45,8 +56,14 @@ _MODULE_OF = {
     "CLLM4RecModel": "modeling_cllm4rec.modeling_cllm4rec",
     "CLLM4RecTokenizer": "tokenization.tokenization_cllm4rec",
     "Catalogue": "modeling_cllm4rec.catalogue",
+    "ItemTrie": "modeling_cllm4rec.constrained_decoding",
+    "LCRecConfig": "modeling_cllm4rec.configuration_lcrec",
+    "LCRecForRecommendation": "modeling_cllm4rec.modeling_lcrec",
+    "RQVAEConfig": "modeling_cllm4rec.configuration_rqvae",
+    "RQVAEModel": "modeling_cllm4rec.modeling_rqvae",
     "RecommendationData": "modeling_cllm4rec.corpora.data_folder",
     "Recommendations": "modeling_cllm4rec.catalogue",
+    "TrieLogitsProcessor": "modeling_cllm4rec.constrained_decoding",
 }
 
 

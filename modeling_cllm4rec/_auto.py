@@ -1,4 +1,4 @@
-"""Teaches `AutoConfig`, `AutoModel`, `AutoModelForCausalLM` and `AutoTokenizer` the model type `cllm4rec`.
+"""Teaches `AutoConfig`, `AutoModel`, `AutoModelForCausalLM` and `AutoTokenizer` our model types.
 
 The Auto classes keep tables of class names and import a class when a checkpoint first asks for it. Our names are
 written into those tables instead of our classes, for two reasons: nothing of ours (and no torch) is imported before it
@@ -13,9 +13,23 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
-MODEL_TYPE = "cllm4rec"
+
+class Names(NamedTuple):
+    """Class names of a model type; None where it has no such class."""
+
+    config: str
+    model: str
+    causal_lm: str | None = None
+    tokenizer: str | None = None
+
+
+MODEL_TYPES = {
+    "cllm4rec": Names("CLLM4RecConfig", "CLLM4RecForRecommendation", "CLLM4RecForCausalLM", "CLLM4RecTokenizer"),
+    "lcrec": Names("LCRecConfig", "LCRecForRecommendation"),
+    "cllm4rec_rqvae": Names("RQVAEConfig", "RQVAEModel"),
+}
 
 
 def register() -> None:
@@ -26,31 +40,37 @@ def register() -> None:
             write_names(importlib.import_module(module_name))  # waits while another thread is importing it
 
 
-def _write_config_name(module: ModuleType) -> None:
-    module.CONFIG_MAPPING_NAMES[MODEL_TYPE] = "CLLM4RecConfig"
-    # The tables look for a class in the module `transformers.models.<model type>`: for ours, that is this package.
-    sys.modules[f"transformers.models.{MODEL_TYPE}"] = sys.modules["modeling_cllm4rec"]
+def _write_config_names(module: ModuleType) -> None:
+    for model_type, names in MODEL_TYPES.items():
+        module.CONFIG_MAPPING_NAMES[model_type] = names.config
+        # The tables look for a class in the module `transformers.models.<model type>`: for ours, that is this package.
+        sys.modules[f"transformers.models.{model_type}"] = sys.modules["modeling_cllm4rec"]
 
 
 def _write_model_names(module: ModuleType) -> None:
-    names, causal_lm_names = module.MODEL_MAPPING_NAMES, module.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    _write_class_name(names, module.MODEL_MAPPING, "CLLM4RecForRecommendation")
-    _write_class_name(causal_lm_names, module.MODEL_FOR_CAUSAL_LM_MAPPING, "CLLM4RecForCausalLM")
+    for model_type, names in MODEL_TYPES.items():
+        _write_class_name(module.MODEL_MAPPING_NAMES, module.MODEL_MAPPING, model_type, names.model)
+        _write_class_name(
+            module.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, module.MODEL_FOR_CAUSAL_LM_MAPPING, model_type, names.causal_lm
+        )
 
 
-def _write_tokenizer_name(module: ModuleType) -> None:
-    _write_class_name(module.TOKENIZER_MAPPING_NAMES, module.TOKENIZER_MAPPING, "CLLM4RecTokenizer")
+def _write_tokenizer_names(module: ModuleType) -> None:
+    for model_type, names in MODEL_TYPES.items():
+        _write_class_name(module.TOKENIZER_MAPPING_NAMES, module.TOKENIZER_MAPPING, model_type, names.tokenizer)
 
 
-def _write_class_name(names: dict[str, str], mapping: Any, class_name: str) -> None:
-    names[MODEL_TYPE] = class_name
-    mapping._reverse_config_mapping["CLLM4RecConfig"] = MODEL_TYPE  # a copy of the configuration table made before ours
+def _write_class_name(table: dict[str, str], mapping: Any, model_type: str, class_name: str | None) -> None:
+    if class_name is not None:
+        table[model_type] = class_name
+        # a copy of the table of configurations, made before ours were in it
+        mapping._reverse_config_mapping[MODEL_TYPES[model_type].config] = model_type
 
 
 _WRITERS: dict[str, Callable[[ModuleType], None]] = {
-    "transformers.models.auto.configuration_auto": _write_config_name,
+    "transformers.models.auto.configuration_auto": _write_config_names,
     "transformers.models.auto.modeling_auto": _write_model_names,
-    "transformers.models.auto.tokenization_auto": _write_tokenizer_name,
+    "transformers.models.auto.tokenization_auto": _write_tokenizer_names,
 }
 
 

@@ -127,8 +127,8 @@ class Catalogue:
         return list(self.table["title"].take(pa.array(np.asarray(indices, dtype=np.int64))).to_pylist())
 
     def save(self, folder: str | Path) -> None:
-        """Write `catalogue.parquet`: ids and, where there are, titles."""
-        columns = [name for name in ("item_id", "title") if name in self.table.column_names]
+        """Write `catalogue.parquet`: ids and, where there are, titles and codes (LC-Rec)."""
+        columns = [name for name in ("item_id", "title", "codes") if name in self.table.column_names]
         pq.write_table(self.table.select(columns), Path(folder) / CATALOGUE_FILE)
 
     @classmethod

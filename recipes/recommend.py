@@ -3,6 +3,7 @@
     python recipes/recommend.py --model runs/beauty --users A3CIUO... --k 10
     python recipes/recommend.py --model runs/beauty --histories people.parquet --k 10 --output recs.parquet
     python recipes/recommend.py --model runs/beauty --k 10 --output everyone.parquet
+    python recipes/recommend.py --model runs/lcrec-scientific --query "a gentle cleanser for dry skin" --k 10
 
 A histories file is Parquet or JSON lines with a column `history` (lists of item ids, oldest first) and, for known users,
 `user_id`.
@@ -22,7 +23,9 @@ import pyarrow as pa
 import pyarrow.json
 import pyarrow.parquet as pq
 
-from modeling_cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
+from modeling_cllm4rec.hub.loading import load_recommender
+from modeling_cllm4rec.modeling_lcrec import LCRecForRecommendation
+from modeling_cllm4rec.recommending import RecommendsItems
 
 PEOPLE_AT_ONCE = 65536
 """Users read and scored between two looks at the source: bounds the memory for any number of people."""
@@ -37,16 +40,19 @@ def parser() -> argparse.ArgumentParser:
     people = flags.add_mutually_exclusive_group()
     people.add_argument("--users", nargs="+", help="external user ids; their stored histories are read")
     people.add_argument("--histories", help="Parquet or JSON-lines file; without users and histories: every known user")
+    people.add_argument("--query", nargs="+", help="LC-Rec: what is looked for, in words; each query is a text in quotes")
     flags.add_argument("--k", type=int, default=10, help="recommendations for each")
     flags.add_argument("--include-seen", action="store_true", help="recommend items of the history, too")
     flags.add_argument("--candidates", nargs="+", help="choose among these item ids only")
     flags.add_argument("--on-unknown", choices=["raise", "skip"], default="raise", help="unknown ids: error, or left out")
     flags.add_argument("--batch-size", type=int, default=256, help="people scored in one pass")
+    flags.add_argument("--num-beams", type=int, help="LC-Rec: beams of the search (default: the model's)")
+    flags.add_argument("--scoring", choices=["beam", "all"], help="LC-Rec: search, or score every item exactly")
     flags.add_argument("--output", help="Parquet file for the table; without it, it is printed with titles")
     return flags
 
 
-def questions(arguments: argparse.Namespace, model: CLLM4RecForRecommendation) -> Iterator[dict[str, Any]]:
+def questions(arguments: argparse.Namespace, model: RecommendsItems) -> Iterator[dict[str, Any]]:
     """Arguments `users` and `histories` of `recommend`, some thousand people at a time."""
     if arguments.histories:
         people = read_histories(arguments.histories)
@@ -79,11 +85,17 @@ def read_histories(path: str) -> pa.Table:
     return table
 
 
-def tables(arguments: argparse.Namespace, model: CLLM4RecForRecommendation) -> Iterator[pa.Table]:
+def tables(arguments: argparse.Namespace, model: RecommendsItems) -> Iterator[pa.Table]:
     """Recommendations, a table a batch."""
     candidates = arguments.candidates
     if candidates is not None and model.catalogue is not None:
         candidates = model.catalogue.ids.parse(candidates)
+    search = {name: getattr(arguments, name) for name in ("num_beams", "scoring") if getattr(arguments, name) is not None}
+    if arguments.query:
+        if not isinstance(model, LCRecForRecommendation):
+            raise ValueError(f"--query: {arguments.model} is no LC-Rec model and reads no queries; give --users or --histories")
+        yield model.search(arguments.query, arguments.k, candidates=candidates, **search).table
+        return
     for question in questions(arguments, model):
         first = question.pop("first")
         for table in model.iter_recommendations(
@@ -94,6 +106,7 @@ def tables(arguments: argparse.Namespace, model: CLLM4RecForRecommendation) -> I
             on_unknown=arguments.on_unknown,
             batch_size=arguments.batch_size,
             progress=arguments.output is not None,
+            **search,
         ):
             if question["users"] is None and first:
                 numbers = pa.array(table["user"].to_numpy() + first)
@@ -118,7 +131,7 @@ def write(parts: Iterator[pa.Table], path: Path) -> int:
     return rows
 
 
-def show(parts: Iterator[pa.Table], model: CLLM4RecForRecommendation) -> None:
+def show(parts: Iterator[pa.Table], model: RecommendsItems) -> None:
     """Print recommendations with titles."""
     assert model.catalogue is not None
     for table in parts:
@@ -127,24 +140,12 @@ def show(parts: Iterator[pa.Table], model: CLLM4RecForRecommendation) -> None:
             print(f"{row['user']}\t{row['rank']:>3}\t{row['item']}\t{row['score']:.3f}\t{title or ''}")
 
 
-def load_model(name: str) -> CLLM4RecForRecommendation:
-    """The model of a folder or a Hub name.
-
-    Raises:
-        OSError: there is none.
-    """
-    try:
-        return CLLM4RecForRecommendation.from_pretrained(name)
-    except OSError as error:
-        raise OSError(f"--model: {name} is no folder with a model and could not be read from the Hub ({error})") from error
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
     arguments = parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
-        model = load_model(arguments.model)
+        model = load_recommender(arguments.model)
         parts = tables(arguments, model)
         if arguments.output:
             rows = write(parts, Path(arguments.output))

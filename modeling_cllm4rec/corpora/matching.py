@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from modeling_cllm4rec.catalogue import IdMap
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
-from modeling_cllm4rec.modeling_cllm4rec import CLLM4RecPreTrainedModel
+from modeling_cllm4rec.saved_folder import SavedFolderModel
 
 
-def check_same_ids(model: CLLM4RecPreTrainedModel, data: RecommendationData, name: str) -> None:
+def check_same_ids(model: SavedFolderModel, data: RecommendationData, name: str) -> None:
     """Raise ValueError if a model's items or users are not those of the data, in the same order.
 
     Args:

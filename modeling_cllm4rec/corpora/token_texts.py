@@ -1,0 +1,101 @@
+"""Many texts as token ids, encoded once: one flat array, kept in a file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from transformers import PreTrainedTokenizerBase
+
+BLOCK = 10_000
+"""Texts encoded at a time."""
+
+
+class TokenTexts(NamedTuple):
+    """Text t has the tokens `ids[indptr[t]:indptr[t + 1]]`, its end token among them.
+
+    Attributes:
+        ids: (all tokens,) int32.
+        indptr: (texts + 1,) int64.
+        ends: (texts,) 1 where the end token closes a text, 0 where the text was cut off.
+    """
+
+    ids: npt.NDArray[np.int32]
+    indptr: npt.NDArray[np.int64]
+    ends: npt.NDArray[np.int64]
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """(texts,) tokens of each, without the end token."""
+        return np.diff(self.indptr) - self.ends
+
+    def words(self, text: int) -> npt.NDArray[np.int32]:
+        """Token ids of a text within an instruction."""
+        return self.ids[self.indptr[text] : self.indptr[text + 1] - self.ends[text]]
+
+    def response(self, text: int) -> npt.NDArray[np.int32]:
+        """Token ids of a text that the model is to write: with the end token, unless it was cut off."""
+        return self.ids[self.indptr[text] : self.indptr[text + 1]]
+
+
+def end_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The token that closes a text: the end of text, else the separator (BERT), else none."""
+    return [token for token in (tokenizer.eos_token_id, tokenizer.sep_token_id) if token is not None][:1]
+
+
+def encode_texts(
+    texts: list[str],
+    tokenizer: PreTrainedTokenizerBase,
+    max_text_tokens: int | None = None,
+    cache_folder: str | Path | None = None,
+) -> TokenTexts:
+    """Encode texts; what looks like a special or an index token in them stays text.
+
+    Args:
+        max_text_tokens: cut texts after so many tokens; None cuts nothing.
+        cache_folder: where the tokens are kept (a file named by texts, tokenizer and settings); None keeps nothing.
+    """
+    end = end_tokens(tokenizer)
+    if cache_folder is None:
+        return _encode(texts, tokenizer, max_text_tokens, end)
+    digest = hashlib.sha256(json.dumps([max_text_tokens, end]).encode())
+    digest.update(tokenizer.backend_tokenizer.to_str().encode())
+    for text in texts:
+        digest.update(text.encode() + b"\0")
+    path = Path(cache_folder) / f"{digest.hexdigest()[:32]}.parquet"
+    if path.exists():
+        table = pq.read_table(path)
+        lists = table["ids"].combine_chunks()
+        return TokenTexts(lists.values.to_numpy(), lists.offsets.to_numpy(), table["ends"].to_numpy())
+    encoded = _encode(texts, tokenizer, max_text_tokens, end)
+    lists = pa.LargeListArray.from_arrays(pa.array(encoded.indptr), pa.array(encoded.ids))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        pq.write_table(pa.table({"ids": lists, "ends": encoded.ends}), partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return encoded
+
+
+def _encode(texts: list[str], tokenizer: PreTrainedTokenizerBase, limit: int | None, end: list[int]) -> TokenTexts:
+    rows: list[np.ndarray] = []
+    ends = np.zeros(len(texts), dtype=np.int64)
+    for start in range(0, len(texts), BLOCK):
+        block = texts[start : start + BLOCK]
+        encoded = tokenizer(block, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+        for number, words in enumerate(encoded, start):
+            whole = limit is None or len(words) <= limit
+            ends[number] = len(end) if whole else 0
+            rows.append(np.array([*words[:limit], *(end if whole else [])], dtype=np.int32))
+    indptr = np.zeros(len(texts) + 1, dtype=np.int64)
+    np.cumsum([len(row) for row in rows], out=indptr[1:])
+    return TokenTexts(np.concatenate(rows) if rows else np.zeros(0, np.int32), indptr, ends)

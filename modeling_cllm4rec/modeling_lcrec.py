@@ -1,0 +1,521 @@
+"""LC-Rec (arXiv 2311.09049): a causal language model that writes the semantic index of the next item, and only real ones.
+
+This file and its flat siblings stand alone: they are copied into every saved folder.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import cached_file
+
+from .catalogue import Catalogue, KnownUsers, Recommendations
+from .configuration_lcrec import LCRecConfig
+from .constrained_decoding import ItemTrie, beam_search, score_all
+from .index_prompts import index_prompt
+from .item_index import ItemIndex, nearest_free_codes
+from .language_model import check_fields, greedy_generation, tokenizer_of, word_head
+from .modeling_rqvae import RQVAEModel
+from .prompt_assembly import pad_right
+from .recommending import RecommendsItems
+from .saved_folder import SavedFolderModel
+from .top_items import top_permitted_items
+
+Scoring = Literal["beam", "all"]
+INDEXER_FOLDER = "rqvae"
+
+
+class LCRecForRecommendation(RecommendsItems, SavedFolderModel):
+    """The recommender: a prompt with the indices of a history in, the indices of real items out.
+
+    `backbone` is an ordinary causal language model whose vocabulary holds the index tokens: `backbone.generate` with a
+    `TrieLogitsProcessor` names real items only, as `recommend` does.
+
+    Attributes:
+        indexer: the model that gave the items their codes, None where they came from elsewhere.
+    """
+
+    config_class = LCRecConfig
+    base_model_prefix = ""  # as in CLLM4Rec: Llama's inner `model.` would be taken for ours
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    flat_files = (
+        "catalogue.py",
+        "configuration_lcrec.py",
+        "configuration_rqvae.py",
+        "constrained_decoding.py",
+        "index_prompts.py",
+        "item_index.py",
+        "language_model.py",
+        "modeling_lcrec.py",
+        "modeling_rqvae.py",
+        "prompt_assembly.py",
+        "recommending.py",
+        "saved_folder.py",
+        "top_items.py",
+    )
+
+    config: LCRecConfig
+    indexer: RQVAEModel | None = None
+
+    def __init__(self, config: LCRecConfig) -> None:
+        super().__init__(config)
+        # A copy: a shared config would lose its attention implementation, and attention its causality.
+        self.backbone = AutoModelForCausalLM.from_config(copy.deepcopy(config.text_config), dtype=torch.get_default_dtype())
+        self.generation_config = GenerationConfig.from_model_config(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Token embeddings (N, K) of the language model, index tokens included."""
+        return self.backbone.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embeddings."""
+        self.backbone.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """The language model's output layer."""
+        return self.backbone.get_output_embeddings()
+
+    def get_decoder(self) -> nn.Module:
+        """The language model without its output layer."""
+        return self.backbone.base_model
+
+    @property
+    def word_head(self) -> nn.Module:
+        """From (..., K) states to (..., N) logits over words and index tokens."""
+        return word_head(self.backbone)
+
+    @property
+    def id_parameters(self) -> list[nn.Parameter]:
+        """The matrices that hold the index tokens' rows: token embeddings and, where it is not tied, the output layer."""
+        layers = (self.backbone.get_input_embeddings(), self.backbone.get_output_embeddings())
+        return list({id(layer.weight): layer.weight for layer in layers if layer is not None}.values())
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """As the language model inside.
+
+        Args:
+            input_ids: (B, T); attention_mask: (B, T).
+            labels: (B, T) tokens to be predicted at their own place (shifted inside), -100 for places that do not count.
+
+        Returns:
+            Logits (B, T, N) and, with labels, the mean loss in nats.
+        """
+        kwargs.pop("return_dict", None)
+        outputs = self.backbone(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(outputs.logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
+        return CausalLMOutputWithPast(loss=loss, logits=outputs.logits, past_key_values=outputs.past_key_values)
+
+    @property
+    def num_items(self) -> int:
+        """Size J of the catalogue."""
+        return self.config.num_items
+
+    @cached_property
+    def index(self) -> ItemIndex:
+        """The codes of all items; read anew after a change of the catalogue.
+
+        Raises:
+            ValueError: the model has no catalogue with codes.
+        """
+        catalogue = self._require_catalogue()
+        if "codes" not in catalogue.table.column_names:
+            raise ValueError("the catalogue has no column 'codes': it is not that of an LC-Rec model")
+        lists = catalogue.table["codes"].combine_chunks()
+        codes = lists.values.to_numpy().reshape(len(catalogue), -1).astype(np.int32)
+        return ItemIndex(codes, self.config.codebook_size)
+
+    @cached_property
+    def trie(self) -> ItemTrie:
+        """The indices of all items as a tree; made anew after a change of the catalogue."""
+        return ItemTrie(self.index.codes, self.config.codebook_size)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of the model's folder, which queries need."""
+        return AutoTokenizer.from_pretrained(self.name_or_path)
+
+    def set_indexer(self, indexer: RQVAEModel | None) -> None:
+        """Keep an indexer beside the model; it is no part of it: it has a folder of its own and does not train here."""
+        self.__dict__["indexer"] = indexer
+
+    def check_catalogue(self) -> None:
+        """Raise ValueError if catalogue, codes or users are not those of the weights."""
+        super().check_catalogue()
+        if self.catalogue is None:
+            return
+        config, index = self.config, self.index
+        if index.num_levels != config.num_levels:
+            raise ValueError(
+                f"the catalogue's codes have {index.num_levels} levels, the model {config.num_levels}: "
+                "the index belongs to another checkpoint"
+            )
+
+    def build_prompts(
+        self, user_indices: np.ndarray | None, histories: Iterable[np.ndarray], template: int = 0
+    ) -> list[np.ndarray]:
+        """Token ids of the prompt for each history (item indices, oldest first); who the person is does not matter.
+
+        Args:
+            template: number of the template of sequential item prediction.
+
+        Raises:
+            ValueError: an empty history, or a template that does not exist.
+        """
+        config = self.config
+        templates = config.recommendation_prompts
+        if templates is None or config.separator is None:
+            raise ValueError("this model has no recommendation prompts yet: align it (recipes/align.py)")
+        if not 0 <= template < len(templates):
+            raise ValueError(f"template is {template}; the model has templates 0 to {len(templates) - 1}")
+        codes = [self.index.codes[self._last_items(number, items)] for number, items in enumerate(histories)]
+        return [self._prompt(templates[template], one) for one in codes]
+
+    def _last_items(self, number: int, history: np.ndarray) -> np.ndarray:
+        if not len(history):
+            raise ValueError(f"history {number} is empty: LC-Rec reads items only; give at least one known item")
+        return np.asarray(history, dtype=np.int64)[-self.config.max_history :]
+
+    def _prompt(self, pieces: list[Any], codes: np.ndarray, query: Sequence[int] = ()) -> np.ndarray:
+        config = self.config
+        return index_prompt(
+            pieces,
+            codes,
+            config.separator or [],
+            config.first_index_token,
+            config.codebook_size,
+            query=list(query),
+            max_length=config.context_length - config.num_levels,
+        )
+
+    def best_items(
+        self,
+        prompts: Sequence[np.ndarray],
+        seen: Sequence[np.ndarray] | None,
+        k: int,
+        allowed: np.ndarray | None,
+        *,
+        num_beams: int | None = None,
+        scoring: Scoring = "beam",
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The k best items of each prompt; the score is ln p of an item's index after the prompt.
+
+        Args:
+            num_beams: beams of the search, at least k (default: the configuration's); it is never changed silently.
+            scoring: `"beam"` searches; `"all"` scores every item, which is exact and slower.
+
+        Raises:
+            ValueError: k is larger than the number of beams, or a choice that does not exist.
+        """
+        if scoring == "all":
+            return top_permitted_items(self.score_prompts(prompts), seen, k, allowed)
+        if scoring != "beam":
+            raise ValueError(f"scoring is {scoring!r}; allowed are 'beam' and 'all'")
+        beams = self.config.search_beams if num_beams is None else num_beams
+        if beams < 1:
+            raise ValueError(f"num_beams is {beams}; it must be 1 or more")
+        if k > beams:
+            raise ValueError(
+                f"k is {k}, but a search with {beams} beams finds {beams} items at most; set num_beams to {k} or more, "
+                'or scoring="all"'
+            )
+        ids, mask = self._padded(prompts)
+        forbidden = None if seen is None else _compressed(seen)
+        was_training = self.training
+        self.eval()
+        with torch.no_grad():
+            first_token, trie = self.config.first_index_token, self._trie_here()
+            items, scores = beam_search(self.backbone, ids, mask, trie, first_token, beams, seen=forbidden, candidates=allowed)
+        self.train(was_training)
+        return items[:, :k].cpu().numpy(), scores[:, :k].cpu().numpy()
+
+    @torch.no_grad()
+    def score_prompts(self, prompts: Sequence[np.ndarray]) -> torch.Tensor:
+        """(B, J) float32 ln p of every item's index, exact, in evaluation mode."""
+        ids, mask = self._padded(prompts)
+        was_training = self.training
+        self.eval()
+        scores = score_all(self.backbone, ids, mask, self._trie_here(), self.config.first_index_token)
+        self.train(was_training)
+        return scores
+
+    def _padded(self, prompts: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+        ids = torch.from_numpy(pad_right(prompts, 0))
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+        return ids.to(self.device), mask.to(self.device)
+
+    def _trie_here(self) -> ItemTrie:
+        return self.trie.to(self.device)
+
+    def score_histories(self, user_indices: np.ndarray | None, histories: Any) -> np.ndarray:
+        """(batch, J) float32 exact scores of histories given as compressed rows (`indptr`, `items`)."""
+        rows = np.split(histories.items, histories.indptr[1:-1])
+        return self.score_prompts(self.build_prompts(user_indices, rows)).cpu().numpy()
+
+    def search(
+        self,
+        queries: Sequence[str],
+        k: int = 10,
+        histories: Sequence[Sequence[Any]] | None = None,
+        candidates: Sequence[Any] | None = None,
+        exclude_seen: bool = True,
+        template: int = 0,
+        **search: Any,
+    ) -> Recommendations:
+        """The k best items for what people say they look for (intention tasks, section III-C.2 of the paper).
+
+        Args:
+            queries: a text for each person.
+            k: how many.
+            histories: external item ids of each person, oldest first; None for people without a history.
+            candidates: external item ids to choose from; None means the whole catalogue.
+            exclude_seen: do not recommend what stands in the history.
+            template: number of the template.
+            search: `num_beams` and `scoring` as in `best_items`.
+
+        Returns:
+            `Recommendations`; the user is the query's number.
+
+        Raises:
+            ValueError: an empty query, a history for some people only, an empty history, unknown items.
+
+        Example:
+            >>> model.search(["a gentle cleanser for dry skin"], k=3)  # doctest: +SKIP
+        """
+        catalogue, prompts = self._require_catalogue(), self.config.query_prompts
+        if isinstance(queries, str):
+            raise ValueError(f"queries is the string {queries!r}; give a list, as [{queries!r}]")
+        if prompts is None:
+            raise ValueError("this model has no query prompts: align it with the task itemsearch (recipes/align.py)")
+        for number, query in enumerate(queries):
+            if not isinstance(query, str) or not query.strip():
+                raise ValueError(f"queries[{number}] is {query!r}; say in words what is looked for")
+        if histories is not None and len(histories) != len(queries):
+            raise ValueError(f"got {len(queries)} queries and {len(histories)} histories; give one history for each query")
+        pieces = prompts["alone" if histories is None else "history"]
+        if not 0 <= template < len(pieces):
+            raise ValueError(f"template is {template}; the model has templates 0 to {len(pieces) - 1}")
+        choices = None if candidates is None else np.unique(catalogue.ids.indices_of(candidates))
+        if not 1 <= k <= (len(catalogue) if choices is None else len(choices)):
+            raise ValueError(f"k is {k}; it must lie between 1 and the number of items to choose from")
+        words = self.tokenizer(list(queries), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        read = [catalogue.ids.indices_of(history) for history in histories] if histories is not None else None
+        codes = self.index.codes
+        rows = [codes[:0]] * len(queries) if read is None else [codes[self._last_items(i, one)] for i, one in enumerate(read)]
+        asked = [self._prompt(pieces[template], row, query) for row, query in zip(rows, words, strict=True)]
+        best, scores = self.best_items(asked, read if exclude_seen else None, k, choices, **search)
+        return Recommendations(self._as_table(pa.array(np.arange(len(queries))), best, scores))
+
+    @classmethod
+    def from_backbone(
+        cls,
+        name_or_path: str | Path,
+        *,
+        index: ItemIndex,
+        first_index_token: int,
+        catalogue: Catalogue | pa.Table | Sequence[Any],
+        users: KnownUsers | None = None,
+        indexer: RQVAEModel | None = None,
+        dtype: torch.dtype = torch.float32,
+        seed: int = 0,
+        **config_arguments: Any,
+    ) -> LCRecForRecommendation:
+        """A fresh model around a pretrained causal language model; the rows of its index tokens are random.
+
+        Args:
+            name_or_path: what `AutoModelForCausalLM.from_pretrained` takes.
+            index: the codes of all items; first_index_token: what `tokenization_lcrec.add_index_tokens` returned.
+            catalogue: the items in the order of the index, as external ids, a table, or a `Catalogue`.
+            users: known users and their histories.
+            indexer: the RQ-VAE that made the index.
+            dtype: type of the weights; training wants float32 (with bf16 autocast).
+            seed: start of the random numbers of the new rows.
+            config_arguments: further fields of `LCRecConfig`.
+
+        Raises:
+            ValueError: an index of another number of items than the catalogue's, index tokens amid the backbone's own, a field
+                that the configuration does not have.
+        """
+        check_fields(LCRecConfig, config_arguments)
+        catalogue = catalogue if isinstance(catalogue, Catalogue) else Catalogue(catalogue)
+        if index.num_items != len(catalogue):
+            raise ValueError(
+                f"the index names {index.num_items} items and the catalogue has {len(catalogue)}: it is that of another "
+                "catalogue; run recipes/index_items.py on this data"
+            )
+        backbone = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype)
+        own_words = backbone.get_input_embeddings().num_embeddings
+        tokenizer = tokenizer_of(name_or_path)
+        lowest = len(tokenizer) if tokenizer is not None else own_words
+        if first_index_token < lowest:
+            raise ValueError(
+                f"first_index_token is {first_index_token}, but the backbone has {lowest} tokens of its own; "
+                "add the index tokens behind them (tokenization_lcrec.add_index_tokens)"
+            )
+        needed = first_index_token + index.num_levels * index.codebook_size
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if needed > own_words:
+                backbone.resize_token_embeddings(needed, mean_resizing=False)
+            text_config = copy.deepcopy(backbone.config)
+            text_config.name_or_path = ""  # not to be published: it may be a path of this machine
+            config = LCRecConfig(
+                text_config=text_config,
+                num_items=len(catalogue),
+                num_users=0 if users is None else len(users),
+                num_levels=index.num_levels,
+                codebook_size=index.codebook_size,
+                first_index_token=first_index_token,
+                catalogue_fingerprint=catalogue.ids.fingerprint,
+                dtype=dtype,
+                **config_arguments,
+            )
+            model = cls._from_config(config, dtype=dtype)
+        model.backbone.load_state_dict(backbone.state_dict())
+        model.generation_config = greedy_generation(backbone.generation_config, tokenizer)
+        model.users = users
+        model.set_indexer(indexer)
+        model._set_items(catalogue, index.codes)
+        return model
+
+    def _set_items(self, catalogue: Catalogue, codes: np.ndarray) -> None:
+        """Take these items with these codes as the catalogue."""
+        table = catalogue.table
+        if "codes" in table.column_names:
+            table = table.drop_columns(["codes"])
+        lists = pa.FixedSizeListArray.from_arrays(pa.array(codes.reshape(-1), pa.int32()), codes.shape[1])
+        self.catalogue = Catalogue(table.append_column("codes", lists.cast(pa.list_(pa.int32()))))
+        self.config.num_items = len(catalogue)
+        self.config.catalogue_fingerprint = catalogue.ids.fingerprint
+        for made_from_codes in ("index", "trie"):
+            self.__dict__.pop(made_from_codes, None)
+        self.check_catalogue()
+
+    @torch.no_grad()
+    def start_index_rows(self, item_tokens: Sequence[np.ndarray], noise: float = 0.1) -> None:
+        """Start the row of each index token from the words of the items that bear it, instead of at random.
+
+        Args:
+            item_tokens: token ids of each item's words, empty where it has none.
+            noise: standard deviation of what is added, as a share of the mean rows' own, so that no two tokens start alike.
+
+        A token that no item with words bears keeps its random row.
+        """
+        config = self.config
+        known = np.array([len(tokens) > 0 for tokens in item_tokens])
+        tokens = torch.from_numpy(self.index.codes[known]).long()
+        tokens += config.first_index_token + torch.arange(config.num_levels) * config.codebook_size  # (items, H)
+        owner = torch.from_numpy(np.repeat(np.arange(known.sum()), [len(words) for words in item_tokens if len(words)]))
+        words = torch.from_numpy(np.concatenate([words for words in item_tokens if len(words)]).astype(np.int64))
+        generator = torch.Generator().manual_seed(0)
+        for weight in self.id_parameters:
+            table = weight.detach().float().cpu()
+            count = torch.bincount(owner).clamp(min=1)[:, None]
+            items = torch.zeros(int(known.sum()), table.shape[1]).index_add(0, owner, table[words]) / count
+            sums = torch.zeros_like(table).index_add(0, tokens.flatten(), items.repeat_interleave(config.num_levels, 0))
+            bearers = torch.bincount(tokens.flatten(), minlength=len(table))
+            borne = bearers > 0
+            rows = sums[borne] / bearers[borne, None]
+            rows += noise * rows.std() * torch.randn(rows.shape, generator=generator)
+            weight[borne.to(weight.device)] = rows.to(weight)
+
+    def add_items(self, items: pa.Table, embeddings: np.ndarray) -> None:
+        """Take new items into the catalogue without training: each gets the nearest index that is free.
+
+        Args:
+            items: `item_id` and any of the catalogue's text columns; embeddings: (new, input_dim) of their texts, made as
+                `config.item_encoder` says (`corpora.item_embeddings`).
+
+        Raises:
+            ValueError: an item that the catalogue has already, no indexer, embeddings of another width or with NaN, or more
+                items than there are indices.
+        """
+        catalogue = self._require_catalogue()
+        if self.indexer is None:
+            raise ValueError(f"this model was saved without its indexer ({INDEXER_FOLDER}/), so it cannot index new items")
+        width = self.indexer.config.input_dim
+        if embeddings.shape != (items.num_rows, width):
+            raise ValueError(f"embeddings have shape {embeddings.shape}; {items.num_rows} items need ({items.num_rows}, {width})")
+        if not np.isfinite(embeddings).all():
+            raise ValueError("embeddings hold NaN or infinite values; make them anew")
+        columns = catalogue.table.drop_columns(["codes"])
+        new = pa.table(
+            {
+                name: items[name] if name in items.column_names else pa.nulls(items.num_rows, columns[name].type)
+                for name in columns.column_names
+            }
+        ).cast(columns.schema)
+        together = Catalogue(pa.concat_tables([columns, new]))
+        latents = self.indexer.latents(embeddings)
+        free = nearest_free_codes(latents, self.indexer.codebook_array, self.index.codes)
+        self._set_items(together, np.concatenate([self.index.codes, free]))
+
+    def remove_items(self, item_ids: Sequence[Any]) -> None:
+        """Take items out of the catalogue; they are never recommended again, and leave the stored histories.
+
+        Raises:
+            ValueError: unknown items, or all of them.
+        """
+        catalogue, codes = self._require_catalogue(), self.index.codes
+        keep = np.ones(len(catalogue), dtype=bool)
+        keep[catalogue.ids.indices_of(item_ids)] = False
+        if not keep.any():
+            raise ValueError("remove_items: nothing would be left to recommend")
+        users = self.users
+        if users is not None and users.indptr is not None and users.items is not None:
+            stays = keep[users.items]
+            indptr = np.concatenate([[0], np.cumsum(stays)])[users.indptr]
+            place = np.cumsum(keep) - 1
+            self.users = KnownUsers(users.ids.array, indptr, place[users.items[stays]].astype(np.int32))
+        self._set_items(Catalogue(catalogue.table.filter(pa.array(keep))), codes[keep])
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
+        """As `SavedFolderModel.from_pretrained`, with the indexer where the folder has one."""
+        names = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
+        hub = {name: kwargs[name] for name in names if name in kwargs}
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        file = f"{INDEXER_FOLDER}/config.json"
+        if cached_file(pretrained_model_name_or_path, file, **hub, _raise_exceptions_for_missing_entries=False) is not None:
+            model.set_indexer(RQVAEModel.from_pretrained(pretrained_model_name_or_path, subfolder=INDEXER_FOLDER, **hub))
+        return loaded
+
+    def save_pretrained(self, save_directory: Any, is_main_process: bool = True, **kwargs: Any) -> None:  # type: ignore[override]
+        """As `SavedFolderModel.save_pretrained`, with the indexer in a folder of its own."""
+        if self.indexer is not None and is_main_process:
+            self.indexer.save_pretrained(Path(save_directory) / INDEXER_FOLDER)
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+
+
+def _compressed(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of different lengths as (indptr, values)."""
+    indptr = np.zeros(len(rows) + 1, dtype=np.int64)
+    np.cumsum([len(row) for row in rows], out=indptr[1:])
+    return indptr, np.concatenate(rows) if len(rows) else np.zeros(0, np.int64)
+
+
+__all__ = ["INDEXER_FOLDER", "LCRecForRecommendation", "Scoring"]

@@ -1,0 +1,293 @@
+"""Alignment of LC-Rec (section III-C of arXiv 2311.09049): a language model learns to speak in item indices."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from modeling_cllm4rec.catalogue import Catalogue, IdMap, KnownUsers
+from modeling_cllm4rec.corpora.alignment import (
+    TASKS,
+    AlignmentCorpus,
+    load_templates,
+    query_pieces,
+    recommendation_pieces,
+    separator_ids,
+)
+from modeling_cllm4rec.corpora.batches import plan_batches
+from modeling_cllm4rec.corpora.data_folder import RecommendationData
+from modeling_cllm4rec.corpora.documents import text_column
+from modeling_cllm4rec.evaluation.evaluator import evaluate
+from modeling_cllm4rec.evaluation.search import SearchingRecommender
+from modeling_cllm4rec.hub.model_card import save_record, training_record, update_card
+from modeling_cllm4rec.item_index import ItemIndex
+from modeling_cllm4rec.losses import word_nll
+from modeling_cllm4rec.modeling_lcrec import INDEXER_FOLDER, LCRecForRecommendation
+from modeling_cllm4rec.modeling_rqvae import RQVAEModel
+from modeling_cllm4rec.prompt_assembly import pad_right
+from modeling_cllm4rec.training.arguments import TrainingArguments
+from modeling_cllm4rec.training.loop import Progress, Step, make_accelerator, run
+from modeling_cllm4rec.training.parameters import choose_index_rows, merge_lora
+from tokenization.tokenization_lcrec import add_index_tokens
+
+logger = logging.getLogger(__name__)
+
+SELECTION = "ndcg@10"
+
+
+@dataclass
+class AlignArguments(TrainingArguments):
+    """Alignment tuning: index tokens and the language model, on tasks between language and indices."""
+
+    backbone: str = field(default="", metadata={"help": "name or path of a causal language model"})
+    index: str = field(default="", metadata={"help": "index folder written by recipes/index_items.py"})
+    tune: Literal["frozen", "lora", "full"] = field(
+        default="full",
+        metadata={"help": "the backbone: all of its weights as in the paper, LoRA matrices, or index tokens alone"},
+    )
+    epochs: int = field(default=4, metadata={"help": "passes over the documents"})
+    lr: float = field(default=1e-3, metadata={"help": "learning rate of the token embeddings"})
+    backbone_lr: float = field(default=5e-5, metadata={"help": "learning rate of the rest of the language model"})
+    schedule: Literal["constant", "linear", "cosine"] = field(
+        default="cosine", metadata={"help": "decay of the learning rate after the warm-up"}
+    )
+    warmup_share: float = field(default=0.01, metadata={"help": "share of the steps in which the learning rate rises"})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "clip gradients to this norm; 0 does not clip"})
+    tasks: list[str] = field(
+        default_factory=lambda: list(TASKS),
+        metadata={"help": "alignment tasks, each with the share of its documents read in an epoch if not all: fusionseqrec=0.5"},
+    )
+    templates: str = field(default="", metadata={"help": "YAML file of prompt templates in place of the packaged ones"})
+    seqrec: Literal["together", "apart"] = field(
+        default="together",
+        metadata={"help": "all items of a history predicted in one pass, or a document for each prefix as in the paper"},
+    )
+    max_history: int = field(default=20, metadata={"help": "most items of a history, the last ones"})
+    init_tokens: Literal["text", "random"] = field(
+        default="text", metadata={"help": "rows of index tokens started from the words of the items that bear them, or at random"}
+    )
+    init_columns: list[str] = field(
+        default_factory=lambda: ["title", "brand", "categories"], metadata={"help": "texts that init_tokens: text reads"}
+    )
+    num_beams: int = field(default=20, metadata={"help": "beams of validation and of the finished model"})
+    eval_users: int | None = field(default=1000, metadata={"help": "users of a validation, a fixed random sample; null for all"})
+    eval_batch_size: int = field(default=64, metadata={"help": "users ranked at a time in validation"})
+    eval_every: int = field(default=1, metadata={"help": "epochs between validations"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("backbone", "index"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is not set; give --{name} or set it in the YAML file")
+        for name in ("max_history", "num_beams", "eval_users", "eval_batch_size", "eval_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be 1 or more")
+        if self.num_beams < 10:
+            raise ValueError(f"num_beams is {self.num_beams}; validation ranks 10 items and needs 10 beams or more")
+        _ = self.task_weights
+
+    @property
+    def task_weights(self) -> dict[str, float]:
+        """Task -> share of its documents that an epoch reads."""
+        weights: dict[str, float] = {}
+        for word in self.tasks:
+            name, given, share = word.partition("=")
+            try:
+                weight = float(share) if given else 1.0
+            except ValueError as error:
+                raise ValueError(f"tasks: {word!r} has no number behind the =, as in {name}=0.5") from error
+            if name not in TASKS or not 0 < weight <= 1:
+                raise ValueError(
+                    f"tasks: {word!r}; allowed are {', '.join(TASKS)}, alone or with a share in (0, 1] as seqrec=0.5"
+                )
+            weights[name] = weight
+        if not weights:
+            raise ValueError(f"tasks is empty; name at least one of {', '.join(TASKS)}")
+        return weights
+
+
+class AlignmentStage:
+    """Documents, loss and validation of the alignment."""
+
+    name = "align"
+
+    def __init__(
+        self,
+        model: LCRecForRecommendation,
+        tokenizer: PreTrainedTokenizerBase,
+        data: RecommendationData,
+        arguments: AlignArguments,
+        is_main_process: bool = True,
+    ) -> None:
+        self.model, self.data, self.arguments, self.is_main_process = model, data, arguments, is_main_process
+        config = model.config
+        self.corpus = AlignmentCorpus(
+            data,
+            tokenizer,
+            model.index,
+            config.first_index_token,
+            templates=load_templates(arguments.templates or None),
+            tasks=arguments.task_weights,
+            seed=arguments.seed,
+            max_history=arguments.max_history,
+            context_length=config.context_length,
+            max_text_tokens=arguments.max_text_tokens,
+            seqrec=arguments.seqrec,
+            cache_folder=arguments.run_folder / "corpus",
+        )
+        logger.info("%d documents in the first epoch", len(self.corpus.documents(0)))
+        if not len(data.histories("validation").items):
+            raise ValueError("the data has no validation interactions: prepare it with a split that has them")
+
+    @property
+    def num_epochs(self) -> int:
+        """Passes over the documents."""
+        return self.arguments.epochs
+
+    def steps(self, epoch: int) -> list[Step]:
+        """Batches of like length, all tasks mixed."""
+        arguments = self.arguments
+        world = max(1, torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1)
+        size = arguments.batch_size * arguments.gradient_accumulation_steps * world
+        numbers = self.corpus.documents(epoch)
+        batches = plan_batches(self.corpus.lengths(numbers, epoch), size, arguments.seed, epoch)
+        return [Step("align", numbers[batch]) for batch in batches]
+
+    def loss(self, step: Step, part: np.ndarray, epoch: int, generator: torch.Generator) -> tuple[torch.Tensor, float, int]:
+        """This part's share of the step's loss: the mean over all response tokens of the step (NLL, equation 10)."""
+        rows, counted = self.corpus.rows(part, epoch)
+        everyone = counted if len(part) == len(step.documents) else self.corpus.rows(step.documents, epoch)[1]
+        tokens = sum(int(one.sum()) for one in everyone)
+        device = self.model.device
+        ids = torch.from_numpy(pad_right(rows, 0)).to(device)
+        mask = torch.from_numpy(pad_right([np.ones(len(row), dtype=np.int64) for row in rows], 0)).to(device)
+        predicted = torch.from_numpy(pad_right([one.astype(np.int64) for one in counted], 0)).to(device).bool()
+        document, place = predicted.nonzero(as_tuple=True)
+        body = self.model.backbone.base_model
+        hidden = body(input_ids=ids, attention_mask=mask, use_cache=False, return_dict=True).last_hidden_state
+        nll = word_nll(self.model.word_head, hidden[document, place - 1], ids[document, place]).sum()
+        return nll / tokens, float(nll.detach()), len(document)
+
+    def validate(self, epoch: int) -> dict[str, float]:
+        """HR@10 and NDCG@10 on validation by constrained search; NDCG@10 selects, not the loss."""
+        if (epoch + 1) % self.arguments.eval_every and epoch + 1 != self.num_epochs:
+            return {}
+        names = [f"{metric}@{k}" for metric, k in (("hit_rate", 10), ("ndcg", 10)) if k <= self.data.num_items]
+        values = torch.zeros(len(names), dtype=torch.float64)
+        if self.is_main_process:
+            report = evaluate(
+                SearchingRecommender(self.model, self.arguments.num_beams),
+                self.data,
+                "validation",
+                metrics=names,
+                batch_size=self.arguments.eval_batch_size,
+                progress=False,
+                n_resamples=0,
+                max_users=self.arguments.eval_users,
+            )
+            values = torch.tensor([report.metrics[name] for name in names], dtype=torch.float64)
+        if torch.distributed.is_initialized():
+            values = values.to(self.model.device)
+            torch.distributed.broadcast(values, src=0)
+        metrics = {f"validation/{name}": float(value) for name, value in zip(names, values, strict=True)}
+        return {**metrics, "selection": metrics[f"validation/{SELECTION}"]}
+
+
+def load_index(folder: str | Path, data: RecommendationData) -> tuple[ItemIndex, RQVAEModel | None, dict[str, object]]:
+    """The index of a data folder's items, what made it, and how their texts were encoded.
+
+    Raises:
+        FileNotFoundError: there is no index.
+        ValueError: it is the index of another catalogue.
+    """
+    file = Path(folder) / "index.parquet"
+    if not file.is_file():
+        raise FileNotFoundError(f"index: there is no {file}; run recipes/index_items.py first, or name another folder")
+    index, ids = ItemIndex.load(file)
+    if ids.fingerprint != IdMap(data.items["item_id"], "item_id").fingerprint:
+        raise ValueError(
+            f"index: {folder} is the index of another catalogue than {data.folder}: its item ids or their order differ; "
+            "run recipes/index_items.py on this data"
+        )
+    indexer = RQVAEModel.from_pretrained(Path(folder) / INDEXER_FOLDER) if (Path(folder) / INDEXER_FOLDER).is_dir() else None
+    settings = json.loads((Path(folder) / "index.json").read_text(encoding="utf-8"))
+    return index, indexer, dict(settings.get("item_encoder", {}))
+
+
+def new_lcrec_model(
+    data: RecommendationData, arguments: AlignArguments
+) -> tuple[LCRecForRecommendation, PreTrainedTokenizerBase]:
+    """Model and tokenizer for a data folder and its index, with the backbone's weights and fresh rows of index tokens.
+
+    Raises:
+        OSError: there is no such backbone, or no index.
+        ValueError: the index is that of another catalogue, or `init_tokens` is `text` and no item has a text.
+    """
+    index, indexer, item_encoder = load_index(arguments.index, data)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(arguments.backbone)
+    except OSError as error:
+        raise OSError(
+            f"backbone: {arguments.backbone} is no folder with a language model and could not be read from the Hub ({error})"
+        ) from error
+    templates = load_templates(arguments.templates or None)
+    pieces = {
+        "recommendation_prompts": recommendation_pieces(templates, tokenizer),
+        "query_prompts": query_pieces(templates, tokenizer),
+        "separator": separator_ids(tokenizer),
+    }
+    first = add_index_tokens(tokenizer, index.num_levels, index.codebook_size)
+    train = data.histories("train")
+    model = LCRecForRecommendation.from_backbone(
+        arguments.backbone,
+        index=index,
+        first_index_token=first,
+        catalogue=Catalogue(data.items),
+        users=KnownUsers(data.users["user_id"], train.indptr, train.items),
+        indexer=indexer,
+        seed=arguments.seed,
+        max_history=arguments.max_history,
+        search_beams=arguments.num_beams,
+        item_encoder=item_encoder,
+        **pieces,
+    )
+    if arguments.init_tokens == "text":
+        present = [name for name in arguments.init_columns if name in data.items.column_names]
+        texts = [" ".join(words) for words in zip(*(text_column(data.items, name) for name in present), strict=True)]
+        if not any(text.strip() for text in texts):
+            raise ValueError(f"init_tokens is 'text', but no item has any of {arguments.init_columns}; use init_tokens: random")
+        words = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        model.start_index_rows([np.array(ids, dtype=np.int64) for ids in words])
+    return model, tokenizer
+
+
+def align(arguments: AlignArguments) -> tuple[LCRecForRecommendation, Progress]:
+    """Tune a language model on the alignment tasks and save the best epoch to OUTPUT.
+
+    Example:
+        >>> align(AlignArguments(data="data", index="runs/index", output="runs/mine", backbone="gpt2"))  # doctest: +SKIP
+    """
+    accelerator = make_accelerator(arguments, AlignmentStage.name)
+    data = RecommendationData.load(arguments.data)
+    model, tokenizer = new_lcrec_model(data, arguments)
+    with accelerator.main_process_first():
+        stage = AlignmentStage(model, tokenizer, data, arguments, accelerator.is_main_process)
+    adapted = choose_index_rows(model, arguments)
+    progress = run(stage, accelerator)
+    if progress.finished and accelerator.is_main_process:
+        merge_lora(adapted)
+        model.save_pretrained(arguments.run_folder)
+        tokenizer.save_pretrained(arguments.run_folder)
+        save_record(arguments.run_folder, stage.name, training_record(arguments, progress))
+        model.card = update_card(arguments.run_folder, data)
+        logger.info("model saved in %s", arguments.run_folder)
+    accelerator.wait_for_everyone()
+    return model, progress
