@@ -147,14 +147,14 @@ class Permitted:
             row = torch.repeat_interleave(indptr[1:] - indptr[:-1])
             leaves = trie.leaf_of_item[items]
             counted = allowed[leaves].bool()
-            # One sorted list of (row, leaf) for all rows, each once: what a row has seen between two leaves is a difference of places.
+            # One sorted list of (row, leaf), each once: what a row has seen between two leaves is a difference of places.
             self.seen = (row * (trie.num_items + 1) + leaves)[counted].unique()
         left = self.count(torch.arange(rows, device=device), 0, torch.zeros(rows, dtype=torch.int64, device=device))
         if bool((left < 1).any()):
-            row = int((left < 1).nonzero()[0])
+            empty = int((left < 1).nonzero()[0])
+            choices = "items" if candidates is None else "candidates"
             raise ValueError(
-                f"nothing is left to recommend to row {row}: all {'candidates' if candidates is not None else 'items'} were seen; "
-                "give other candidates, or exclude_seen=False"
+                f"nothing is left to recommend to row {empty}: all {choices} were seen; give other ones, or exclude_seen=False"
             )
 
     def count(self, rows: torch.Tensor, level: int, nodes: torch.Tensor) -> torch.Tensor:

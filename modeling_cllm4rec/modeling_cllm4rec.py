@@ -107,7 +107,7 @@ class CLLM4RecPreTrainedModel(SavedFolderModel):
         raise ValueError(f"side is {side!r}; allowed are 'collaborative' and 'content'")
 
     @property
-    def id_parameters(self) -> list[nn.Parameter]:
+    def id_parameters(self) -> list[torch.Tensor]:
         """The four matrices of ID rows."""
         return [table.weight for side in SIDES for table in self.tables(side)]
 

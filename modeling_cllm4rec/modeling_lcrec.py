@@ -100,7 +100,7 @@ class LCRecForRecommendation(RecommendsItems, SavedFolderModel):
         return word_head(self.backbone)
 
     @property
-    def id_parameters(self) -> list[nn.Parameter]:
+    def id_parameters(self) -> list[torch.Tensor]:
         """The matrices that hold the index tokens' rows: token embeddings and, where it is not tied, the output layer."""
         layers = (self.backbone.get_input_embeddings(), self.backbone.get_output_embeddings())
         return list({id(layer.weight): layer.weight for layer in layers if layer is not None}.values())
@@ -216,9 +216,9 @@ class LCRecForRecommendation(RecommendsItems, SavedFolderModel):
         seen: Sequence[np.ndarray] | None,
         k: int,
         allowed: np.ndarray | None,
-        *,
         num_beams: int | None = None,
         scoring: Scoring = "beam",
+        **search: Any,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The k best items of each prompt; the score is ln p of an item's index after the prompt.
 
@@ -227,8 +227,10 @@ class LCRecForRecommendation(RecommendsItems, SavedFolderModel):
             scoring: `"beam"` searches; `"all"` scores every item, which is exact and slower.
 
         Raises:
-            ValueError: k is larger than the number of beams, or a choice that does not exist.
+            ValueError: k is larger than the number of beams, or a setting or a choice that does not exist.
         """
+        if search:
+            raise ValueError(f"unknown settings {sorted(search)}; allowed are num_beams and scoring")
         if scoring == "all":
             return top_permitted_items(self.score_prompts(prompts), seen, k, allowed)
         if scoring != "beam":
@@ -367,7 +369,8 @@ class LCRecForRecommendation(RecommendsItems, SavedFolderModel):
                 "catalogue; run recipes/index_items.py on this data"
             )
         backbone = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype)
-        own_words = backbone.get_input_embeddings().num_embeddings
+        words: Any = backbone.get_input_embeddings()
+        own_words = words.num_embeddings
         tokenizer = tokenizer_of(name_or_path)
         lowest = len(tokenizer) if tokenizer is not None else own_words
         if first_index_token < lowest:

@@ -107,8 +107,7 @@ class RQVAEModel(PreTrainedModel):
         for level, vectors in enumerate(self.codebooks):
             distances = torch.cdist(rest.detach(), vectors.detach()).square()
             if uniform_last and config.sinkhorn_epsilon and level + 1 == config.num_levels:
-                spread = sinkhorn(distances.double().cpu().numpy(), config.sinkhorn_epsilon, config.sinkhorn_iterations)
-                chosen = torch.from_numpy(spread.argmax(1)).to(latents.device)
+                chosen = sinkhorn(distances, config.sinkhorn_epsilon, config.sinkhorn_iterations).argmax(1)
             else:
                 chosen = distances.argmin(1)
             vector = vectors[chosen]

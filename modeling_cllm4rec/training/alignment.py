@@ -6,7 +6,7 @@ import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -239,7 +239,7 @@ def new_lcrec_model(
             f"backbone: {arguments.backbone} is no folder with a language model and could not be read from the Hub ({error})"
         ) from error
     templates = load_templates(arguments.templates or None)
-    pieces = {
+    pieces: dict[str, Any] = {
         "recommendation_prompts": recommendation_pieces(templates, tokenizer),
         "query_prompts": query_pieces(templates, tokenizer),
         "separator": separator_ids(tokenizer),

@@ -66,14 +66,14 @@ class TrainingArguments:
     )
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        check_types(self)
         for name in ("data", "output"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is not set; give --{name} or set it in the YAML file")
-        _check_at_least(self, 1, "epochs", "batch_size", "gradient_accumulation_steps", "lora_rank", "lora_alpha", "save_every")
-        _check_at_least(self, 1, "max_text_tokens")
-        _check_at_least(self, 0, "seed", "lr", "backbone_lr", "backbone_weight_decay")
-        _check_at_least(self, 0, "max_grad_norm", "warmup_share", "patience", "stop_after_steps")
+        check_at_least(self, 1, "epochs", "batch_size", "gradient_accumulation_steps", "lora_rank", "lora_alpha", "save_every")
+        check_at_least(self, 1, "max_text_tokens")
+        check_at_least(self, 0, "seed", "lr", "backbone_lr", "backbone_weight_decay")
+        check_at_least(self, 0, "max_grad_norm", "warmup_share", "patience", "stop_after_steps")
         if self.warmup_share > 1:
             raise ValueError(f"warmup_share is {self.warmup_share}; it must lie between 0 and 1")
         if self.dropout is not None and not 0 <= self.dropout < 1:
@@ -116,8 +116,8 @@ class StageArguments(TrainingArguments):
         if isinstance(self.prompts, str):
             self.prompts = _from_json("prompts", self.prompts)
         super().__post_init__()
-        _check_at_least(self, 1, "max_history_tokens")
-        _check_at_least(self, 0, "lambda_c", "lambda_l")
+        check_at_least(self, 1, "max_history_tokens")
+        check_at_least(self, 0, "lambda_c", "lambda_l")
         if self.lambda_l and self.mutual_regularization == "released":
             raise ValueError(
                 f"lambda_l is {self.lambda_l}, but the released code has no prior; set lambda_l: 0, or "
@@ -159,7 +159,7 @@ class PretrainArguments(StageArguments):
         super().__post_init__()
         if not self.backbone:
             raise ValueError("backbone is not set; name a causal language model by --backbone or in the YAML file")
-        _check_at_least(self, 0, "warmup_epochs")
+        check_at_least(self, 0, "warmup_epochs")
         for name in ("content_share", "text_validation_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1")
@@ -187,14 +187,14 @@ class FinetuneArguments(StageArguments):
         self.start = self.start or str(self.run_folder / "pretrained")
         if not 0 < self.mask_share < 1:
             raise ValueError(f"mask_share is {self.mask_share}; it must lie between 0 and 1, both excluded")
-        _check_at_least(self, 1, "eval_batch_size", "eval_every")
-        _check_at_least(self, 0, "content_every")
+        check_at_least(self, 1, "eval_batch_size", "eval_every")
+        check_at_least(self, 0, "content_every")
 
 
 SHARED_BY_SECTION: dict[str, type[TrainingArguments]] = {"pretrain": StageArguments, "finetune": StageArguments}
 """Sections of a YAML file whose stages share it: what may stand above them. A command of its own has no section."""
 
-Arguments = TypeVar("Arguments")
+Arguments = TypeVar("Arguments", bound=Any)
 
 
 def parse_arguments(kind: type[Arguments], section: str, argv: Sequence[str] | None = None, **parser: Any) -> Arguments:
@@ -264,7 +264,7 @@ def _typed(path: str | Path, key: str, value: Any, default: Any) -> Any:
     return value
 
 
-def _check_types(arguments: Any) -> None:
+def check_types(arguments: Any) -> None:
     """Raise ValueError if a field holds what its annotation does not allow: a wrong type, a choice that is none, NaN."""
     for name, hint in get_type_hints(type(arguments)).items():
         value = getattr(arguments, name)
@@ -275,7 +275,8 @@ def _check_types(arguments: Any) -> None:
         hints = get_args(hint) if isinstance(hint, UnionType) else (hint,)
         kinds = tuple(get_origin(one) or one for one in hints)
         words = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
-        right = isinstance(value, (*kinds, int) if float in kinds else kinds) and all(isinstance(word, str) for word in words)
+        inner = int if hint == list[int] else str
+        right = isinstance(value, (*kinds, int) if float in kinds else kinds) and all(type(word) is inner for word in words)
         if not right or (isinstance(value, bool) and bool not in kinds):
             allowed = " or ".join("null" if one is type(None) else getattr(one, "__name__", str(one)) for one in hints)
             raise ValueError(f"{name} is {value!r} ({type(value).__name__}); it must be {allowed}")
@@ -283,7 +284,8 @@ def _check_types(arguments: Any) -> None:
             raise ValueError(f"{name} is {value}; it must be a finite number")
 
 
-def _check_at_least(arguments: Any, least: int, *names: str) -> None:
+def check_at_least(arguments: Any, least: int, *names: str) -> None:
+    """Raise ValueError if one of the named fields is given and below `least`."""
     for name in names:
         value = getattr(arguments, name)
         if value is not None and value < least:

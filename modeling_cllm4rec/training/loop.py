@@ -48,8 +48,12 @@ class Stage(Protocol):
     """What the loop asks of pretraining, finetuning and alignment."""
 
     name: str
-    model: TrainedModel
     data: RecommendationData
+
+    @property
+    def model(self) -> TrainedModel:
+        """What is trained."""
+        ...
 
     @property
     def arguments(self) -> TrainingArguments:

@@ -1,0 +1,365 @@
+"""From item texts to an index: embeddings, RQ-VAE or k-means, unique codes, a report (section III-B of arXiv 2311.09049)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.nn.utils import clip_grad_norm_
+from tqdm.auto import tqdm
+from transformers import get_linear_schedule_with_warmup
+
+from modeling_cllm4rec.catalogue import IdMap
+from modeling_cllm4rec.configuration_rqvae import RQVAEConfig
+from modeling_cllm4rec.corpora.data_folder import INFO_FILE, RecommendationData
+from modeling_cllm4rec.corpora.item_embeddings import item_embeddings
+from modeling_cllm4rec.evaluation.index_report import index_report, save_index_report
+from modeling_cllm4rec.item_index import ItemIndex, assign_unique_codes, nearest_codes, residuals, sinkhorn, squared_distances_to
+from modeling_cllm4rec.modeling_rqvae import RQVAEModel, residual_k_means
+from modeling_cllm4rec.training import checkpoints
+from modeling_cllm4rec.training.arguments import check_at_least, check_types
+
+logger = logging.getLogger(__name__)
+
+INDEX_FILE, SETTINGS_FILE, EMBEDDINGS_FILE, INDEXER_FOLDER = "index.parquet", "index.json", "embeddings.parquet", "rqvae"
+NOT_PART_OF_AN_INDEX = ("resume", "overwrite", "stop_after_epochs", "save_every", "output", "data", "plots")
+
+
+@dataclass
+class IndexArguments:
+    """From the texts of a data folder's items to an index folder."""
+
+    data: str = field(default="", metadata={"help": "data folder written by recipes/prepare.py"})
+    output: str = field(default="", metadata={"help": "index folder to be written"})
+    seed: int = field(default=42, metadata={"help": "start of all random numbers"})
+    resume: bool = field(default=False, metadata={"help": "go on from the last checkpoint of this run"})
+    overwrite: bool = field(default=False, metadata={"help": "throw away the index in output"})
+    method: Literal["rqvae", "rk-means", "random"] = field(
+        default="rqvae", metadata={"help": "trained RQ-VAE as in the paper; residual k-means, quick; or codes without meaning"}
+    )
+    encoder: str = field(
+        default="minilm", metadata={"help": "a transformers model, sentence-transformers:NAME, or the packaged minilm"}
+    )
+    fields: list[str] = field(
+        default_factory=lambda: ["title", "description"], metadata={"help": "text columns of the items that are encoded"}
+    )
+    pooling: Literal["separate", "together"] = field(
+        default="separate", metadata={"help": "each field's own mean, then their mean, as in the paper; or one text of all"}
+    )
+    on_missing_text: Literal["raise", "title-only"] = field(
+        default="raise", metadata={"help": "items without one of the fields: an error, or what they have"}
+    )
+    max_text_tokens: int | None = field(
+        default=None, metadata={"help": "cut longer texts; without it, a text beyond the encoder's context is an error"}
+    )
+    encode_batch_size: int = field(default=64, metadata={"help": "texts encoded at a time"})
+    num_levels: int = field(default=4, metadata={"help": "codes of an item's index"})
+    codebook_size: int = field(default=256, metadata={"help": "codes of a level"})
+    hidden_dims: list[int] = field(default_factory=lambda: [512, 256, 128], metadata={"help": "hidden layers of the encoder"})
+    latent_dim: int = field(default=32, metadata={"help": "width of what is quantized"})
+    beta: float = field(default=0.25, metadata={"help": "weight of the commitment"})
+    sinkhorn_epsilon: float = field(
+        default=0.003, metadata={"help": "sharpness of the uniform semantic mapping of the last level; 0 switches it off"}
+    )
+    epochs: int = field(default=1000, metadata={"help": "passes of the RQ-VAE over the items"})
+    batch_size: int = field(default=1024, metadata={"help": "items of a step"})
+    lr: float = field(default=1e-3, metadata={"help": "learning rate"})
+    weight_decay: float = field(default=1e-4, metadata={"help": "weight decay"})
+    warmup_epochs: int = field(default=50, metadata={"help": "epochs in which the learning rate rises"})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "clip gradients to this norm"})
+    save_every: int = field(default=50, metadata={"help": "epochs between checkpoints"})
+    stop_after_epochs: int = field(
+        default=0, metadata={"help": "end the process after so many epochs, to be resumed later; 0 runs to the end"}
+    )
+    plots: bool = field(default=False, metadata={"help": "plots of the report (needs matplotlib, extra lcrec)"})
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for name in ("data", "output"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is not set; give --{name} or set it in the YAML file")
+        check_at_least(self, 1, "num_levels", "codebook_size", "latent_dim", "epochs", "batch_size", "save_every")
+        check_at_least(self, 1, "encode_batch_size", "max_text_tokens")
+        check_at_least(self, 0, "seed", "beta", "sinkhorn_epsilon", "lr", "weight_decay", "max_grad_norm")
+        check_at_least(self, 0, "warmup_epochs", "stop_after_epochs")
+        if not self.fields:
+            raise ValueError("fields is empty; name the text columns that tell items apart")
+        if self.resume and self.overwrite:
+            raise ValueError("resume and overwrite are both set; choose one")
+
+    @property
+    def folder(self) -> Path:
+        """The index folder."""
+        return Path(self.output)
+
+    @property
+    def item_encoder(self) -> dict[str, Any]:
+        """How texts become embeddings, for items that come later."""
+        names = ("encoder", "fields", "pooling", "on_missing_text", "max_text_tokens")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass
+class IndexProgress:
+    """Where the training of the indexer stands."""
+
+    epoch: int = 0
+    finished: bool = False
+    losses: list[float] = dataclasses.field(default_factory=list)
+
+    @property
+    def step(self) -> int:
+        """Epochs done, the steps of this stage."""
+        return self.epoch
+
+
+def index_items(arguments: IndexArguments, embeddings: np.ndarray | None = None) -> tuple[ItemIndex | None, IndexProgress]:
+    """Index the items of a data folder and save index, indexer, embeddings and report to OUTPUT.
+
+    Args:
+        embeddings: (J, width) of the items; None encodes their texts.
+
+    Returns:
+        The index, None where the run was stopped before its end.
+
+    Raises:
+        FileExistsError: the output folder holds an index, and neither resume nor overwrite was asked for.
+        ValueError: NaN embeddings, fewer items than codes, more items than indices, or a resumed run with other arguments.
+
+    Example:
+        >>> index_items(IndexArguments(data="data/mine", output="runs/mine-index"))  # doctest: +SKIP
+    """
+    data = RecommendationData.load(arguments.data)
+    items, folder = IdMap(data.items["item_id"], "item_id"), arguments.folder
+    _check_sizes(len(items), arguments)
+    _claim(arguments, items)
+    if embeddings is None and arguments.method != "random":
+        embeddings = item_embeddings(
+            data,
+            encoder=arguments.encoder,
+            fields=arguments.fields,
+            pooling=arguments.pooling,
+            cache=folder / EMBEDDINGS_FILE,
+            on_missing_text=arguments.on_missing_text,
+            batch_size=arguments.encode_batch_size,
+            max_text_tokens=arguments.max_text_tokens,
+        )
+    progress = IndexProgress(finished=True)
+    if embeddings is None:
+        codes = random_codes(len(items), arguments.num_levels, arguments.codebook_size, arguments.seed)
+        report = index_report(ItemIndex(codes, arguments.codebook_size))
+    else:
+        _check_embeddings(embeddings, items)
+        indexer, progress = _indexer(arguments, embeddings)
+        if not progress.finished:
+            return None, progress
+        latents, codebooks = indexer.latents(embeddings), indexer.codebook_array
+        plain = nearest_codes(latents, codebooks)
+        asked = spread_last_level(latents, codebooks, plain, arguments.sinkhorn_epsilon)
+        codes = assign_unique_codes(latents, codebooks, asked)
+        earlier = {"nearest": plain, "uniform": asked}
+        report = index_report(ItemIndex(codes, arguments.codebook_size), embeddings, indexer, earlier)
+        indexer.save_pretrained(folder / INDEXER_FOLDER)
+    index = ItemIndex(codes, arguments.codebook_size)
+    index.save(folder / INDEX_FILE, items)
+    report |= {"epochs": progress.epoch, "last_losses": progress.losses[-10:]}
+    save_index_report(folder, report, arguments.plots)
+    settings = {**_identity(arguments, items), "item_encoder": arguments.item_encoder, "report": report}
+    (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=1), encoding="utf-8")
+    logger.info("index of %d items saved in %s", len(items), folder)
+    return index, progress
+
+
+def random_codes(num_items: int, num_levels: int, codebook_size: int, seed: int) -> np.ndarray:
+    """(J, H) codes without meaning, all rows different: what an index is measured against."""
+    generator = np.random.default_rng(seed)
+    room = codebook_size**num_levels
+    if room <= 1 << 24:
+        numbers = generator.permutation(room)[:num_items]
+    else:  # too many to be listed: draw until all differ
+        numbers = np.zeros(0, dtype=np.int64)
+        while len(numbers) < num_items:
+            drawn = np.concatenate([numbers, generator.integers(0, min(room, 1 << 62), num_items)])
+            numbers = drawn[np.sort(np.unique(drawn, return_index=True)[1])][:num_items]
+    powers = codebook_size ** np.arange(num_levels - 1, -1, -1)
+    return (numbers[:, None] // powers % codebook_size).astype(np.int32)
+
+
+def spread_last_level(latents: np.ndarray, codebooks: np.ndarray, codes: np.ndarray, epsilon: float) -> np.ndarray:
+    """(J, H) the codes with the last level by uniform semantic mapping over the whole catalogue; epsilon 0 leaves them."""
+    if not epsilon:
+        return codes
+    level = codes.shape[1] - 1
+    distances = squared_distances_to(residuals(latents, codebooks, codes, level), codebooks[level])
+    spread = codes.copy()
+    spread[:, level] = sinkhorn(torch.from_numpy(distances), epsilon).argmax(1).numpy()
+    return spread
+
+
+def _indexer(arguments: IndexArguments, embeddings: np.ndarray) -> tuple[RQVAEModel, IndexProgress]:
+    if arguments.method == "rk-means":
+        model = residual_k_means(embeddings, arguments.num_levels, arguments.codebook_size, arguments.seed)
+        return model, IndexProgress(finished=True)
+    config = RQVAEConfig(
+        embeddings.shape[1],
+        arguments.hidden_dims,
+        arguments.latent_dim,
+        arguments.num_levels,
+        arguments.codebook_size,
+        beta=arguments.beta,
+        sinkhorn_epsilon=arguments.sinkhorn_epsilon,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(arguments.seed)
+        model = RQVAEModel(config)
+    return model, train_rqvae(model, embeddings, arguments)
+
+
+def train_rqvae(model: RQVAEModel, embeddings: np.ndarray, arguments: IndexArguments) -> IndexProgress:
+    """Train in place, resumable: every random number comes from (seed, epoch)."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.nn.Module.to(model, device)
+    points = torch.from_numpy(np.ascontiguousarray(embeddings, dtype=np.float32)).to(device)
+    steps = -(-len(points) // arguments.batch_size)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.lr, weight_decay=arguments.weight_decay, fused=True)
+    schedule = get_linear_schedule_with_warmup(optimizer, arguments.warmup_epochs * steps, arguments.epochs * steps)
+    folder = arguments.folder / "checkpoints"
+    progress = IndexProgress()
+    last = checkpoints.latest(folder) if arguments.resume else None
+    if last is not None:
+        progress = _restore(last, model, optimizer, schedule)
+        logger.info("resumed after epoch %d of %d", progress.epoch, arguments.epochs)
+    model.initialize_codebooks(points, arguments.seed)
+    bar = tqdm(total=arguments.epochs, initial=progress.epoch, desc="rqvae", unit="epoch", mininterval=2.0)
+    while progress.epoch < arguments.epochs:
+        loss, used = _epoch(model, points, optimizer, schedule, arguments, progress.epoch)
+        model.revive_dead_codes(points, used, _number(arguments.seed, progress.epoch, 2))
+        if not np.isfinite(loss):
+            raise ValueError(f"the loss is {loss} in epoch {progress.epoch + 1}; lower lr, or look at the embeddings")
+        progress.epoch += 1
+        progress.losses.append(loss)
+        bar.update()
+        bar.set_postfix_str(f"loss {loss:.5f}", refresh=False)
+        stop = progress.epoch == arguments.stop_after_epochs
+        if stop or progress.epoch % arguments.save_every == 0:
+            _save(folder, progress, model, optimizer)
+        if stop and progress.epoch < arguments.epochs:
+            bar.close()
+            return progress
+    bar.close()
+    progress.finished = True
+    torch.nn.Module.to(model, "cpu").eval()
+    return progress
+
+
+def _epoch(
+    model: RQVAEModel,
+    points: torch.Tensor,
+    optimizer: torch.optim.Optimizer,
+    schedule: Any,
+    arguments: IndexArguments,
+    epoch: int,
+) -> tuple[float, torch.Tensor]:
+    """One pass: the mean loss, and which codes were used (H, K)."""
+    order = torch.from_numpy(np.random.default_rng((arguments.seed, epoch)).permutation(len(points)))
+    torch.manual_seed(_number(arguments.seed, epoch, 1))  # dropout
+    used = torch.zeros(model.config.num_levels, model.config.codebook_size, dtype=torch.bool)
+    model.train()
+    total = 0.0
+    for part in order.split(arguments.batch_size):
+        out = model(points[part.to(points.device)], uniform_last=True)
+        optimizer.zero_grad(set_to_none=True)
+        out.loss.backward()
+        clip_grad_norm_(model.parameters(), arguments.max_grad_norm or float("inf"))
+        optimizer.step()
+        schedule.step()
+        total += float(out.loss.detach()) * len(part)
+        used[torch.arange(model.config.num_levels), out.codes.cpu()] = True
+    return total / len(points), used
+
+
+def _number(*counters: int) -> int:
+    """A random number from counters."""
+    return int(np.random.SeedSequence(counters).generate_state(1)[0])
+
+
+def _save(folder: Path, progress: IndexProgress, model: RQVAEModel, optimizer: torch.optim.Optimizer) -> None:
+    tensors = {f"model.{name}": one for name, one in model.state_dict().items()}
+    tensors |= checkpoints.optimizer_tensors(optimizer)
+    checkpoints.save_step(folder, progress.epoch, tensors, {"epoch": progress.epoch, "losses": progress.losses})
+
+
+def _restore(path: Path, model: RQVAEModel, optimizer: torch.optim.Optimizer, schedule: Any) -> IndexProgress:
+    tensors, state = checkpoints.read(path)
+    model.load_state_dict({name[len("model.") :]: one for name, one in tensors.items() if name.startswith("model.")})
+    checkpoints.restore_optimizer(optimizer, tensors)
+    steps = next(int(one) for name, one in tensors.items() if name.startswith("optimizer.") and name.endswith(".step"))
+    schedule.last_epoch = steps
+    for group, start, factor in zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+        group["lr"] = start * factor(steps)
+    return IndexProgress(epoch=state["epoch"], losses=state["losses"])
+
+
+def _check_sizes(num_items: int, arguments: IndexArguments) -> None:
+    if num_items < arguments.codebook_size and arguments.method != "random":
+        raise ValueError(
+            f"{num_items} items are fewer than the {arguments.codebook_size} codes of a level, which K-means cannot start from; "
+            f"lower codebook_size to {num_items} or less"
+        )
+    room = arguments.codebook_size**arguments.num_levels
+    if num_items > room:
+        raise ValueError(
+            f"{num_items} items need more indices than {arguments.num_levels} levels of {arguments.codebook_size} codes give "
+            f"({room}); raise num_levels or codebook_size"
+        )
+
+
+def _check_embeddings(embeddings: np.ndarray, items: IdMap) -> None:
+    if embeddings.ndim != 2 or len(embeddings) != len(items):
+        raise ValueError(f"embeddings have shape {embeddings.shape}; {len(items)} items need one row each")
+    bad = np.flatnonzero(~np.isfinite(embeddings).all(1))
+    if len(bad):
+        raise ValueError(
+            f"the embeddings of {len(bad)} items are NaN or infinite, first {items.ids_of(bad[:5])}; look at their texts and the "
+            "encoder"
+        )
+
+
+def _identity(arguments: IndexArguments, items: IdMap) -> dict[str, Any]:
+    given = {key: value for key, value in dataclasses.asdict(arguments).items() if key not in NOT_PART_OF_AN_INDEX}
+    return {**given, "catalogue_fingerprint": items.fingerprint}
+
+
+def _claim(arguments: IndexArguments, items: IdMap) -> None:
+    """Refuse to write over another index, and write down what this one is."""
+    folder, identity = arguments.folder, _identity(arguments, items)
+    record = folder / "run.json"
+    if (folder / INFO_FILE).exists():
+        raise FileExistsError(f"output: {folder} is a data folder, which is never written into; choose another --output")
+    if arguments.overwrite:
+        for made in (record, folder / INDEX_FILE, folder / SETTINGS_FILE):
+            made.unlink(missing_ok=True)
+        for made in (folder / "checkpoints", folder / INDEXER_FOLDER):
+            shutil.rmtree(made, ignore_errors=True)
+    if record.exists() and not arguments.resume:
+        raise FileExistsError(
+            f"output: {folder} holds an index already; pass --resume to go on with it, --overwrite to throw it away, or choose "
+            "another --output"
+        )
+    if record.exists():
+        before = json.loads(record.read_text(encoding="utf-8"))
+        changed = {key: (before.get(key), value) for key, value in identity.items() if before.get(key) != value}
+        if changed:
+            raise ValueError(
+                f"resume: the run in {folder} had other arguments (then, now): {changed}; give the same, or --overwrite"
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps(identity), encoding="utf-8")
