@@ -1,66 +1,72 @@
-"""Search among real items only: a tree of all indices on tensors, and beams that never leave it.
+"""The indices of a catalogue as a tree on tensors, and a rule for `generate` that lets it name real items only.
 
 This file stands alone: it is copied into every saved folder.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import copy
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
-from transformers import LogitsProcessor, PreTrainedModel
+from transformers import LogitsProcessor
 
-from .item_index import ItemIndex
-from .language_model import word_head
-
-LOGITS_AT_ONCE = 1 << 26
-"""Most logits over the vocabulary in memory at one time: 256 MB in float32."""
+SeenItems = tuple[Any, Any]
+"""Compressed rows of item indices (arrays or tensors): row b has seen `items[indptr[b] : indptr[b + 1]]`."""
 
 
 class ItemTrie:
-    """All indices as a tree, in compressed sparse rows: nodes of a level are sorted, children stand together.
+    """All item indices as a tree: level 0 is its root, a node of level h stands for h codes, a node of level H is an item.
 
-    Level 0 has one node, the root; level h has a node for each prefix of h codes; at level H each node is a leaf, one item.
+    Items are sorted by their codes, so that the leaves below a node, and the children of a node, are ranges. That makes the
+    tree compressed sparse rows: every question is answered for many nodes at once, by arithmetic on arrays.
 
     Args:
-        codes: (J, H) integers in [0, codebook_size), rows all different.
+        codes: (J, H) integers in [0, codebook_size), no two rows alike; an array or a tensor.
+        codebook_size: K, codes of a level.
 
     Attributes:
-        leaf_items: (J,) item indices in the order of the leaves.
-        child_starts: for each level below H, (nodes + 1,) where the children of its nodes begin in the next level.
-        codes_of: for each level but the root's, (nodes,) the last code of a node's prefix.
-        leaf_starts: for each level, (nodes + 1,) where the leaves below its nodes begin.
+        keys: for each level, (nodes,) ascending int64 `parent * K + code`; of the root, 0.
+        first_child: for each level but the last, (nodes + 1,): children of node i are first_child[i] to first_child[i + 1].
+        first_leaf: for each level, (nodes + 1,): the same for the leaves below a node.
+        leaf_items: (J,) item index of each leaf; item_leaves: (J,) the other way round.
 
     Raises:
-        ValueError: codes that collide or lie outside the codebook.
+        ValueError: no items, codes outside the codebook, or items that share their codes.
 
     Example:
         >>> trie = ItemTrie(np.array([[1, 0], [0, 2], [1, 1]]), codebook_size=3)
-        >>> trie.leaf_items.tolist(), trie.child_starts[0].tolist(), trie.child_starts[1].tolist()
-        ([1, 0, 2], [0, 2], [0, 1, 3])
+        >>> owner, child = trie.children(1, torch.tensor([0, 1]))  # the two nodes of level 1: code 0 and code 1
+        >>> owner.tolist(), trie.codes(2, child).tolist(), trie.leaf_items[child].tolist()
+        ([0, 1, 1], [2, 0, 1], [1, 0, 2])
     """
 
-    def __init__(self, codes: np.ndarray | torch.Tensor, codebook_size: int) -> None:
-        index = ItemIndex(np.asarray(codes), codebook_size)
-        self.codebook_size, self.num_levels, self.num_items = codebook_size, index.num_levels, index.num_items
-        order = np.lexsort(index.codes.T[::-1])
-        rows = index.codes[order]
-        differs = np.concatenate([np.ones((1, self.num_levels), bool), rows[1:] != rows[:-1]])
-        opens = np.logical_or.accumulate(differs, axis=1)  # (J, H): a leaf opens a new node of level h + 1
-        self.leaf_items = torch.from_numpy(order)
-        self.child_starts: list[torch.Tensor] = []
-        self.codes_of: list[torch.Tensor] = []
-        self.leaf_starts = [torch.tensor([0, self.num_items])]
+    def __init__(self, codes: Any, codebook_size: int) -> None:
+        codes = _checked_codes(codes, codebook_size)
+        self.codebook_size = codebook_size
+        self.num_items, self.num_levels = codes.shape
+        order = np.lexsort(codes.T[::-1])
+        codes = codes[order]
+        starts_node = np.ones(codes.shape, dtype=bool)  # [leaf, h - 1]: a node of level h begins at this leaf
+        np.logical_or.accumulate(codes[1:] != codes[:-1], axis=1, out=starts_node[1:])
+        _check_unique(codes, order, starts_node[:, -1])
+        starts = np.zeros(1, dtype=np.int64)
+        node_of_leaf = np.zeros(self.num_items, dtype=np.int64)
+        keys, first_child, first_leaf = [np.zeros(1, np.int64)], [], [np.array([0, self.num_items])]
         for level in range(self.num_levels):
-            first = np.flatnonzero(opens[:, level])
-            starts = np.searchsorted(first, self.leaf_starts[-1].numpy())
-            self.child_starts.append(torch.from_numpy(starts))
-            self.codes_of.append(torch.from_numpy(rows[first, level].astype(np.int64)))
-            self.leaf_starts.append(torch.from_numpy(np.append(first, self.num_items)))
-        self.leaf_of_item = torch.empty(self.num_items, dtype=torch.int64)
-        self.leaf_of_item[self.leaf_items] = torch.arange(self.num_items)
+            parent, parent_starts = node_of_leaf, starts
+            starts = np.flatnonzero(starts_node[:, level])
+            node_of_leaf = np.cumsum(starts_node[:, level]) - 1
+            keys.append(parent[starts] * codebook_size + codes[starts, level])
+            first_child.append(np.append(node_of_leaf[parent_starts], len(starts)))
+            first_leaf.append(np.append(starts, self.num_items))
+        self.keys = [torch.from_numpy(array) for array in keys]
+        self.first_child = [torch.from_numpy(array) for array in first_child]
+        self.first_leaf = [torch.from_numpy(array) for array in first_leaf]
+        self.leaf_items = torch.from_numpy(order)
+        self.item_leaves = torch.empty_like(self.leaf_items)
+        self.item_leaves[self.leaf_items] = torch.arange(self.num_items)
 
     @property
     def device(self) -> torch.device:
@@ -68,329 +74,247 @@ class ItemTrie:
         return self.leaf_items.device
 
     def to(self, device: torch.device | str) -> ItemTrie:
-        """The same tree on a device."""
-        if torch.device(device) == self.device:
+        """The tree on a device: itself where it is there already, else a copy."""
+        if self.device == torch.device(device):
             return self
-        moved = object.__new__(ItemTrie)
-        for name, value in self.__dict__.items():
-            if isinstance(value, torch.Tensor):
-                value = value.to(device)
-            elif isinstance(value, list):
-                value = [one.to(device) for one in value]
-            setattr(moved, name, value)
+        moved = copy.copy(self)
+        for name in ("keys", "first_child", "first_leaf"):
+            setattr(moved, name, [tensor.to(device) for tensor in getattr(self, name)])
+        moved.leaf_items, moved.item_leaves = self.leaf_items.to(device), self.item_leaves.to(device)
         return moved
 
+    def num_nodes(self, level: int) -> int:
+        """Nodes of a level in [0, H]."""
+        return len(self.keys[level])
+
+    def codes(self, level: int, nodes: torch.Tensor) -> torch.Tensor:
+        """The last code of nodes of a level in [1, H]; the shape is that of `nodes`."""
+        return self.keys[level][nodes] % self.codebook_size
+
+    def parents(self, level: int, nodes: torch.Tensor) -> torch.Tensor:
+        """The nodes of level - 1 above nodes of a level in [1, H]; the shape is that of `nodes`."""
+        return self.keys[level][nodes] // self.codebook_size
+
     def children(self, level: int, nodes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The children of some nodes, one after the other.
+        """All children of (n,) nodes of a level in [0, H): (children,) places in `nodes`, and nodes of level + 1.
 
-        Args:
-            level: of the nodes; nodes: (n,) node numbers, -1 for none.
+        They come in the order of `nodes`, and those of one node by ascending code.
+        """
+        start = self.first_child[level][nodes]
+        counts = self.first_child[level][nodes + 1] - start
+        owner = torch.arange(len(nodes), device=nodes.device).repeat_interleave(counts)
+        skipped = start - (counts.cumsum(0) - counts)
+        return owner, torch.arange(len(owner), device=nodes.device) + skipped[owner]
 
-        Returns:
-            (children,) the place in `nodes` of each child's parent, and (children,) node numbers of level + 1.
+    def child(self, level: int, nodes: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        """(n,) children of (n,) nodes of a level in [0, H) by (n,) codes of any value; -1 where there is none, or the node is -1.
 
         Example:
             >>> trie = ItemTrie(np.array([[1, 0], [0, 2], [1, 1]]), codebook_size=3)
-            >>> [one.tolist() for one in trie.children(1, torch.tensor([1, -1, 0]))]
-            [[0, 0, 2], [1, 2, 0]]
+            >>> trie.child(0, torch.tensor([0, 0, -1]), torch.tensor([1, 2, 0])).tolist()
+            [1, -1, -1]
         """
-        starts = self.child_starts[level]
-        real = nodes.clamp(min=0)
-        counts = torch.where(nodes < 0, 0, starts[real + 1] - starts[real])
-        owners = torch.repeat_interleave(counts)
-        before = counts.cumsum(0) - counts
-        return owners, starts[real][owners] + torch.arange(len(owners), device=owners.device) - before[owners]
+        keys = self.keys[level + 1]
+        wanted = nodes * self.codebook_size + codes
+        place = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
+        is_code = (codes >= 0) & (codes < self.codebook_size)
+        return torch.where((nodes >= 0) & is_code & (keys[place] == wanted), place, -1)
 
-    def walk(self, codes: torch.Tensor) -> torch.Tensor:
-        """(n,) nodes that prefixes lead to, -1 where there is none.
+    def item_codes(self, items: torch.Tensor) -> torch.Tensor:
+        """(n, H) codes of (n,) item indices."""
+        leaves = self.item_leaves[items]
+        nodes = [torch.searchsorted(first, leaves, right=True) - 1 for first in self.first_leaf[1:]]
+        return torch.stack([self.codes(level, of_level) for level, of_level in enumerate(nodes, start=1)], dim=1)
 
-        Args:
-            codes: (n, h) with h < H; a code outside the codebook leads nowhere.
-        """
-        nodes = torch.zeros(len(codes), dtype=torch.int64, device=codes.device)
-        for level in range(codes.shape[1]):
-            owners, found = self.children(level, nodes)
-            fits = self.codes_of[level][found] == codes[owners, level]
-            nodes = torch.full_like(nodes, -1).index_copy(0, owners[fits], found[fits])
-        return nodes
-
-    def permitted(
-        self, rows: int, seen: tuple[np.ndarray, np.ndarray] | None = None, candidates: np.ndarray | None = None
-    ) -> Permitted:
-        """What each of some rows may still be given.
-
-        Args:
-            rows: B; seen: (indptr (B + 1,), item indices) that may not be given to each row.
-            candidates: item indices to choose from; None means all.
-
-        Raises:
-            ValueError: a row that nothing is left for (named).
-        """
-        return Permitted(self, rows, seen, candidates)
+    def permitted(self, num_rows: int, seen: SeenItems | None = None, candidates: Any = None) -> PermittedItems:
+        """The tree pruned for each row of a batch: `PermittedItems`."""
+        return PermittedItems(self, num_rows, seen, candidates)
 
 
-class Permitted:
-    """How many permitted leaves lie below a node, for each row: prefix sums over the candidates minus what was seen."""
+class PermittedItems:
+    """Which nodes of a tree still have an item below that a row may be given.
 
-    def __init__(
-        self, trie: ItemTrie, rows: int, seen: tuple[np.ndarray, np.ndarray] | None, candidates: np.ndarray | None
-    ) -> None:
-        self.trie, device = trie, trie.device
-        allowed = torch.ones(trie.num_items, dtype=torch.int64, device=device)
+    Candidates are counted by prefix sums over the leaves, what a row has seen by its sorted leaves: nothing of the size of
+    the catalogue is kept for each row.
+
+    Args:
+        trie: the tree.
+        num_rows: rows B of the batch.
+        seen: what each row must not be given; None forbids nothing.
+        candidates: item indices that may be given at all; None stands for all.
+
+    Raises:
+        ValueError: a row that may be given nothing, or item indices that do not exist.
+
+    Example:
+        >>> trie = ItemTrie(np.array([[1, 0], [0, 2], [1, 1]]), codebook_size=3)
+        >>> permitted = trie.permitted(2, seen=(np.array([0, 0, 1]), np.array([1])), candidates=[1, 2])
+        >>> permitted.count(1, rows=torch.tensor([0, 0, 1, 1]), nodes=torch.tensor([0, 1, 0, 1])).tolist()
+        [1, 1, 0, 1]
+    """
+
+    def __init__(self, trie: ItemTrie, num_rows: int, seen: SeenItems | None = None, candidates: Any = None) -> None:
+        self.trie, self.num_rows = trie, num_rows
+        is_candidate = torch.ones(trie.num_items, dtype=torch.bool, device=trie.device)  # by leaf
         if candidates is not None:
-            allowed = torch.zeros_like(allowed)
-            allowed[trie.leaf_of_item[torch.as_tensor(np.asarray(candidates, dtype=np.int64), device=device)]] = 1
-        self.before = torch.cat([allowed.new_zeros(1), allowed.cumsum(0)])  # (J + 1,) permitted leaves before a leaf
-        self.seen = torch.zeros(0, dtype=torch.int64, device=device)
+            is_candidate = torch.zeros_like(is_candidate)
+            is_candidate[trie.item_leaves[_item_tensor("candidates", candidates, trie)]] = True
+        zero = torch.zeros(1, dtype=torch.int64, device=trie.device)
+        self._candidates_before = torch.cat([zero, is_candidate.cumsum(0)])  # (J + 1,)
+        self._seen = zero[:0]  # ascending row * J + leaf of what counts as a candidate and was seen
         if seen is not None:
-            indptr, items = (torch.as_tensor(np.asarray(one, dtype=np.int64), device=device) for one in seen)
-            row = torch.repeat_interleave(indptr[1:] - indptr[:-1])
-            leaves = trie.leaf_of_item[items]
-            counted = allowed[leaves].bool()
-            # One sorted list of (row, leaf), each once: what a row has seen between two leaves is a difference of places.
-            self.seen = (row * (trie.num_items + 1) + leaves)[counted].unique()
-        left = self.count(torch.arange(rows, device=device), 0, torch.zeros(rows, dtype=torch.int64, device=device))
-        if bool((left < 1).any()):
-            empty = int((left < 1).nonzero()[0])
-            choices = "items" if candidates is None else "candidates"
-            raise ValueError(
-                f"nothing is left to recommend to row {empty}: all {choices} were seen; give other ones, or exclude_seen=False"
-            )
+            rows, leaves = _seen_leaves(seen, trie, num_rows)
+            counts = is_candidate[leaves]
+            self._seen = torch.unique(rows[counts] * trie.num_items + leaves[counts])
+        self._check_not_empty()
 
-    def count(self, rows: torch.Tensor, level: int, nodes: torch.Tensor) -> torch.Tensor:
-        """(n,) permitted leaves below (n,) nodes of a level, each for a row."""
-        first, last = self.trie.leaf_starts[level][nodes], self.trie.leaf_starts[level][nodes + 1]
-        base = rows * (self.trie.num_items + 1)
-        seen = torch.searchsorted(self.seen, base + last) - torch.searchsorted(self.seen, base + first)
-        return self.before[last] - self.before[first] - seen
+    def count(self, level: int, rows: torch.Tensor, nodes: torch.Tensor) -> torch.Tensor:
+        """(n,) items that (n,) rows may be given below (n,) nodes of a level in [0, H]."""
+        first, last = self.trie.first_leaf[level][nodes], self.trie.first_leaf[level][nodes + 1]
+        count = self._candidates_before[last] - self._candidates_before[first]
+        if not len(self._seen):
+            return count
+        start = rows * self.trie.num_items
+        return count - torch.searchsorted(self._seen, start + last) + torch.searchsorted(self._seen, start + first)
+
+    def _check_not_empty(self) -> None:
+        rows = torch.arange(self.num_rows, device=self.trie.device)
+        nothing = (self.count(0, rows, torch.zeros_like(rows)) == 0).nonzero().flatten()
+        if len(nothing):
+            raise ValueError(
+                f"row {int(nothing[0])} ({len(nothing)} of {self.num_rows} rows): no item is left to be named, as it has seen "
+                f"all {int(self._candidates_before[-1])} candidates; give more candidates, or permit items seen before"
+            )
 
 
 class TrieLogitsProcessor(LogitsProcessor):
-    """For `generate`: after the prompt, only tokens that go on towards a real item are left.
+    """Lets `generate` write the index of a real item and nothing else.
 
-    It keeps nothing between calls: where a row stands follows from its tokens.
+    It keeps no state between calls: where a row stands follows from its tokens, all rows at once.
+    For a batch of prompts, `prompt_length` is their padded width. After H tokens only the end token is permitted; set
+    `max_new_tokens` to H to stop without one. Rows that already hold a forbidden token stay forbidden (`generate` fills up
+    with such beams of score -inf where there are more beams than ways to go on).
 
     Args:
-        trie: all indices; first_index_token: token id of code 0 of the first level.
-        prompt_length: tokens of the (padded) prompts, equal for all rows of a batch.
-        end_token_id: what alone may follow a whole index; None lets everything follow (for `max_new_tokens` = H).
+        trie: the indices of all items, on the model's device.
+        first_index_token: token id of code 0 of level 0; code c of level h has `first_index_token + h * K + c`.
+        prompt_length: columns of `input_ids` that are the prompt; 0 when `generate` is given `inputs_embeds`.
+        end_token_id: what closes a text.
+        permitted: prunes the tree for each prompt; several beams of one prompt stand side by side, as `generate` puts them.
 
     Example:
-        >>> rules = TrieLogitsProcessor(model.trie, model.config.first_index_token, ids.shape[1])  # doctest: +SKIP
-        >>> model.backbone.generate(ids, num_beams=5, max_new_tokens=4, logits_processor=[rules])  # doctest: +SKIP
+        >>> trie = ItemTrie(np.array([[1, 0], [0, 2], [1, 1]]), codebook_size=3)
+        >>> rule = TrieLogitsProcessor(trie, first_index_token=4, prompt_length=2)
+        >>> rule(torch.tensor([[9, 9, 5]]), torch.zeros(1, 10)).isfinite().nonzero()[:, 1].tolist()  # after code 1: 0 or 1
+        [7, 8]
     """
 
-    def __init__(self, trie: ItemTrie, first_index_token: int, prompt_length: int, end_token_id: int | None = None) -> None:
-        if prompt_length < 1:
-            raise ValueError(f"prompt_length is {prompt_length}; a prompt has at least one token")
-        self.trie, self.first_index_token, self.prompt_length = trie, first_index_token, prompt_length
-        self.end_token_id = end_token_id
+    def __init__(
+        self,
+        trie: ItemTrie,
+        first_index_token: int,
+        prompt_length: int,
+        end_token_id: int | None = None,
+        permitted: PermittedItems | None = None,
+    ) -> None:
+        if prompt_length < 0:
+            raise ValueError(f"prompt_length is {prompt_length}; it must be 0 or more")
+        self.trie, self.permitted = trie, permitted
+        self.first_index_token, self.prompt_length, self.end_token_id = first_index_token, prompt_length, end_token_id
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """-inf on every token that is no continuation: (B, T) tokens so far, (B, V) scores."""
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        """(rows, V) scores with -inf on every token that does not go on with a permitted index."""
+        check_vocabulary(scores.shape[-1], self.trie, self.first_index_token)
         written = input_ids[:, self.prompt_length :]
         level = written.shape[1]
-        masked: Any = torch.full_like(scores, float("-inf"))
+        allowed = torch.zeros_like(scores, dtype=torch.bool)
         if level >= self.trie.num_levels:
             if self.end_token_id is None:
-                return scores
-            masked[:, self.end_token_id] = scores[:, self.end_token_id]
-            return masked
-        trie = self.trie.to(scores.device)
-        offsets = self.first_index_token + torch.arange(level, device=written.device) * trie.codebook_size
-        owners, found = trie.children(level, trie.walk(written - offsets))
-        tokens = self.first_index_token + level * trie.codebook_size + trie.codes_of[level][found]
-        masked[owners, tokens] = scores[owners, tokens]
-        return masked
+                raise ValueError(
+                    f"an index has {self.trie.num_levels} tokens and all are written: set max_new_tokens to "
+                    f"{self.trie.num_levels}, or give end_token_id"
+                )
+            allowed[:, self.end_token_id] = True
+        else:
+            rows, tokens = self._continuations(written, level)
+            allowed[rows, tokens] = True
+        return scores.masked_fill(~allowed, float("-inf"))
+
+    def _continuations(self, written: torch.Tensor, level: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows and tokens that may follow them."""
+        trie = self.trie
+        nodes = torch.zeros(len(written), dtype=torch.int64, device=written.device)
+        for step in range(level):
+            nodes = trie.child(step, nodes, written[:, step] - self.first_index_token - step * trie.codebook_size)
+        inside = (nodes >= 0).nonzero().flatten()
+        owner, child = trie.children(level, nodes[inside])
+        rows = inside[owner]
+        if self.permitted is not None:
+            beams, rest = divmod(len(written), self.permitted.num_rows)
+            if rest:
+                raise ValueError(
+                    f"got {len(written)} rows for permitted items of {self.permitted.num_rows} prompts; "
+                    "the rows must be a multiple of the prompts"
+                )
+            some_left = self.permitted.count(level + 1, rows // beams, child) > 0
+            rows, child = rows[some_left], child[some_left]
+        return rows, self.first_index_token + level * trie.codebook_size + trie.codes(level + 1, child)
 
 
-class _Encoded(NamedTuple):
-    """Prompts that were read once: their cache, real tokens, lengths, and the state that predicts what follows."""
-
-    cache: Any
-    mask: torch.Tensor  # (B, T) bool
-    lengths: torch.Tensor  # (B,)
-    state: torch.Tensor  # (B, K)
-
-
-class _Reader:
-    """Reads prompts, then tokens after them, each of which sees the prompt and its own ancestors only."""
-
-    def __init__(self, language_model: PreTrainedModel, trie: ItemTrie, first_index_token: int) -> None:
-        self.body: Any = language_model.base_model
-        self.head: nn.Module = word_head(language_model)
-        self.trie, self.first_index_token = trie, first_index_token
-        self.context = int(language_model.config.get_text_config().max_position_embeddings)
-
-    def encode(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> _Encoded:
-        if bool((attention_mask[:, 1:] > attention_mask[:, :-1]).any()) or not bool(attention_mask[:, 0].all()):
-            raise ValueError("prompts must be padded on the right: a row's real tokens come first (prompt_assembly.pad_right)")
-        lengths = attention_mask.sum(1)
-        if int(lengths.max()) + self.trie.num_levels > self.context:
-            raise ValueError(
-                f"the longest prompt has {int(lengths.max())} tokens and an index {self.trie.num_levels}, but the context holds "
-                f"{self.context}; shorten the history (max_history)"
-            )
-        out = self.body(input_ids=input_ids, attention_mask=attention_mask, use_cache=True, return_dict=True)
-        state = out.last_hidden_state[torch.arange(len(lengths), device=lengths.device), lengths - 1]
-        return _Encoded(out.past_key_values, attention_mask.bool(), lengths, state)
-
-    def read(self, encoded: _Encoded, level: int, codes: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-        """(B, n, K) states of (B, n) codes of a level, appended to the cache.
-
-        Args:
-            visible: (B, n, appended + n) which of the tokens behind the prompt each one sees, itself included.
-        """
-        rows, width = codes.shape
-        tokens = self.first_index_token + level * self.trie.codebook_size + codes
-        mask = torch.cat([encoded.mask[:, None].expand(rows, width, -1), visible], dim=2)[:, None]
-        out = self.body(
-            input_ids=tokens,
-            attention_mask=mask,
-            position_ids=(encoded.lengths + level)[:, None].expand(rows, width),
-            past_key_values=encoded.cache,
-            use_cache=True,
-            return_dict=True,
+def check_vocabulary(vocabulary: int, trie: ItemTrie, first_index_token: int) -> None:
+    """Raise ValueError if the index tokens are not within a vocabulary of `vocabulary` tokens."""
+    last = first_index_token + trie.num_levels * trie.codebook_size - 1
+    if first_index_token < 0 or last >= vocabulary:
+        raise ValueError(
+            f"first_index_token is {first_index_token}: {trie.num_levels} levels of {trie.codebook_size} codes take the tokens "
+            f"up to {last}, and the model has tokens 0 to {vocabulary - 1}; resize its embeddings, or correct first_index_token"
         )
-        return out.last_hidden_state
-
-    def log_probabilities(self, states: torch.Tensor, level: int) -> torch.Tensor:
-        """(n, codebook_size) ln p of a level's codes, out of the whole vocabulary, for (n, K) states; float32."""
-        first = self.first_index_token + level * self.trie.codebook_size
-        parts = []
-        size = max(1, LOGITS_AT_ONCE // (first + self.trie.codebook_size))
-        for part in states.split(size):
-            logits = self.head(part).float()
-            parts.append(logits[:, first : first + self.trie.codebook_size] - logits.logsumexp(-1, keepdim=True))
-        return torch.cat(parts)
 
 
-@torch.no_grad()
-def beam_search(
-    language_model: PreTrainedModel,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    trie: ItemTrie,
-    first_index_token: int,
-    num_beams: int,
-    seen: tuple[np.ndarray, np.ndarray] | None = None,
-    candidates: np.ndarray | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The items of the best indices after each prompt, by beam search in the tree of real items.
-
-    The prompt is read once. The beams of a row are tokens behind it, which see the prompt and their own ancestors through
-    the attention mask: no cache is copied or reordered. A beam goes on only where a permitted item lies below.
-
-    Args:
-        language_model: a causal language model whose vocabulary holds the index tokens, in evaluation mode.
-        input_ids: (B, T) prompts, padded on the right; attention_mask: (B, T).
-        num_beams: beams of each row, never changed; exact from the number of permitted items on.
-        seen: (indptr (B + 1,), item indices) that a row is not given; candidates: item indices to choose from.
-
-    Returns:
-        (B, num_beams) item indices, best first, -1 where a row has fewer, and (B, num_beams) float32 ln p of their
-        indices, -inf there. Of equal scores the first in the order of the tree comes first.
-
-    Raises:
-        ValueError: no beams, prompts padded on the left or too long, a row that nothing is left for.
-    """
-    if num_beams < 1:
-        raise ValueError(f"num_beams is {num_beams}; it must be 1 or more")
-    rows, device = len(input_ids), input_ids.device
-    permitted = trie.permitted(rows, seen, candidates)
-    reader = _Reader(language_model, trie, first_index_token)
-    encoded = reader.encode(input_ids, attention_mask)
-    states = encoded.state[:, None]  # (B, beams, K)
-    nodes = torch.zeros(rows, 1, dtype=torch.int64, device=device)
-    scores = torch.zeros(rows, 1, device=device)
-    visible = torch.zeros(rows, 1, 0, dtype=torch.bool, device=device)  # (B, beams, tokens behind the prompt)
-    for level in range(trie.num_levels):
-        beams = nodes.shape[1]
-        steps = reader.log_probabilities(states.flatten(0, 1), level).view(rows, beams, -1)
-        owners, children = trie.children(level, nodes.flatten())
-        row, beam = owners // beams, owners % beams
-        keep = permitted.count(row, level + 1, children) > 0
-        row, beam, children = row[keep], beam[keep], children[keep]
-        values = scores[row, beam] + steps[row, beam, trie.codes_of[level][children]]
-        # Children stand in the order of rows, but within a row in that of the beams: put each into a place of its own.
-        counts = torch.bincount(row, minlength=rows)
-        place = torch.arange(len(row), device=device) - (counts.cumsum(0) - counts)[row]
-        width = int(counts.max())
-        grid = torch.full((rows, width), float("-inf"), device=device)
-        grid[row, place] = values
-        child_grid = torch.full((rows, width), -1, dtype=torch.int64, device=device)
-        child_grid[row, place] = children
-        beam_grid = torch.zeros((rows, width), dtype=torch.int64, device=device)
-        beam_grid[row, place] = beam
-        best = _best_first(grid, child_grid, min(num_beams, width))
-        scores, nodes, parents = (one.gather(1, best) for one in (grid, child_grid, beam_grid))
-        if level + 1 == trie.num_levels:
-            break
-        kept = nodes.shape[1]
-        own = torch.eye(kept, dtype=torch.bool, device=device).expand(rows, kept, kept)
-        visible = torch.cat([visible.gather(1, parents[..., None].expand(-1, -1, visible.shape[2])), own], dim=2)
-        states = reader.read(encoded, level, trie.codes_of[level][nodes.clamp(min=0)], visible)
-    items = torch.where(nodes < 0, -1, trie.leaf_items[nodes.clamp(min=0)])
-    missing = num_beams - items.shape[1]
-    if missing:
-        items = torch.cat([items, items.new_full((rows, missing), -1)], dim=1)
-        scores = torch.cat([scores, scores.new_full((rows, missing), float("-inf"))], dim=1)
-    return items, scores
+def _checked_codes(codes: Any, codebook_size: int) -> np.ndarray:
+    codes = np.asarray(codes)
+    if codes.ndim != 2 or 0 in codes.shape or not np.issubdtype(codes.dtype, np.integer):
+        raise ValueError(f"codes have shape {codes.shape} and type {codes.dtype}; expected (items, levels) integers, at least one")
+    outside = np.argwhere((codes < 0) | (codes >= codebook_size))
+    if len(outside):
+        item, level = outside[0]
+        raise ValueError(
+            f"codes: item {item} has the code {codes[item, level]} on level {level}; with a codebook_size of {codebook_size} "
+            f"codes lie in [0, {codebook_size}); the index belongs to another codebook ({len(outside)} such codes)"
+        )
+    return codes
 
 
-def _best_first(scores: torch.Tensor, nodes: torch.Tensor, count: int) -> torch.Tensor:
-    """(B, count) places of the best scores, best first; of equal ones the lower node first, as it stands in the tree."""
-    by_node = nodes.argsort(dim=1, stable=True)
-    by_score = scores.gather(1, by_node).argsort(dim=1, descending=True, stable=True)
-    return by_node.gather(1, by_score)[:, :count]
+def _check_unique(codes: np.ndarray, order: np.ndarray, differs: np.ndarray) -> None:
+    """Refuse sorted codes where a row equals the one before."""
+    twins = np.flatnonzero(~differs)
+    if len(twins):
+        pairs = [f"{order[leaf - 1]} and {order[leaf]} share {codes[leaf].tolist()}" for leaf in twins[:5]]
+        raise ValueError(
+            f"codes collide: items {'; items '.join(pairs)} ({len(twins)} collisions); every item needs codes of its own: "
+            "index the catalogue anew"
+        )
 
 
-@torch.no_grad()
-def score_all(
-    language_model: PreTrainedModel,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    trie: ItemTrie,
-    first_index_token: int,
-    nodes_at_a_time: int = 512,
-) -> torch.Tensor:
-    """ln p of the index of every item after each prompt, exact.
-
-    The tree is read level by level: each prefix once for a row, `nodes_at_a_time` of them in one pass.
-
-    Args:
-        language_model, input_ids, attention_mask, trie, first_index_token: as in `beam_search`.
-
-    Returns:
-        (B, J) float32, column j = item_index j.
-    """
-    if nodes_at_a_time < 1:
-        raise ValueError(f"nodes_at_a_time is {nodes_at_a_time}; it must be 1 or more")
-    reader = _Reader(language_model, trie, first_index_token)
-    encoded = reader.encode(input_ids, attention_mask)
-    rows, device = len(input_ids), input_ids.device
-    scores = torch.full((rows, trie.num_items), float("-inf"), device=device)
-    everything = torch.zeros(1, dtype=torch.int64, device=device)
-    root = torch.zeros(rows, 1, device=device)
-
-    def descend(level: int, nodes: torch.Tensor, before: torch.Tensor, states: torch.Tensor, visible: torch.Tensor) -> None:
-        """Score what lies below (n,) nodes, of scores (B, n) and states (B, n, K), which see (n, tokens) behind the prompt."""
-        steps = reader.log_probabilities(states.flatten(0, 1), level).view(rows, len(nodes), -1)
-        owners, children = trie.children(level, nodes)
-        values = before[:, owners] + steps[:, owners, trie.codes_of[level][children]]
-        if level + 1 == trie.num_levels:
-            scores[:, trie.leaf_items[children]] = values
-            return
-        for part in torch.arange(len(children), device=device).split(nodes_at_a_time):
-            own = torch.eye(len(part), dtype=torch.bool, device=device)
-            sees = torch.cat([visible[owners[part]], own], dim=1)
-            codes = trie.codes_of[level][children[part]].expand(rows, -1)
-            below = reader.read(encoded, level, codes, sees.expand(rows, -1, -1))
-            descend(level + 1, children[part], values[:, part], below, sees)
-            encoded.cache.crop(-len(part))  # forget this part, go on with the next
-
-    descend(0, everything, root, encoded.state[:, None], torch.zeros(1, 0, dtype=torch.bool, device=device))
-    return scores
+def _item_tensor(name: str, items: Any, trie: ItemTrie) -> torch.Tensor:
+    tensor = torch.as_tensor(items, device=trie.device).long().flatten()
+    outside = (tensor < 0) | (tensor >= trie.num_items)
+    if outside.any():
+        raise ValueError(f"{name} hold the item index {int(tensor[outside][0])}; items are 0 to {trie.num_items - 1}")
+    return tensor
 
 
-__all__ = ["ItemTrie", "Permitted", "TrieLogitsProcessor", "beam_search", "score_all"]
+def _seen_leaves(seen: SeenItems, trie: ItemTrie, num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows and leaves of what was seen."""
+    indptr = torch.as_tensor(seen[0], device=trie.device).long()
+    items = _item_tensor("seen items", seen[1], trie)
+    lengths = indptr.diff()
+    if len(indptr) != num_rows + 1 or indptr[0] != 0 or indptr[-1] != len(items) or (lengths < 0).any():
+        raise ValueError(
+            f"seen: indptr has {len(indptr)} entries from {indptr[:1].tolist()} to {indptr[-1:].tolist()}; "
+            f"expected {num_rows + 1}, ascending from 0 to the {len(items)} items"
+        )
+    return torch.arange(num_rows, device=trie.device).repeat_interleave(lengths), trie.item_leaves[items]
+
+
+__all__ = ["ItemTrie", "PermittedItems", "SeenItems", "TrieLogitsProcessor", "check_vocabulary"]
