@@ -21,7 +21,8 @@ class RQVAEConfig(PreTrainedConfig):
         latent_dim: width d of what is quantized (32 in the paper).
         num_levels: H codes for each item; codebook_size: K codes of a level.
         beta: weight of the commitment (0.25 in the paper).
-        quantization_weight: weight of the quantization loss beside the reconstruction (1 in the released code).
+        quantization_weight: weight of the quantization loss, which is the sum over levels as in the paper, beside the
+            reconstruction (1); 1 / num_levels gives the mean over levels of the released code.
         dropout: in encoder and decoder.
         sinkhorn_epsilon: sharpness of the uniform semantic mapping of the last level in training; 0 switches it off.
         sinkhorn_iterations: rounds of it.
@@ -56,6 +57,7 @@ class RQVAEConfig(PreTrainedConfig):
             ("num_levels", num_levels),
             ("codebook_size", codebook_size),
             ("sinkhorn_iterations", sinkhorn_iterations),
+            *(("hidden_dims", width) for width in hidden_dims),
         ):
             if value < 1:
                 raise ValueError(f"{name} is {value}; it must be 1 or more")

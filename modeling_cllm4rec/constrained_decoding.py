@@ -46,8 +46,8 @@ class ItemTrie:
         codes = _checked_codes(codes, codebook_size)
         self.codebook_size = codebook_size
         self.num_items, self.num_levels = codes.shape
-        order = np.lexsort(codes.T[::-1])
-        codes = codes[order]
+        order = _lexicographic_order(codes, codebook_size)
+        codes = np.take(codes, order, axis=0)
         starts_node = np.ones(codes.shape, dtype=bool)  # [leaf, h - 1]: a node of level h begins at this leaf
         np.logical_or.accumulate(codes[1:] != codes[:-1], axis=1, out=starts_node[1:])
         _check_unique(codes, order, starts_node[:, -1])
@@ -274,9 +274,11 @@ def check_vocabulary(vocabulary: int, trie: ItemTrie, first_index_token: int) ->
 def _checked_codes(codes: Any, codebook_size: int) -> np.ndarray:
     codes = np.asarray(codes)
     if codes.ndim != 2 or 0 in codes.shape or not np.issubdtype(codes.dtype, np.integer):
-        raise ValueError(f"codes have shape {codes.shape} and type {codes.dtype}; expected (items, levels) integers, at least one")
-    outside = np.argwhere((codes < 0) | (codes >= codebook_size))
-    if len(outside):
+        raise ValueError(
+            f"codes have shape {codes.shape} and type {codes.dtype}; expected (items, levels) integers, at least one"
+        )
+    if codes.min() < 0 or codes.max() >= codebook_size:
+        outside = np.argwhere((codes < 0) | (codes >= codebook_size))
         item, level = outside[0]
         raise ValueError(
             f"codes: item {item} has the code {codes[item, level]} on level {level}; with a codebook_size of {codebook_size} "
@@ -285,11 +287,24 @@ def _checked_codes(codes: Any, codebook_size: int) -> np.ndarray:
     return codes
 
 
+def _lexicographic_order(codes: np.ndarray, codebook_size: int) -> np.ndarray:
+    """(J,) items sorted by their codes: by one integer for each item, several times faster than by columns."""
+    number, limit = np.zeros(len(codes), dtype=np.int64), 1  # all numbers are below the limit
+    for column in codes.T:
+        if limit > 2**62 // codebook_size:  # their ranks will do
+            number, limit = np.unique(number, return_inverse=True)[1].astype(np.int64), len(codes)
+        number, limit = number * codebook_size + column, limit * codebook_size
+    return np.argsort(number)
+
+
 def _check_unique(codes: np.ndarray, order: np.ndarray, differs: np.ndarray) -> None:
     """Refuse sorted codes where a row equals the one before."""
     twins = np.flatnonzero(~differs)
     if len(twins):
-        pairs = [f"{order[leaf - 1]} and {order[leaf]} share {codes[leaf].tolist()}" for leaf in twins[:5]]
+        pairs = [
+            f"{min(order[leaf - 1 : leaf + 1])} and {max(order[leaf - 1 : leaf + 1])} share {codes[leaf].tolist()}"
+            for leaf in twins[:5]
+        ]
         raise ValueError(
             f"codes collide: items {'; items '.join(pairs)} ({len(twins)} collisions); every item needs codes of its own: "
             "index the catalogue anew"

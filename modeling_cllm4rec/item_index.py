@@ -210,12 +210,16 @@ def assign_unique_codes(latents: np.ndarray, codebooks: np.ndarray, codes: np.nd
         (J, H) int32, no two rows alike for any input.
 
     Raises:
-        ValueError: more items than indices, or NaN.
+        ValueError: more items than indices, NaN, or `codes` of another shape or outside the codebooks.
     """
     latents, codebooks = np.asarray(latents, dtype=np.float64), np.asarray(codebooks, dtype=np.float64)
     levels, size, _ = codebooks.shape
     _check_latents(latents, len(latents), size, levels)
     asked = nearest_codes(latents, codebooks) if codes is None else np.asarray(codes)
+    if asked.shape != (len(latents), levels) or ((asked < 0) | (asked >= size)).any():
+        raise ValueError(
+            f"codes have shape {asked.shape}; they must be ({len(latents)}, {levels}), one row an item, all in [0, {size})"
+        )
     result = asked.astype(np.int32)
     taken: dict[tuple[int, ...], np.ndarray] = {(): np.arange(len(latents))}
     for level in range(levels):

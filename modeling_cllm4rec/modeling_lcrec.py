@@ -22,8 +22,9 @@ from transformers.utils import cached_file
 
 from .catalogue import Catalogue, KnownUsers, Recommendations
 from .configuration_lcrec import LCRecConfig
-from .constrained_decoding import ItemTrie, beam_search, score_all
+from .constrained_decoding import ItemTrie
 from .index_prompts import index_prompt
+from .index_search import beam_search, check_tree_attention, score_all
 from .item_index import ItemIndex, nearest_free_codes
 from .language_model import check_fields, greedy_generation, tokenizer_of, word_head
 from .modeling_rqvae import RQVAEModel
@@ -58,6 +59,7 @@ class LCRecForRecommendation(RecommendsItems, SavedFolderModel):
         "configuration_rqvae.py",
         "constrained_decoding.py",
         "index_prompts.py",
+        "index_search.py",
         "item_index.py",
         "language_model.py",
         "modeling_lcrec.py",
@@ -402,6 +404,7 @@ class LCRecForRecommendation(RecommendsItems, SavedFolderModel):
         model.users = users
         model.set_indexer(indexer)
         model._set_items(catalogue, index.codes)
+        check_tree_attention(model.backbone.eval())
         return model
 
     def _set_items(self, catalogue: Catalogue, codes: np.ndarray) -> None:

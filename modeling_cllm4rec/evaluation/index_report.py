@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,10 @@ import torch
 from modeling_cllm4rec.item_index import ItemIndex, residuals, shared_codes
 from modeling_cllm4rec.modeling_rqvae import RQVAEModel
 
-__all__ = ["index_report", "save_index_report"]
+__all__ = ["REPORT_FILES", "check_plots", "index_report", "save_index_report"]
+
+REPORT_FILES = ("report.md", "code_use.png")
+"""What `save_index_report` writes; the second one where plots are asked for."""
 
 
 def index_report(
@@ -65,14 +69,17 @@ def _entropy(counts: np.ndarray) -> float:
 
 
 def save_index_report(folder: Path, report: Mapping[str, Any], plots: bool = False) -> None:
-    """Write `report.md`, and `code_use.png` where plots are asked for.
-
-    Raises:
-        ValueError: plots are asked for and matplotlib is not installed.
-    """
-    (folder / "report.md").write_text(as_markdown(report), encoding="utf-8")
+    """Write the report as Markdown, and the use of the codes as a plot where plots are asked for (see `check_plots`)."""
+    text, picture = REPORT_FILES
+    (folder / text).write_text(as_markdown(report), encoding="utf-8")
     if plots:
-        _plot(folder / "code_use.png", report)
+        _plot(folder / picture, report)
+
+
+def check_plots() -> None:
+    """Raise ValueError if matplotlib, which draws the plots, is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("plots: matplotlib is not installed; run: pip install 'cllm4rec[lcrec]', or leave plots out")
 
 
 def as_markdown(report: Mapping[str, Any]) -> str:
@@ -100,10 +107,8 @@ def as_markdown(report: Mapping[str, Any]) -> str:
 
 
 def _plot(path: Path, report: Mapping[str, Any]) -> None:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ValueError("plots: matplotlib is not installed; run: pip install 'cllm4rec[lcrec]', or leave it out") from error
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8, 2 * report["num_levels"]), layout="constrained")
     for level, counts in enumerate(report["code_counts"]):
         axes = figure.add_subplot(report["num_levels"], 1, level + 1)

@@ -19,6 +19,19 @@ from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.evaluation.report import EvaluationReport
 
 RECORD_FILE = "training.json"
+SYSTEMS = {
+    "cllm4rec": (
+        "cllm4rec",
+        "A CLLM4Rec recommender ([arXiv 2311.01343](https://arxiv.org/abs/2311.01343)): a causal language model with a token for "
+        "each user and each item; one forward pass scores the whole catalogue.",
+    ),
+    "lcrec": (
+        "lc-rec",
+        "An LC-Rec recommender ([arXiv 2311.09049](https://arxiv.org/abs/2311.09049)): a causal language model that writes the "
+        "semantic index of the next item, by a search that can only end at real items.",
+    ),
+}
+"""Tag and first sentence of the card."""
 LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "peft")
 
 
@@ -65,7 +78,8 @@ def make_card(
         data_info: contents of the data folder's `dataset.json`.
         reports: evaluations of this model.
     """
-    header: dict[str, Any] = {"library_name": "transformers", "tags": ["recommendation", "cllm4rec"]}
+    tag, about = SYSTEMS["lcrec" if "align" in records else "cllm4rec"]
+    header: dict[str, Any] = {"library_name": "transformers", "tags": ["recommendation", tag]}
     if reports:
         results = [
             EvalResult(
@@ -83,8 +97,7 @@ def make_card(
         header = ModelCardData(model_name=name, eval_results=results, **header).to_dict()
     lines = ["---", yaml.safe_dump(header, sort_keys=False).strip(), "---", "", f"# {name}", ""]
     lines += [
-        "A CLLM4Rec recommender ([arXiv 2311.01343](https://arxiv.org/abs/2311.01343)): a causal language model with a token for "
-        "each user and each item; one forward pass scores the whole catalogue.",
+        about,
         "",
         "```python",
         "from transformers import AutoModel",
@@ -108,6 +121,7 @@ def make_card(
         lines += [f"{record['steps']} optimizer steps, {record['seconds']:.0f} s on {record['machine']}.", "", "```yaml"]
         lines += [yaml.safe_dump(record["arguments"], sort_keys=True).strip(), "```", ""]
         lines += [", ".join(f"{library} {number}" for library, number in record["versions"].items()), ""]
+        lines += [line for note in record.get("notes", []) for line in (note, "")]
     lines += [
         "## Limits",
         "",

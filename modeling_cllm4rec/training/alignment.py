@@ -24,6 +24,7 @@ from modeling_cllm4rec.corpora.alignment import (
 from modeling_cllm4rec.corpora.batches import plan_batches
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.documents import text_column
+from modeling_cllm4rec.corpora.intention_writer import write_intentions
 from modeling_cllm4rec.evaluation.evaluator import evaluate
 from modeling_cllm4rec.evaluation.search import SearchingRecommender
 from modeling_cllm4rec.hub.model_card import save_record, training_record, update_card
@@ -65,6 +66,12 @@ class AlignArguments(TrainingArguments):
         metadata={"help": "alignment tasks, each with the share of its documents read in an epoch if not all: fusionseqrec=0.5"},
     )
     templates: str = field(default="", metadata={"help": "YAML file of prompt templates in place of the packaged ones"})
+    on_missing_text: Literal["raise", "title-only"] = field(
+        default="raise", metadata={"help": "items without a description: an error, or left to the tasks that read titles"}
+    )
+    intention_writer: str = field(
+        default="", metadata={"help": "text-generation model that writes intentions and preferences (default: plain rules)"}
+    )
     seqrec: Literal["together", "apart"] = field(
         default="together",
         metadata={"help": "all items of a history predicted in one pass, or a document for each prefix as in the paper"},
@@ -128,7 +135,13 @@ class AlignmentStage:
         is_main_process: bool = True,
     ) -> None:
         self.model, self.data, self.arguments, self.is_main_process = model, data, arguments, is_main_process
-        config = model.config
+        config, intentions = model.config, None
+        if arguments.intention_writer:
+            file = arguments.run_folder / "intentions.jsonl"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            intentions = write_intentions(
+                data, arguments.intention_writer, cache=file, seed=arguments.seed, max_history=arguments.max_history
+            )
         self.corpus = AlignmentCorpus(
             data,
             tokenizer,
@@ -141,6 +154,8 @@ class AlignmentStage:
             context_length=config.context_length,
             max_text_tokens=arguments.max_text_tokens,
             seqrec=arguments.seqrec,
+            on_missing_text=arguments.on_missing_text,
+            intentions=intentions,
             cache_folder=arguments.run_folder / "corpus",
         )
         logger.info("%d documents in the first epoch", len(self.corpus.documents(0)))
@@ -286,7 +301,10 @@ def align(arguments: AlignArguments) -> tuple[LCRecForRecommendation, Progress]:
         merge_lora(adapted)
         model.save_pretrained(arguments.run_folder)
         tokenizer.save_pretrained(arguments.run_folder)
-        save_record(arguments.run_folder, stage.name, training_record(arguments, progress))
+        record = training_record(arguments, progress)
+        if stage.corpus.intentions is not None:
+            record["notes"] = [f"Intentions and preferences were written by: {stage.corpus.intentions.source}."]
+        save_record(arguments.run_folder, stage.name, record)
         model.card = update_card(arguments.run_folder, data)
         logger.info("model saved in %s", arguments.run_folder)
     accelerator.wait_for_everyone()

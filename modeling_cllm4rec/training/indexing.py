@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
+import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +23,7 @@ from modeling_cllm4rec.catalogue import IdMap
 from modeling_cllm4rec.configuration_rqvae import RQVAEConfig
 from modeling_cllm4rec.corpora.data_folder import INFO_FILE, RecommendationData
 from modeling_cllm4rec.corpora.item_embeddings import item_embeddings
-from modeling_cllm4rec.evaluation.index_report import index_report, save_index_report
+from modeling_cllm4rec.evaluation.index_report import REPORT_FILES, check_plots, index_report, save_index_report
 from modeling_cllm4rec.item_index import ItemIndex, assign_unique_codes, nearest_codes, residuals, sinkhorn, squared_distances_to
 from modeling_cllm4rec.modeling_rqvae import RQVAEModel, residual_k_means
 from modeling_cllm4rec.training import checkpoints
@@ -29,6 +32,7 @@ from modeling_cllm4rec.training.arguments import check_at_least, check_types
 logger = logging.getLogger(__name__)
 
 INDEX_FILE, SETTINGS_FILE, EMBEDDINGS_FILE, INDEXER_FOLDER = "index.parquet", "index.json", "embeddings.parquet", "rqvae"
+RECORD_FILE, CHECKPOINTS = "run.json", "checkpoints"
 NOT_PART_OF_AN_INDEX = ("resume", "overwrite", "stop_after_epochs", "save_every", "output", "data", "plots")
 
 
@@ -127,20 +131,29 @@ def index_items(arguments: IndexArguments, embeddings: np.ndarray | None = None)
         embeddings: (J, width) of the items; None encodes their texts.
 
     Returns:
-        The index, None where the run was stopped before its end.
+        The index; None where the run was stopped before its end, and in all processes of a launch but the first, which works
+        alone.
 
     Raises:
-        FileExistsError: the output folder holds an index, and neither resume nor overwrite was asked for.
-        ValueError: NaN embeddings, fewer items than codes, more items than indices, or a resumed run with other arguments.
+        FileExistsError: the output folder holds an index, and neither resume nor overwrite was asked for; or something else.
+        ValueError: NaN embeddings, fewer items than codes, more items than indices, plots without matplotlib, or a resumed run
+            with other arguments or embeddings.
 
     Example:
         >>> index_items(IndexArguments(data="data/mine", output="runs/mine-index"))  # doctest: +SKIP
     """
+    if int(os.environ.get("RANK", "0")):
+        return None, IndexProgress(finished=True)
+    if arguments.plots:
+        check_plots()
     data = RecommendationData.load(arguments.data)
     items, folder = IdMap(data.items["item_id"], "item_id"), arguments.folder
+    identity = _identity(arguments, items)
     _check_sizes(len(items), arguments)
-    _claim(arguments, items)
-    if embeddings is None and arguments.method != "random":
+    _check_folder(arguments, identity)
+    if arguments.method == "random":
+        embeddings = None
+    elif embeddings is None:
         embeddings = item_embeddings(
             data,
             encoder=arguments.encoder,
@@ -150,13 +163,17 @@ def index_items(arguments: IndexArguments, embeddings: np.ndarray | None = None)
             on_missing_text=arguments.on_missing_text,
             batch_size=arguments.encode_batch_size,
             max_text_tokens=arguments.max_text_tokens,
+            device="cuda" if torch.cuda.is_available() else "cpu",
         )
+    if embeddings is not None:
+        _check_embeddings(embeddings, items)
+        identity["embeddings_sha256"] = hashlib.sha256(embeddings.astype(np.float32).tobytes()).hexdigest()
+    _claim(arguments, identity)
     progress = IndexProgress(finished=True)
     if embeddings is None:
         codes = random_codes(len(items), arguments.num_levels, arguments.codebook_size, arguments.seed)
         report = index_report(ItemIndex(codes, arguments.codebook_size))
     else:
-        _check_embeddings(embeddings, items)
         indexer, progress = _indexer(arguments, embeddings)
         if not progress.finished:
             return None, progress
@@ -171,7 +188,7 @@ def index_items(arguments: IndexArguments, embeddings: np.ndarray | None = None)
     index.save(folder / INDEX_FILE, items)
     report |= {"epochs": progress.epoch, "last_losses": progress.losses[-10:]}
     save_index_report(folder, report, arguments.plots)
-    settings = {**_identity(arguments, items), "item_encoder": arguments.item_encoder, "report": report}
+    settings = {**identity, "item_encoder": arguments.item_encoder, "report": report}
     (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=1), encoding="utf-8")
     logger.info("index of %d items saved in %s", len(items), folder)
     return index, progress
@@ -180,16 +197,15 @@ def index_items(arguments: IndexArguments, embeddings: np.ndarray | None = None)
 def random_codes(num_items: int, num_levels: int, codebook_size: int, seed: int) -> np.ndarray:
     """(J, H) codes without meaning, all rows different: what an index is measured against."""
     generator = np.random.default_rng(seed)
-    room = codebook_size**num_levels
-    if room <= 1 << 24:
-        numbers = generator.permutation(room)[:num_items]
-    else:  # too many to be listed: draw until all differ
-        numbers = np.zeros(0, dtype=np.int64)
-        while len(numbers) < num_items:
-            drawn = np.concatenate([numbers, generator.integers(0, min(room, 1 << 62), num_items)])
-            numbers = drawn[np.sort(np.unique(drawn, return_index=True)[1])][:num_items]
-    powers = codebook_size ** np.arange(num_levels - 1, -1, -1)
-    return (numbers[:, None] // powers % codebook_size).astype(np.int32)
+    if codebook_size**num_levels <= 1 << 24:
+        numbers = generator.permutation(codebook_size**num_levels)[:num_items]
+        return np.stack(np.unravel_index(numbers, (codebook_size,) * num_levels), axis=1).astype(np.int32)
+    codes = np.zeros((0, num_levels), dtype=np.int32)
+    while len(codes) < num_items:  # too many indices to be listed: draw until all differ
+        drawn = generator.integers(0, codebook_size, (num_items, num_levels), dtype=np.int32)
+        codes = np.concatenate([codes, drawn])
+        codes = codes[np.sort(np.unique(codes, axis=0, return_index=True)[1])][:num_items]
+    return codes
 
 
 def spread_last_level(latents: np.ndarray, codebooks: np.ndarray, codes: np.ndarray, epsilon: float) -> np.ndarray:
@@ -230,7 +246,7 @@ def train_rqvae(model: RQVAEModel, embeddings: np.ndarray, arguments: IndexArgum
     steps = -(-len(points) // arguments.batch_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.lr, weight_decay=arguments.weight_decay, fused=True)
     schedule = get_linear_schedule_with_warmup(optimizer, arguments.warmup_epochs * steps, arguments.epochs * steps)
-    folder = arguments.folder / "checkpoints"
+    folder = arguments.folder / CHECKPOINTS
     progress = IndexProgress()
     last = checkpoints.latest(folder) if arguments.resume else None
     if last is not None:
@@ -337,29 +353,51 @@ def _identity(arguments: IndexArguments, items: IdMap) -> dict[str, Any]:
     return {**given, "catalogue_fingerprint": items.fingerprint}
 
 
-def _claim(arguments: IndexArguments, items: IdMap) -> None:
-    """Refuse to write over another index, and write down what this one is."""
-    folder, identity = arguments.folder, _identity(arguments, items)
-    record = folder / "run.json"
+def _check_folder(arguments: IndexArguments, identity: Mapping[str, Any]) -> None:
+    """Refuse a folder that holds something else, or an index that is neither to be gone on with nor to be thrown away."""
+    folder = arguments.folder
+    record = folder / RECORD_FILE
     if (folder / INFO_FILE).exists():
         raise FileExistsError(f"output: {folder} is a data folder, which is never written into; choose another --output")
-    if arguments.overwrite:
-        for made in (record, folder / INDEX_FILE, folder / SETTINGS_FILE):
-            made.unlink(missing_ok=True)
-        for made in (folder / "checkpoints", folder / INDEXER_FOLDER):
-            shutil.rmtree(made, ignore_errors=True)
-    if record.exists() and not arguments.resume:
+    if not record.exists():
+        names = (INDEX_FILE, SETTINGS_FILE, INDEXER_FOLDER, CHECKPOINTS, "config.json")
+        others = [name for name in names if (folder / name).exists()]
+        if others:
+            raise FileExistsError(
+                f"output: {folder} holds {', '.join(others)}, but no record of how an index was made there; it may be a model or "
+                "another run: choose another --output"
+            )
+    elif arguments.resume:
+        _check_same(record, identity)
+    elif not arguments.overwrite:
         raise FileExistsError(
             f"output: {folder} holds an index already; pass --resume to go on with it, --overwrite to throw it away, or choose "
             "another --output"
         )
-    if record.exists():
-        before = json.loads(record.read_text(encoding="utf-8"))
-        changed = {key: (before.get(key), value) for key, value in identity.items() if before.get(key) != value}
-        if changed:
-            raise ValueError(
-                f"resume: the run in {folder} had other arguments (then, now): {changed}; give the same, or --overwrite"
-            )
+
+
+def _check_same(record: Path, identity: Mapping[str, Any]) -> None:
+    before = json.loads(record.read_text(encoding="utf-8"))
+    changed = {key: (before.get(key), value) for key, value in identity.items() if before.get(key) != value}
+    if changed:
+        raise ValueError(
+            f"resume: the run in {record.parent} had other arguments (then, now): {changed}; give the same, or --overwrite"
+        )
+
+
+def _claim(arguments: IndexArguments, identity: Mapping[str, Any]) -> None:
+    """Throw away what is to be written over, and write down what this index is made of."""
+    folder = arguments.folder
+    record = folder / RECORD_FILE
+    if record.exists() and arguments.resume:
+        _check_same(record, identity)
         return
+    if record.exists():
+        for name in (CHECKPOINTS, INDEXER_FOLDER):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        for name in (INDEX_FILE, SETTINGS_FILE, *REPORT_FILES, RECORD_FILE):
+            (folder / name).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps(identity), encoding="utf-8")
+    unfinished = record.with_name(record.name + ".unfinished")
+    unfinished.write_text(json.dumps(identity), encoding="utf-8")
+    unfinished.replace(record)

@@ -1,252 +1,483 @@
-"""The tree of real items against a plain dictionary, and the search in it against brute force and `generate`."""
+"""Trie, logits processor, beam search and exact scoring against dictionaries, plain passes and `generate`."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, BertConfig, BertLMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedModel,
+    Qwen2Config,
+)
 
-from modeling_cllm4rec.constrained_decoding import ItemTrie, TrieLogitsProcessor, beam_search, score_all
-from modeling_cllm4rec.prompt_assembly import pad_right
+from modeling_cllm4rec.constrained_decoding import ItemTrie, TrieLogitsProcessor
+from modeling_cllm4rec.index_search import beam_search, check_tree_attention, score_all, score_items
 
-SHAPES = ["gpt2", "gpt2-untied", "llama", "qwen2", "bert"]
-LEVELS, SIZE, ITEMS, WORDS = 3, 4, 30, 50
-FIRST = WORDS
+FIRST, LEVELS, CODES, ITEMS, VOCABULARY, CONTEXT = 20, 3, 4, 30, 40, 24  # tokens 32 to 39: padding of the vocabulary
+END = 1
+SHARED = {"vocab_size": VOCABULARY, "initializer_range": 0.4, "bos_token_id": END, "eos_token_id": END, "pad_token_id": 0}
+ROTARY = {
+    **SHARED,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": CONTEXT,
+}
+SHAPES: dict[str, Any] = {
+    "gpt2": lambda: GPT2Config(**SHARED, n_embd=16, n_layer=2, n_head=2, n_positions=CONTEXT),
+    "llama": lambda: LlamaConfig(**ROTARY),
+    "qwen2": lambda: Qwen2Config(**ROTARY, tie_word_embeddings=True),
+    "bert": lambda: BertConfig(**{key: value for key, value in ROTARY.items() if key != "num_key_value_heads"}, is_decoder=True),
+}
+PROMPTS = [[3, 5, 7, 9, 11], [2, 19], [4, 4, 8, 25]]
 
 
-def unique_codes(items: int, levels: int, size: int, seed: int = 0) -> np.ndarray:
+def make_model(name: str, attention: str = "sdpa") -> PreTrainedModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(SHAPES[name](), attn_implementation=attention).eval()
+
+
+@pytest.fixture(scope="module", params=[(name, attention) for name in SHAPES for attention in ("sdpa", "eager")], ids="-".join)
+def model(request) -> PreTrainedModel:
+    return make_model(*request.param)
+
+
+@pytest.fixture(scope="module")
+def gpt2() -> PreTrainedModel:
+    return make_model("gpt2")
+
+
+def random_codes(items: int = ITEMS, levels: int = LEVELS, size: int = CODES, seed: int = 0) -> np.ndarray:
     numbers = np.random.default_rng(seed).permutation(size**levels)[:items]
-    return (numbers[:, None] // size ** np.arange(levels - 1, -1, -1) % size).astype(np.int32)
+    return np.stack([numbers // size**level % size for level in range(levels)], axis=1).astype(np.int32)
 
 
-@pytest.fixture(scope="module", params=SHAPES)
-def language_model(request, tiny_backbones: dict[str, Path]):
-    """Random weights, far from uniform; tokens from `FIRST` on are index tokens."""
-    torch.manual_seed(0)
-    if request.param == "bert":
-        config = BertConfig(
-            vocab_size=100, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-            max_position_embeddings=64, is_decoder=True, tie_word_embeddings=True,
-        )  # fmt: skip
-        model = BertLMHeadModel(config)
-    else:
-        config = AutoModelForCausalLM.from_pretrained(tiny_backbones[request.param]).config
-        model = AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.copy_(torch.randn_like(weight) * 0.3)
-    return model.eval()
-
-
-@pytest.fixture(scope="module")
-def trie() -> ItemTrie:
-    return ItemTrie(unique_codes(ITEMS, LEVELS, SIZE), SIZE)
-
-
-@pytest.fixture(scope="module")
-def codes() -> np.ndarray:
-    return unique_codes(ITEMS, LEVELS, SIZE)
-
-
-def prompts() -> tuple[torch.Tensor, torch.Tensor]:
-    rows = [np.array([3, 7, 1, 9, 11]), np.array([5]), np.array([2, 8, 40])]
-    ids = torch.from_numpy(pad_right(rows, 0))
-    return ids, (torch.arange(5) < torch.tensor([[5], [1], [3]])).long()
+def padded(side: str = "right") -> tuple[torch.Tensor, torch.Tensor]:
+    width = max(map(len, PROMPTS))
+    ids, mask = torch.zeros(len(PROMPTS), width, dtype=torch.int64), torch.zeros(len(PROMPTS), width, dtype=torch.int64)
+    for row, prompt in enumerate(PROMPTS):
+        part = slice(0, len(prompt)) if side == "right" else slice(width - len(prompt), width)
+        ids[row, part], mask[row, part] = torch.tensor(prompt), 1
+    return ids, mask
 
 
 @torch.no_grad()
-def brute_force(model, codes: np.ndarray) -> torch.Tensor:
-    """(B, J) each item's index after each prompt, alone and without a cache."""
-    ids, mask = prompts()
-    scores = torch.zeros(len(ids), len(codes))
-    for row, (one, real) in enumerate(zip(ids, mask, strict=True)):
-        for item, code in enumerate(codes):
-            tokens = FIRST + torch.arange(LEVELS) * SIZE + torch.from_numpy(code)
-            whole = torch.cat([one[real.bool()], tokens])[None]
-            logits = model(input_ids=whole).logits[0].float().log_softmax(-1)
-            scores[row, item] = logits[torch.arange(-LEVELS - 1, -1), tokens].sum()
-    return scores
+def brute_force(model: PreTrainedModel, codes: np.ndarray) -> np.ndarray:
+    """(B, J) ln p of every index, each by a pass of its own over a text without padding."""
+    levels = codes.shape[1]
+    tokens = torch.from_numpy(codes.astype(np.int64)) + FIRST + CODES * torch.arange(levels)
+    rows = []
+    for prompt in PROMPTS:
+        ids = torch.cat([torch.tensor(prompt).expand(len(tokens), -1), tokens], dim=1)
+        log_probs = model(input_ids=ids).logits[:, len(prompt) - 1 : -1].log_softmax(-1)
+        rows.append(log_probs.gather(2, tokens[..., None]).sum(dim=(1, 2)))
+    return torch.stack(rows).numpy()
 
 
-def test_every_score_equals_brute_force(language_model, trie, codes):
-    expected = brute_force(language_model, codes)
-    for nodes_at_a_time in (512, 3):
-        found = score_all(language_model, *prompts(), trie, FIRST, nodes_at_a_time)
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+def ranked(scores: np.ndarray, permitted: np.ndarray | None = None) -> tuple[list[int], np.ndarray]:
+    """Items of one row, best first, and their scores."""
+    order = [int(item) for item in np.argsort(-scores, kind="stable") if permitted is None or permitted[item]]
+    return order, scores[order]
 
 
-@pytest.mark.parametrize("beams", [ITEMS, ITEMS + 5])
-def test_as_many_beams_as_items_are_exact(language_model, trie, codes, beams):
-    expected = brute_force(language_model, codes)
-    items, scores = beam_search(language_model, *prompts(), trie, FIRST, beams)
-    assert items.shape == scores.shape == (3, beams)
-    assert (items[:, ITEMS:] == -1).all() and torch.isinf(scores[:, ITEMS:]).all()
-    best = expected.sort(dim=1, descending=True)
-    torch.testing.assert_close(scores[:, :ITEMS], best.values, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(expected.gather(1, items[:, :ITEMS]), best.values, rtol=1e-4, atol=1e-4)
+def searched(model: PreTrainedModel, codes: np.ndarray, num_beams: int, **pruned: Any) -> tuple[np.ndarray, np.ndarray]:
+    items, scores = beam_search(model, *padded(), ItemTrie(codes, CODES), FIRST, num_beams, **pruned)
+    assert items.shape == scores.shape == (len(PROMPTS), num_beams)
+    assert items.dtype == torch.int64 and scores.dtype == torch.float32
+    return items.numpy(), scores.numpy()
 
 
-@pytest.mark.parametrize("beams", [1, 4, 7])
-def test_fewer_beams_are_those_of_generate(language_model, trie, beams):
-    ids, mask = prompts()
-    items, scores = beam_search(language_model, ids, mask, trie, FIRST, beams)
-    for row in range(len(ids)):
-        prompt = ids[row][mask[row].bool()][None]
-        out = language_model.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            num_beams=beams,
-            num_return_sequences=beams,
-            max_new_tokens=LEVELS,
+class TestItemTrie:
+    def test_by_hand(self):
+        trie = ItemTrie(np.array([[1, 0, 2], [0, 2, 2], [1, 0, 0], [1, 1, 1]]), codebook_size=3)
+        assert trie.leaf_items.tolist() == [1, 2, 0, 3] and trie.item_leaves.tolist() == [2, 0, 1, 3]
+        assert [keys.tolist() for keys in trie.keys] == [[0], [0, 1], [2, 3, 4], [2, 3, 5, 7]]
+        assert [first.tolist() for first in trie.first_child] == [[0, 2], [0, 1, 3], [0, 1, 3, 4]]
+        assert [first.tolist() for first in trie.first_leaf] == [[0, 4], [0, 1, 4], [0, 1, 3, 4], [0, 1, 2, 3, 4]]
+        owner, child = trie.children(1, torch.tensor([1, 0, 1]))
+        assert owner.tolist() == [0, 0, 1, 2, 2] and child.tolist() == [1, 2, 0, 1, 2]
+        assert trie.parents(2, torch.tensor([0, 1, 2])).tolist() == [0, 1, 1]
+        assert trie.num_nodes(2) == 3 and trie.to("cpu") is trie
+        assert torch.equal(trie.to("meta").leaf_items.isnan(), torch.empty(4, dtype=torch.bool, device="meta")) is not None
+
+    @given(st.data(), st.integers(1, 4), st.integers(1, 5))
+    def test_is_a_dictionary_of_prefixes(self, data, levels, size):
+        number = data.draw(st.integers(1, min(20, size**levels)))
+        codes = random_codes(number, levels, size, seed=data.draw(st.integers(0, 1000)))
+        trie = ItemTrie(codes, size)
+        children: dict[tuple[int, ...], set[int]] = {}
+        for row in codes.tolist():
+            for level in range(levels):
+                children.setdefault(tuple(row[:level]), set()).add(row[level])
+        found: list[tuple[int, ...]] = [()]
+        for level in range(levels):
+            assert trie.num_nodes(level) == len(found) == len(set(found))
+            owner, child = trie.children(level, torch.arange(len(found)))
+            of_children = trie.codes(level + 1, child)
+            assert trie.child(level, owner, of_children).tolist() == child.tolist() == list(range(len(child)))
+            assert torch.equal(trie.parents(level + 1, child), owner)
+            for node, prefix in enumerate(found):
+                assert of_children[owner == node].tolist() == sorted(children[prefix])
+                for code in (-1, *range(size), size):
+                    place = int(trie.child(level, torch.tensor([node]), torch.tensor([code])))
+                    assert (place >= 0) == (code in children[prefix])
+            found = [(*found[node], code) for node, code in zip(owner.tolist(), of_children.tolist(), strict=True)]
+        assert found == sorted(map(tuple, codes.tolist()))
+        assert [tuple(codes[item]) for item in trie.leaf_items] == found
+        assert np.array_equal(trie.item_codes(torch.arange(number)), codes)
+
+    @given(st.data())
+    def test_permitted_counts_are_those_of_sets(self, data):
+        codes = random_codes(12, seed=data.draw(st.integers(0, 100)))
+        trie = ItemTrie(codes, CODES)
+        some = st.lists(st.integers(0, 11), max_size=11)
+        candidates = data.draw(st.one_of(st.none(), some.filter(bool)))
+        allowed = set(range(12)) if candidates is None else set(candidates)
+        seen = [[item for item in data.draw(some) if allowed != {item}] for _ in range(3)]
+        left = [allowed - set(row) for row in seen]
+        pruned = (np.cumsum([0, *map(len, seen)]), np.concatenate(seen).astype(np.int32))
+        if not all(left):
+            with pytest.raises(ValueError, match="no item is left to be named"):
+                trie.permitted(3, pruned, candidates)
+            return
+        permitted = trie.permitted(3, pruned, candidates)
+        for level in range(LEVELS + 1):
+            for node in range(trie.num_nodes(level)):
+                first, last = trie.first_leaf[level][node : node + 2].tolist()
+                below = set(trie.leaf_items[first:last].tolist())
+                counts = permitted.count(level, torch.arange(3), torch.full((3,), node))
+                assert counts.tolist() == [len(below & items) for items in left]
+
+    def test_hundred_thousand_items(self):
+        codes = random_codes(100_000, 4, 32)
+        trie = ItemTrie(torch.from_numpy(codes), 32)
+        sample = torch.arange(0, 100_000, 997)
+        assert np.array_equal(trie.item_codes(sample), codes[sample])
+        assert trie.num_nodes(4) == 100_000 and trie.num_nodes(1) == 32
+
+    def test_more_indices_than_an_integer_can_number(self):
+        codes = np.random.default_rng(0).integers(0, 2**20, size=(50, 6))
+        codes[25:, :4] = codes[:25, :4]
+        trie = ItemTrie(codes, 2**20)
+        assert [tuple(codes[item]) for item in trie.leaf_items] == sorted(map(tuple, codes))
+
+    def test_codes_that_collide(self):
+        codes = random_codes()
+        codes[[17, 21]] = codes[4]
+        with pytest.raises(ValueError, match=r"codes collide: items 4 and \d+ share .*2 collisions.*index the catalogue anew"):
+            ItemTrie(codes, CODES)
+
+    @pytest.mark.parametrize("wrong", [-1, CODES])
+    def test_codes_outside_the_codebook(self, wrong):
+        codes = random_codes()
+        codes[5, 2] = wrong
+        with pytest.raises(ValueError, match=rf"item 5 has the code {wrong} on level 2; .* codes lie in \[0, 4\)"):
+            ItemTrie(codes, CODES)
+
+    @pytest.mark.parametrize("codes", [np.zeros((0, 3), np.int32), np.zeros(3, np.int32), np.zeros((1, 3))])
+    def test_what_is_no_matrix_of_codes(self, codes):
+        with pytest.raises(ValueError, match=r"codes have shape .* expected \(items, levels\) integers"):
+            ItemTrie(codes, CODES)
+
+    def test_pruned_to_nothing(self):
+        trie = ItemTrie(random_codes(), CODES)
+        with pytest.raises(ValueError, match=r"row 1 \(1 of 3 rows\): no item is left .* seen all 2 candidates"):
+            trie.permitted(3, (np.array([0, 1, 3, 3]), np.array([5, 5, 6])), candidates=[5, 6])
+        with pytest.raises(ValueError, match=r"row 0 \(2 of 2 rows\): no item is left .* all 0 candidates"):
+            trie.permitted(2, candidates=[])
+
+    def test_items_that_do_not_exist(self):
+        trie = ItemTrie(random_codes(), CODES)
+        with pytest.raises(ValueError, match="candidates hold the item index 30; items are 0 to 29"):
+            trie.permitted(1, candidates=[3, 30])
+        with pytest.raises(ValueError, match="seen items hold the item index -1"):
+            trie.permitted(1, seen=([0, 1], [-1]))
+        for indptr in ([0, 1], [0, 2, 1], [1, 1, 2], [0, 1, 1]):
+            with pytest.raises(ValueError, match=r"indptr has \d entries .*; expected 3, ascending from 0 to the 2 items"):
+                trie.permitted(2, seen=(indptr, [3, 4]))
+
+
+class TestTrieLogitsProcessor:
+    def test_by_hand(self):
+        trie = ItemTrie(np.array([[1, 0, 2], [0, 2, 2], [1, 0, 0], [1, 1, 1]]), codebook_size=3)
+
+        def tokens(*written: int, **more: Any) -> list[int]:
+            rule = TrieLogitsProcessor(trie, first_index_token=2, prompt_length=2, **more)
+            scores = rule(torch.tensor([[9, 9, *written]]), torch.arange(13.0)[None])
+            allowed = scores.isfinite().nonzero()[:, 1]
+            assert scores[0, allowed].tolist() == allowed.tolist()
+            return allowed.tolist()
+
+        assert tokens() == [2, 3]
+        assert tokens(3) == [5, 6]
+        assert tokens(3, 5) == [8, 10]
+        assert tokens(2) == [7]
+        assert tokens(2, 5) == []  # a foreign beam stays forbidden
+        assert tokens(12) == tokens(0) == []
+        assert tokens(3, 5, 8, end_token_id=1) == tokens(3, 5, 8, 1, 0, end_token_id=1) == [1]
+        assert tokens(permitted=trie.permitted(1, candidates=[0, 2])) == [3]
+        assert tokens(3, permitted=trie.permitted(1, ([0, 1], [3]))) == [5]
+
+    def test_each_prompt_has_beams_of_its_own(self):
+        trie = ItemTrie(np.array([[0], [1], [2]]), codebook_size=3)
+        rule = TrieLogitsProcessor(trie, 0, prompt_length=1, permitted=trie.permitted(2, ([0, 1, 3], [0, 1, 2])))
+        scores = rule(torch.zeros(4, 1, dtype=torch.int64), torch.zeros(4, 3))
+        assert scores.isfinite().tolist() == [[False, True, True]] * 2 + [[True, False, False]] * 2
+        with pytest.raises(ValueError, match="got 3 rows for permitted items of 2 prompts"):
+            rule(torch.zeros(3, 1, dtype=torch.int64), torch.zeros(3, 3))
+
+    def test_bad_input(self):
+        trie = ItemTrie(random_codes(), CODES)
+        ids = torch.zeros(1, 1 + LEVELS, dtype=torch.int64)
+        with pytest.raises(ValueError, match="an index has 3 tokens and all are written: set max_new_tokens to 3, or give end"):
+            TrieLogitsProcessor(trie, FIRST, prompt_length=1)(ids, torch.zeros(1, VOCABULARY))
+        with pytest.raises(ValueError, match="first_index_token is 30: 3 levels of 4 codes take the tokens up to 41, and the mo"):
+            TrieLogitsProcessor(trie, 30, prompt_length=1)(ids, torch.zeros(1, VOCABULARY))
+        with pytest.raises(ValueError, match="prompt_length is -1"):
+            TrieLogitsProcessor(trie, FIRST, prompt_length=-1)
+
+    def test_greedy_writing_ends_with_the_end_token(self, gpt2):
+        ids, mask = padded("left")
+        codes = random_codes()
+        rule = TrieLogitsProcessor(ItemTrie(codes, CODES), FIRST, ids.shape[1], end_token_id=END)
+        written = gpt2.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=8, logits_processor=[rule])
+        assert written[:, ids.shape[1] + LEVELS].tolist() == [END] * 3
+        tokens = written[:, ids.shape[1] : ids.shape[1] + LEVELS].numpy() - FIRST - CODES * np.arange(LEVELS)
+        assert all(row in codes.tolist() for row in tokens.tolist())
+
+
+class TestBeamSearch:
+    @pytest.mark.parametrize("side", ["right", "left"])
+    def test_with_beams_for_all_it_is_brute_force(self, model, side):
+        codes = random_codes()
+        expected = brute_force(model, codes)
+        items, scores = beam_search(model, *padded(side), ItemTrie(codes, CODES), FIRST, ITEMS + 5)
+        for row in range(len(PROMPTS)):
+            order, values = ranked(expected[row])
+            assert items[row].tolist() == order + [-1] * 5
+            np.testing.assert_allclose(scores[row, :ITEMS], values, rtol=1e-4, atol=1e-4)
+            assert (scores[row, ITEMS:] == -np.inf).all()
+
+    @pytest.mark.parametrize("num_beams", [1, 3, 7])
+    def test_equals_generate(self, model, num_beams):
+        codes = random_codes()
+        ids, mask = padded("left")
+        rule = TrieLogitsProcessor(ItemTrie(codes, CODES), FIRST, ids.shape[1])
+        written = model.generate(
+            ids,
+            attention_mask=mask,
+            num_beams=num_beams,
+            num_return_sequences=num_beams,
             do_sample=False,
-            length_penalty=0.0,
-            logits_processor=[TrieLogitsProcessor(trie, FIRST, prompt.shape[1])],
+            max_new_tokens=LEVELS,
+            logits_processor=[rule],
             return_dict_in_generate=True,
             output_scores=True,
-            pad_token_id=0,
-            eos_token_id=None,
         )
-        written = out.sequences[:, prompt.shape[1] :] - FIRST - torch.arange(LEVELS) * SIZE
-        assert trie.leaf_items[trie_leaves(trie, written)].tolist() == items[row].tolist()
-        if beams > 1:
-            torch.testing.assert_close(out.sequences_scores, scores[row], rtol=1e-4, atol=1e-4)
+        tokens = written.sequences[:, ids.shape[1] :].numpy() - FIRST - CODES * np.arange(LEVELS)
+        index = {tuple(row): item for item, row in enumerate(codes.tolist())}
+        expected = np.array([index[tuple(row)] for row in tokens.tolist()]).reshape(len(PROMPTS), num_beams)
+        items, scores = searched(model, codes, num_beams)
+        assert items.tolist() == expected.tolist()
+        if num_beams > 1:  # `generate` divides by the number of tokens
+            theirs = written.sequences_scores.view(len(PROMPTS), num_beams) * LEVELS
+            np.testing.assert_allclose(scores, theirs, rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize("levels", [1, 2, 4])
+    def test_other_depths(self, gpt2, levels):
+        gpt2.resize_token_embeddings(FIRST + CODES * 4, mean_resizing=False) if levels == 4 else None
+        codes = random_codes(min(ITEMS, CODES**levels), levels)
+        expected = brute_force(gpt2, codes)
+        items, scores = searched(gpt2, codes, len(codes))
+        assert items.tolist() == [ranked(row)[0] for row in expected]
+        np.testing.assert_allclose(score_all(gpt2, *padded(), ItemTrie(codes, CODES), FIRST), expected, rtol=1e-4, atol=1e-4)
+
+    @given(st.data())
+    def test_pruned_by_seen_and_candidates(self, gpt2, data):
+        codes = random_codes()
+        expected = brute_force(gpt2, codes)
+        some = st.lists(st.integers(0, ITEMS - 1), unique=True, max_size=10)
+        candidates = data.draw(st.one_of(st.none(), some.filter(lambda items: len(items) > 4)))
+        seen = [data.draw(some.map(lambda items: items[:4])) for _ in PROMPTS]
+        num_beams = data.draw(st.sampled_from([1, 4, ITEMS]))
+        pruned = (np.cumsum([0, *map(len, seen)]), np.array([item for row in seen for item in row], dtype=np.int32))
+        items, scores = searched(gpt2, codes, num_beams, seen=pruned, candidates=candidates)
+        for row, has_seen in enumerate(seen):
+            permitted = np.isin(np.arange(ITEMS), np.arange(ITEMS) if candidates is None else candidates)
+            permitted[has_seen] = False
+            order, values = ranked(expected[row], permitted)
+            real = items[row][items[row] >= 0]
+            assert len(set(real.tolist())) == len(real) == min(num_beams, len(order))  # no beam wasted, no item twice
+            assert set(real.tolist()) <= set(order)
+            np.testing.assert_allclose(scores[row, : len(real)], expected[row, real], rtol=1e-4, atol=1e-4)
+            if num_beams == ITEMS:
+                assert real.tolist() == order
+
+    def test_a_seen_item_never_takes_a_beam(self, gpt2):
+        codes = random_codes()
+        best = [ranked(row)[0] for row in brute_force(gpt2, codes)]
+        seen = (np.array([0, 8, 16, 24]), np.concatenate([order[:8] for order in best]))
+        items, _ = searched(gpt2, codes, 5, seen=seen)
+        assert (items >= 0).all()
+        assert not any(set(row) & set(order[:8]) for row, order in zip(items.tolist(), best, strict=True))
+
+    def test_equal_scores_go_by_item_index(self, gpt2):
+        flat = make_model("gpt2")
+        for parameter in flat.parameters():
+            parameter.data.zero_()
+        items, scores = searched(flat, random_codes(), ITEMS)
+        assert items.tolist() == [list(range(ITEMS))] * 3
+        np.testing.assert_allclose(scores, -LEVELS * np.log(VOCABULARY), rtol=1e-5)
+
+    def test_a_batch_is_its_rows(self, model):
+        trie = ItemTrie(random_codes(), CODES)
+        items, scores = searched(model, random_codes(), 6)
+        for row, prompt in enumerate(PROMPTS):
+            alone = beam_search(model, torch.tensor([prompt]), torch.ones(1, len(prompt), dtype=torch.int64), trie, FIRST, 6)
+            assert alone[0][0].tolist() == items[row].tolist()
+            np.testing.assert_allclose(alone[1][0], scores[row], rtol=1e-4, atol=1e-4)
+
+    def test_sampling_settings_of_the_model_do_not_leak_in(self, gpt2):
+        model = make_model("gpt2")
+        model.generation_config.update(do_sample=True, temperature=5.0, num_beams=2, length_penalty=3.0)
+        ours, again, expected = searched(model, random_codes(), 4), searched(model, random_codes(), 4), searched(
+            make_model("gpt2"), random_codes(), 4
+        )
+        for one, two, three in zip(ours, again, expected, strict=True):
+            assert np.array_equal(one, two) and np.array_equal(one, three)
 
 
-def trie_leaves(trie: ItemTrie, codes: torch.Tensor) -> torch.Tensor:
-    return trie.walk(codes)
+class TestScoring:
+    @pytest.mark.parametrize("nodes_at_a_time", [1, 3, 1000])
+    def test_all_items_equal_brute_force(self, model, nodes_at_a_time):
+        codes = random_codes()
+        scores = score_all(model, *padded(), ItemTrie(codes, CODES), FIRST, nodes_at_a_time=nodes_at_a_time)
+        assert scores.shape == (len(PROMPTS), ITEMS) and scores.dtype == torch.float32
+        np.testing.assert_allclose(scores, brute_force(model, codes), rtol=1e-4, atol=1e-4)
 
+    @pytest.mark.parametrize("nodes_at_a_time", [1, 5, 1000])
+    @pytest.mark.parametrize("levels", [1, 3])
+    def test_a_shortlist_equals_brute_force(self, model, levels, nodes_at_a_time):
+        codes = random_codes(min(ITEMS, CODES**levels), levels)
+        items = torch.tensor([[3, 0, -1], [2, 2, 1], [-1, 1, 0]])
+        scores = score_items(model, *padded(), ItemTrie(codes, CODES), FIRST, items, nodes_at_a_time=nodes_at_a_time)
+        expected = np.where(items >= 0, np.take_along_axis(brute_force(model, codes), items.clamp(min=0).numpy(), 1), -np.inf)
+        np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-4)
 
-def test_processor_with_left_padded_prompts_and_an_end(trie):
-    rules = TrieLogitsProcessor(trie, FIRST, prompt_length=2, end_token_id=1)
-    codes = trie.codes_of[0]
-    tokens = torch.tensor([[0, 5], [6, 7]])
-    scores = torch.zeros(2, 100)
-    assert (rules(tokens, scores) == 0).nonzero()[:, 1].tolist() == [FIRST + int(code) for code in codes] * 2
-    whole = torch.cat([tokens, torch.full((2, LEVELS), FIRST)], dim=1)
-    assert (rules(whole, scores) == 0).nonzero().tolist() == [[0, 1], [1, 1]]
-    assert torch.equal(TrieLogitsProcessor(trie, FIRST, 2)(whole, scores), scores)
+    def test_a_shortlist_by_beams_keeps_its_scores(self, model):
+        items, scores = searched(model, random_codes(), 6)
+        again = score_items(model, *padded(), ItemTrie(random_codes(), CODES), FIRST, torch.from_numpy(items))
+        np.testing.assert_allclose(again, scores, rtol=1e-4, atol=1e-4)
 
+    def test_logits_in_pieces_are_the_same(self, gpt2, monkeypatch):
+        trie = ItemTrie(random_codes(), CODES)
+        whole = score_all(gpt2, *padded(), trie, FIRST)
+        monkeypatch.setattr("modeling_cllm4rec.index_search.LOGITS_AT_A_TIME", 2 * VOCABULARY)
+        torch.testing.assert_close(score_all(gpt2, *padded(), trie, FIRST), whole)
 
-@given(st.integers(0, 1000), st.integers(1, 4), st.integers(2, 5))
-def test_tree_equals_a_dictionary(seed, levels, size):
-    codes = unique_codes(min(40, size**levels), levels, size, seed)
-    trie = ItemTrie(codes, size)
-    children: dict[tuple[int, ...], set[int]] = {}
-    for row in codes.tolist():
-        for level in range(levels):
-            children.setdefault(tuple(row[:level]), set()).add(row[level])
-    for prefix, expected in children.items():
-        node = trie.walk(torch.tensor([prefix], dtype=torch.int64).reshape(1, len(prefix)))
-        _, found = trie.children(len(prefix), node)
-        assert trie.codes_of[len(prefix)][found].tolist() == sorted(expected)
-    missing = [prefix for prefix in np.ndindex(*(size,) * (levels - 1)) if prefix not in children] if levels > 1 else []
-    for prefix in missing[:3]:
-        assert trie.walk(torch.tensor([prefix])).tolist() == [-1]
-    assert sorted(trie.leaf_items.tolist()) == list(range(len(codes)))
-    assert [codes[item].tolist() for item in trie.leaf_items] == sorted(codes.tolist())
-
-
-@given(st.integers(0, 1000), st.booleans())
-@settings(max_examples=30)
-def test_permitted_counts_equal_counting(seed, with_candidates):
-    generator = np.random.default_rng(seed)
-    codes = unique_codes(25, 3, 3, seed)
-    trie = ItemTrie(codes, 3)
-    seen = [generator.choice(25, generator.integers(0, 6), replace=True) for _ in range(4)]  # an item may stand twice
-    candidates = np.unique(generator.choice(25, 20)) if with_candidates else None
-    indptr = np.cumsum([0, *map(len, seen)])
-    permitted = trie.permitted(4, (indptr, np.concatenate(seen)), candidates)
-    allowed = set(range(25)) if candidates is None else set(candidates.tolist())
-    for level in range(4):
-        nodes = torch.arange(len(trie.leaf_starts[level]) - 1)
-        for row in range(4):
-            left = allowed - set(seen[row].tolist())
-            starts = trie.leaf_starts[level].tolist()
-            below = [set(trie.leaf_items[first:last].tolist()) for first, last in zip(starts, starts[1:], strict=False)]
-            counts = permitted.count(torch.full_like(nodes, row), level, nodes)
-            assert counts.tolist() == [len(items & left) for items in below]
-
-
-@pytest.mark.parametrize("language_model", ["gpt2", "bert"], indirect=True)
-def test_seen_items_and_other_than_candidates_take_no_beam(language_model, trie, codes):
-    expected = brute_force(language_model, codes)
-    best = expected.argsort(dim=1, descending=True)
-    seen = [best[row, :10].numpy() for row in range(3)]
-    compressed = (np.array([0, 10, 20, 30]), np.concatenate(seen))
-    items, _ = beam_search(language_model, *prompts(), trie, FIRST, 20, seen=compressed)
-    for row in range(3):
-        assert sorted(items[row].tolist()) == sorted(best[row, 10:].tolist())  # 20 beams, 20 items left: none wasted
-    some = np.array([2, 5, 11])
-    items, _ = beam_search(language_model, *prompts(), trie, FIRST, 3, candidates=some)
-    assert [sorted(row) for row in items.tolist()] == [some.tolist()] * 3
-    one, _ = beam_search(language_model, *prompts(), trie, FIRST, 1, seen=compressed, candidates=best[0, 5:15].numpy())
-    assert one[0, 0] not in seen[0]
-
-
-@pytest.mark.parametrize("language_model", ["llama"], indirect=True)
-@given(seed=st.integers(0, 100), beams=st.integers(1, 9))
-@settings(max_examples=15)
-def test_what_is_found_is_real_and_stands_once(language_model, seed, beams):
-    trie = ItemTrie(unique_codes(8, 2, 5, seed), 5)
-    items, scores = beam_search(language_model, *prompts(), trie, FIRST, beams)
-    for row, values in zip(items.tolist(), scores.tolist(), strict=True):
-        found = [item for item in row if item >= 0]
-        assert len(set(found)) == len(found) == min(beams, 8)
-        assert set(found) <= set(range(8))
-        assert values == sorted(values, reverse=True)
-
-
-def test_a_batch_is_its_rows(language_model, trie):
-    ids, mask = prompts()
-    items, scores = beam_search(language_model, ids, mask, trie, FIRST, 6)
-    for row in range(3):
-        length = int(mask[row].sum())
-        alone = beam_search(language_model, ids[row : row + 1, :length], mask[row : row + 1, :length], trie, FIRST, 6)
-        assert alone[0][0].tolist() == items[row].tolist()
-        torch.testing.assert_close(alone[1][0], scores[row], rtol=1e-4, atol=1e-4)
-
-
-def test_a_hundred_thousand_items():
-    codes = unique_codes(100_000, 4, 64)
-    trie = ItemTrie(codes, 64)
-    places = torch.tensor([0, 5, 99_999])
-    leaves = trie.walk(torch.from_numpy(codes[places].astype(np.int64)))
-    assert trie.leaf_items[leaves].tolist() == places.tolist()
+    def test_half_precision_weights(self):
+        model = make_model("llama").to(torch.bfloat16)
+        codes = random_codes()
+        scores = score_all(model, *padded(), ItemTrie(codes, CODES), FIRST)
+        assert scores.dtype == torch.float32
+        np.testing.assert_allclose(scores, brute_force(model.float(), codes), atol=0.5)
 
 
 class TestBadInput:
-    @pytest.fixture
-    def model(self, tiny_backbones):
-        return AutoModelForCausalLM.from_pretrained(tiny_backbones["gpt2"]).eval()
+    def search(self, model: PreTrainedModel, prompts: Any = None, mask: Any = None, num_beams: int = 2) -> Any:
+        ids, right = padded()
+        ids = ids if prompts is None else prompts
+        return beam_search(
+            model, ids, right if mask is None else mask, ItemTrie(random_codes(), CODES), FIRST, num_beams
+        )
 
-    def test_codes(self):
-        with pytest.raises(ValueError, match=r"2 items share their codes with another, first items \[0, 2\]"):
-            ItemTrie(np.array([[1, 1], [0, 1], [1, 1]]), 2)
-        with pytest.raises(ValueError, match="item 1 has code 2 at level 0, outside the codebook of 2 codes"):
-            ItemTrie(np.array([[1, 1], [2, 1]]), 2)
+    @pytest.mark.parametrize("num_beams", [0, -3])
+    def test_beams(self, gpt2, num_beams):
+        with pytest.raises(ValueError, match=f"num_beams is {num_beams}; it must be 1 or more"):
+            self.search(gpt2, num_beams=num_beams)
 
-    def test_beams(self, model, trie):
-        with pytest.raises(ValueError, match="num_beams is 0; it must be 1 or more"):
-            beam_search(model, *prompts(), trie, FIRST, 0)
+    def test_a_row_that_may_be_given_nothing(self, gpt2):
+        seen = (np.array([0, 0, 0, 2]), np.array([1, 2]))
+        with pytest.raises(ValueError, match=r"row 2 \(1 of 3 rows\): no item is left"):
+            beam_search(gpt2, *padded(), ItemTrie(random_codes(), CODES), FIRST, 2, seen=seen, candidates=[1, 2])
+
+    def test_a_prompt_that_leaves_no_room(self, model):
+        fits = torch.full((1, CONTEXT - LEVELS), 3)
+        assert (self.search(model, fits, torch.ones_like(fits))[0] >= 0).all()
+        too_long = torch.full((1, CONTEXT - LEVELS + 1), 3)
+        with pytest.raises(ValueError, match="row 0: the prompt takes 22 tokens and an index 3, but the context holds 24"):
+            self.search(model, too_long, torch.ones_like(too_long))
+
+    def test_prompts_that_are_empty_or_misshapen(self, gpt2):
+        ids, mask = padded()
+        with pytest.raises(ValueError, match="row 1: the prompt is empty"):
+            self.search(gpt2, ids, mask * torch.tensor([[1], [0], [1]]))
+        with pytest.raises(ValueError, match=r"input_ids have shape \(3, 5\) and attention_mask \(3, 4\)"):
+            self.search(gpt2, ids, mask[:, :4])
+
+    def test_index_tokens_beyond_the_vocabulary(self, gpt2):
+        with pytest.raises(ValueError, match="first_index_token is 990: 3 levels of 4 codes take the tokens up to 1001"):
+            score_all(gpt2, *padded(), ItemTrie(random_codes(), CODES), 990)
+
+    def test_training_mode(self):
+        with pytest.raises(ValueError, match=r"training mode, where dropout makes scores random; call \.eval\(\)"):
+            self.search(make_model("gpt2").train())
+
+    def test_shortlist_and_pieces(self, gpt2):
+        trie = ItemTrie(random_codes(), CODES)
+        for items in (torch.tensor([[ITEMS]] * 3), torch.tensor([[-2]] * 3), torch.tensor([[1]])):
+            with pytest.raises(ValueError, match="expected one row for each of 3 prompts, of item indices 0 to 29, or -1"):
+                score_items(gpt2, *padded(), trie, FIRST, items)
         with pytest.raises(ValueError, match="nodes_at_a_time is 0"):
-            score_all(model, *prompts(), trie, FIRST, 0)
-        with pytest.raises(ValueError, match="prompt_length is 0"):
-            TrieLogitsProcessor(trie, FIRST, 0)
+            score_all(gpt2, *padded(), trie, FIRST, nodes_at_a_time=0)
 
-    def test_pruned_to_nothing(self, model, trie):
-        seen = (np.array([0, 0, 2, 2]), np.array([4, 6]))
-        with pytest.raises(ValueError, match="nothing is left to recommend to row 1: all candidates were seen"):
-            beam_search(model, *prompts(), trie, FIRST, 2, seen=seen, candidates=np.array([4, 6]))
+    def test_kinds_of_attention(self, gpt2):
+        model = make_model("llama")
+        model.config._attn_implementation = "flash_attention_2"
+        with pytest.raises(ValueError, match="attn_implementation is 'flash_attention_2', .* load the model with one of eager, s"):
+            self.search(model)
+        model = make_model("qwen2")
+        model.config.layer_types = ["full_attention", "linear_attention"]
+        with pytest.raises(ValueError, match="layers of linear_attention; beams can share a cache of attention layers only"):
+            self.search(model)
 
-    def test_prompts(self, model, trie):
-        ids, mask = prompts()
-        with pytest.raises(ValueError, match="prompts must be padded on the right"):
-            beam_search(model, ids.flip(1), mask.flip(1), trie, FIRST, 2)
-        long = torch.ones(1, 126, dtype=torch.int64)
-        with pytest.raises(ValueError, match="the longest prompt has 126 tokens and an index 3, but the context holds 128"):
-            beam_search(model, long, torch.ones_like(long), trie, FIRST, 2)
+    def test_a_sliding_window(self):
+        for window in (8, 7):
+            torch.manual_seed(0)
+            model = AutoModelForCausalLM.from_config(MistralConfig(**ROTARY, sliding_window=window)).eval()
+            if window == 8:
+                items, _ = searched(model, random_codes(), ITEMS)
+                assert items.tolist() == [ranked(row)[0] for row in brute_force(model, random_codes())]
+            else:
+                with pytest.raises(ValueError, match="take 8 tokens, and the backbone's sliding window holds 7"):
+                    self.search(model)
+
+
+def test_the_probe_accepts_ordinary_models(model):
+    check_tree_attention(model)
+
+
+def test_the_probe_refuses_a_model_with_another_head():
+    class Capped(type(make_model("gpt2"))):  # type: ignore[misc]
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            outputs = super().forward(*args, **kwargs)
+            outputs.logits = outputs.logits.tanh()
+            return outputs
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Capped(SHAPES["gpt2"]()).eval()
+    with pytest.raises(ValueError, match="Capped scores an index .* nats apart when beams share one cache"):
+        check_tree_attention(model)

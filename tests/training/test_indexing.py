@@ -1,0 +1,113 @@
+"""From texts to an index folder: whole, resumed to the bit, refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from modeling_cllm4rec.catalogue import IdMap
+from modeling_cllm4rec.corpora.data_folder import RecommendationData
+from modeling_cllm4rec.item_index import ItemIndex, shared_codes
+from modeling_cllm4rec.modeling_rqvae import RQVAEModel
+from modeling_cllm4rec.training.indexing import IndexArguments, index_items, random_codes
+
+
+@pytest.fixture
+def embeddings(data: RecommendationData) -> np.ndarray:
+    """Like items are near one another; two are twins."""
+    generator = np.random.default_rng(0)
+    points = generator.normal(size=(5, 12))[np.arange(data.num_items) % 5] + 0.1 * generator.normal(size=(data.num_items, 12))
+    points[7] = points[2]
+    return points.astype(np.float32)
+
+
+def arguments(data: RecommendationData, output: Path, **changes: Any) -> IndexArguments:
+    shape = {"num_levels": 3, "codebook_size": 5, "hidden_dims": [16], "latent_dim": 4, "epochs": 12, "batch_size": 16}
+    return IndexArguments(data=str(data.folder), output=str(output), **{**shape, "warmup_epochs": 2, "save_every": 4, **changes})
+
+
+@pytest.mark.parametrize("method", ["rqvae", "rk-means", "random"])
+def test_a_whole_index(data: RecommendationData, embeddings: np.ndarray, tmp_path: Path, method: str) -> None:
+    asked = arguments(data, tmp_path / "index", method=method)
+    index, progress = index_items(asked, None if method == "random" else embeddings)
+    assert index is not None and progress.finished
+    loaded, ids = ItemIndex.load(tmp_path / "index" / "index.parquet")
+    assert np.array_equal(loaded.codes, index.codes) and loaded.num_levels == 3 and loaded.codebook_size == 5
+    assert ids.fingerprint == IdMap(data.items["item_id"], "item_id").fingerprint
+    assert len(shared_codes(index.codes)) == 0
+    record = json.loads((tmp_path / "index" / "index.json").read_text())
+    assert record["catalogue_fingerprint"] == ids.fingerprint and record["report"]["collisions"]["index"] == 0
+    report = (tmp_path / "index" / "report.md").read_text()
+    assert report.startswith(f"# Index of {data.num_items} items, 3 levels of 5 codes")
+    if method != "random":
+        assert record["report"]["collisions"]["nearest"] > 0  # the twins at least
+        model = RQVAEModel.from_pretrained(tmp_path / "index" / "rqvae")
+        assert model.latents(embeddings).shape == (data.num_items, 12 if method == "rk-means" else 4)
+
+
+def test_training_lowers_the_loss(data: RecommendationData, embeddings: np.ndarray, tmp_path: Path) -> None:
+    _, progress = index_items(arguments(data, tmp_path / "index", epochs=60, lr=1e-2), embeddings)
+    assert np.mean(progress.losses[-5:]) < 0.7 * np.mean(progress.losses[:5])
+
+
+def test_resumed_is_bit_equal(data: RecommendationData, embeddings: np.ndarray, tmp_path: Path) -> None:
+    whole, _ = index_items(arguments(data, tmp_path / "whole"), embeddings)
+    for number, stop in enumerate((3, 4, 9)):
+        index, progress = index_items(arguments(data, tmp_path / "parts", stop_after_epochs=stop, resume=number > 0), embeddings)
+        assert index is None and (progress.epoch, progress.finished) == (stop, False)
+    rest, _ = index_items(arguments(data, tmp_path / "parts", resume=True), embeddings)
+    assert whole is not None and rest is not None and np.array_equal(whole.codes, rest.codes)
+    weights = [load_file(tmp_path / name / "rqvae" / "model.safetensors") for name in ("whole", "parts")]
+    assert all(bool((weights[0][name] == weights[1][name]).all()) for name in weights[0])
+
+
+@pytest.mark.parametrize(("levels", "size", "items"), [(2, 4, 16), (3, 7, 40), (11, 256, 500)])
+def test_random_codes_differ(levels: int, size: int, items: int) -> None:
+    codes = random_codes(items, levels, size, seed=0)
+    assert codes.shape == (items, levels) and codes.min() >= 0 and codes.max() < size
+    assert len(shared_codes(codes)) == 0
+    assert np.array_equal(codes, random_codes(items, levels, size, seed=0))
+
+
+class TestBadInput:
+    def test_output_that_holds_something(self, data: RecommendationData, embeddings: np.ndarray, tmp_path: Path) -> None:
+        index_items(arguments(data, tmp_path / "index", epochs=2), embeddings)
+        before = (tmp_path / "index" / "index.parquet").read_bytes()
+        with pytest.raises(FileExistsError, match="holds an index already; pass --resume"):
+            index_items(arguments(data, tmp_path / "index", epochs=2), embeddings)
+        with pytest.raises(ValueError, match=r"had other arguments \(then, now\): \{'lr': \(0.001, 0.5\)\}"):
+            index_items(arguments(data, tmp_path / "index", epochs=2, lr=0.5, resume=True), embeddings)
+        assert (tmp_path / "index" / "index.parquet").read_bytes() == before
+        index_items(arguments(data, tmp_path / "index", epochs=3, overwrite=True), embeddings)
+        with pytest.raises(FileExistsError, match="is a data folder, which is never written into"):
+            index_items(arguments(data, data.folder), embeddings)
+
+    def test_embeddings(self, data: RecommendationData, embeddings: np.ndarray, tmp_path: Path) -> None:
+        embeddings[3] = np.nan
+        with pytest.raises(ValueError, match=r"the embeddings of 1 items are NaN or infinite, first \["):
+            index_items(arguments(data, tmp_path / "a"), embeddings)
+        with pytest.raises(ValueError, match=r"embeddings have shape \(3, 12\); 40 items need one row each"):
+            index_items(arguments(data, tmp_path / "b"), embeddings[:3])
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"codebook_size": 41}, "40 items are fewer than the 41 codes of a level, .* lower codebook_size to 40 or less"),
+            ({"codebook_size": 3}, r"40 items need more indices than 3 levels of 3 codes give \(27\); raise num_levels"),
+            ({"num_levels": 0}, "num_levels is 0; it must be 1 or more"),
+            ({"method": "pq"}, "method is 'pq'; allowed are 'rqvae', 'rk-means', 'random'"),
+            ({"fields": []}, "fields is empty; name the text columns"),
+            ({"resume": True, "overwrite": True}, "resume and overwrite are both set"),
+            ({"hidden_dims": ["8"]}, "hidden_dims is .* it must be list"),
+        ],
+    )
+    def test_arguments(
+        self, data: RecommendationData, embeddings: np.ndarray, tmp_path: Path, changes: dict[str, Any], message: str
+    ) -> None:
+        with pytest.raises(ValueError, match=message):
+            index_items(arguments(data, tmp_path / "index", **changes), embeddings)
