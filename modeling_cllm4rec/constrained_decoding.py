@@ -222,7 +222,7 @@ class TrieLogitsProcessor(LogitsProcessor):
         self.trie, self.permitted = trie, permitted
         self.first_index_token, self.prompt_length, self.end_token_id = first_index_token, prompt_length, end_token_id
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """(rows, V) scores with -inf on every token that does not go on with a permitted index."""
         check_vocabulary(scores.shape[-1], self.trie, self.first_index_token)
         written = input_ids[:, self.prompt_length :]

@@ -160,26 +160,37 @@ def sinkhorn(distances: torch.Tensor, epsilon: float = 0.003, iterations: int = 
     share = items / codes
     done = 0
     while done < iterations:
-        log_q = log_q - log_q.logsumexp(0, keepdim=True) + math.log(share)
-        log_q = log_q - log_q.logsumexp(1, keepdim=True)
+        log_q = log_q - _log_sums(log_q, 0) + math.log(share)
+        log_q = log_q - _log_sums(log_q, 1)
         done += 1
-        scaled, rounds = _scale(log_q.exp(), share, min(iterations - done, ROUNDS_WITHOUT_LOGARITHMS))
+        scaled, rounds = _scale(log_q, share, min(iterations - done, ROUNDS_WITHOUT_LOGARITHMS))
         log_q, done = log_q + scaled, done + rounds
-    return log_q.exp()
+    return _exp(log_q)
 
 
-def _scale(plan: torch.Tensor, share: float, rounds: int) -> tuple[torch.Tensor, int]:
+def _log_sums(logs: torch.Tensor, dim: int) -> torch.Tensor:
+    """Ln of the sums over one dimension, which stays."""
+    highest = logs.amax(dim, keepdim=True)
+    return highest + _exp(logs - highest).sum(dim, keepdim=True).log()
+
+
+def _exp(logs: torch.Tensor) -> torch.Tensor:
+    """e^logs, but nothing so small (below 1e-28 in float32) that processors reckon with it many times as slowly."""
+    return logs.clamp(min=0.75 * math.log(torch.finfo(logs.dtype).tiny)).exp()
+
+
+def _scale(log_q: torch.Tensor, share: float, rounds: int) -> tuple[torch.Tensor, int]:
     """Rounds of Sinkhorn-Knopp as products of a matrix and a vector, several times as fast as in the log domain.
 
     They end before a sum comes near the smallest numbers; the log domain takes over there.
 
     Args:
-        plan: (n, K), rows sum to 1; share: sum of a column in the end.
+        log_q: (n, K), ln of a plan whose rows sum to 1; share: sum of a column in the end.
 
     Returns:
         (n, K) ln of what the rounds multiply the plan by, or 0 (), and how many there were.
     """
-    smallest = torch.finfo(plan.dtype).tiny ** 0.5
+    plan, smallest = _exp(log_q), torch.finfo(log_q.dtype).tiny ** 0.5
     rows, columns, done = torch.ones_like(plan[:, 0]), None, 0
     while done < rounds:
         column_sums = plan.t() @ rows

@@ -1,10 +1,12 @@
-"""Time training against the released scheme of the paper, and scoring over growing catalogues.
+"""Time training against the released scheme of the paper, scoring over growing catalogues, and the search for item indices.
 
     python recipes/benchmark.py speed
     python recipes/benchmark.py speed --data data/mine --backbone gpt2 --max-text-tokens 128 --output reports/speed
+    python recipes/benchmark.py decode --model path/of/a/causal-lm
 
-All schemes train the same rows of one model on the same documents in one process, in turn, and their losses are compared before
-they are timed. Without --data a small world is generated, without --backbone a GPT-2 of a small shape with random weights.
+`decode` is told in decoding_speed.py. Of `speed`: all schemes train the same rows of one model on the same documents in one
+process, in turn, and their losses are compared before they are timed. Without --data a small world is
+generated, without --backbone a GPT-2 of a small shape with random weights.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import decoding_speed
 import numpy as np
 import torch
 from catalogue_growth import TASKS
@@ -342,6 +345,8 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--item-counts", nargs="*", type=int, default=[10**4, 10**5, 10**6], help="catalogue sizes to score")
     one.add_argument("--threads", type=int, default=0, help="threads of torch; 0 leaves its default")
     one.add_argument("--seed", type=int, default=0, help="start of all random numbers")
+    two = commands.add_parser("decode", help="users per second of beam search over item indices")
+    decoding_speed.add_flags(two)
     return flags
 
 
@@ -351,6 +356,9 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     disable_progress_bar()
     try:
+        if arguments.command == "decode":
+            print(decoding_speed.as_markdown(decoding_speed.decode(arguments)))
+            return 0
         for name, least in (("batch_size", 1), ("repeats", 1), ("steps", 0), ("threads", 0)):
             if getattr(arguments, name) < least:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; it must be {least} or more")

@@ -1,4 +1,4 @@
-"""The whole job on a generated world, offline: data, backbone, pretraining, finetuning, evaluation, recommendations.
+"""The whole job on a generated world, offline: data, backbone, both systems, evaluation, recommendations.
 
     python recipes/demo.py
 """
@@ -11,37 +11,57 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
+from modeling_cllm4rec.catalogue import Catalogue, Recommendations
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.preparation import prepare_tables
 from modeling_cllm4rec.corpora.prompts import Prompts
 from modeling_cllm4rec.corpora.small_world import make_small_world
 from modeling_cllm4rec.evaluation.baselines import PopularityRecommender, RandomRecommender
 from modeling_cllm4rec.evaluation.evaluator import comparison_table, evaluate
+from modeling_cllm4rec.evaluation.search import SearchingRecommender
+from modeling_cllm4rec.hub.loading import load_recommender
 from modeling_cllm4rec.hub.model_card import update_card
-from modeling_cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
+from modeling_cllm4rec.training.alignment import AlignArguments, align
 from modeling_cllm4rec.training.arguments import FinetuneArguments, PretrainArguments, parse_arguments
 from modeling_cllm4rec.training.backbones import train_backbone
 from modeling_cllm4rec.training.finetuning import finetune
+from modeling_cllm4rec.training.indexing import IndexArguments, index_items
 from modeling_cllm4rec.training.pretraining import pretrain
 
-CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
+CONFIGS = Path(__file__).parent / "configs"
 METRICS = ("recall@10", "recall@20", "ndcg@10", "coverage@10")
+BEAMS = 40
+"""Beams of LC-Rec in the table; some users have that many unseen items at most in their first 20."""
+QUERY = "something for a quiet evening"
 
 
-def train(folder: Path, seed: int) -> tuple[RecommendationData, Path]:
-    """Generate, prepare, pretrain and finetune; the data and the folder of the finished model."""
+def make_data(folder: Path, seed: int) -> tuple[RecommendationData, Path]:
+    """A generated world as a data folder, and a small language model trained on its texts."""
     world = make_small_world(seed=seed)
     data = prepare_tables(world.interactions, world.items, world.users, folder / "data", split="random", seed=seed)
-    run = folder / "run"
-    backbone = train_backbone(data, folder / "backbone", seed=seed)
-    common = ["--config", str(CONFIG), "--data", str(data.folder), "--output", str(run), "--seed", str(seed)]
+    return data, train_backbone(data, folder / "backbone", seed=seed)
+
+
+def train_cllm4rec(data: RecommendationData, backbone: Path, run: Path, seed: int) -> None:
+    """Pretrain and finetune."""
+    common = ["--config", str(CONFIGS / "demo.yaml"), "--data", str(data.folder), "--output", str(run), "--seed", str(seed)]
     pretrain(parse_arguments(PretrainArguments, "pretrain", [*common, "--backbone", str(backbone)]))
     finetune(parse_arguments(FinetuneArguments, "finetune", common))
-    return data, run
+
+
+def train_lcrec(data: RecommendationData, backbone: Path, run: Path, seed: int) -> None:
+    """Index the items, then align."""
+    index = run.with_name(run.name + "-index")
+    common = ["--data", str(data.folder), "--seed", str(seed)]
+    encoder = ["--config", str(CONFIGS / "demo_index.yaml"), "--encoder", str(backbone), "--output", str(index)]
+    index_items(parse_arguments(IndexArguments, "index", [*common, *encoder]))
+    model = ["--config", str(CONFIGS / "demo_lcrec.yaml"), "--backbone", str(backbone), "--index", str(index)]
+    align(parse_arguments(AlignArguments, "align", [*common, *model, "--output", str(run)]))
 
 
 def write_review(run: Path, data: RecommendationData) -> tuple[str, str]:
@@ -59,25 +79,40 @@ def write_review(run: Path, data: RecommendationData) -> tuple[str, str]:
     return words, str(tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)).strip()
 
 
-def report(run: Path, data: RecommendationData) -> None:
-    """Metrics beside popularity and random, five recommendations with titles, one written review."""
-    model = CLLM4RecForRecommendation.from_pretrained(run)
-    recommenders = {"random": RandomRecommender(data.num_items), "popularity": PopularityRecommender.fit(data), "CLLM4Rec": model}
+def report(runs: dict[str, Path], data: RecommendationData) -> None:
+    """Metrics of both systems beside popularity and random, recommendations with titles, a query, a written review."""
+    cllm4rec, lcrec = (load_recommender(run) for run in runs.values())
+    recommenders: dict[str, Any] = {
+        "random": RandomRecommender(data.num_items),
+        "popularity": PopularityRecommender.fit(data),
+        "CLLM4Rec": cllm4rec,
+        "LC-Rec": SearchingRecommender(lcrec, num_beams=BEAMS),
+    }
     reports = {name: evaluate(one, data, "test", metrics=METRICS, progress=False) for name, one in recommenders.items()}
-    reports["CLLM4Rec"].save(run / "evaluation-test-given-train.json", overwrite=True)
-    update_card(run, data)
+    for name, run in runs.items():
+        reports[name].save(run / "evaluation-test-given-train.json", overwrite=True)
+        update_card(run, data)
     print("\n" + comparison_table(reports))
-    ratio = reports["CLLM4Rec"].metrics["ndcg@10"] / reports["popularity"].metrics["ndcg@10"]
-    print(f"\nCLLM4Rec reaches {ratio:.1f} x the NDCG@10 of popularity.")
-    assert model.catalogue is not None and model.users is not None
-    user = model.users.ids.ids_of([0])[0]
-    print(f"\n{user!r} chose: " + "; ".join(str(title) for title in model.catalogue.titles(model.users.history(0)[-5:])))
-    print("and might like:")
-    for row in model.recommend(users=[user], k=5).to_pylist():
-        title = model.catalogue.titles(model.catalogue.ids.indices_of([row["item"]]))[0]
-        print(f"  {row['rank']}. {title}   ({row['item']!r}, score {row['score']:.2f})")
-    words, review = write_review(run, data)
-    print(f"\n{words}:\n  {review}")
+    for name in runs:
+        ratio = reports[name].metrics["ndcg@10"] / reports["popularity"].metrics["ndcg@10"]
+        print(f"\n{name} reaches {ratio:.1f} x the NDCG@10 of popularity.", end="")
+    user = cllm4rec.users.ids.ids_of([0])[0]
+    last = cllm4rec.catalogue.titles(cllm4rec.users.history(0)[-5:])
+    print(f"\n\n{user!r} chose: " + "; ".join(str(title) for title in last) + "\nand might like, says")
+    for name, model in zip(runs, (cllm4rec, lcrec), strict=True):
+        print(f"  {name}:")
+        show(model.recommend(users=[user], k=5), model.catalogue)
+    print(f"\nLC-Rec on the query {QUERY!r}:")
+    show(lcrec.search([QUERY], k=3), lcrec.catalogue)
+    words, review = write_review(runs["CLLM4Rec"], data)
+    print(f"\n{words}, writes CLLM4Rec:\n  {review}")
+
+
+def show(recommendations: Recommendations, catalogue: Catalogue) -> None:
+    """Recommendations with titles."""
+    for row in recommendations.to_pylist():
+        title = catalogue.titles(catalogue.ids.indices_of([row["item"]]))[0]
+        print(f"    {row['rank']}. {title}   ({row['item']!r}, score {row['score']:.2f})")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -93,9 +128,13 @@ def main(argv: list[str] | None = None) -> int:
         print(f"demo.py: error: --output {folder} holds something else than a demo; name another folder", file=sys.stderr)
         return 2
     shutil.rmtree(folder, ignore_errors=True)
-    data, run = train(folder, arguments.seed)
-    report(run, data)
-    print(f"\nThe checkpoint lies in {run} (card: {run / 'README.md'}); all of this took {time.perf_counter() - started:.0f} s.")
+    data, backbone = make_data(folder, arguments.seed)
+    runs = {"CLLM4Rec": folder / "run", "LC-Rec": folder / "lcrec"}
+    train_cllm4rec(data, backbone, runs["CLLM4Rec"], arguments.seed)
+    train_lcrec(data, backbone, runs["LC-Rec"], arguments.seed)
+    report(runs, data)
+    places = ", ".join(f"{run} (card: {run / 'README.md'})" for run in runs.values())
+    print(f"\nThe checkpoints lie in {places}; all of this took {time.perf_counter() - started:.0f} s.")
     return 0
 
 

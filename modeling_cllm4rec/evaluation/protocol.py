@@ -9,6 +9,7 @@ from typing import Any
 
 EVALUATED_SPLITS = ("validation", "test")
 TEST_HISTORIES = ("train", "train+validation")
+ALL_SCORED = "all items scored"
 MASKS = ("train", "train+validation", "none")
 
 
@@ -51,7 +52,7 @@ class Protocol:
     candidates: str = "full catalogue"
     recall: str = "min(k, true items)"
     ties: str = "lower item index first"
-    decoding: str = "all items scored"
+    decoding: str = ALL_SCORED
     sample: str = "all"
 
     def __post_init__(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from modeling_cllm4rec.evaluation.protocol import Protocol
+from modeling_cllm4rec.evaluation.protocol import ALL_SCORED, Protocol
 
 FORMAT = "cllm4rec-evaluation-1"
 
@@ -138,7 +139,7 @@ def comparison_table(reports: Mapping[str, EvaluationReport]) -> str:
         reports: name of the recommender to its report.
 
     Returns:
-        The table, and the common protocol below it.
+        The table, and the common protocol below it. How a model decodes is its own affair: it may differ, and is said.
 
     Raises:
         ValueError: if there is no report, or the reports differ in protocol or metrics.
@@ -147,7 +148,7 @@ def comparison_table(reports: Mapping[str, EvaluationReport]) -> str:
         raise ValueError("reports is empty; give at least one report")
     first_name, first = next(iter(reports.items()))
     for name, report in reports.items():
-        if report.protocol != first.protocol:
+        if dataclasses.replace(report.protocol, decoding=first.protocol.decoding) != first.protocol:
             raise ValueError(
                 "reports of different protocols cannot stand in one table; evaluate again under one.\n"
                 f"{first_name}: {first.protocol}\n{name}: {report.protocol}"
@@ -161,7 +162,11 @@ def comparison_table(reports: Mapping[str, EvaluationReport]) -> str:
     for name, report in reports.items():
         cells = [_cell(value, report.intervals.get(metric)) for metric, value in report.metrics.items()]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", f"Protocol: {first.protocol}."])
+    decoding = [
+        f"{name}: {report.protocol.decoding}." for name, report in reports.items() if report.protocol.decoding != ALL_SCORED
+    ]
+    common = dataclasses.replace(first.protocol, decoding=ALL_SCORED) if decoding else first.protocol
+    return "\n".join([*lines, "", " ".join([f"Protocol: {common}.", *decoding])])
 
 
 def _cell(value: float, interval: tuple[float, float] | None) -> str:

@@ -24,7 +24,15 @@ from modeling_cllm4rec.configuration_rqvae import RQVAEConfig
 from modeling_cllm4rec.corpora.data_folder import INFO_FILE, RecommendationData
 from modeling_cllm4rec.corpora.item_embeddings import item_embeddings
 from modeling_cllm4rec.evaluation.index_report import REPORT_FILES, check_plots, index_report, save_index_report
-from modeling_cllm4rec.item_index import ItemIndex, assign_unique_codes, nearest_codes, residuals, sinkhorn, squared_distances_to
+from modeling_cllm4rec.item_index import (
+    LEVEL_LETTERS,
+    ItemIndex,
+    assign_unique_codes,
+    nearest_codes,
+    residuals,
+    sinkhorn,
+    squared_distances_to,
+)
 from modeling_cllm4rec.modeling_rqvae import RQVAEModel, residual_k_means
 from modeling_cllm4rec.training import checkpoints
 from modeling_cllm4rec.training.arguments import check_at_least, check_types
@@ -93,6 +101,11 @@ class IndexArguments:
         check_at_least(self, 1, "encode_batch_size", "max_text_tokens")
         check_at_least(self, 0, "seed", "beta", "sinkhorn_epsilon", "lr", "weight_decay", "max_grad_norm")
         check_at_least(self, 0, "warmup_epochs", "stop_after_epochs")
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(
+                f"warmup_epochs is {self.warmup_epochs} and epochs {self.epochs}, so the learning rate would never reach lr; "
+                "lower warmup_epochs"
+            )
         if not self.fields:
             raise ValueError("fields is empty; name the text columns that tell items apart")
         if self.resume and self.overwrite:
@@ -324,6 +337,8 @@ def _restore(path: Path, model: RQVAEModel, optimizer: torch.optim.Optimizer, sc
 
 
 def _check_sizes(num_items: int, arguments: IndexArguments) -> None:
+    if arguments.num_levels > len(LEVEL_LETTERS):
+        raise ValueError(f"num_levels is {arguments.num_levels}; an index has at most {len(LEVEL_LETTERS)} levels")
     if num_items < arguments.codebook_size and arguments.method != "random":
         raise ValueError(
             f"{num_items} items are fewer than the {arguments.codebook_size} codes of a level, which K-means cannot start from; "

@@ -27,6 +27,12 @@ def report():
     )
 
 
+def test_models_that_decode_otherwise_stand_in_one_table_and_it_is_said(report):
+    beams = dataclasses.replace(report, protocol=dataclasses.replace(PROTOCOL, decoding="constrained search with 9 beams"))
+    table = comparison_table({"a": report, "b": beams})
+    assert table.endswith("all items scored. b: constrained search with 9 beams.")
+
+
 def test_json_there_and_back(report, tmp_path):
     path = report.save(tmp_path / "new" / "report.json")
     assert EvaluationReport.load(path) == report

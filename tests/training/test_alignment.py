@@ -1,0 +1,206 @@
+"""Alignment: what trains and what stays to the bit, resume, reload, processes, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from modeling_cllm4rec.corpora.data_folder import RecommendationData
+from modeling_cllm4rec.evaluation.search import SearchingRecommender, evaluate_templates
+from modeling_cllm4rec.modeling_lcrec import LCRecForRecommendation
+from modeling_cllm4rec.training.alignment import AlignArguments, AlignmentStage, align, load_index, new_lcrec_model
+from modeling_cllm4rec.training.indexing import IndexArguments, index_items
+
+MakeAlign = Callable[..., AlignArguments]
+
+
+@pytest.fixture(scope="module")
+def index_folder(data: RecommendationData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("indices") / "index"
+    points = np.random.default_rng(0).normal(size=(data.num_items, 8)).astype(np.float32)
+    shape = {"num_levels": 2, "codebook_size": 8, "method": "rk-means"}
+    index_items(IndexArguments(data=str(data.folder), output=str(folder), **shape), points)  # type: ignore[arg-type]
+    return folder
+
+
+@pytest.fixture
+def align_arguments(
+    data: RecommendationData, tiny_backbones: dict[str, Path], index_folder: Path, tmp_path: Path
+) -> MakeAlign:
+    """Two short epochs over a part of the documents."""
+
+    def make(**changes: Any) -> AlignArguments:
+        values: dict[str, Any] = {
+            "data": str(data.folder),
+            "output": str(tmp_path / "run"),
+            "backbone": str(tiny_backbones["gpt2"]),
+            "index": str(index_folder),
+            "epochs": 2,
+            "batch_size": 16,
+            "max_text_tokens": 8,
+            "tasks": ["seqrec", "item2index=0.3", "index2item=0.3", "fusionseqrec=0.1", "itemsearch=0.2", "preferenceobtain=0.2"],
+            "eval_users": 20,
+            "num_beams": 10,
+        }
+        return AlignArguments(**{**values, **changes})
+
+    return make
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(LCRecForRecommendation.from_pretrained(folder).state_dict())
+
+
+@pytest.mark.parametrize("backbone", ["gpt2", "gpt2-untied", "llama"])
+@pytest.mark.parametrize("tune", ["frozen", "lora"])
+def test_words_stay_to_the_bit_and_index_tokens_learn(
+    tune: str, backbone: str, align_arguments: MakeAlign, tiny_backbones: dict[str, Path]
+) -> None:
+    arguments = align_arguments(tune=tune, backbone=str(tiny_backbones[backbone]), epochs=1)
+    start = new_lcrec_model(RecommendationData.load(arguments.data), arguments)[0].state_dict()
+    model, progress = align(arguments)
+    assert progress.finished
+    config, after = model.config, weights_of(arguments.run_folder)
+    for parameter in model.id_parameters:
+        name = next(name for name, value in model.named_parameters() if value is parameter)
+        rows = torch.arange(len(parameter))
+        index = (rows >= config.first_index_token) & (rows <= config.last_index_token)
+        assert torch.equal(after[name][~index], start[name][~index])
+        assert not torch.equal(after[name][index], start[name][index])
+        own = AutoModelForCausalLM.from_pretrained(tiny_backbones[backbone]).get_input_embeddings().weight
+        if parameter is model.get_input_embeddings().weight:
+            assert torch.equal(after[name][: config.first_index_token], own[: config.first_index_token])
+    body = [name for name in after if "mlp" in name and name.endswith("weight")]
+    assert body and all(torch.equal(after[name], start[name]) == (tune == "frozen") for name in body)
+
+
+def test_training_learns_and_the_best_epoch_is_kept(align_arguments: MakeAlign) -> None:
+    arguments = align_arguments(epochs=4, tasks=["seqrec"], lr=1e-2, backbone_lr=1e-3, average_decay=0.9)
+    model, progress = align(arguments)
+    values = [epoch["selection"] for epoch in progress.history]
+    assert progress.best == max(values)
+    data = RecommendationData.load(arguments.data)
+    stage = AlignmentStage(model, AutoTokenizer.from_pretrained(arguments.run_folder), data, arguments)
+    assert stage.validate(arguments.epochs - 1)["selection"] == pytest.approx(progress.best)
+
+
+@pytest.mark.parametrize("changes", [{}, {"tune": "lora"}, {"average_decay": 0.9, "gradient_accumulation_steps": 2}])
+def test_resumed_is_bit_equal(changes: dict[str, Any], align_arguments: MakeAlign, tmp_path: Path) -> None:
+    whole = align_arguments(output=str(tmp_path / "whole"), **changes)
+    _, progress = align(whole)
+    for number, stop in enumerate((2, progress.history[0]["step"], progress.history[0]["step"] + 1)):
+        torch.manual_seed(number)
+        assert not align(align_arguments(stop_after_steps=stop, resume=number > 0, **changes))[1].finished
+    rest = align_arguments(resume=True, **changes)
+    assert align(rest)[1].finished
+    first, second = weights_of(whole.run_folder), weights_of(rest.run_folder)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_accumulated_parts_are_one_batch(align_arguments: MakeAlign, tiny_backbones: dict[str, Path], tmp_path: Path) -> None:
+    still = AutoModelForCausalLM.from_pretrained(
+        tiny_backbones["gpt2"], resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
+    )
+    still.save_pretrained(tmp_path / "still")
+    AutoTokenizer.from_pretrained(tiny_backbones["gpt2"]).save_pretrained(tmp_path / "still")
+    folders = []
+    for size, parts in ((16, 1), (4, 4)):
+        arguments = align_arguments(
+            backbone=str(tmp_path / "still"),
+            output=str(tmp_path / str(parts)),
+            batch_size=size,
+            gradient_accumulation_steps=parts,
+            epochs=1,
+        )
+        align(arguments)
+        folders.append(weights_of(arguments.run_folder))
+    for name, value in folders[0].items():
+        torch.testing.assert_close(folders[1][name], value, rtol=1e-4, atol=2e-5)
+
+
+def test_the_loss_is_the_mean_over_response_tokens_by_hand(align_arguments: MakeAlign) -> None:
+    arguments = align_arguments()
+    data = RecommendationData.load(arguments.data)
+    model, tokenizer = new_lcrec_model(data, arguments)
+    model.eval()
+    stage = AlignmentStage(model, tokenizer, data, arguments)
+    step = stage.steps(0)[0]
+    loss, nll, tokens = stage.loss(step, step.documents, 0, torch.Generator())
+    total, count = 0.0, 0
+    for ids, counted in zip(*stage.corpus.rows(step.documents, 0), strict=True):
+        with torch.no_grad():
+            logits = model(torch.from_numpy(ids)[None]).logits[0].log_softmax(-1)
+        for place in np.flatnonzero(counted):
+            total -= float(logits[place - 1, ids[place]])
+            count += 1
+    assert tokens == count
+    assert nll == pytest.approx(total, rel=1e-4)
+    assert float(loss) == pytest.approx(total / count, rel=1e-4)
+
+
+def test_evaluation_over_templates_is_the_mean(align_arguments: MakeAlign) -> None:
+    arguments = align_arguments(epochs=1)
+    model, _ = align(arguments)
+    data = RecommendationData.load(arguments.data)
+    shared = {"metrics": ["hit_rate@5", "ndcg@10"], "progress": False, "n_resamples": 20}
+    both = evaluate_templates(model, data, "test", [0, 3], num_beams=10, **shared)
+    single = [evaluate_templates(model, data, "test", [one], num_beams=10, **shared) for one in (0, 3)]
+    for name in both.metrics:
+        assert both.metrics[name] == pytest.approx(np.mean([one.metrics[name] for one in single]))
+    assert both.protocol.decoding == "constrained search with 10 beams, mean over 2 templates"
+    exact = evaluate_templates(model, data, "test", [0], scoring="all", **shared)
+    wide = evaluate_templates(model, data, "test", [0], num_beams=data.num_items, **shared)
+    assert exact.metrics == wide.metrics  # as many beams as items are exact
+    assert SearchingRecommender(model, scoring="all").decoding == "all indices scored, template 0"
+    with pytest.raises(ValueError, match="templates is empty"):
+        evaluate_templates(model, data, "test", [])
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"index": ""}, "index is not set; give --index"),
+            ({"backbone": ""}, "backbone is not set"),
+            ({"tasks": ["seqrek"]}, "tasks: 'seqrek'; allowed are seqrec, item2index"),
+            ({"tasks": ["seqrec=2"]}, r"tasks: 'seqrec=2'; .* a share in \(0, 1\]"),
+            ({"tasks": ["seqrec=many"]}, "tasks: 'seqrec=many' has no number behind the ="),
+            ({"tasks": []}, "tasks is empty"),
+            ({"num_beams": 9}, "num_beams is 9; validation ranks 10 items"),
+            ({"eval_users": 0}, "eval_users is 0; it must be 1 or more"),
+        ],
+    )
+    def test_arguments(self, align_arguments: MakeAlign, changes: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            align_arguments(**changes)
+
+    def test_no_index(self, align_arguments: MakeAlign, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match="index: there is no .*index.parquet; run recipes/index_items.py first"):
+            align(align_arguments(index=str(tmp_path)))
+
+    def test_an_index_of_another_catalogue(self, align_arguments: MakeAlign, data: RecommendationData, tmp_path: Path) -> None:
+        from modeling_cllm4rec.catalogue import IdMap
+        from modeling_cllm4rec.item_index import ItemIndex
+
+        ItemIndex(np.arange(40)[:, None] // np.array([8, 1]) % 8, 8).save(
+            tmp_path / "index.parquet", IdMap([f"other {number}" for number in range(40)], "item_id")
+        )
+        with pytest.raises(ValueError, match="is the index of another catalogue than"):
+            load_index(tmp_path, data)
+
+    def test_a_backbone_that_is_none(self, align_arguments: MakeAlign, tmp_path: Path) -> None:
+        with pytest.raises(OSError, match="backbone: .* is no folder with a language model"):
+            align(align_arguments(backbone=str(tmp_path / "nothing")))
+
+    def test_resuming_with_another_index(self, align_arguments: MakeAlign, data: RecommendationData, tmp_path: Path) -> None:
+        align(align_arguments(stop_after_steps=2))
+        shape = {"num_levels": 2, "codebook_size": 8, "method": "random", "seed": 5}
+        index_items(IndexArguments(data=str(data.folder), output=str(tmp_path / "other"), **shape))  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="started from other weights"):
+            align(align_arguments(resume=True, index=str(tmp_path / "other")))
