@@ -227,18 +227,18 @@ class TrieLogitsProcessor(LogitsProcessor):
         check_vocabulary(scores.shape[-1], self.trie, self.first_index_token)
         written = input_ids[:, self.prompt_length :]
         level = written.shape[1]
-        allowed = torch.zeros_like(scores, dtype=torch.bool)
+        masked = torch.full_like(scores, float("-inf"))
         if level >= self.trie.num_levels:
             if self.end_token_id is None:
                 raise ValueError(
                     f"an index has {self.trie.num_levels} tokens and all are written: set max_new_tokens to "
                     f"{self.trie.num_levels}, or give end_token_id"
                 )
-            allowed[:, self.end_token_id] = True
+            masked[:, self.end_token_id] = scores[:, self.end_token_id]
         else:
             rows, tokens = self._continuations(written, level)
-            allowed[rows, tokens] = True
-        return scores.masked_fill(~allowed, float("-inf"))
+            masked[rows, tokens] = scores[rows, tokens]
+        return masked
 
     def _continuations(self, written: torch.Tensor, level: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows and tokens that may follow them."""

@@ -149,6 +149,8 @@ class RQVAEModel(PreTrainedModel):
         Returns:
             How many were revived.
         """
+        if bool(used.all()):
+            return 0
         generator = torch.Generator().manual_seed(seed)
         was_training = self.training
         self.eval()

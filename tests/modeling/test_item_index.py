@@ -188,6 +188,10 @@ def test_refusals():
         assign_unique_codes(np.zeros((5, 1)), codebooks)
     with pytest.raises(ValueError, match=r"1 items have NaN or infinite embeddings, first \[1\]"):
         assign_unique_codes(np.array([[0.0], [np.nan]]), codebooks)
+    with pytest.raises(ValueError, match=r"codes have shape \(1, 3\); they must be \(1, 2\), one row an item, all in \[0, 2\)"):
+        assign_unique_codes(np.zeros((1, 1)), codebooks, np.zeros((1, 3), dtype=int))
+    with pytest.raises(ValueError, match=r"codes have shape \(1, 2\); they must be .* all in \[0, 2\)"):
+        assign_unique_codes(np.zeros((1, 1)), codebooks, np.array([[0, 2]]))
     with pytest.raises(ValueError, match="5 items need more indices"):
         nearest_free_codes(np.zeros((1, 1)), codebooks, np.array(list(itertools.product(range(2), range(2)))))
     with pytest.raises(ValueError, match="epsilon is 0 and iterations 5; both must be above 0"):

@@ -5,8 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModel
 
+import modeling_cllm4rec  # noqa: F401  (teaches the Auto classes)
 from modeling_cllm4rec.configuration_rqvae import RQVAEConfig
+from modeling_cllm4rec.item_index import nearest_codes, residuals
 from modeling_cllm4rec.modeling_rqvae import RQVAEModel, k_means, residual_k_means
 
 
@@ -64,6 +69,53 @@ def test_uniform_last_level_spreads_the_batch():
     assert torch.bincount(model(points).codes[:, 0], minlength=4).tolist() == [40, 0, 0, 0]
     spread = torch.bincount(model(points, uniform_last=True).codes[:, 0], minlength=4)
     assert spread.min() >= 5 and spread.max() <= 15
+
+
+@given(st.integers(0, 1000))
+def test_codes_equal_the_plain_definition(seed):
+    generator = torch.Generator().manual_seed(seed)
+    model = small_model(num_levels=3).eval()
+    with torch.no_grad():
+        model.codebooks.copy_(torch.randn(3, 3, 2, generator=generator))
+    points = torch.randn(9, 6, generator=generator)
+    out = model(points)
+    latents = model.latents(points.numpy())
+    codes = nearest_codes(latents, model.codebook_array)
+    assert np.array_equal(out.codes.numpy(), codes)
+    quantized = model.quantize(out.latents)[1].detach().numpy()
+    np.testing.assert_allclose(latents - quantized, residuals(latents, model.codebook_array, codes, 3), atol=1e-5)
+
+
+def test_reconstruction_reaches_the_encoder_by_the_chain_rule():
+    model = small_model(quantization_weight=0.0)
+    points = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
+    model(points).loss.backward()
+    found = [parameter.grad.clone() for parameter in model.encoder.parameters()]
+    assert not model.codebooks.grad.any()
+    model.zero_grad()
+    latents = model.encoder(points)
+    quantized = model.quantize(latents)[1].detach().requires_grad_()
+    torch.nn.functional.mse_loss(model.decoder(quantized), points).backward()
+    latents.backward(quantized.grad)
+    for ours, parameter in zip(found, model.encoder.parameters(), strict=True):
+        torch.testing.assert_close(ours, parameter.grad)
+
+
+def test_k_means_is_as_good_as_scikit_learn():
+    cluster = pytest.importorskip("sklearn.cluster")
+    points = torch.randn(300, 4, generator=torch.Generator().manual_seed(0))
+    centres, chosen = k_means(points, 10)
+    inertia = float((points - centres[chosen]).square().sum())
+    theirs = [cluster.KMeans(10, n_init=1, random_state=seed).fit(points.numpy()).inertia_ for seed in range(5)]
+    assert inertia < 1.05 * max(theirs)
+
+
+@given(st.integers(1, 6), st.integers(6, 20), st.integers(0, 1000))
+def test_k_means_ends_where_centres_are_means(count, items, seed):
+    points = torch.randn(items, 2, generator=torch.Generator().manual_seed(seed))
+    centres, chosen = k_means(points, count, seed)
+    assert torch.equal(chosen, torch.cdist(points, centres).argmin(1))
+    torch.testing.assert_close(centres, torch.stack([points[chosen == code].mean(0) for code in range(count)]))
 
 
 def test_k_means_finds_what_is_there():
@@ -125,6 +177,7 @@ def test_dead_codes_are_put_onto_items():
         assert model.revive_dead_codes(points, used, seed=0) == 1
         latents = model.encoder(points)
     assert bool((model.codebooks[0, 2] == latents).all(1).any())
+    assert model.revive_dead_codes(points, torch.ones(2, 3, dtype=torch.bool), seed=0) == 0
 
 
 def test_residual_k_means_quantizes_the_embeddings_themselves():
@@ -138,10 +191,23 @@ def test_residual_k_means_quantizes_the_embeddings_themselves():
     assert error < 0.5 * points.var()
 
 
+@pytest.mark.parametrize("shape", [{}, {"hidden_dims": [], "latent_dim": 6}], ids=["autoencoder", "plain"])
+def test_the_auto_class_reads_it_to_the_bit(shape, tmp_path):
+    model = small_model(**shape).eval()
+    points = torch.randn(30, 6, generator=torch.Generator().manual_seed(2))
+    model.initialize_codebooks(points)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path)
+    assert type(loaded) is RQVAEModel
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"codebook_size": 0}, "codebook_size is 0; it must be 1 or more"),
+        ({"hidden_dims": [8, 0]}, "hidden_dims is 0; it must be 1 or more"),
         ({"beta": -1.0}, "beta is -1.0; it must be 0 or more"),
         ({"hidden_dims": ()}, "hidden_dims is empty, .* but latent_dim is 2 and input_dim 6"),
     ],

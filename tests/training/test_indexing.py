@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from modeling_cllm4rec.catalogue import IdMap
@@ -66,6 +67,47 @@ def test_resumed_is_bit_equal(data: RecommendationData, embeddings: np.ndarray, 
     assert all(bool((weights[0][name] == weights[1][name]).all()) for name in weights[0])
 
 
+def test_overwriting_throws_away_what_was_there(data: RecommendationData, embeddings: np.ndarray, tmp_path: Path) -> None:
+    index_items(arguments(data, tmp_path / "index"), embeddings)
+    picture = tmp_path / "index" / "code_use.png"
+    picture.touch()
+    index_items(arguments(data, tmp_path / "index", method="random", overwrite=True))
+    assert sorted(file.name for file in (tmp_path / "index").iterdir()) == ["index.json", "index.parquet", "report.md", "run.json"]
+
+
+def test_random_codes_do_not_look_at_embeddings(data: RecommendationData, embeddings: np.ndarray, tmp_path: Path) -> None:
+    with_them, _ = index_items(arguments(data, tmp_path / "a", method="random"), embeddings)
+    without, _ = index_items(arguments(data, tmp_path / "b", method="random"))
+    assert with_them is not None and without is not None and np.array_equal(with_them.codes, without.codes)
+
+
+def test_one_process_of_a_launch_works(
+    data: RecommendationData, embeddings: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    index, progress = index_items(arguments(data, tmp_path / "index"), embeddings)
+    assert index is None and progress.finished and not (tmp_path / "index").exists()
+
+
+def test_nothing_depends_on_the_global_random_state(
+    data: RecommendationData, embeddings: np.ndarray, tmp_path: Path
+) -> None:
+    codes = []
+    for number in (1, 2):
+        torch.manual_seed(number)
+        np.random.seed(number)
+        index, _ = index_items(arguments(data, tmp_path / str(number), epochs=4), embeddings)
+        assert index is not None
+        codes.append(index.codes)
+    assert np.array_equal(*codes)
+
+
+def test_plots(data: RecommendationData, embeddings: np.ndarray, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    index_items(arguments(data, tmp_path / "index", method="rk-means", plots=True), embeddings)
+    assert (tmp_path / "index" / "code_use.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize(("levels", "size", "items"), [(2, 4, 16), (3, 7, 40), (11, 256, 500)])
 def test_random_codes_differ(levels: int, size: int, items: int) -> None:
     codes = random_codes(items, levels, size, seed=0)
@@ -94,9 +136,52 @@ class TestBadInput:
         with pytest.raises(ValueError, match=r"embeddings have shape \(3, 12\); 40 items need one row each"):
             index_items(arguments(data, tmp_path / "b"), embeddings[:3])
 
+    def test_a_failed_start_leaves_the_folder_free(
+        self, data: RecommendationData, embeddings: np.ndarray, tmp_path: Path
+    ) -> None:
+        broken = np.full_like(embeddings, np.inf)
+        with pytest.raises(ValueError, match="the embeddings of 40 items are NaN or infinite"):
+            index_items(arguments(data, tmp_path / "index"), broken)
+        index_items(arguments(data, tmp_path / "index", epochs=2), embeddings)
+        before = {file: file.read_bytes() for file in (tmp_path / "index").rglob("*") if file.is_file()}
+        with pytest.raises(ValueError, match="the embeddings of 40 items are NaN or infinite"):
+            index_items(arguments(data, tmp_path / "index", epochs=3, overwrite=True), broken)
+        assert {file: file.read_bytes() for file in (tmp_path / "index").rglob("*") if file.is_file()} == before
+
+    def test_resume_with_other_embeddings(self, data: RecommendationData, embeddings: np.ndarray, tmp_path: Path) -> None:
+        index_items(arguments(data, tmp_path / "index", stop_after_epochs=4), embeddings)
+        with pytest.raises(ValueError, match=r"had other arguments \(then, now\): \{'embeddings_sha256'"):
+            index_items(arguments(data, tmp_path / "index", resume=True), embeddings + 1)
+
+    @pytest.mark.parametrize("overwrite", [False, True])
+    @pytest.mark.parametrize("name", ["config.json", "checkpoints/alignment/run.json", "index.parquet"])
+    def test_a_folder_of_something_else(
+        self, data: RecommendationData, embeddings: np.ndarray, tmp_path: Path, name: str, overwrite: bool
+    ) -> None:
+        there = tmp_path / "model" / name
+        there.parent.mkdir(parents=True)
+        there.write_text("{}")
+        with pytest.raises(FileExistsError, match="but no record of how an index was made there; .* choose another --output"):
+            index_items(arguments(data, tmp_path / "model", overwrite=overwrite), embeddings)
+        assert [file for file in (tmp_path / "model").rglob("*") if file.is_file()] == [there]
+
+    def test_plots_without_matplotlib(
+        self, data: RecommendationData, embeddings: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        with pytest.raises(ValueError, match=r"plots: matplotlib is not installed; run: pip install 'cllm4rec\[lcrec\]'"):
+            index_items(arguments(data, tmp_path / "index", plots=True), embeddings)
+        assert not (tmp_path / "index").exists()
+
+    def test_a_loss_that_is_no_number(self, data: RecommendationData, embeddings: np.ndarray, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="the loss is (inf|nan) in epoch .*; lower lr, or look at the embeddings"):
+            index_items(arguments(data, tmp_path / "index"), embeddings * 1e30)
+
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
+            ({"num_levels": 27}, "num_levels is 27; an index has at most 26 levels"),
+            ({"warmup_epochs": 13}, "warmup_epochs is 13 and epochs 12, .* lower warmup_epochs"),
             ({"codebook_size": 41}, "40 items are fewer than the 41 codes of a level, .* lower codebook_size to 40 or less"),
             ({"codebook_size": 3}, r"40 items need more indices than 3 levels of 3 codes give \(27\); raise num_levels"),
             ({"num_levels": 0}, "num_levels is 0; it must be 1 or more"),

@@ -1,0 +1,135 @@
+"""LC-Rec's commands, end to end on the tiny world: index, align, evaluate, recommend, search."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from accelerate.state import AcceleratorState
+
+from modeling_cllm4rec.corpora.data_folder import RecommendationData
+from modeling_cllm4rec.modeling_lcrec import LCRecForRecommendation
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+def main_of(name: str) -> Callable[..., int]:
+    spec = importlib.util.spec_from_file_location(f"{name}_recipe", RECIPES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def main(*argv: str | Path) -> int:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        return module.main([str(word) for word in argv])
+
+    return main
+
+
+@pytest.fixture(scope="module")
+def run(data_folder: Path, tiny_backbones: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run and, beside it, its index."""
+    folder = tmp_path_factory.mktemp("runs")
+    index = {
+        "data": str(data_folder),
+        "encoder": str(tiny_backbones["gpt2"]),
+        "num_levels": 2,
+        "codebook_size": 8,
+        "hidden_dims": [16],
+        "latent_dim": 4,
+        "epochs": 5,
+        "warmup_epochs": 1,
+        "lr": "1e-3",
+        "output": str(folder / "index"),
+    }
+    (folder / "index.yaml").write_text(yaml.safe_dump(index))
+    assert main_of("index_items")("--config", folder / "index.yaml") == 0
+    model = {
+        "data": str(data_folder),
+        "index": str(folder / "index"),
+        "backbone": str(tiny_backbones["gpt2"]),
+        "tasks": ["seqrec", "itemsearch=0.2"],
+        "epochs": 1,
+        "max_text_tokens": 8,
+        "num_beams": 12,
+        "output": str(folder / "lcrec"),
+    }
+    (folder / "align.yaml").write_text(yaml.safe_dump(model))
+    assert main_of("align")("--config", folder / "align.yaml") == 0
+    return folder / "lcrec"
+
+
+def test_folder_and_card(run: Path) -> None:
+    assert {path.name for path in run.iterdir()} >= {"config.json", "model.safetensors", "tokenizer.json", "catalogue.parquet", "rqvae"}
+    card = (run / "README.md").read_text()
+    assert "An LC-Rec recommender" in card and "Intentions and preferences were written by: " in card and "lc-rec" in card
+    config = json.loads((run / "config.json").read_text())
+    assert config["item_encoder"]["pooling"] == "separate"
+    assert len(config["recommendation_prompts"]) == 17 and len(config["query_prompts"]["alone"]) == 5
+
+
+def test_evaluate(run: Path, data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shared = ("--model", run, "--data", data_folder, "--output", tmp_path)
+    assert main_of("eval")(*shared, "--split", "test", "--test-history", "train+validation") == 0
+    printed = capsys.readouterr().out
+    assert "| LC-Rec |" in printed and "hit_rate@10" in printed and "constrained search with 12 beams, template 0" in printed
+    report = json.loads((tmp_path / "evaluation-test-given-train-validation.json").read_text())
+    assert set(report["metrics"]) == {"hit_rate@1", "hit_rate@5", "hit_rate@10", "ndcg@5", "ndcg@10"}
+    assert main_of("eval")(*shared, "--templates", "all", "--max-users", "7", "--num-beams", "10", "--baselines") == 0
+    printed = capsys.readouterr().out
+    assert "mean over 17 templates" in printed and "7 users (a random sample of" in printed
+    assert main_of("eval")(*shared, "--scoring", "all", "--max-users", "7") == 0
+    assert "all indices scored" in capsys.readouterr().out
+
+
+def test_recommend(run: Path, data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = RecommendationData.load(data_folder)
+    items = data.items["item_id"].to_pylist()
+    pq.write_table(pa.table({"history": [items[:3], items[5:6]]}), tmp_path / "people.parquet")
+    shared = ("--model", run, "--k", "4")
+    assert main_of("recommend")(*shared, "--histories", tmp_path / "people.parquet", "--output", tmp_path / "recs.parquet") == 0
+    table = pq.read_table(tmp_path / "recs.parquet").to_pandas()
+    assert table["user"].tolist() == [0] * 4 + [1] * 4 and set(table["item"]) <= set(items)
+    capsys.readouterr()
+    assert main_of("recommend")(*shared, "--query", "something for a quiet evening", "--num-beams", "20") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    assert main_of("recommend")(*shared, "--users", str(data.users["user_id"][0].as_py()), "--scoring", "all") == 0
+    exact = capsys.readouterr().out
+    assert main_of("recommend")(*shared, "--users", str(data.users["user_id"][0].as_py()), "--num-beams", "40") == 0
+    assert [line.split("\t")[2] for line in capsys.readouterr().out.splitlines()] == [
+        line.split("\t")[2] for line in exact.splitlines()
+    ]
+
+
+def test_one_line_for_bad_input(run: Path, data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cases = [
+        (main_of("recommend"), ("--model", run, "--k", "13"), "k is 13, but a search with 12 beams finds 12 items at most"),
+        (main_of("recommend"), ("--model", run, "--query", " "), r"queries[0] is ' '; say in words"),
+        (main_of("eval"), ("--model", run, "--data", data_folder, "--templates", "99"), "template is 99; the model has templates 0 to 16"),
+        (main_of("align"), ("--config", run.parent / "align.yaml"), "holds a run already; pass --resume"),
+        (main_of("index_items"), ("--config", run.parent / "index.yaml"), "holds an index already; pass --resume"),
+        (main_of("index_items"), ("--data", data_folder), "output is not set; give --output"),
+    ]
+    for command, flags, message in cases:
+        assert command(*flags) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert message in error
+
+
+def test_new_items_are_recommended_without_training(run: Path, tmp_path: Path) -> None:
+    model = LCRecForRecommendation.from_pretrained(run)
+    assert model.indexer is not None and model.catalogue is not None
+    before, width = model.num_items, model.indexer.config.input_dim
+    new = pa.table({"item_id": pa.array(["brand new"], model.catalogue.ids.array.type)})
+    model.add_items(new, np.random.default_rng(0).normal(size=(1, width)).astype(np.float32))
+    assert model.num_items == before + 1
+    known = model.catalogue.ids.ids_of([0])
+    found = model.recommend(histories=[known], k=before, num_beams=before + 1).to_pandas()["item"].tolist()
+    assert "brand new" in found and len(set(found)) == before
