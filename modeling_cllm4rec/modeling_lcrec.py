@@ -272,7 +272,10 @@ class LCRecForRecommendation(RecommendsItems, SavedFolderModel):
         return ids.to(self.device), mask.to(self.device)
 
     def _trie_here(self) -> ItemTrie:
-        return self.trie.to(self.device)
+        """The tree on the model's device, moved once."""
+        if self.trie.device != self.device:
+            self.__dict__["trie"] = self.trie.to(self.device)
+        return self.trie
 
     def score_histories(self, user_indices: np.ndarray | None, histories: Any) -> np.ndarray:
         """(batch, J) float32 exact scores of histories given as compressed rows (`indptr`, `items`)."""

@@ -64,7 +64,7 @@ class RecommendsItems(ABC):
             candidates: external item ids to choose from; None means the whole catalogue.
             on_unknown: `"raise"` names unknown ids; `"skip"` leaves unknown users, items and candidates out.
             batch_size: people scored in one pass.
-            search: settings of the model's own search, where it has one (LC-Rec: `num_beams`, `scoring`, `template`).
+            search: settings of the model's own search, where it has one (LC-Rec: `num_beams`, `scoring`).
 
         Returns:
             `Recommendations` with columns user, item, rank, score.

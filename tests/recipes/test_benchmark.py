@@ -110,7 +110,7 @@ def test_training_moves_one_side_only(
     world = benchmark.make_world(arguments, tmp_path)
     model = world.pretraining.model
     moving = {id(table.weight) for table in model.tables(side)}
-    ours = benchmark.our_pass(world, arguments, None)
+    ours = benchmark.our_pass(world, arguments, benchmark.Training(None, None))
     documents = world.documents[kind][-6:]  # of the texts, reviews: they have a user and an item
     for train in (lambda: world.released["released"].train(kind, documents, 4), lambda: ours(kind, documents)):
         before = [parameter.detach().clone() for parameter in model.parameters()]

@@ -72,7 +72,8 @@ def test_overwriting_throws_away_what_was_there(data: RecommendationData, embedd
     picture = tmp_path / "index" / "code_use.png"
     picture.touch()
     index_items(arguments(data, tmp_path / "index", method="random", overwrite=True))
-    assert sorted(file.name for file in (tmp_path / "index").iterdir()) == ["index.json", "index.parquet", "report.md", "run.json"]
+    names = sorted(file.name for file in (tmp_path / "index").iterdir())
+    assert names == ["index.json", "index.parquet", "report.md", "run.json"]
 
 
 def test_random_codes_do_not_look_at_embeddings(data: RecommendationData, embeddings: np.ndarray, tmp_path: Path) -> None:
