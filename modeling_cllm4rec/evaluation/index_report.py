@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -116,8 +115,3 @@ def _plot(path: Path, report: Mapping[str, Any]) -> None:
         axes.set_ylabel(f"level {level + 1}")
     axes.set_xlabel("codes, most used first; height: items")
     figure.savefig(path, dpi=100)
-
-
-def load_index_report(folder: str | Path) -> dict[str, Any]:
-    """The numbers of an index folder."""
-    return dict(json.loads((Path(folder) / "index.json").read_text(encoding="utf-8"))["report"])

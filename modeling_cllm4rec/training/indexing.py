@@ -118,9 +118,10 @@ class IndexArguments:
 
     @property
     def item_encoder(self) -> dict[str, Any]:
-        """How texts become embeddings, for items that come later."""
-        names = ("encoder", "fields", "pooling", "on_missing_text", "max_text_tokens")
-        return {name: getattr(self, name) for name in names}
+        """How texts become embeddings, for items that come later; of a local encoder, its folder's name only."""
+        names = ("fields", "pooling", "on_missing_text", "max_text_tokens")
+        encoder = Path(self.encoder).resolve().name if Path(self.encoder).is_dir() else self.encoder
+        return {"encoder": encoder, **{name: getattr(self, name) for name in names}}
 
 
 @dataclass

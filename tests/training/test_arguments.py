@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 
 from modeling_cllm4rec.corpora.prompts import Prompts
+from modeling_cllm4rec.training.alignment import AlignArguments
 from modeling_cllm4rec.training.arguments import (
     FinetuneArguments,
     PretrainArguments,
-    StageArguments,
     parse_arguments,
     read_config,
 )
+from modeling_cllm4rec.training.indexing import IndexArguments
 
 CONFIGS = sorted((Path(__file__).parents[2] / "recipes" / "configs").glob("*.yaml"))
 BASE = {"data": "data/mine", "output": "runs/mine"}
@@ -95,18 +96,24 @@ def test_prompts_from_yaml_and_from_a_flag(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.name)
-def test_every_config_of_the_recipes_parses_for_both_stages(config: Path) -> None:
+def test_every_config_of_the_recipes_parses_for_its_stages(config: Path) -> None:
     argv = [*FLAGS, "--config", str(config)]
-    assert parse_arguments(PretrainArguments, "pretrain", [*argv, "--backbone", "gpt2"]).output == "runs/mine"
-    assert parse_arguments(FinetuneArguments, "finetune", argv).start == str(Path("runs/mine/pretrained"))
+    backbone, index = ["--backbone", "gpt2"], ["--index", "runs/index"]
+    if config.stem.endswith("_index"):
+        assert parse_arguments(IndexArguments, "index", argv).output == "runs/mine"
+    elif config.stem.endswith("_lcrec"):
+        assert parse_arguments(AlignArguments, "align", [*argv, *backbone, *index]).output == "runs/mine"
+    else:
+        assert parse_arguments(PretrainArguments, "pretrain", [*argv, *backbone]).output == "runs/mine"
+        assert parse_arguments(FinetuneArguments, "finetune", argv).start == str(Path("runs/mine/pretrained"))
 
 
 def test_there_are_configs() -> None:
     assert len(CONFIGS) >= 2
 
 
-@pytest.mark.parametrize("kind", [PretrainArguments, FinetuneArguments])
-def test_every_argument_has_a_help_text(kind: type[StageArguments]) -> None:
+@pytest.mark.parametrize("kind", [PretrainArguments, FinetuneArguments, IndexArguments, AlignArguments])
+def test_every_argument_has_a_help_text(kind: type[Any]) -> None:
     assert all(one.metadata.get("help") for one in kind.__dataclass_fields__.values())
 
 
