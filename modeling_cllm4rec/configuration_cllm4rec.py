@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
+
+from .configuration_backbone import BackboneConfig
 
 AUTO_MAP = {
     "AutoConfig": "configuration_cllm4rec.CLLM4RecConfig",
@@ -19,7 +21,7 @@ PromptPieces = list[Any]
 """A prompt cut at its placeholders: lists of text token ids between the words `"user"`, `"item"` and `"items"`."""
 
 
-class CLLM4RecConfig(PreTrainedConfig):
+class CLLM4RecConfig(BackboneConfig):
     """Shape of a CLLM4Rec model.
 
     Args:
@@ -42,7 +44,6 @@ class CLLM4RecConfig(PreTrainedConfig):
     """
 
     model_type = "cllm4rec"
-    sub_configs = {"text_config": AutoConfig}
 
     def __init__(
         self,
@@ -56,10 +57,7 @@ class CLLM4RecConfig(PreTrainedConfig):
         catalogue_fingerprint: str | None = None,
         **kwargs: Any,
     ) -> None:
-        if isinstance(text_config, dict):
-            text_config = AutoConfig.for_model(**text_config)
-        elif text_config is None:  # transformers builds a default config when it compares configs for printing
-            text_config = AutoConfig.for_model("gpt2")
+        text_config = self.read_text_config(text_config)
         vocabulary = text_config.get_text_config().vocab_size
         if id_offset is None:
             id_offset = vocabulary
@@ -71,7 +69,6 @@ class CLLM4RecConfig(PreTrainedConfig):
         for name, count in (("num_users", num_users), ("num_items", num_items)):
             if count < 0:
                 raise ValueError(f"{name} is {count}; it must be 0 or more")
-        self.text_config = text_config
         self.num_users = num_users
         self.num_items = num_items
         self.id_offset = id_offset
@@ -79,29 +76,13 @@ class CLLM4RecConfig(PreTrainedConfig):
         self.recommendation_prompts = recommendation_prompts
         self.max_history_tokens = max_history_tokens
         self.catalogue_fingerprint = catalogue_fingerprint
-        kwargs["tie_word_embeddings"] = False  # ties are the backbone's own affair: text_config.tie_word_embeddings
         kwargs["auto_map"] = dict(AUTO_MAP)
-        super().__init__(**kwargs)
-
-    @property
-    def hidden_size(self) -> int:
-        """Width K of the backbone and of every ID row."""
-        return int(self.text_config.get_text_config().hidden_size)
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of text tokens that the backbone knows (its own vocabulary, without ID tokens)."""
-        return int(self.text_config.get_text_config().vocab_size)
+        super().__init__(text_config, **kwargs)
 
     @property
     def total_tokens(self) -> int:
         """N + I + J: one more than the largest token id."""
         return self.id_offset + self.num_users + self.num_items
-
-    @property
-    def context_length(self) -> int:
-        """Longest sequence in tokens that the backbone can read."""
-        return int(self.text_config.get_text_config().max_position_embeddings)
 
     @property
     def prompt_limit(self) -> int:

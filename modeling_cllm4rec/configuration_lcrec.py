@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
+
+from .configuration_backbone import BackboneConfig
 
 AUTO_MAP = {
     "AutoConfig": "configuration_lcrec.LCRecConfig",
@@ -15,7 +17,7 @@ AUTO_MAP = {
 }
 
 
-class LCRecConfig(PreTrainedConfig):
+class LCRecConfig(BackboneConfig):
     """Shape of an LC-Rec model.
 
     Args:
@@ -44,7 +46,6 @@ class LCRecConfig(PreTrainedConfig):
     """
 
     model_type = "lcrec"
-    sub_configs = {"text_config": AutoConfig}
 
     def __init__(
         self,
@@ -63,10 +64,7 @@ class LCRecConfig(PreTrainedConfig):
         catalogue_fingerprint: str | None = None,
         **kwargs: Any,
     ) -> None:
-        if isinstance(text_config, dict):
-            text_config = AutoConfig.for_model(**text_config)
-        elif text_config is None:  # transformers builds a default config when it compares configs for printing
-            text_config = AutoConfig.for_model("gpt2")
+        text_config = self.read_text_config(text_config)
         vocabulary = text_config.get_text_config().vocab_size
         if first_index_token is None:
             first_index_token = vocabulary - num_levels * codebook_size
@@ -82,7 +80,6 @@ class LCRecConfig(PreTrainedConfig):
         for name, count in (("max_history", max_history), ("search_beams", search_beams)):
             if count < 1:
                 raise ValueError(f"{name} is {count}; it must be 1 or more")
-        self.text_config = text_config
         self.num_items = num_items
         self.num_users = num_users
         self.num_levels = num_levels
@@ -95,29 +92,13 @@ class LCRecConfig(PreTrainedConfig):
         self.search_beams = search_beams
         self.item_encoder = item_encoder
         self.catalogue_fingerprint = catalogue_fingerprint
-        kwargs["tie_word_embeddings"] = False  # ties are the language model's own affair: text_config.tie_word_embeddings
         kwargs["auto_map"] = dict(AUTO_MAP)
-        super().__init__(**kwargs)
+        super().__init__(text_config, **kwargs)
 
     @property
     def last_index_token(self) -> int:
         """Token id of the last code of the last level."""
         return int(self.first_index_token + self.num_levels * self.codebook_size - 1)
-
-    @property
-    def hidden_size(self) -> int:
-        """Width of the language model."""
-        return int(self.text_config.get_text_config().hidden_size)
-
-    @property
-    def vocab_size(self) -> int:
-        """Tokens of the language model, index tokens included."""
-        return int(self.text_config.get_text_config().vocab_size)
-
-    @property
-    def context_length(self) -> int:
-        """Longest sequence in tokens that the language model can read."""
-        return int(self.text_config.get_text_config().max_position_embeddings)
 
 
 __all__ = ["AUTO_MAP", "LCRecConfig"]

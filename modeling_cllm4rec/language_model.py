@@ -31,6 +31,36 @@ def word_head(language_model: PreTrainedModel) -> nn.Module:
     return heads[0]
 
 
+class HoldsLanguageModel:
+    """Gives transformers what it asks of a model whose language model is in `backbone`."""
+
+    backbone: Any
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Token embeddings (N, K) of the language model."""
+        embeddings: nn.Module = self.backbone.get_input_embeddings()
+        return embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embeddings of the language model."""
+        self.backbone.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """The language model's output layer."""
+        layer: nn.Module | None = self.backbone.get_output_embeddings()
+        return layer
+
+    def get_decoder(self) -> nn.Module:
+        """The language model without its output layer."""
+        body: nn.Module = self.backbone.base_model
+        return body
+
+    @property
+    def word_head(self) -> nn.Module:
+        """From (..., K) states to (..., N) logits over the language model's tokens: f_c in CLLM4Rec."""
+        return word_head(self.backbone)
+
+
 def tokenizer_of(name_or_path: str | Path) -> PreTrainedTokenizerBase | None:
     """The backbone's tokenizer, None if its folder has none (`AutoTokenizer` would make an empty one)."""
     for file in ("tokenizer_config.json", "tokenizer.json"):
@@ -74,4 +104,12 @@ def check_fields(config_class: type[PreTrainedConfig], arguments: dict[str, Any]
             raise ValueError(f"from_backbone: unknown field {name!r}; nearest: {near or names}")
 
 
-__all__ = ["check_fields", "greedy_generation", "is_left_padded", "real_positions", "tokenizer_of", "word_head"]
+__all__ = [
+    "HoldsLanguageModel",
+    "check_fields",
+    "greedy_generation",
+    "is_left_padded",
+    "real_positions",
+    "tokenizer_of",
+    "word_head",
+]

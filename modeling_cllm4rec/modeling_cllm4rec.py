@@ -25,7 +25,7 @@ from transformers.modeling_outputs import BaseModelOutput, CausalLMOutputWithPas
 
 from .catalogue import Catalogue, KnownUsers
 from .configuration_cllm4rec import CLLM4RecConfig
-from .language_model import check_fields, greedy_generation, is_left_padded, real_positions, tokenizer_of, word_head
+from .language_model import HoldsLanguageModel, check_fields, greedy_generation, is_left_padded, real_positions, tokenizer_of
 from .losses import ItemLoss, multinomial_nll
 from .prompt_assembly import assemble, pad_right
 from .recommending import RecommendsItems
@@ -51,7 +51,7 @@ class RecommendationOutput(ModelOutput):
     last_hidden_state: torch.Tensor | None = None
 
 
-class CLLM4RecPreTrainedModel(SavedFolderModel):
+class CLLM4RecPreTrainedModel(HoldsLanguageModel, SavedFolderModel):
     """The backbone and the four ID tables, with catalogue, users and card beside them."""
 
     config_class = CLLM4RecConfig
@@ -63,6 +63,7 @@ class CLLM4RecPreTrainedModel(SavedFolderModel):
     _supports_attention_backend = True
     flat_files = (
         "catalogue.py",
+        "configuration_backbone.py",
         "configuration_cllm4rec.py",
         "language_model.py",
         "losses.py",
@@ -111,22 +112,6 @@ class CLLM4RecPreTrainedModel(SavedFolderModel):
         """The four matrices of ID rows."""
         return [table.weight for side in SIDES for table in self.tables(side)]
 
-    def get_input_embeddings(self) -> nn.Module:
-        """Word embeddings (N, K) of the backbone; ID rows are in `tables`."""
-        return self.backbone.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the backbone's word embeddings."""
-        self.backbone.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module | None:
-        """The backbone's output layer over words."""
-        return self.backbone.get_output_embeddings()
-
-    def get_decoder(self) -> nn.Module:
-        """The backbone without its output layer."""
-        return self.backbone.base_model
-
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """Not possible: ID tokens follow the words by arithmetic, more words would shift them all."""
         raise ValueError(
@@ -171,11 +156,6 @@ class CLLM4RecPreTrainedModel(SavedFolderModel):
             **kwargs,
         )
         return outputs.last_hidden_state
-
-    @property
-    def word_head(self) -> nn.Module:
-        """The content head f_c: from (..., K) states to (..., N) logits over words."""
-        return word_head(self.backbone)
 
     @classmethod
     def from_backbone(

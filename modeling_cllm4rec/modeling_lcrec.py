@@ -14,7 +14,6 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -26,7 +25,7 @@ from .constrained_decoding import ItemTrie
 from .index_prompts import index_prompt
 from .index_search import beam_search, check_tree_attention, score_all
 from .item_index import ItemIndex, nearest_free_codes
-from .language_model import check_fields, greedy_generation, tokenizer_of, word_head
+from .language_model import HoldsLanguageModel, check_fields, greedy_generation, tokenizer_of
 from .modeling_rqvae import RQVAEModel
 from .prompt_assembly import pad_right
 from .recommending import RecommendsItems
@@ -37,7 +36,7 @@ Scoring = Literal["beam", "all"]
 INDEXER_FOLDER = "rqvae"
 
 
-class LCRecForRecommendation(RecommendsItems, SavedFolderModel):
+class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderModel):
     """The recommender: a prompt with the indices of a history in, the indices of real items out.
 
     `backbone` is an ordinary causal language model whose vocabulary holds the index tokens: `backbone.generate` with a
@@ -55,6 +54,7 @@ class LCRecForRecommendation(RecommendsItems, SavedFolderModel):
     _supports_attention_backend = True
     flat_files = (
         "catalogue.py",
+        "configuration_backbone.py",
         "configuration_lcrec.py",
         "configuration_rqvae.py",
         "constrained_decoding.py",
@@ -79,27 +79,6 @@ class LCRecForRecommendation(RecommendsItems, SavedFolderModel):
         self.backbone = AutoModelForCausalLM.from_config(copy.deepcopy(config.text_config), dtype=torch.get_default_dtype())
         self.generation_config = GenerationConfig.from_model_config(config)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Token embeddings (N, K) of the language model, index tokens included."""
-        return self.backbone.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the token embeddings."""
-        self.backbone.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module | None:
-        """The language model's output layer."""
-        return self.backbone.get_output_embeddings()
-
-    def get_decoder(self) -> nn.Module:
-        """The language model without its output layer."""
-        return self.backbone.base_model
-
-    @property
-    def word_head(self) -> nn.Module:
-        """From (..., K) states to (..., N) logits over words and index tokens."""
-        return word_head(self.backbone)
 
     @property
     def id_parameters(self) -> list[torch.Tensor]:

@@ -34,7 +34,7 @@ from modeling_cllm4rec.modeling_lcrec import INDEXER_FOLDER, LCRecForRecommendat
 from modeling_cllm4rec.modeling_rqvae import RQVAEModel
 from modeling_cllm4rec.prompt_assembly import pad_right
 from modeling_cllm4rec.training.arguments import TrainingArguments
-from modeling_cllm4rec.training.loop import Progress, Step, make_accelerator, run
+from modeling_cllm4rec.training.loop import Progress, Step, as_on_the_main_process, documents_of_a_step, make_accelerator, run
 from modeling_cllm4rec.training.parameters import choose_index_rows, merge_lora
 from tokenization.tokenization_lcrec import add_index_tokens
 
@@ -170,8 +170,7 @@ class AlignmentStage:
     def steps(self, epoch: int) -> list[Step]:
         """Batches of like length, all tasks mixed."""
         arguments = self.arguments
-        world = max(1, torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1)
-        size = arguments.batch_size * arguments.gradient_accumulation_steps * world
+        size = documents_of_a_step(arguments)
         numbers = self.corpus.documents(epoch)
         batches = plan_batches(self.corpus.lengths(numbers, epoch), size, arguments.seed, epoch)
         return [Step("align", numbers[batch]) for batch in batches]
@@ -196,7 +195,7 @@ class AlignmentStage:
         if (epoch + 1) % self.arguments.eval_every and epoch + 1 != self.num_epochs:
             return {}
         names = [f"{metric}@{k}" for metric, k in (("hit_rate", 10), ("ndcg", 10)) if k <= self.data.num_items]
-        values = torch.zeros(len(names), dtype=torch.float64)
+        values = [0.0] * len(names)
         if self.is_main_process:
             report = evaluate(
                 SearchingRecommender(self.model, self.arguments.num_beams),
@@ -208,11 +207,9 @@ class AlignmentStage:
                 n_resamples=0,
                 max_users=self.arguments.eval_users,
             )
-            values = torch.tensor([report.metrics[name] for name in names], dtype=torch.float64)
-        if torch.distributed.is_initialized():
-            values = values.to(self.model.device)
-            torch.distributed.broadcast(values, src=0)
-        metrics = {f"validation/{name}": float(value) for name, value in zip(names, values, strict=True)}
+            values = [report.metrics[name] for name in names]
+        values = as_on_the_main_process(values, self.model.device)
+        metrics = {f"validation/{name}": value for name, value in zip(names, values, strict=True)}
         return {**metrics, "selection": metrics[f"validation/{SELECTION}"]}
 
 

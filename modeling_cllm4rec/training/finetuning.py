@@ -18,7 +18,7 @@ from modeling_cllm4rec.evaluation.evaluator import evaluate
 from modeling_cllm4rec.hub.model_card import save_record, training_record, update_card
 from modeling_cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation, Side
 from modeling_cllm4rec.training.arguments import FinetuneArguments
-from modeling_cllm4rec.training.loop import Progress, Step, make_accelerator, run
+from modeling_cllm4rec.training.loop import Progress, Step, as_on_the_main_process, documents_of_a_step, make_accelerator, run
 from modeling_cllm4rec.training.objectives import holdout_terms, next_word_terms
 from modeling_cllm4rec.training.parameters import choose_trainable, merge_lora
 
@@ -72,8 +72,7 @@ class FinetuningStage:
     def steps(self, epoch: int) -> list[Step]:
         """Recommendation steps, with C steps between them where asked for."""
         arguments = self.arguments
-        world = max(1, torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1)
-        size = arguments.batch_size * arguments.gradient_accumulation_steps * world
+        size = documents_of_a_step(arguments)
         users = self.histories.users
         batches = plan_batches(self.histories.lengths[users], size, arguments.seed, epoch)
         steps = [Step("recommendation", users[batch]) for batch in batches]
@@ -115,7 +114,7 @@ class FinetuningStage:
         """Recall@20, Recall@40, NDCG@100 on validation, and their sum, which selects (released code, A4)."""
         if (epoch + 1) % self.arguments.eval_every and epoch + 1 != self.num_epochs:
             return {}
-        values = torch.zeros(len(self.metrics), dtype=torch.float64)
+        values = [0.0] * len(self.metrics)
         if self.is_main_process:
             report = evaluate(
                 self.model,
@@ -126,12 +125,10 @@ class FinetuningStage:
                 progress=False,
                 n_resamples=0,
             )
-            values = torch.tensor([report.metrics[name] for name in self.metrics], dtype=torch.float64)
-        if torch.distributed.is_initialized():
-            values = values.to(self.model.item_content.weight.device)
-            torch.distributed.broadcast(values, src=0)
-        metrics = {f"validation/{name}": float(value) for name, value in zip(self.metrics, values, strict=True)}
-        return {**metrics, "selection": float(values.sum())}
+            values = [report.metrics[name] for name in self.metrics]
+        values = as_on_the_main_process(values, self.model.item_content.weight.device)
+        metrics = {f"validation/{name}": value for name, value in zip(self.metrics, values, strict=True)}
+        return {**metrics, "selection": sum(values)}
 
 
 def load_start(

@@ -154,6 +154,20 @@ def claim_folder(folder: Path, arguments: TrainingArguments, data: Recommendatio
     unfinished.replace(record)
 
 
+def documents_of_a_step(arguments: TrainingArguments) -> int:
+    """Documents of one optimizer step, over all processes and accumulation steps."""
+    world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    return arguments.batch_size * arguments.gradient_accumulation_steps * world
+
+
+def as_on_the_main_process(values: list[float], device: torch.device) -> list[float]:
+    """The values that the main process measured, on every process; what the others give is ignored."""
+    shared = torch.tensor(values, dtype=torch.float64, device=device)
+    if torch.distributed.is_initialized():
+        torch.distributed.broadcast(shared, src=0)
+    return [float(value) for value in shared]
+
+
 def data_fingerprint(data: RecommendationData) -> str:
     """SHA-256 of ids, texts and interactions, so that a run is not resumed on other data or another split."""
     digest = hashlib.sha256()

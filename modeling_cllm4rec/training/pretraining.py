@@ -20,7 +20,7 @@ from modeling_cllm4rec.hub.model_card import save_record, training_record
 from modeling_cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation
 from modeling_cllm4rec.prompt_assembly import assemble
 from modeling_cllm4rec.training.arguments import PretrainArguments
-from modeling_cllm4rec.training.loop import Progress, Step, make_accelerator, run
+from modeling_cllm4rec.training.loop import Progress, Step, documents_of_a_step, make_accelerator, run
 from modeling_cllm4rec.training.objectives import LossTerms, Weights, next_item_terms, next_word_terms
 from modeling_cllm4rec.training.parameters import choose_trainable, merge_lora
 from tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
@@ -75,8 +75,7 @@ class PretrainingStage:
     def steps(self, epoch: int) -> list[Step]:
         """L pass, then C pass; in the warm-up the C pass alone."""
         arguments = self.arguments
-        world = max(1, torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1)
-        size = arguments.batch_size * arguments.gradient_accumulation_steps * world
+        size = documents_of_a_step(arguments)
         steps: list[Step] = []
         if epoch >= self.warmup:
             users = self.histories.users

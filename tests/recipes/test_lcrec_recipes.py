@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,29 +11,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from accelerate.state import AcceleratorState
 
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.modeling_lcrec import LCRecForRecommendation
 
-RECIPES = Path(__file__).parents[2] / "recipes"
-
-
-def main_of(name: str) -> Callable[..., int]:
-    spec = importlib.util.spec_from_file_location(f"{name}_recipe", RECIPES / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
-    def main(*argv: str | Path) -> int:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        return module.main([str(word) for word in argv])
-
-    return main
+Mains = dict[str, Callable[..., int]]
 
 
 @pytest.fixture(scope="module")
-def run(data_folder: Path, tiny_backbones: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(
+    mains: Mains, data_folder: Path, tiny_backbones: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A finished run and, beside it, its index."""
     folder = tmp_path_factory.mktemp("runs")
     index = {
@@ -50,7 +37,7 @@ def run(data_folder: Path, tiny_backbones: dict[str, Path], tmp_path_factory: py
         "output": str(folder / "index"),
     }
     (folder / "index.yaml").write_text(yaml.safe_dump(index))
-    assert main_of("index_items")("--config", folder / "index.yaml") == 0
+    assert mains["index_items"]("--config", folder / "index.yaml") == 0
     model = {
         "data": str(data_folder),
         "index": str(folder / "index"),
@@ -62,7 +49,7 @@ def run(data_folder: Path, tiny_backbones: dict[str, Path], tmp_path_factory: py
         "output": str(folder / "lcrec"),
     }
     (folder / "align.yaml").write_text(yaml.safe_dump(model))
-    assert main_of("align")("--config", folder / "align.yaml") == 0
+    assert mains["align"]("--config", folder / "align.yaml") == 0
     return folder / "lcrec"
 
 
@@ -76,47 +63,49 @@ def test_folder_and_card(run: Path) -> None:
     assert len(config["recommendation_prompts"]) == 17 and len(config["query_prompts"]["alone"]) == 5
 
 
-def test_evaluate(run: Path, data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate(mains: Mains, run: Path, data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shared = ("--model", run, "--data", data_folder, "--output", tmp_path)
-    assert main_of("eval")(*shared, "--split", "test", "--test-history", "train+validation") == 0
+    assert mains["eval"](*shared, "--split", "test", "--test-history", "train+validation") == 0
     printed = capsys.readouterr().out
     assert "| LC-Rec |" in printed and "hit_rate@10" in printed and "constrained search with 12 beams, template 0" in printed
     report = json.loads((tmp_path / "evaluation-test-given-train-validation.json").read_text())
     assert set(report["metrics"]) == {"hit_rate@1", "hit_rate@5", "hit_rate@10", "ndcg@5", "ndcg@10"}
-    assert main_of("eval")(*shared, "--templates", "all", "--max-users", "7", "--num-beams", "10", "--baselines") == 0
+    assert mains["eval"](*shared, "--templates", "all", "--max-users", "7", "--num-beams", "10", "--baselines") == 0
     printed = capsys.readouterr().out
     assert "mean over 17 templates" in printed and "7 users (a random sample of" in printed
-    assert main_of("eval")(*shared, "--scoring", "all", "--max-users", "7") == 0
+    assert mains["eval"](*shared, "--scoring", "all", "--max-users", "7") == 0
     assert "all indices scored" in capsys.readouterr().out
 
 
-def test_recommend(run: Path, data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_recommend(mains: Mains, run: Path, data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = RecommendationData.load(data_folder)
     items = data.items["item_id"].to_pylist()
     pq.write_table(pa.table({"history": [items[:3], items[5:6]]}), tmp_path / "people.parquet")
     shared = ("--model", run, "--k", "4")
-    assert main_of("recommend")(*shared, "--histories", tmp_path / "people.parquet", "--output", tmp_path / "recs.parquet") == 0
+    assert mains["recommend"](*shared, "--histories", tmp_path / "people.parquet", "--output", tmp_path / "recs.parquet") == 0
     table = pq.read_table(tmp_path / "recs.parquet").to_pandas()
     assert table["user"].tolist() == [0] * 4 + [1] * 4 and set(table["item"]) <= set(items)
     capsys.readouterr()
-    assert main_of("recommend")(*shared, "--query", "something for a quiet evening", "--num-beams", "20") == 0
+    assert mains["recommend"](*shared, "--query", "something for a quiet evening", "--num-beams", "20") == 0
     assert len(capsys.readouterr().out.splitlines()) == 4
-    assert main_of("recommend")(*shared, "--users", str(data.users["user_id"][0].as_py()), "--scoring", "all") == 0
+    assert mains["recommend"](*shared, "--users", str(data.users["user_id"][0].as_py()), "--scoring", "all") == 0
     exact = capsys.readouterr().out
-    assert main_of("recommend")(*shared, "--users", str(data.users["user_id"][0].as_py()), "--num-beams", "40") == 0
+    assert mains["recommend"](*shared, "--users", str(data.users["user_id"][0].as_py()), "--num-beams", "40") == 0
     assert [line.split("\t")[2] for line in capsys.readouterr().out.splitlines()] == [
         line.split("\t")[2] for line in exact.splitlines()
     ]
 
 
-def test_one_line_for_bad_input(run: Path, data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_line_for_bad_input(
+    mains: Mains, run: Path, data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     cases = [
-        (main_of("recommend"), ("--model", run, "--k", "13"), "k is 13, but a search with 12 beams finds 12 items at most"),
-        (main_of("recommend"), ("--model", run, "--query", " "), r"queries[0] is ' '; say in words"),
-        (main_of("eval"), ("--model", run, "--data", data_folder, "--templates", "99"), "the model has templates 0 to 16"),
-        (main_of("align"), ("--config", run.parent / "align.yaml"), "holds a run already; pass --resume"),
-        (main_of("index_items"), ("--config", run.parent / "index.yaml"), "holds an index already; pass --resume"),
-        (main_of("index_items"), ("--data", data_folder), "output is not set; give --output"),
+        (mains["recommend"], ("--model", run, "--k", "13"), "k is 13, but a search with 12 beams finds 12 items at most"),
+        (mains["recommend"], ("--model", run, "--query", " "), r"queries[0] is ' '; say in words"),
+        (mains["eval"], ("--model", run, "--data", data_folder, "--templates", "99"), "the model has templates 0 to 16"),
+        (mains["align"], ("--config", run.parent / "align.yaml"), "holds a run already; pass --resume"),
+        (mains["index_items"], ("--config", run.parent / "index.yaml"), "holds an index already; pass --resume"),
+        (mains["index_items"], ("--data", data_folder), "output is not set; give --output"),
     ]
     for command, flags, message in cases:
         assert command(*flags) == 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -15,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from accelerate.state import AcceleratorState
 
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.evaluation.report import EvaluationReport
@@ -25,37 +23,24 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 Main = Callable[..., int]
 
 
-def main_of(name: str) -> Main:
-    spec = importlib.util.spec_from_file_location(f"{name}_recipe", RECIPES / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
-    def main(*argv: str | Path) -> int:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        return module.main([str(word) for word in argv])
-
-    return main
+@pytest.fixture(scope="module")
+def pretrain(mains: dict[str, Main]) -> Main:
+    return mains["pretrain"]
 
 
 @pytest.fixture(scope="module")
-def pretrain() -> Main:
-    return main_of("pretrain")
+def finetune(mains: dict[str, Main]) -> Main:
+    return mains["finetune"]
 
 
 @pytest.fixture(scope="module")
-def finetune() -> Main:
-    return main_of("finetune")
+def evaluate(mains: dict[str, Main]) -> Main:
+    return mains["eval"]
 
 
 @pytest.fixture(scope="module")
-def evaluate() -> Main:
-    return main_of("eval")
-
-
-@pytest.fixture(scope="module")
-def recommend() -> Main:
-    return main_of("recommend")
+def recommend(mains: dict[str, Main]) -> Main:
+    return mains["recommend"]
 
 
 @pytest.fixture(scope="module")
