@@ -136,7 +136,7 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer of the model's folder, which queries need."""
-        return AutoTokenizer.from_pretrained(self.name_or_path)
+        return AutoTokenizer.from_pretrained(self.name_or_path, config=self.config)  # else it would ask to trust our code
 
     def set_indexer(self, indexer: RQVAEModel | None) -> None:
         """Keep an indexer beside the model; it is no part of it: it has a folder of its own and does not train here."""
