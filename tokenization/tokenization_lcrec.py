@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from modeling_cllm4rec.item_index import index_token
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
+
+from modeling_cllm4rec.item_index import index_token
 
 __all__ = ["add_index_tokens"]
 
