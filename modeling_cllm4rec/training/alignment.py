@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from dataclasses import dataclass, field
@@ -100,6 +101,10 @@ class AlignArguments(TrainingArguments):
         if self.num_beams < 10:
             raise ValueError(f"num_beams is {self.num_beams}; validation ranks 10 items and needs 10 beams or more")
         _ = self.task_weights
+
+    def fingerprints(self) -> dict[str, str]:
+        """The index by content."""
+        return {"index_sha256": hashlib.sha256((Path(self.index) / "index.parquet").read_bytes()).hexdigest()}
 
     @property
     def task_weights(self) -> dict[str, float]:

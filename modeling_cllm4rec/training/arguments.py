@@ -88,6 +88,10 @@ class TrainingArguments:
         """Folder of the run."""
         return Path(self.output)
 
+    def fingerprints(self) -> dict[str, str]:
+        """What a run reads beside data and backbone, by content, so that it is not resumed with something else."""
+        return {}
+
 
 @dataclass
 class StageArguments(TrainingArguments):

@@ -127,7 +127,7 @@ def claim_folder(folder: Path, arguments: TrainingArguments, data: Recommendatio
         ValueError: resume was asked for, but the run there had other arguments or other data (named).
     """
     identity = {key: value for key, value in dataclasses.asdict(arguments).items() if key not in NOT_PART_OF_A_RUN}
-    identity["data_sha256"] = data_fingerprint(data)
+    identity |= {"data_sha256": data_fingerprint(data), **arguments.fingerprints()}
     record = folder / "run.json"
     if (arguments.run_folder / INFO_FILE).exists():
         raise FileExistsError(
