@@ -36,7 +36,7 @@ from modeling_cllm4rec.training.pretraining import pretrain
 CONFIGS = Path(__file__).parent / "configs"
 METRICS = ("recall@10", "recall@20", "ndcg@10", "coverage@10")
 BEAMS = 40
-"""Beams of LC-Rec in the table; some users have that many unseen items at most in their first 20."""
+"""Beams of LC-Rec in the table: twice as many as its longest list, 20."""
 QUERY = "something for a quiet evening"
 
 

@@ -35,6 +35,7 @@ from modeling_cllm4rec.modeling_lcrec import INDEXER_FOLDER, LCRecForRecommendat
 from modeling_cllm4rec.modeling_rqvae import RQVAEModel
 from modeling_cllm4rec.prompt_assembly import pad_right
 from modeling_cllm4rec.training.arguments import TrainingArguments
+from modeling_cllm4rec.training.indexing import INDEX_FILE, SETTINGS_FILE
 from modeling_cllm4rec.training.loop import Progress, Step, as_on_the_main_process, documents_of_a_step, make_accelerator, run
 from modeling_cllm4rec.training.parameters import choose_index_rows, merge_lora
 from tokenization.tokenization_lcrec import add_index_tokens
@@ -104,7 +105,7 @@ class AlignArguments(TrainingArguments):
 
     def fingerprints(self) -> dict[str, str]:
         """The index by content."""
-        return {"index_sha256": hashlib.sha256((Path(self.index) / "index.parquet").read_bytes()).hexdigest()}
+        return {"index_sha256": hashlib.sha256((Path(self.index) / INDEX_FILE).read_bytes()).hexdigest()}
 
     @property
     def task_weights(self) -> dict[str, float]:
@@ -199,7 +200,7 @@ class AlignmentStage:
         """HR@10 and NDCG@10 on validation by constrained search; NDCG@10 selects, not the loss."""
         if (epoch + 1) % self.arguments.eval_every and epoch + 1 != self.num_epochs:
             return {}
-        names = [f"{metric}@{k}" for metric, k in (("hit_rate", 10), ("ndcg", 10)) if k <= self.data.num_items]
+        names = ["hit_rate@10", SELECTION]
         values = [0.0] * len(names)
         if self.is_main_process:
             report = evaluate(
@@ -225,7 +226,7 @@ def load_index(folder: str | Path, data: RecommendationData) -> tuple[ItemIndex,
         FileNotFoundError: there is no index.
         ValueError: it is the index of another catalogue.
     """
-    file = Path(folder) / "index.parquet"
+    file = Path(folder) / INDEX_FILE
     if not file.is_file():
         raise FileNotFoundError(f"index: there is no {file}; run recipes/index_items.py first, or name another folder")
     index, ids = ItemIndex.load(file)
@@ -235,7 +236,7 @@ def load_index(folder: str | Path, data: RecommendationData) -> tuple[ItemIndex,
             "run recipes/index_items.py on this data"
         )
     indexer = RQVAEModel.from_pretrained(Path(folder) / INDEXER_FOLDER) if (Path(folder) / INDEXER_FOLDER).is_dir() else None
-    settings = json.loads((Path(folder) / "index.json").read_text(encoding="utf-8"))
+    settings = json.loads((Path(folder) / SETTINGS_FILE).read_text(encoding="utf-8"))
     return index, indexer, dict(settings.get("item_encoder", {}))
 
 
@@ -248,6 +249,8 @@ def new_lcrec_model(
         OSError: there is no such backbone, or no index.
         ValueError: the index is that of another catalogue, or `init_tokens` is `text` and no item has a text.
     """
+    if data.num_items < 10:
+        raise ValueError(f"the catalogue has {data.num_items} items; {SELECTION} selects the epoch and needs 10 or more")
     index, indexer, item_encoder = load_index(arguments.index, data)
     try:
         tokenizer = AutoTokenizer.from_pretrained(arguments.backbone)

@@ -33,13 +33,14 @@ from modeling_cllm4rec.item_index import (
     sinkhorn,
     squared_distances_to,
 )
+from modeling_cllm4rec.modeling_lcrec import INDEXER_FOLDER
 from modeling_cllm4rec.modeling_rqvae import RQVAEModel, residual_k_means
 from modeling_cllm4rec.training import checkpoints
 from modeling_cllm4rec.training.arguments import check_at_least, check_types
 
 logger = logging.getLogger(__name__)
 
-INDEX_FILE, SETTINGS_FILE, EMBEDDINGS_FILE, INDEXER_FOLDER = "index.parquet", "index.json", "embeddings.parquet", "rqvae"
+INDEX_FILE, SETTINGS_FILE, EMBEDDINGS_FILE = "index.parquet", "index.json", "embeddings.parquet"
 RECORD_FILE, CHECKPOINTS = "run.json", "checkpoints"
 NOT_PART_OF_AN_INDEX = ("resume", "overwrite", "stop_after_epochs", "save_every", "output", "data", "plots")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,11 @@ class TestBadInput:
     def test_arguments(self, align_arguments: MakeAlign, changes: dict[str, Any], message: str) -> None:
         with pytest.raises(ValueError, match=message):
             align_arguments(**changes)
+
+    def test_fewer_items_than_the_selection_ranks(self, align_arguments: MakeAlign, data: RecommendationData) -> None:
+        few = dataclasses.replace(data, items=data.items.slice(0, 9))
+        with pytest.raises(ValueError, match="the catalogue has 9 items; ndcg@10 selects the epoch and needs 10 or more"):
+            new_lcrec_model(few, align_arguments())
 
     def test_no_index(self, align_arguments: MakeAlign, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match="index: there is no .*index.parquet; run recipes/index_items.py first"):
