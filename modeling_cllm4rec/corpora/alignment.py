@@ -90,6 +90,8 @@ class AlignmentCorpus:
         seqrec: `"together"`: one pass over a history predicts each of its items from those before it (a history of more than
             max_history + 1 items is cut into several documents that share one item, so that each item is a target once);
             `"apart"`: a document for each prefix, as in the paper.
+        reorder: probability that a seqrec document lists its history in a random order in an epoch, read together with its
+            target; the paper's is 0.
         on_missing_text: for items without a description, see `item_texts`: `"title-only"` leaves them to the titles.
         intentions: queries and preferences (default: `extract_intentions`).
         cache_folder: where token ids are kept; None keeps nothing.
@@ -117,6 +119,7 @@ class AlignmentCorpus:
         context_length: int,
         max_text_tokens: int | None = None,
         seqrec: Literal["together", "apart"] = "together",
+        reorder: float = 0.0,
         on_missing_text: OnMissingText = "raise",
         intentions: Intentions | None = None,
         cache_folder: str | Path | None = None,
@@ -128,7 +131,10 @@ class AlignmentCorpus:
         for name, value in (("max_history", max_history), ("max_text_tokens", max_text_tokens)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be 1 or more")
+        if not 0 <= reorder <= 1:
+            raise ValueError(f"reorder is {reorder}; it must lie between 0 and 1")
         self.seed, self.context_length, self.max_history, self.together = seed, context_length, max_history, seqrec == "together"
+        self.reorder = reorder
         self.histories = data.histories("train")
         self._data = data
         self._templates = cut_templates(templates or load_templates(), self.tasks, tokenizer)
@@ -302,7 +308,7 @@ class AlignmentCorpus:
         plan = self._plan(numbers, epoch)
         rows, counted = [], []
         for number, template, query, read in zip(numbers, plan.template, plan.query, plan.read, strict=True):
-            row, counts = self._row(int(number), self._templates[template], int(query), int(read))
+            row, counts = self._row(int(number), self._templates[template], int(query), int(read), epoch)
             rows.append(row)
             counted.append(counts)
         return rows, counted
@@ -352,10 +358,13 @@ class AlignmentCorpus:
             return end - start, words + before[end] - before[np.minimum(start, end)] - mark
         return np.zeros(len(numbers), dtype=np.int64), words
 
-    def _row(self, number: int, template: Template, query: int, read: int) -> tuple[Integers, npt.NDArray[np.bool_]]:
-        documents, items = self._documents, self.histories.items
-        subject, end = int(documents.subject[number]), int(documents.end[number])
-        history = items[end - read : end]
+    def _row(
+        self, number: int, template: Template, query: int, read: int, epoch: int
+    ) -> tuple[Integers, npt.NDArray[np.bool_]]:
+        subject, end = int(self._documents.subject[number]), int(self._documents.end[number])
+        history = self.histories.items[end - read : end]
+        if template.task == "seqrec" and self.reorder:
+            history, subject = self._reordered(history, subject, number, epoch)
         parts: list[np.ndarray] = []
         for piece in template.pieces:
             if not isinstance(piece, str):
@@ -380,6 +389,16 @@ class AlignmentCorpus:
             tail = counts[len(row) - len(response) - read * self._blocks.shape[1] : len(row) - len(response)]
             tail.reshape(read, -1)[1:, : self._num_levels] = True
         return row, counts
+
+    def _reordered(self, history: np.ndarray, target: int, number: int, epoch: int) -> tuple[np.ndarray, int]:
+        """A history and its target as an epoch reads them: in their order, or by chance in another one."""
+        random = np.random.default_rng((self.seed, epoch, 3, number))
+        if random.random() >= self.reorder:
+            return history, target
+        if not self.together:
+            return random.permutation(history), target
+        everything = random.permutation(np.append(history, target))
+        return everything[:-1], int(everything[-1])
 
     def _title_list(self, history: np.ndarray) -> list[np.ndarray]:
         parts: list[np.ndarray] = []

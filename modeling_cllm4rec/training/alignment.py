@@ -78,6 +78,10 @@ class AlignArguments(TrainingArguments):
         default="together",
         metadata={"help": "all items of a history predicted in one pass, or a document for each prefix as in the paper"},
     )
+    reorder: float = field(
+        default=0.0,
+        metadata={"help": "probability that seqrec reads a history in a random order in an epoch; the paper's is 0"},
+    )
     max_history: int = field(default=20, metadata={"help": "most items of a history, the last ones"})
     init_tokens: Literal["text", "random"] = field(
         default="text", metadata={"help": "rows of index tokens started from the words of the items that bear them, or at random"}
@@ -99,6 +103,8 @@ class AlignArguments(TrainingArguments):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be 1 or more")
+        if not 0 <= self.reorder <= 1:
+            raise ValueError(f"reorder is {self.reorder}; it must lie between 0 and 1")
         if self.num_beams < 10:
             raise ValueError(f"num_beams is {self.num_beams}; validation ranks 10 items and needs 10 beams or more")
         _ = self.task_weights
@@ -160,6 +166,7 @@ class AlignmentStage:
             context_length=config.context_length,
             max_text_tokens=arguments.max_text_tokens,
             seqrec=arguments.seqrec,
+            reorder=arguments.reorder,
             on_missing_text=arguments.on_missing_text,
             intentions=intentions,
             cache_folder=arguments.run_folder / "corpus",

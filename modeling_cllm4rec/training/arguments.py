@@ -44,6 +44,10 @@ class TrainingArguments:
     )
     warmup_share: float = field(default=0.05, metadata={"help": "share of the steps in which the learning rate rises"})
     max_grad_norm: float = field(default=10.0, metadata={"help": "clip gradients to this norm; 0 does not clip"})
+    attention: Literal["own", "eager", "sdpa"] = field(
+        default="own",
+        metadata={"help": "how the backbone computes attention in training; eager is the quicker one for short texts on a CPU"},
+    )
     dropout: float | None = field(
         default=None, metadata={"help": "dropout in the backbone, everywhere (default: what its own configuration says)"}
     )

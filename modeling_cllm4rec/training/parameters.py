@@ -57,7 +57,7 @@ def choose_index_rows(model: LCRecForRecommendation, arguments: TrainingArgument
 
 
 def tune_backbone(model: TrainedModel, arguments: TrainingArguments) -> peft.PeftModel | None:
-    """Freeze everything but what `tune` asks for, and set the backbone's dropout.
+    """Freeze everything but what `tune` asks for, and set the backbone's dropout and kind of attention.
 
     Returns:
         With `tune="lora"` the handle that `merge_lora` needs; the LoRA matrices are put into `model.backbone` in place.
@@ -65,6 +65,8 @@ def tune_backbone(model: TrainedModel, arguments: TrainingArguments) -> peft.Pef
     model.requires_grad_(False)
     if arguments.dropout is not None:
         set_dropout(model.backbone, arguments.dropout)
+    if arguments.attention != "own":
+        model.backbone.set_attn_implementation(arguments.attention)
     if arguments.tune == "full":
         model.backbone.requires_grad_(True)
     if arguments.tune == "lora":

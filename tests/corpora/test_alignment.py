@@ -314,6 +314,31 @@ def test_apart_is_a_document_for_each_prefix(
     ]
 
 
+@pytest.mark.parametrize("mode", ["together", "apart"])
+@pytest.mark.parametrize("reorder", [0.0, 0.5, 1.0])
+def test_histories_in_another_order(
+    mode: str, reorder: float, data: RecommendationData, whole_tokenizer: PreTrainedTokenizerBase, plain: Path
+) -> None:
+    first = first_token(whole_tokenizer)
+    made = {"templates": load_templates(plain), "tasks": {"seqrec": 1}, "seqrec": mode}
+    ordered = make_whole(data, whole_tokenizer, **made)
+    corpus = make_whole(data, whole_tokenizer, reorder=reorder, **made)
+    numbers = corpus.documents(0)
+    changed = []
+    for epoch in (0, 1):
+        (rows, counted), (new_rows, new_counted) = ordered.rows(numbers, epoch), corpus.rows(numbers, epoch)
+        for old, counts, new, new_counts in zip(rows, counted, new_rows, new_counted, strict=True):
+            assert counts.tolist() == new_counts.tolist()
+            old_items, new_items = ([int(token) for token in row if first <= token < first + 7] for row in (old, new))
+            assert sorted(old_items) == sorted(new_items)
+            if mode == "apart":
+                assert old[-2:].tolist() == new[-2:].tolist()
+            if len(set(old_items)) > 2:
+                changed.append(old.tolist() != new.tolist())
+    assert {0.0: 0, 0.5: 0.2, 1.0: 0.6}[reorder] <= np.mean(changed) <= {0.0: 0, 0.5: 0.55, 1.0: 1}[reorder]
+    assert (np.array(changed[: len(changed) // 2]) == changed[len(changed) // 2 :]).all() == (reorder == 0)  # drawn anew
+
+
 # ---- What training reads is what inference reads ----
 
 
@@ -549,6 +574,7 @@ def test_nothing_of_held_out_pairs_gets_in(
         ({"tasks": {}}, "tasks is empty; name at least one of seqrec, item2index"),
         ({"seqrec": "both"}, "seqrec is 'both'; allowed are 'together' and 'apart'"),
         ({"max_history": 0}, "max_history is 0; it must be 1 or more"),
+        ({"reorder": 1.5}, "reorder is 1.5; it must lie between 0 and 1"),
         ({"max_text_tokens": 0}, "max_text_tokens is 0; it must be 1 or more"),
         ({"index": ItemIndex(CODES[:3], 3)}, "the index names 3 items and the data has 4: it is that of another catalogue"),
         ({"index": ItemIndex(CODES, 4)}, "so <b_3> should be token .*add the index tokens first"),

@@ -68,6 +68,20 @@ def test_dropout_is_set_everywhere_in_the_backbone(share: float, model: CLLM4Rec
 
 
 @pytest.mark.parametrize("tune", ["frozen", "lora", "full"])
+def test_attention_is_another_way_to_the_same_states(tune: str, model: CLLM4RecForRecommendation) -> None:
+    ids = torch.tensor([[5, 9, 7, 2], [3, 8, 0, 0]])
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    expected = model.eval()(input_ids=ids, attention_mask=mask).logits
+    tune_backbone(model, FinetuneArguments(data="d", output="o", tune=tune, attention="eager"))  # type: ignore[arg-type]
+    assert model.backbone.config.get_text_config()._attn_implementation == "eager"
+    torch.testing.assert_close(model.eval()(input_ids=ids, attention_mask=mask).logits, expected, atol=1e-5, rtol=1e-5)
+    later = ids.clone()
+    later[0, -1] = 11  # the last token changes nothing before it
+    before = model.hidden_states(ids, mask, "content")[0, :3]
+    torch.testing.assert_close(model.hidden_states(later, mask, "content")[0, :3], before)
+
+
+@pytest.mark.parametrize("tune", ["frozen", "lora", "full"])
 def test_learning_rates_and_weight_decay(
     tune: str, model: CLLM4RecForRecommendation, arguments: Callable[[str], FinetuneArguments]
 ) -> None:
