@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
+from modeling_cllm4rec.baselines.popularity import PopularityRecommender, RandomRecommender
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
-from modeling_cllm4rec.evaluation.baselines import PopularityRecommender, RandomRecommender
 from modeling_cllm4rec.evaluation.evaluator import evaluate, parse_metrics, select_users
 from modeling_cllm4rec.evaluation.ranking import histories_from_lists
 

@@ -1,4 +1,4 @@
-"""Recommenders that need no training: each real model must beat them."""
+"""Popularity and random: each real model must beat them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from modeling_cllm4rec.baselines.interaction_matrix import FitOn, fitting_histories
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 
 UInt64Array = npt.NDArray[np.uint64]
@@ -30,13 +31,16 @@ class PopularityRecommender:
         self.scores = np.asarray(counts, dtype=np.float32)
 
     @classmethod
-    def fit(cls, data: RecommendationData) -> Self:
-        """Count the train interactions of a data folder."""
-        return cls(np.bincount(data.histories("train").items, minlength=data.num_items))
+    def fit(cls, data: RecommendationData, *, seed: int = 0, fit_on: FitOn = "train") -> Self:
+        """Count the interactions of a data folder.
 
-    def score_histories(
-        self, user_indices: npt.NDArray[np.integer] | None, histories: Histories
-    ) -> npt.NDArray[np.float32]:
+        Args:
+            seed: not needed, as nothing is random.
+            fit_on: the splits that count.
+        """
+        return cls(np.bincount(fitting_histories(data, fit_on).items, minlength=data.num_items))
+
+    def score_histories(self, user_indices: npt.NDArray[np.integer] | None, histories: Histories) -> npt.NDArray[np.float32]:
         """(batch, J) counts, one row per history."""
         return np.tile(self.scores, (len(histories.indptr) - 1, 1))
 
@@ -65,9 +69,12 @@ class RandomRecommender:
         self.num_items = num_items
         self.seed = seed
 
-    def score_histories(
-        self, user_indices: npt.NDArray[np.integer] | None, histories: Histories
-    ) -> npt.NDArray[np.float32]:
+    @classmethod
+    def fit(cls, data: RecommendationData, *, seed: int = 0) -> Self:
+        """Random scores for the items of a data folder."""
+        return cls(data.num_items, seed)
+
+    def score_histories(self, user_indices: npt.NDArray[np.integer] | None, histories: Histories) -> npt.NDArray[np.float32]:
         """(batch, J) scores; `user_indices` (batch,) may be None for people without an index."""
         item_hashes = _scrambled(np.asarray(histories.items).astype(np.uint64))
         sums: UInt64Array = np.zeros(len(item_hashes) + 1, dtype=np.uint64)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from modeling_cllm4rec.evaluation.baselines import PopularityRecommender, RandomRecommender
+from modeling_cllm4rec.baselines.popularity import PopularityRecommender, RandomRecommender
 from modeling_cllm4rec.evaluation.evaluator import select_users
 from modeling_cllm4rec.evaluation.ranking import histories_from_lists
 

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from modeling_cllm4rec.baselines.popularity import PopularityRecommender
 from modeling_cllm4rec.corpora.preparation import prepare_tables
-from modeling_cllm4rec.evaluation.baselines import PopularityRecommender
 from modeling_cllm4rec.evaluation.evaluator import evaluate
 
 BEAUTY = Path(__file__).parents[2].parent / "shared" / "data" / "cllm4rec-beauty"

@@ -1,0 +1,168 @@
+"""Baselines behind one interface: what a language model has to beat.
+
+Each is fitted by `fit_baseline(name, data)` and scores the whole catalogue for any histories, also of people whom it never
+met. Their modules are imported when they are asked for, so that a library that one of them needs is needed by that one only.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterable, Mapping
+from importlib import import_module
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from modeling_cllm4rec.baselines.tuning import Tuning, search_spaces, tune_settings
+from modeling_cllm4rec.corpora.data_folder import RecommendationData
+from modeling_cllm4rec.evaluation.evaluator import Recommender
+
+__all__ = ["BASELINES", "Baseline", "Tuning", "baseline_settings", "check_settings", "fit_baseline", "tune"]
+
+
+class Baseline(NamedTuple):
+    """Where a baseline is.
+
+    Attributes:
+        module: in this package.
+        recommender: name of its class.
+        summary: what it is, in a few words.
+        fixed: settings that make it what its name says.
+    """
+
+    module: str
+    recommender: str
+    summary: str
+    fixed: Mapping[str, Any] = MappingProxyType({})
+
+    def load(self) -> Any:
+        """Its class, with `fit(data, *, seed, ...)`."""
+        return getattr(import_module(f"{__name__}.{self.module}"), self.recommender)
+
+
+BASELINES: dict[str, Baseline] = {
+    "random": Baseline("popularity", "RandomRecommender", "random scores"),
+    "popularity": Baseline("popularity", "PopularityRecommender", "number of users"),
+    "itemknn": Baseline("itemknn", "ItemKNNRecommender", "nearest neighbours of items by cosine"),
+    "ease": Baseline("ease", "EASERecommender", "linear model of items from items"),
+    "ease-recency": Baseline("ease", "EASERecommender", "EASE, late items of a history count more", {"recency": 0.5}),
+    "ials": Baseline("ials", "IALSRecommender", "matrix factorization by weighted least squares"),
+    "multvae": Baseline("multvae", "MultVAERecommender", "variational autoencoder, multinomial likelihood"),
+    "sasrec": Baseline("sasrec", "SASRecRecommender", "causal transformer, softmax over all items", {"loss": "full"}),
+    "sasrec-sampled": Baseline("sasrec", "SASRecRecommender", "causal transformer, sampled softmax", {"loss": "sampled"}),
+    "textknn": Baseline("textknn", "TextKNNRecommender", "nearest neighbours of items by their texts"),
+}
+"""Name -> where it is."""
+
+
+def baseline_settings(name: str) -> dict[str, Any]:
+    """The settings of a baseline and their defaults.
+
+    Raises:
+        ValueError: there is no such baseline (the nearest names).
+
+    >>> baseline_settings("itemknn")
+    {'shrink': 20.0, 'neighbours': None, 'fit_on': 'train'}
+    """
+    if name not in BASELINES:
+        raise ValueError(f"there is no baseline {name!r}{_nearest(name, BASELINES)}; allowed are {', '.join(BASELINES)}")
+    baseline = BASELINES[name]
+    parameters = inspect.signature(baseline.load().fit).parameters
+    return {key: parameters[key].default for key in parameters if key not in ("data", "seed", *baseline.fixed)}
+
+
+def fit_baseline(name: str, data: RecommendationData, *, seed: int = 0, **settings: Any) -> Recommender:
+    """Fit a baseline on a data folder.
+
+    Args:
+        name: one of `BASELINES`.
+        data: the data folder; only its train split is fitted, except where `fit_on` says otherwise.
+        seed: start of all random numbers.
+        settings: see `baseline_settings(name)` and the `fit` of the baseline's class.
+
+    Returns:
+        What scores histories.
+
+    Raises:
+        ValueError: there is no such baseline or setting (the nearest names), or a value is not allowed.
+        ImportError: it needs a library that is not there (what to install).
+
+    Example:
+        >>> from modeling_cllm4rec.baselines import fit_baseline
+        >>> fit_baseline("ease", data, regularization=50.0)  # doctest: +SKIP
+    """
+    check_settings(name, settings)
+    recommender: Recommender = BASELINES[name].load().fit(data, seed=seed, **BASELINES[name].fixed, **settings)
+    return recommender
+
+
+def check_settings(name: str, settings: Iterable[str]) -> None:
+    """Refuse settings that a baseline does not have.
+
+    Raises:
+        ValueError: naming the nearest ones.
+    """
+    allowed = baseline_settings(name)
+    for key in settings:
+        if key in BASELINES[name].fixed:
+            raise ValueError(f"{name} is what it is by {key}={BASELINES[name].fixed[key]!r}; leave {key} away")
+        if key not in allowed:
+            raise ValueError(
+                f"the baseline {name!r} has no setting {key!r}{_nearest(key, allowed)}; "
+                f"allowed are {', '.join(allowed) or 'none'}"
+            )
+
+
+def tune(
+    name: str,
+    data: RecommendationData,
+    trials: int = 20,
+    seed: int = 0,
+    metric: str = "ndcg@10",
+    *,
+    space: Mapping[str, Any] | None = None,
+    fixed: Mapping[str, Any] | None = None,
+    max_users: int | None = None,
+    progress: bool = True,
+) -> Tuning:
+    """Choose settings by random search on the validation split, with train histories as inputs.
+
+    Args:
+        name: one of `BASELINES`.
+        data: the data folder; its test split is never looked at.
+        trials: the budget: how often it is fitted and evaluated. The first trial has the default settings.
+        seed: start of the random numbers of the search and of each fit.
+        metric: what is to be highest, such as `recall@20`.
+        space: setting -> what may be drawn, see `search_spaces.yaml`; None takes the one that stands there.
+        fixed: settings that all trials share, such as `epochs`; they are not drawn.
+        max_users: evaluate on a fixed random sample of so many users; None takes all.
+        progress: show a bar.
+
+    Returns:
+        The best of the drawn settings (of equal ones the first) and all trials.
+
+    Raises:
+        ValueError: there is no such baseline or setting, or the search space cannot be read.
+        ImportError: the baseline needs a library that is not there.
+    """
+    check_settings(name, ())
+    space = search_spaces()[name] if space is None else space
+    fixed = fixed or {}
+    check_settings(name, (*space, *fixed))
+    space = {key: values for key, values in space.items() if key not in fixed}
+    defaults = {key: value for key, value in baseline_settings(name).items() if key in space}
+
+    if "progress" in baseline_settings(name):
+        fixed = {"progress": False, **fixed}  # one bar is enough
+
+    def fit(settings: dict[str, Any]) -> Recommender:
+        return fit_baseline(name, data, seed=seed, **fixed, **settings)
+
+    return tune_settings(
+        fit, data, space, defaults, trials=trials, seed=seed, metric=metric, max_users=max_users, title=name, progress=progress
+    )
+
+
+def _nearest(name: str, allowed: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(allowed))
+    return f"; did you mean {' or '.join(near)}?" if near else ""

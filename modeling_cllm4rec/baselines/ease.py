@@ -1,0 +1,120 @@
+"""EASE: a linear model of items from items with a closed form (Steck, WWW 2019, arXiv 1905.03375)."""
+
+from __future__ import annotations
+
+from typing import Literal, Self, get_args
+
+import numpy as np
+import numpy.typing as npt
+from scipy.linalg import lapack
+
+from modeling_cllm4rec.baselines.interaction_matrix import FitOn, fitting_histories, interaction_matrix
+from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
+
+Precision = Literal["float64", "float32"]
+BLOCK = 1024
+"""Rows of a big matrix that are copied at a time."""
+
+
+class EASERecommender:
+    """Scores items by a linear map of the history.
+
+    Args:
+        weights: (J, J) float32 with zeros on the diagonal; entry (i, j) is what item i of a history adds to item j.
+        recency: 0 counts all items of a history alike; with r > 0 the item t steps before the last one counts
+            (1 + t) ** -r, which helps where the order of the history says something.
+
+    >>> recommender = EASERecommender(np.array([[0.0, 0.5], [0.2, 0.0]], dtype=np.float32))
+    >>> recommender.score_histories(None, Histories(np.array([0, 1]), np.array([0], dtype=np.int32))).tolist()
+    [[0.0, 0.5]]
+    """
+
+    def __init__(self, weights: npt.NDArray[np.float32], recency: float = 0.0) -> None:
+        if not recency >= 0:
+            raise ValueError(f"recency is {recency}; it must be 0 (no weighing) or more")
+        self.weights = weights
+        self.recency = recency
+        self.num_items = len(weights)
+
+    @classmethod
+    def fit(
+        cls,
+        data: RecommendationData,
+        *,
+        seed: int = 0,
+        regularization: float = 100.0,
+        recency: float = 0.0,
+        fit_on: FitOn = "train",
+        precision: Precision = "float64",
+        max_memory_gib: float = 16.0,
+    ) -> Self:
+        """Solve for the weights: P = (X'X + regularization I)^-1, weights = -P / diag(P) by columns (eq. 8 of the paper).
+
+        Args:
+            data: the data folder.
+            seed: not needed, as nothing is random.
+            regularization: the paper's lambda, > 0.
+            recency: weighs histories when they are scored, not here; see the class.
+            fit_on: the splits that are fitted.
+            precision: of the inverse; `"float32"` takes half the time and a third of the memory.
+            max_memory_gib: refuse catalogues whose matrices take more, in GiB.
+
+        Raises:
+            ValueError: a setting is out of its range.
+            MemoryError: the (J, J) matrices are larger than `max_memory_gib`.
+        """
+        if not regularization > 0:
+            raise ValueError(f"regularization is {regularization}; it must be above 0")
+        if precision not in get_args(Precision):
+            raise ValueError(f"precision is {precision!r}; allowed are {' and '.join(map(repr, get_args(Precision)))}")
+        _check_memory(data.num_items, precision, max_memory_gib)
+        matrix = interaction_matrix(fitting_histories(data, fit_on), data.num_items).astype(precision)
+        gram = (matrix.T @ matrix).toarray(order="F")  # (J, J)
+        diagonal = np.arange(data.num_items)
+        gram[diagonal, diagonal] += regularization
+        inverse = _invert(gram).T  # symmetric: only the order in memory is another, the one that products are quick with
+        inverse /= -inverse.diagonal()  # by columns: a row of divisors
+        inverse[diagonal, diagonal] = 0
+        return cls(np.asarray(inverse, dtype=np.float32), recency)
+
+    def score_histories(self, user_indices: npt.NDArray[np.integer] | None, histories: Histories) -> npt.NDArray[np.float32]:
+        """(batch, J) weighted sums, one row per history."""
+        return interaction_matrix(histories, self.num_items, self.recency) @ self.weights
+
+
+def memory_gib(num_items: int, precision: Precision) -> float:
+    """Most memory that EASE holds at once for its (J, J) matrices, in GiB.
+
+    >>> round(memory_gib(100_000, "float64")), round(memory_gib(100_000, "float32"))
+    (112, 37)
+    """
+    bytes_each = 4 if precision == "float32" else 8 + 4  # the inverse, and its copy in 32 bits
+    return num_items**2 * bytes_each / 2**30
+
+
+def _check_memory(num_items: int, precision: Precision, limit: float) -> None:
+    needed = memory_gib(num_items, precision)
+    if needed <= limit:
+        return
+    hint = f"raise max_memory_gib to {needed:.0f} where there is so much"
+    if precision == "float64":
+        hint += f", set precision='float32' ({memory_gib(num_items, 'float32'):.1f} GiB)"
+    raise MemoryError(
+        f"EASE over {num_items} items needs {needed:.1f} GiB for its {precision} matrices, and max_memory_gib is {limit}; "
+        f"{hint}, or choose a baseline without a dense (items, items) matrix, such as itemknn or ials"
+    )
+
+
+def _invert(matrix: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+    """The inverse of a symmetric positive definite matrix, in its own memory (column order)."""
+    factorize, invert = lapack.get_lapack_funcs(("potrf", "potri"), (matrix,))
+    factor, failed = factorize(matrix, lower=True, overwrite_a=True, clean=False)
+    if failed:
+        raise ValueError("regularization is too small: X'X + regularization I is singular in this precision; raise it")
+    inverse, _ = invert(factor, lower=True, overwrite_c=True)
+    for start in range(0, len(inverse), BLOCK):  # only the lower half was computed
+        end = min(start + BLOCK, len(inverse))
+        square = inverse[start:end, start:end]
+        inverse[start:end, start:end] = np.tril(square) + np.tril(square, -1).T
+        inverse[start:end, end:] = inverse[end:, start:end].T
+    return inverse

@@ -1,0 +1,87 @@
+"""iALS: matrix factorization by weighted least squares (Hu, Koren and Volinsky, ICDM 2008), by the library `implicit`."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+from modeling_cllm4rec.baselines.early_stopping import check_above_zero, check_counts
+from modeling_cllm4rec.baselines.interaction_matrix import FitOn, fitting_histories, interaction_matrix
+from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
+
+
+class IALSRecommender:
+    """Scores items by the product of their factors with those of the history, which are solved for when it is scored.
+
+    Nobody has stored factors, so people whom the model never met are served like all others.
+
+    Args:
+        item_factors: (J, K) float32.
+        alpha: weight of an interaction; everything else has the weight 1.
+        regularization: of the history's factors.
+    """
+
+    def __init__(self, item_factors: npt.NDArray[np.float32], alpha: float, regularization: float) -> None:
+        self.item_factors = item_factors
+        self.num_items = len(item_factors)
+        self._solver = _solver(factors=item_factors.shape[1], alpha=alpha, regularization=regularization)
+        self._solver.item_factors = item_factors
+
+    @classmethod
+    def fit(
+        cls,
+        data: RecommendationData,
+        *,
+        seed: int = 0,
+        factors: int = 64,
+        regularization: float = 10.0,
+        alpha: float = 10.0,
+        iterations: int = 15,
+        fit_on: FitOn = "train",
+        progress: bool = True,
+    ) -> Self:
+        """Alternate between solving for users and for items.
+
+        Args:
+            data: the data folder.
+            seed: start of the random factors.
+            factors: their number, K.
+            regularization: weight of the squared factors.
+            alpha: weight of an interaction, where the absence of one has the weight 1.
+            iterations: how often both are solved for.
+            fit_on: the splits that are fitted.
+            progress: show a bar.
+
+        Raises:
+            ValueError: a setting is out of its range.
+            ImportError: the library `implicit` is not there.
+        """
+        check_counts(factors=factors, iterations=iterations)
+        check_above_zero(regularization=regularization, alpha=alpha)
+        solver = _solver(factors=factors, alpha=alpha, regularization=regularization, iterations=iterations, random_state=seed)
+        matrix = interaction_matrix(fitting_histories(data, fit_on), data.num_items)
+        solver.fit(sparse.csr_matrix(matrix), show_progress=progress)
+        return cls(np.asarray(solver.item_factors), alpha, regularization)
+
+    def score_histories(self, user_indices: npt.NDArray[np.integer] | None, histories: Histories) -> npt.NDArray[np.float32]:
+        """(batch, J) products, one row per history."""
+        matrix = interaction_matrix(histories, self.num_items)
+        factors = self._solver.recalculate_user(np.arange(matrix.shape[0]), sparse.csr_matrix(matrix))  # (batch, K)
+        scores: npt.NDArray[np.float32] = np.atleast_2d(factors) @ self.item_factors.T
+        return scores
+
+
+def _solver(**settings: Any) -> Any:
+    """The library's model."""
+    try:
+        from implicit.cpu.als import AlternatingLeastSquares
+        from threadpoolctl import threadpool_limits
+    except ImportError as error:
+        raise ImportError(
+            'the baseline "ials" needs the library implicit: pip install "cllm4rec[baselines]", or choose another baseline'
+        ) from error
+    with threadpool_limits(1, "blas"):  # it has threads of its own, and warns where numpy's come on top of them
+        return AlternatingLeastSquares(**settings)

@@ -1,0 +1,66 @@
+"""Histories as sparse matrices: what the linear baselines are fitted on and multiply."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
+
+FitOn = Literal["train", "train+validation"]
+"""Splits that a baseline may be fitted on; those that choose their best epoch on validation know `train` only."""
+
+
+def fitting_histories(data: RecommendationData, fit_on: FitOn) -> Histories:
+    """The histories that a baseline is fitted on.
+
+    Raises:
+        ValueError: `fit_on` is neither of the two.
+    """
+    if fit_on not in get_args(FitOn):
+        raise ValueError(f"fit_on is {fit_on!r}; allowed are {' and '.join(map(repr, get_args(FitOn)))}")
+    return data.histories(*fit_on.split("+"))
+
+
+def interaction_matrix(histories: Histories, num_items: int, recency: float = 0.0) -> sparse.csr_array:
+    """One row per history; an item that stands in it twice counts twice.
+
+    Args:
+        histories: (batch,) item indices, oldest first.
+        num_items: size of the catalogue, J.
+        recency: the item t steps before the last one has the value (1 + t) ** -recency; 0: all have 1.
+
+    Returns:
+        (batch, J) float32.
+
+    Raises:
+        ValueError: an item index is not in [0, J).
+
+    >>> histories = Histories(np.array([0, 2]), np.array([2, 0], dtype=np.int32))
+    >>> interaction_matrix(histories, 4, recency=1.0).toarray().tolist()
+    [[1.0, 0.0, 0.5, 0.0]]
+    """
+    check_items(histories, num_items)
+    indptr = np.asarray(histories.indptr, dtype=np.int64)
+    values: npt.NDArray[np.float32] = np.ones(len(histories.items), dtype=np.float32)
+    if recency:
+        steps_back = np.repeat(indptr[1:], np.diff(indptr)) - 1 - np.arange(len(values))
+        values = ((1.0 + steps_back) ** -recency).astype(np.float32)
+    return sparse.csr_array((values, np.array(histories.items), indptr), shape=(len(indptr) - 1, num_items))
+
+
+def check_items(histories: Histories, num_items: int) -> None:
+    """Refuse histories of another catalogue.
+
+    Raises:
+        ValueError: an item index is not in [0, num_items).
+    """
+    items = histories.items
+    if len(items) and not 0 <= items.min() <= items.max() < num_items:
+        raise ValueError(
+            f"histories hold item indices from {items.min()} to {items.max()}, but the baseline was fitted on items 0 to "
+            f"{num_items - 1}; give histories of the same catalogue"
+        )

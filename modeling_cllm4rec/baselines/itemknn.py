@@ -1,0 +1,70 @@
+"""Item-based nearest neighbours: items that share users resemble each other (Sarwar et al., WWW 2001)."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+from modeling_cllm4rec.baselines.interaction_matrix import FitOn, fitting_histories, interaction_matrix
+from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
+
+
+class ItemKNNRecommender:
+    """Scores an item by the sum of its similarities to the items of the history.
+
+    Args:
+        similarities: (J, J) sparse float32; entry (i, j) is what item i of a history adds to the score of item j.
+    """
+
+    def __init__(self, similarities: sparse.csr_array) -> None:
+        self.similarities = similarities
+        self.num_items = int(similarities.shape[0])
+
+    @classmethod
+    def fit(
+        cls,
+        data: RecommendationData,
+        *,
+        seed: int = 0,
+        shrink: float = 20.0,
+        neighbours: int | None = None,
+        fit_on: FitOn = "train",
+    ) -> Self:
+        """Compare all pairs of items by the users that they share.
+
+        The similarity of two items with n_i and n_j users, c of them shared, is c / (sqrt(n_i n_j) + shrink).
+
+        Args:
+            data: the data folder.
+            seed: not needed, as nothing is random.
+            shrink: users of imaginary evidence against each similarity: what few users say counts less.
+            neighbours: of each item, only so many most similar ones add to its score (of equally similar ones those with
+                the lower index); None keeps all.
+            fit_on: the splits that are compared.
+
+        Raises:
+            ValueError: a setting is out of its range.
+        """
+        if not shrink >= 0:
+            raise ValueError(f"shrink is {shrink}; it must be 0 or more")
+        if neighbours is not None and neighbours < 1:
+            raise ValueError(f"neighbours is {neighbours}; it must be 1 or more, or None for all")
+        matrix = interaction_matrix(fitting_histories(data, fit_on), data.num_items).astype(np.float64)
+        similarities = sparse.coo_array(matrix.T @ matrix)  # (J, J) shared users
+        norms = np.sqrt(similarities.diagonal())
+        other = similarities.row != similarities.col
+        rows, columns, shared = similarities.row[other], similarities.col[other], similarities.data[other]
+        values = shared / (norms[rows] * norms[columns] + shrink)
+        if neighbours is not None:
+            order = np.lexsort((rows, -values, columns))
+            first = np.searchsorted(columns[order], np.arange(data.num_items))
+            kept = order[np.arange(len(order)) - first[columns[order]] < neighbours]
+            rows, columns, values = rows[kept], columns[kept], values[kept]
+        return cls(sparse.csr_array((values.astype(np.float32), (rows, columns)), shape=similarities.shape))
+
+    def score_histories(self, user_indices: npt.NDArray[np.integer] | None, histories: Histories) -> npt.NDArray[np.float32]:
+        """(batch, J) sums of similarities, one row per history."""
+        return (interaction_matrix(histories, self.num_items) @ self.similarities).toarray()

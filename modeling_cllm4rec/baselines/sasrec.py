@@ -1,0 +1,309 @@
+"""SASRec: a causal transformer over item histories (Kang and McAuley, ICDM 2018, arXiv 1808.09781), with a softmax loss.
+
+The original's one random negative per item is what made it look weak: with a softmax over all items, or a sampled one that is
+corrected for how it was sampled, the same network is among the strongest sequential models (Klenitskiy and Vasilev, RecSys
+2023, arXiv 2309.07602).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Literal, Self, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from modeling_cllm4rec.baselines.early_stopping import (
+    Stopping,
+    TrainingPrecision,
+    Validation,
+    autocast,
+    check_above_zero,
+    check_counts,
+    check_shares,
+    device_named,
+    train_until_best,
+)
+from modeling_cllm4rec.baselines.interaction_matrix import check_items
+from modeling_cllm4rec.corpora.batches import plan_batches
+from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
+from modeling_cllm4rec.losses import multinomial_nll
+from modeling_cllm4rec.prompt_assembly import pad_right
+
+Loss = Literal["full", "sampled"]
+NO_ITEM = -100
+
+
+class SASRec(nn.Module):
+    """Histories -> states that predict the next item; the item rows are input and output embedding at once.
+
+    Before the first item stands a learned start, so that an empty history has a state, too.
+
+    Args:
+        num_items: size of the catalogue, J.
+        size: width of all states, K.
+        layers, heads: of the transformer; the feed-forward layers are `4 * size` wide.
+        dropout: of embeddings, attention and feed-forward layers.
+        max_length: items that are read at once.
+        temperature: None scores by dot product; a number scores by cosine over this temperature.
+    """
+
+    def __init__(
+        self,
+        num_items: int,
+        size: int,
+        layers: int,
+        heads: int,
+        dropout: float,
+        max_length: int,
+        temperature: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.max_length = max_length
+        self.temperature = temperature
+        self.items = nn.Embedding(num_items, size)
+        self.positions = nn.Embedding(max_length + 1, size)
+        self.start = nn.Parameter(torch.zeros(size))
+        self.dropout = nn.Dropout(dropout)
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(size, heads, 4 * size, dropout, activation="gelu", batch_first=True, norm_first=True)
+            for _ in range(layers)
+        )
+        self.norm = nn.LayerNorm(size)
+        nn.init.normal_(self.items.weight, std=0.02)
+        nn.init.normal_(self.positions.weight, std=0.02)
+
+    def forward(self, items: torch.Tensor) -> torch.Tensor:
+        """Read histories.
+
+        Args:
+            items: (B, T) item indices, oldest first, padded on the right by anything below 0; T is at most `max_length`.
+
+        Returns:
+            (B, T + 1, K); state t has seen the first t items and predicts the next one.
+        """
+        rows = self.items(items.clamp(min=0)) * self.items.embedding_dim**0.5
+        states = torch.cat([self.start.expand(len(items), 1, -1), rows], dim=1)
+        states = self.dropout(states + self.positions.weight[: states.shape[1]])
+        mask = nn.Transformer.generate_square_subsequent_mask(states.shape[1], device=items.device)
+        for layer in self.layers:
+            states = layer(states, src_mask=mask, is_causal=True)
+        states = self.norm(states)
+        return states if self.temperature is None else F.normalize(states, dim=-1) / self.temperature
+
+    def item_table(self) -> torch.Tensor:
+        """(J, K) rows whose products with states are logits."""
+        return self._outputs(self.items.weight)
+
+    def item_rows(self, items: torch.Tensor) -> torch.Tensor:
+        """(..., K) some rows of the item table."""
+        return self._outputs(self.items(items))
+
+    def _outputs(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows if self.temperature is None else F.normalize(rows, dim=-1)
+
+
+class SASRecRecommender:
+    """Scores items by the logits after the last item of the history, of which the last `max_length` items are read.
+
+    Attributes:
+        validations: what was measured while it trained.
+    """
+
+    def __init__(self, module: SASRec, precision: TrainingPrecision = "no") -> None:
+        self.module = module
+        self.precision = precision
+        self.num_items = module.items.num_embeddings
+        self.validations: list[Validation] = []
+
+    @classmethod
+    def fit(
+        cls,
+        data: RecommendationData,
+        *,
+        seed: int = 0,
+        loss: Loss = "full",
+        chunk_size: int | None = None,
+        num_samples: int = 1024,
+        sampling_power: float = 0.0,
+        size: int = 128,
+        layers: int = 1,
+        heads: int = 1,
+        dropout: float = 0.5,
+        max_length: int = 50,
+        temperature: float | None = 0.07,
+        lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        batch_size: int = 128,
+        epochs: int = 100,
+        patience: int = 10,
+        validate_every: int = 1,
+        validation_users: int | None = None,
+        metric: str = "ndcg@10",
+        precision: TrainingPrecision = "no",
+        device: str = "auto",
+        progress: bool = True,
+    ) -> Self:
+        """Train on the train histories, stop by validation. One pass predicts every item of a history.
+
+        A history of more than `max_length` items is cut into pieces of that length, from its end.
+
+        Args:
+            data: the data folder.
+            seed: start of all random numbers.
+            loss: `"full"` the softmax over all items; `"sampled"` an unbiased estimate of its denominator from `num_samples`
+                items, see `sampled_nll`.
+            chunk_size: for `"full"`: items at a time, which gives the same value in less memory; None takes all at once.
+            num_samples, sampling_power: for `"sampled"`: items drawn for each batch, on average, in proportion to their
+                number of users to this power.
+            size, layers, heads, dropout, max_length, temperature: see `SASRec`.
+            lr, weight_decay: of AdamW.
+            batch_size: histories at a time; those of like length go together.
+            epochs, patience, validate_every, validation_users, metric: see `Stopping`.
+            precision: `"bf16"` computes in bfloat16.
+            device: `"auto"` (a GPU where there is one), `"cpu"`, `"cuda"`, ...
+            progress: show a bar.
+
+        Raises:
+            ValueError: a setting is out of its range, or nobody has a validation item.
+        """
+        stopping = Stopping(epochs, patience, validate_every, metric, validation_users)
+        check_counts(size=size, layers=layers, heads=heads, max_length=max_length, batch_size=batch_size)
+        check_counts(**({} if chunk_size is None else {"chunk_size": chunk_size}))
+        check_shares(dropout=dropout)
+        check_above_zero(lr=lr, **({} if temperature is None else {"temperature": temperature}))
+        if size % heads:
+            raise ValueError(f"size is {size} and heads is {heads}; size must be a multiple of heads")
+        if loss not in get_args(Loss):
+            raise ValueError(f"loss is {loss!r}; allowed are {', '.join(map(repr, get_args(Loss)))}")
+        place = device_named(device)
+        computing = autocast(place, precision)
+        pieces = training_pieces(data.histories("train"), max_length)
+        counts = np.bincount(data.histories("train").items, minlength=data.num_items)
+        chances = torch.from_numpy(inclusion_chances(counts, num_samples, sampling_power)).to(place)
+        lengths = np.array([len(piece) for piece in pieces])
+        generator = torch.Generator(place).manual_seed(seed)
+
+        def epoch_losses(epoch: int) -> Iterator[torch.Tensor]:
+            for batch in plan_batches(lengths, batch_size, seed, epoch):
+                items = torch.from_numpy(pad_right([pieces[number] for number in batch], NO_ITEM)).to(place)
+                given = items >= 0
+                with computing:
+                    states = module(items[:, :-1])[given]  # (M, K)
+                    if loss == "sampled":
+                        nll = sampled_nll(states, module.item_rows, items[given], chances, generator)
+                    else:
+                        nll = multinomial_nll(
+                            states,
+                            module.item_table(),
+                            items[given][:, None],
+                            item_loss="exact" if chunk_size is None else "chunked",
+                            chunk_size=chunk_size or data.num_items,
+                        )
+                yield nll.mean()
+
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            module = SASRec(data.num_items, size, layers, heads, dropout, max_length, temperature).to(place)
+            recommender = cls(module, precision)
+            recommender.validations = train_until_best(
+                recommender,
+                module,
+                data,
+                epoch_losses,
+                stopping,
+                lr=lr,
+                weight_decay=weight_decay,
+                title="SASRec",
+                progress=progress,
+            )
+        return recommender
+
+    @torch.no_grad()
+    def score_histories(self, user_indices: npt.NDArray[np.integer] | None, histories: Histories) -> npt.NDArray[np.float32]:
+        """(batch, J) logits, one row per history."""
+        check_items(histories, self.num_items)
+        items = np.asarray(histories.items, dtype=np.int64)
+        read = self.module.max_length
+        rows = [items[max(start, end - read) : end] for start, end in zip(histories.indptr, histories.indptr[1:], strict=False)]
+        lengths = torch.tensor([len(row) for row in rows])
+        place = self.module.start.device
+        with autocast(place, self.precision):
+            states = self.module(torch.from_numpy(pad_right(rows, NO_ITEM)).to(place))
+        last = states[torch.arange(len(rows)), lengths].float()
+        logits = F.linear(last, self.module.item_table())  # in 32 bits: in 16, many items would tie
+        scores: npt.NDArray[np.float32] = logits.cpu().numpy()
+        return scores
+
+
+def training_pieces(histories: Histories, max_length: int) -> list[npt.NDArray[np.int64]]:
+    """Histories that are not empty, in pieces of at most `max_length` items, cut from the end.
+
+    >>> [piece.tolist() for piece in training_pieces(Histories(np.array([0, 3]), np.array([5, 6, 7], dtype=np.int32)), 2)]
+    [[6, 7], [5]]
+    """
+    items = np.asarray(histories.items, dtype=np.int64)
+    pieces: list[npt.NDArray[np.int64]] = []
+    for start, end in zip(histories.indptr[:-1], histories.indptr[1:], strict=True):
+        pieces.extend(items[max(start, last - max_length) : last] for last in range(end, start, -max_length))
+    return pieces
+
+
+def inclusion_chances(counts: npt.NDArray[np.integer], num_samples: int, power: float) -> npt.NDArray[np.float32]:
+    """Chance of each item to be drawn: min(1, c (users + 1) ** power), with c such that the chances sum to `num_samples`.
+
+    Args:
+        counts: (J,) users of each item.
+        num_samples: items to be drawn on average; at most J, where all are.
+        power: 0 draws uniformly, 1 by popularity.
+
+    Raises:
+        ValueError: `num_samples` is below 1, or `power` is not in [0, 1].
+
+    >>> inclusion_chances(np.array([0, 0, 1, 99]), num_samples=2, power=1.0).tolist()
+    [0.25, 0.25, 0.5, 1.0]
+    """
+    check_counts(num_samples=num_samples)
+    if not 0 <= power <= 1:
+        raise ValueError(f"sampling_power is {power}; it must lie between 0 (uniform) and 1 (by popularity)")
+    weights = (counts + 1.0) ** power
+    if num_samples >= len(weights):
+        return np.ones(len(weights), dtype=np.float32)
+    ascending = np.sort(weights)
+    rest = num_samples - np.arange(len(weights))[::-1]  # samples left for the k smallest, if all others are always drawn
+    factors = rest / np.cumsum(ascending)
+    factor = factors[np.flatnonzero((rest > 0) & (factors * ascending <= 1))[-1]]
+    return np.minimum(1.0, factor * weights).astype(np.float32)
+
+
+def sampled_nll(
+    hidden: torch.Tensor,
+    rows_of: Callable[[torch.Tensor], torch.Tensor],
+    targets: torch.Tensor,
+    chances: torch.Tensor,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """-ln softmax of the target, its denominator estimated from a sample of other items that all rows share.
+
+    Each item is drawn by itself with its own chance p and counts 1 / p times, which is the logQ correction (Bengio and
+    Senecal, 2008; Yi et al., RecSys 2019): the estimate of the denominator has the right mean, whatever the chances are, and
+    chances of 1 give the full softmax.
+
+    Args:
+        hidden: (M, K) states; targets: (M,) item indices.
+        rows_of: (n,) item indices -> (n, K) their rows.
+        chances: (J,) in (0, 1], see `inclusion_chances`.
+        generator: of the device of `chances`.
+
+    Returns:
+        (M,) float32 in nats.
+    """
+    drawn = torch.rand(chances.shape, generator=generator, device=chances.device) < chances
+    sample = drawn.nonzero()[:, 0]  # (S,)
+    logits = F.linear(hidden, rows_of(sample).to(hidden.dtype)).float() - chances[sample].log()
+    logits = logits.masked_fill(sample == targets[:, None], float("-inf"))
+    own = (hidden * rows_of(targets)).sum(-1, keepdim=True).float()  # (M, 1)
+    return torch.cat([own, logits], dim=1).logsumexp(-1) - own[:, 0]

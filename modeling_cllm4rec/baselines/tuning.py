@@ -1,0 +1,157 @@
+"""Random search over settings with a stated budget, choosing on the validation split."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import yaml
+from tqdm.auto import tqdm
+
+from modeling_cllm4rec.corpora.data_folder import RecommendationData
+from modeling_cllm4rec.evaluation.evaluator import Recommender, evaluate
+
+SPACES = Path(__file__).with_name("search_spaces.yaml")
+KINDS = ("choice", "uniform", "log_uniform")
+DRAWS = 100
+"""Most draws for one trial, until one comes that was not tried yet."""
+
+
+class Tuning(NamedTuple):
+    """What a search found.
+
+    Attributes:
+        settings: the best ones, for `fit_baseline(name, data, **settings)`.
+        trials: one row per trial: `trial` from 1, `settings` (JSON), the metric on validation, `seconds` of fit and
+            evaluation together, `chosen`.
+    """
+
+    settings: dict[str, Any]
+    trials: pa.Table
+
+
+@cache
+def search_spaces() -> dict[str, dict[str, Any]]:
+    """What may be drawn for each baseline, as `search_spaces.yaml` says."""
+    spaces: dict[str, dict[str, Any]] = yaml.safe_load(SPACES.read_text(encoding="utf-8"))
+    return spaces
+
+
+def tune_settings(
+    fit: Callable[[dict[str, Any]], Recommender],
+    data: RecommendationData,
+    space: Mapping[str, Any],
+    defaults: dict[str, Any],
+    *,
+    trials: int,
+    seed: int,
+    metric: str,
+    max_users: int | None = None,
+    title: str = "",
+    progress: bool = True,
+) -> Tuning:
+    """Fit with the defaults, then with settings drawn at random, and keep the best on validation.
+
+    No settings are tried twice; a space that holds fewer ends the search early.
+
+    Args:
+        fit: settings -> fitted recommender.
+        data: train histories are the inputs, validation is what is predicted.
+        space: setting -> `{"choice": [...]}`, `{"uniform": [low, high]}` or `{"log_uniform": [low, high]}`; between whole
+            numbers, whole numbers are drawn.
+        defaults: settings of the first trial.
+        trials: fits and evaluations, the budget.
+        seed: start of the random numbers.
+        metric: what is to be highest.
+        max_users: evaluate on a fixed random sample of so many users.
+        title: stands before the bar.
+        progress: show the bar.
+
+    Raises:
+        ValueError: `trials` is below 1, or the space cannot be read.
+    """
+    if trials < 1:
+        raise ValueError(f"trials is {trials}; it must be 1 or more")
+    for name, values in space.items():
+        _check_values(name, values)
+    generator = np.random.default_rng(seed)
+    tried: dict[str, float] = {}  # settings as JSON -> metric
+    seconds: list[float] = []
+    settings: dict[str, Any] | None = defaults
+    with tqdm(total=trials, desc=f"tuning {title}".strip(), unit="trial", disable=not progress) as bar:
+        while settings is not None:
+            start = time.perf_counter()
+            report = evaluate(
+                fit(settings), data, "validation", metrics=[metric], progress=False, n_resamples=0, max_users=max_users
+            )
+            tried[json.dumps(settings)] = report.metrics[metric]
+            seconds.append(time.perf_counter() - start)
+            bar.update()
+            bar.set_postfix({metric: max(tried.values())})
+            settings = _draw_new(space, generator, tried) if len(tried) < trials else None
+    best = max(tried, key=lambda key: tried[key])
+    table = pa.table(
+        {
+            "trial": range(1, len(tried) + 1),
+            "settings": list(tried),
+            metric: list(tried.values()),
+            "seconds": seconds,
+            "chosen": [key == best for key in tried],
+        }
+    )
+    return Tuning(json.loads(best), table)
+
+
+def draw(space: Mapping[str, Any], generator: np.random.Generator) -> dict[str, Any]:
+    """One point of a search space.
+
+    >>> draw({"shrink": {"log_uniform": [1.0, 1.0]}, "neighbours": {"choice": [50]}}, np.random.default_rng(0))
+    {'shrink': 1.0, 'neighbours': 50}
+    """
+    return {name: _draw_value(values, generator) for name, values in space.items()}
+
+
+def _draw_value(values: Mapping[str, list[Any]], generator: np.random.Generator) -> Any:
+    ((kind, limits),) = values.items()
+    if kind == "choice":
+        return limits[generator.integers(len(limits))]
+    low, high = limits
+    if kind == "uniform":
+        drawn = generator.uniform(low, high)
+    else:
+        drawn = math.exp(generator.uniform(math.log(low), math.log(high)))
+    if isinstance(low, int) and isinstance(high, int):
+        return round(drawn)
+    return float(f"{drawn:.3g}")  # three digits say enough, and can be typed
+
+
+def _draw_new(space: Mapping[str, Any], generator: np.random.Generator, tried: Mapping[str, float]) -> dict[str, Any] | None:
+    """Settings that were not tried yet; None where the space seems to hold no more."""
+    for _ in range(DRAWS):
+        settings = draw(space, generator)
+        if json.dumps(settings) not in tried:
+            return settings
+    return None
+
+
+def _check_values(name: str, values: Any) -> None:
+    kinds = list(values) if isinstance(values, Mapping) else []
+    if len(kinds) != 1 or kinds[0] not in KINDS:
+        raise ValueError(f"search space of {name} is {values!r}; it must be one of {', '.join(KINDS)} with a list of values")
+    limits = values[kinds[0]]
+    if not isinstance(limits, list) or not limits:
+        raise ValueError(f"search space of {name}: {kinds[0]} is {limits!r}; it must be a list that is not empty")
+    if kinds[0] == "choice":
+        return
+    numbers = [value for value in limits if isinstance(value, int | float) and not isinstance(value, bool)]
+    if len(limits) != 2 or len(numbers) != 2 or not limits[0] <= limits[1]:
+        raise ValueError(f"search space of {name}: {kinds[0]} is {limits!r}; it must be [lowest, highest], two numbers")
+    if kinds[0] == "log_uniform" and limits[0] <= 0:
+        raise ValueError(f"search space of {name}: log_uniform is {limits!r}; both numbers must be above 0")

@@ -1,0 +1,176 @@
+"""All baselines by name: what they have in common."""
+
+import builtins
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+
+from modeling_cllm4rec import baselines
+from modeling_cllm4rec.baselines import BASELINES, baseline_settings, fit_baseline, tune
+from modeling_cllm4rec.baselines.tuning import SPACES, draw, search_spaces
+from modeling_cllm4rec.evaluation.evaluator import evaluate, select_users
+from modeling_cllm4rec.evaluation.ranking import histories_from_lists
+
+QUICK = {
+    "ials": {"factors": 8, "iterations": 5, "progress": False},
+    "multvae": {"hidden_size": 32, "latent_size": 16, "epochs": 4, "progress": False},
+    "sasrec": {"size": 16, "heads": 1, "epochs": 2, "progress": False},
+    "sasrec-sampled": {"size": 16, "heads": 1, "epochs": 2, "num_samples": 16, "progress": False},
+}
+
+
+@pytest.fixture(scope="module")
+def fitted(data, tiny_backbones):
+    """Each baseline whose library is there, fitted on the small world."""
+    settings = {**QUICK, "textknn": {"encoder": str(tiny_backbones["gpt2"]), "progress": False}}
+    missing = {"ials"} if importlib.util.find_spec("implicit") is None else set()
+    return {name: fit_baseline(name, data, seed=3, **settings.get(name, {})) for name in BASELINES if name not in missing}
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_scores_any_history(fitted, data, name):
+    if name not in fitted:
+        pytest.skip("needs implicit")
+    recommender = fitted[name]
+    assert recommender.num_items == data.num_items
+    users = np.array([4, 0, 7])
+    histories = histories_from_lists([[1, 5, 3], [], [0]])
+    scores = recommender.score_histories(users, histories)
+    assert scores.shape == (3, data.num_items) and scores.dtype == np.float32
+    assert np.isfinite(scores).all()
+    one_by_one = [recommender.score_histories(users[[row]], select_users(histories, np.array([row]))) for row in range(3)]
+    assert np.concatenate(one_by_one) == pytest.approx(scores, abs=1e-4)
+    unseen = recommender.score_histories(None, histories)
+    assert unseen.shape == scores.shape
+    if name != "random":
+        assert (unseen == scores).all(), "no baseline knows users, only histories"
+    scores[:] = 0  # the caller may write into it
+    assert recommender.score_histories(None, histories) == pytest.approx(unseen)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_histories_of_another_catalogue_are_refused(fitted, data, name):
+    if name not in fitted or name in ("random", "popularity"):
+        pytest.skip("does not look at the items of a history, or needs implicit")
+    with pytest.raises(ValueError, match=f"item indices from 0 to {data.num_items}, but the baseline was fitted on items 0"):
+        fitted[name].score_histories(None, histories_from_lists([[0], [data.num_items]]))
+
+
+@pytest.mark.parametrize("name", ["ials", "multvae", "sasrec-sampled"])
+def test_seeds(fitted, data, name):
+    if name not in fitted:
+        pytest.skip("needs implicit")
+    histories = data.histories("train")
+    first, same, other = (
+        recommender.score_histories(None, histories)
+        for recommender in (fitted[name], *(fit_baseline(name, data, seed=seed, **QUICK[name]) for seed in (3, 4)))
+    )
+    assert first == pytest.approx(same, abs=1e-5)
+    assert not np.allclose(first, other, atol=1e-3)
+
+
+def test_what_a_name_fixes(fitted):
+    assert fitted["ease"].recency == 0
+    assert fitted["ease-recency"].recency == 0.5
+    assert (fitted["ease"].weights == fitted["ease-recency"].weights).all()
+    assert "recency" not in baseline_settings("ease-recency") and baseline_settings("ease")["recency"] == 0
+
+
+def test_unknown_names_and_settings(data):
+    with pytest.raises(ValueError, match="there is no baseline 'eas'; did you mean ease.*; allowed are random, popularity"):
+        fit_baseline("eas", data)
+    with pytest.raises(ValueError, match="'ease' has no setting 'regularisation'; did you mean regularization.*; allowed are"):
+        fit_baseline("ease", data, regularisation=3.0)
+    with pytest.raises(ValueError, match="'random' has no setting 'shrink'; allowed are none"):
+        fit_baseline("random", data, shrink=3.0)
+    with pytest.raises(ValueError, match="sasrec-sampled is what it is by loss='sampled'; leave loss away"):
+        fit_baseline("sasrec-sampled", data, loss="full")
+    with pytest.raises(ValueError, match="there is no baseline 'bpr'"):
+        tune("bpr", data)
+
+
+def test_a_missing_library_matters_to_one_baseline_only(data, monkeypatch):
+    real = builtins.__import__
+
+    def without_implicit(name, *rest, **more):
+        if name.partition(".")[0] == "implicit":
+            raise ImportError(name)
+        return real(name, *rest, **more)
+
+    monkeypatch.setattr(builtins, "__import__", without_implicit)
+    with pytest.raises(ImportError, match=r'"ials" needs the library implicit: pip install "cllm4rec\[baselines\]"'):
+        fit_baseline("ials", data)
+    fit_baseline("popularity", data)
+
+
+def test_tuning_chooses_on_validation(data):
+    found = tune("ease", data, trials=4, seed=1, metric="ndcg@5", progress=False)
+    table = found.trials.to_pylist()
+    assert [row["trial"] for row in table] == [1, 2, 3, 4]
+    assert json.loads(table[0]["settings"]) == {"regularization": 100.0}, "the defaults come first"
+    assert len({row["settings"] for row in table}) == 4
+    best = max(row["ndcg@5"] for row in table)
+    (chosen,) = (row for row in table if row["chosen"])
+    assert chosen["ndcg@5"] == best and json.loads(chosen["settings"]) == found.settings
+    report = evaluate(fit_baseline("ease", data, **found.settings), data, "validation", metrics=["ndcg@5"], progress=False)
+    assert report.metrics["ndcg@5"] == best
+    again = tune("ease", data, trials=4, seed=1, metric="ndcg@5", progress=False)
+    assert again.settings == found.settings
+    assert again.trials.column("settings") == found.trials.column("settings")
+
+
+def test_tuning_ends_where_the_space_is_used_up(data):
+    assert tune("popularity", data, trials=5, progress=False).trials.num_rows == 1
+    space = {"neighbours": {"choice": [3, 7]}}
+    found = tune("itemknn", data, trials=9, space=space, progress=False)
+    assert [json.loads(row)["neighbours"] for row in found.trials.column("settings").to_pylist()][0] is None
+    assert found.trials.num_rows == 3
+
+
+def test_what_is_fixed_is_not_drawn(data):
+    found = tune("itemknn", data, trials=3, fixed={"neighbours": 4}, progress=False)
+    assert list(found.settings) == ["shrink"]
+    expected = evaluate(
+        fit_baseline("itemknn", data, neighbours=4, **found.settings), data, "validation", metrics=["ndcg@10"], progress=False
+    )
+    assert max(found.trials["ndcg@10"].to_pylist()) == expected.metrics["ndcg@10"]
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({"shrink": [1, 2]}, r"search space of shrink is \[1, 2\]; it must be one of choice, uniform, log_uniform"),
+        ({"shrink": {"normal": [0, 1]}}, "search space of shrink is"),
+        ({"shrink": {"choice": []}}, "shrink: choice is .*not empty"),
+        ({"shrink": {"uniform": [2, 1]}}, r"shrink: uniform is \[2, 1\]; it must be \[lowest, highest\]"),
+        ({"shrink": {"uniform": [1, "2"]}}, "two numbers"),
+        ({"shrink": {"log_uniform": [0, 1]}}, "both numbers must be above 0"),
+        ({"shrnk": {"choice": [1]}}, "no setting 'shrnk'; did you mean shrink"),
+    ],
+)
+def test_spaces_that_cannot_be_read(data, space, message):
+    with pytest.raises(ValueError, match=message):
+        tune("itemknn", data, trials=2, space=space, progress=False)
+
+
+def test_tuning_needs_a_budget(data):
+    with pytest.raises(ValueError, match="trials is 0; it must be 1 or more"):
+        tune("ease", data, trials=0)
+
+
+def test_draws_stay_in_their_range():
+    space = {"a": {"uniform": [1, 3]}, "b": {"log_uniform": [0.01, 1.0]}, "c": {"choice": ["x", None]}}
+    drawn = [draw(space, np.random.default_rng(seed)) for seed in range(100)]
+    assert {point["a"] for point in drawn} == {1, 2, 3}
+    assert all(0.01 <= point["b"] <= 1 for point in drawn)
+    assert 30 <= sum(point["b"] < 0.1 for point in drawn) <= 70, "even in the logarithm"
+    assert {point["c"] for point in drawn} == {"x", None}
+
+
+def test_the_packaged_spaces_fit_the_baselines():
+    assert list(search_spaces()) == list(BASELINES)
+    for name, space in search_spaces().items():
+        baselines.check_settings(name, space)
+    assert SPACES.is_file()

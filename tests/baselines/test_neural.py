@@ -1,0 +1,229 @@
+"""Mult-VAE and SASRec: what they compute, against second implementations, and how they stop."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from modeling_cllm4rec.baselines import fit_baseline
+from modeling_cllm4rec.baselines.early_stopping import Stopping, train_until_best
+from modeling_cllm4rec.baselines.multvae import MultVAE, negative_elbo
+from modeling_cllm4rec.baselines.sasrec import (
+    NO_ITEM,
+    SASRec,
+    SASRecRecommender,
+    inclusion_chances,
+    sampled_nll,
+    training_pieces,
+)
+from modeling_cllm4rec.evaluation.ranking import histories_from_lists
+from modeling_cllm4rec.losses import multinomial_nll
+
+SASREC = {"num_items": 12, "size": 16, "layers": 2, "heads": 2, "dropout": 0.5, "max_length": 6}
+VAE = {"hidden_size": 32, "latent_size": 16}
+
+
+@pytest.fixture(params=[None, 0.1], ids=["dot product", "cosine"])
+def sasrec(request):
+    torch.manual_seed(0)
+    return SASRec(**SASREC, temperature=request.param).eval()
+
+
+def test_sasrec_never_looks_ahead(sasrec):
+    items = torch.randint(12, (3, 6))
+    changed = items.clone()
+    changed[:, 4] = (changed[:, 4] + 1) % 12
+    before, after = sasrec(items), sasrec(changed)
+    assert before.shape == (3, 7, 16)
+    assert torch.equal(before[:, :5], after[:, :5])
+    assert (before[:, 5:] != after[:, 5:]).any(-1).all(), "but it looks back"
+
+
+def test_one_pass_predicts_all_that_single_passes_do(sasrec):
+    items = torch.randint(12, (2, 6))
+    whole = sasrec(items)
+    for length in range(7):
+        assert torch.allclose(whole[:, length], sasrec(items[:, :length])[:, -1], atol=1e-5)
+
+
+def test_padding_changes_nothing(sasrec):
+    items = torch.tensor([[3, 1, NO_ITEM, NO_ITEM]])
+    assert torch.allclose(sasrec(items)[:, :3], sasrec(items[:, :2]), atol=1e-5)
+
+
+def test_cosine_ignores_the_length_of_item_rows():
+    model = SASRec(**SASREC, temperature=0.1).eval()
+    assert torch.allclose(model.item_table().norm(dim=1), torch.ones(12))
+    assert torch.equal(model.item_rows(torch.tensor([5, 2])), model.item_table()[[5, 2]])
+    assert torch.allclose(model(torch.tensor([[1, 2]])).norm(dim=-1), torch.full((1, 3), 10.0), atol=1e-4)
+
+
+def test_sampling_every_item_is_the_full_softmax():
+    torch.manual_seed(0)
+    hidden, table, targets = torch.randn(7, 4, requires_grad=True), torch.randn(9, 4, requires_grad=True), torch.arange(7)
+    chances = torch.from_numpy(inclusion_chances(np.arange(9), num_samples=9, power=0.5))
+    sampled = sampled_nll(hidden, table.__getitem__, targets, chances, torch.Generator())
+    full = F.cross_entropy(hidden @ table.T, targets, reduction="none")
+    assert torch.allclose(sampled, full, atol=1e-5)
+    assert torch.allclose(multinomial_nll(hidden, table, targets[:, None]), full, atol=1e-5)
+    for one, other in zip(*(torch.autograd.grad(loss.sum(), (hidden, table)) for loss in (sampled, full)), strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("power", [0.0, 0.75])
+def test_the_sampled_denominator_has_the_right_mean(power):
+    torch.manual_seed(0)
+    hidden, table, targets = torch.randn(2, 4), torch.randn(30, 4), torch.tensor([3, 8])
+    chances = torch.from_numpy(inclusion_chances(np.arange(30) ** 2, num_samples=10, power=power))
+    generator = torch.Generator().manual_seed(1)
+    own = (hidden * table[targets]).sum(1)
+    losses = torch.stack([sampled_nll(hidden, table.__getitem__, targets, chances, generator) for _ in range(3000)])
+    estimates = (losses + own).exp()
+    exact = (hidden @ table.T).exp().sum(1)
+    error = estimates.std(0) / 3000**0.5
+    assert ((estimates.mean(0) - exact).abs() < 4 * error).all()
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("num_samples", [1, 7, 49, 50, 500])
+def test_chances_sum_to_the_sample(power, num_samples):
+    counts = np.random.default_rng(0).zipf(1.5, 50)
+    chances = inclusion_chances(counts, num_samples, power)
+    assert chances.sum() == pytest.approx(min(num_samples, 50), rel=1e-5)
+    assert (chances > 0).all() and (chances <= 1).all()
+    assert (np.diff(chances[np.argsort(counts)]) >= 0).all()
+
+
+def test_long_histories_are_cut_into_pieces():
+    histories = histories_from_lists([[1, 2, 3, 4, 5], [], [6, 7]])
+    assert [piece.tolist() for piece in training_pieces(histories, 2)] == [[4, 5], [2, 3], [1], [6, 7]]
+    assert [piece.tolist() for piece in training_pieces(histories, 9)] == [[1, 2, 3, 4, 5], [6, 7]]
+
+
+def test_sasrec_reads_the_last_items(data):
+    recommender = fit_baseline("sasrec", data, size=8, heads=1, layers=1, max_length=3, epochs=1, progress=False)
+    long, short = (recommender.score_histories(None, histories_from_lists([row])) for row in ([9, 8, 1, 2, 3], [1, 2, 3]))
+    assert (long == short).all()
+
+
+def test_the_losses_of_sasrec_agree(data):
+    shared = {"size": 8, "heads": 1, "layers": 1, "dropout": 0.0, "epochs": 2, "progress": False}
+    histories = data.histories("train")
+    full = fit_baseline("sasrec", data, **shared).score_histories(None, histories)
+    sampled = fit_baseline("sasrec-sampled", data, num_samples=data.num_items, **shared)
+    assert sampled.score_histories(None, histories) == pytest.approx(full, abs=1e-3)
+    chunked = fit_baseline("sasrec", data, chunk_size=7, **shared)
+    assert chunked.score_histories(None, histories) == pytest.approx(full, abs=1e-3)
+
+
+def test_bf16_is_near_32_bits(data):
+    shared = {"size": 16, "heads": 1, "layers": 1, "dropout": 0.0, "temperature": None, "epochs": 1, "progress": False}
+    histories = data.histories("train")
+    exact, rounded = (
+        fit_baseline("sasrec", data, precision=precision, **shared).score_histories(None, histories)
+        for precision in ("no", "bf16")
+    )
+    assert rounded == pytest.approx(exact, abs=0.05) and (rounded != exact).any()
+
+
+def test_multvae_against_dense_matrices():
+    """The sparse first layer is a product with the normalized multi-hot rows; the loss is eq. 5 of the paper."""
+    torch.manual_seed(0)
+    model = MultVAE(6, hidden_size=5, latent_size=3, dropout=0.0).eval()
+    model.item_bias.data.normal_()
+    histories = histories_from_lists([[0, 4], [], [5, 1, 2]])
+    dense = torch.zeros(3, 6)
+    dense[0, [0, 4]] = dense[2, [5, 1, 2]] = 1
+    hidden = torch.tanh(F.normalize(dense) @ model.item_rows + model.item_bias)
+    mean, log_variance = model.encoder(hidden).chunk(2, dim=1)
+    logits = model.decoder(mean)
+    divergence = torch.distributions.kl_divergence(
+        torch.distributions.Normal(mean, (0.5 * log_variance).exp()), torch.distributions.Normal(0.0, 1.0)
+    ).sum(1)
+    expected = (-(dense * logits.log_softmax(1)).sum(1) + 0.3 * divergence).mean()
+    assert negative_elbo(model, histories, 0.3).item() == pytest.approx(expected.item(), rel=1e-5)
+    items, starts = torch.from_numpy(histories.items.astype(np.int64)), torch.from_numpy(histories.indptr[:-1])
+    assert torch.allclose(model(items, starts)[0], logits, atol=1e-5)
+
+
+class Scripted:
+    """Validates as told; its only weight counts the optimizer's steps."""
+
+    def __init__(self, num_items, ranks):
+        self.num_items = num_items
+        self.module = torch.nn.Linear(1, 1, bias=False)
+        self.module.weight.data.zero_()
+        self.ranks = ranks
+
+    def losses(self, epoch):
+        self.epoch = epoch
+        yield self.module.weight.sum() * -1.0
+
+    def score_histories(self, users, histories):
+        scores = np.zeros((len(users), self.num_items), dtype=np.float32)
+        scores[:, : self.ranks[self.epoch]] = 1  # so many items stand before the rest
+        return scores
+
+
+def test_the_best_weights_are_kept(data):
+    scripted = Scripted(data.num_items, ranks=[0, 30, 5, 0, 0, 0])
+    truth = data.histories("validation").items
+    assert (truth < 30).any()
+    validations = train_until_best(
+        scripted, scripted.module, data, scripted.losses, Stopping(6, 2, 1, "recall@30", None), lr=1.0, title="", progress=False
+    )
+    best = max(validations, key=lambda validation: validation.metric)
+    assert len(validations) == min(6, best.epoch + 2), "stops two validations after the best"
+    assert scripted.module.weight.item() == pytest.approx(best.epoch, abs=0.1), "one step of size 1 an epoch"
+    assert not scripted.module.training
+
+
+def test_validation_every_second_epoch_and_at_the_end(data):
+    scripted = Scripted(data.num_items, ranks=[3] * 5)
+    validations = train_until_best(
+        scripted, scripted.module, data, scripted.losses, Stopping(5, 0, 2, "recall@5", 10), lr=1.0, title="", progress=False
+    )
+    assert [validation.epoch for validation in validations] == [2, 4, 5]
+
+
+def test_training_leaves_the_global_generator_alone(data):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    fit_baseline("multvae", data, seed=1, epochs=1, progress=False, **VAE)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_loss_that_is_not_finite(data):
+    with pytest.raises(FloatingPointError, match="SASRec: the loss of epoch 1 is not finite; lower lr"):
+        fit_baseline("sasrec", data, size=8, heads=1, lr=1e30, batch_size=8, epochs=3, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "message"),
+    [
+        ("sasrec", {"size": 9, "heads": 2}, "size is 9 and heads is 2; size must be a multiple"),
+        ("sasrec", {"layers": 0}, "layers is 0; it must be 1 or more"),
+        ("sasrec", {"chunk_size": 0}, "chunk_size is 0; it must be 1 or more"),
+        ("sasrec", {"dropout": 1.0}, "dropout is 1.0; it must be 0 or more and lie below 1"),
+        ("sasrec", {"temperature": 0.0}, "temperature is 0.0; it must be above 0"),
+        ("sasrec", {"epochs": 0}, "epochs is 0"),
+        ("sasrec", {"patience": -1}, "patience is -1; it must be 1 or more, or 0"),
+        ("sasrec", {"precision": "fp16"}, "precision is 'fp16'; allowed are 'no' and 'bf16'"),
+        ("sasrec", {"metric": "ndgc@10", "epochs": 1}, "unknown metric 'ndgc@10'"),
+        ("sasrec-sampled", {"num_samples": 0}, "num_samples is 0"),
+        ("sasrec-sampled", {"sampling_power": 2.0}, "sampling_power is 2.0; it must lie between 0"),
+        ("multvae", {"beta": -0.1}, "beta is -0.1"),
+        ("multvae", {"anneal_epochs": 0}, "anneal_epochs is 0"),
+        ("multvae", {"lr": 0.0}, "lr is 0.0; it must be above 0"),
+        ("multvae", {"validate_every": 0}, "validate_every is 0"),
+    ],
+)
+def test_settings_out_of_range(data, name, setting, message):
+    with pytest.raises(ValueError, match=message):
+        fit_baseline(name, data, progress=False, **setting)
+
+
+def test_an_unknown_loss(data):
+    with pytest.raises(ValueError, match="loss is 'bce'; allowed are 'full', 'sampled'"):
+        SASRecRecommender.fit(data, loss="bce")

@@ -1,0 +1,18 @@
+"""The tuned values in recipes/configs/baselines.yaml are ones that the baselines take."""
+
+from pathlib import Path
+
+import yaml
+
+from modeling_cllm4rec.baselines import check_settings
+
+TUNED = Path(__file__).parents[2] / "recipes" / "configs" / "baselines.yaml"
+
+
+def test_tuned_settings_fit_the_baselines():
+    tuned = yaml.safe_load(TUNED.read_text(encoding="utf-8"))
+    assert tuned
+    for folder, by_name in tuned.items():
+        assert isinstance(folder, str)
+        for name, settings in by_name.items():
+            check_settings(name, settings)
