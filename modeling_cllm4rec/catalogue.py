@@ -22,6 +22,8 @@ import pyarrow.parquet as pq
 OnUnknown = Literal["raise", "skip"]
 CATALOGUE_FILE = "catalogue.parquet"
 USERS_FILE = "users.parquet"
+SAVED_COLUMNS = ("item_id", "title", "brand", "categories", "codes")
+"""Of the columns of a catalogue, those that stand in its file; longer texts stay with the data."""
 
 
 class IdMap:
@@ -127,8 +129,8 @@ class Catalogue:
         return list(self.table["title"].take(pa.array(np.asarray(indices, dtype=np.int64))).to_pylist())
 
     def save(self, folder: str | Path) -> None:
-        """Write `catalogue.parquet`: ids and, where there are, titles and codes (LC-Rec)."""
-        columns = [name for name in ("item_id", "title", "codes") if name in self.table.column_names]
+        """Write `catalogue.parquet`: ids and, where there are, what tells items apart in a word, and codes (LC-Rec)."""
+        columns = [name for name in SAVED_COLUMNS if name in self.table.column_names]
         pq.write_table(self.table.select(columns), Path(folder) / CATALOGUE_FILE)
 
     @classmethod
@@ -175,6 +177,20 @@ class KnownUsers:
     def without_histories(self) -> KnownUsers:
         """The same users with no history stored."""
         return KnownUsers(self.ids.array)
+
+    def renumbered(self, place: np.ndarray) -> KnownUsers:
+        """The same users with item j named place[j] in their histories; items at -1 leave them.
+
+        Example:
+            >>> users = KnownUsers(["ann"], np.array([0, 3]), np.array([0, 1, 2], dtype=np.int32))
+            >>> users.renumbered(np.array([1, -1, 0])).history(0).tolist()
+            [1, 0]
+        """
+        if self.indptr is None or self.items is None:
+            return self
+        items = place[self.items]
+        indptr = np.concatenate([[0], np.cumsum(items >= 0)])[self.indptr]
+        return KnownUsers(self.ids.array, indptr, items[items >= 0].astype(np.int32))
 
     def save(self, folder: str | Path) -> None:
         """Write `users.parquet`: `user_id` and, where stored, `history` (lists of row numbers of `catalogue.parquet`)."""

@@ -25,6 +25,7 @@ from transformers.modeling_outputs import BaseModelOutput, CausalLMOutputWithPas
 
 from .catalogue import Catalogue, KnownUsers
 from .configuration_cllm4rec import CLLM4RecConfig
+from .growing import GrowsAndShrinks
 from .language_model import HoldsLanguageModel, check_fields, greedy_generation, is_left_padded, real_positions, tokenizer_of
 from .losses import ItemLoss, multinomial_nll
 from .prompt_assembly import assemble, pad_right
@@ -51,7 +52,7 @@ class RecommendationOutput(ModelOutput):
     last_hidden_state: torch.Tensor | None = None
 
 
-class CLLM4RecPreTrainedModel(HoldsLanguageModel, SavedFolderModel):
+class CLLM4RecPreTrainedModel(GrowsAndShrinks, HoldsLanguageModel, SavedFolderModel):
     """The backbone and the four ID tables, with catalogue, users and card beside them."""
 
     config_class = CLLM4RecConfig
@@ -65,6 +66,8 @@ class CLLM4RecPreTrainedModel(HoldsLanguageModel, SavedFolderModel):
         "catalogue.py",
         "configuration_backbone.py",
         "configuration_cllm4rec.py",
+        "growing.py",
+        "handler.py",
         "language_model.py",
         "losses.py",
         "modeling_cllm4rec.py",

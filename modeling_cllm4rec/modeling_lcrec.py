@@ -58,6 +58,7 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
         "configuration_lcrec.py",
         "configuration_rqvae.py",
         "constrained_decoding.py",
+        "handler.py",
         "index_prompts.py",
         "index_search.py",
         "item_index.py",
@@ -168,7 +169,7 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
         config = self.config
         templates = config.recommendation_prompts
         if templates is None or config.separator is None:
-            raise ValueError("this model has no recommendation prompts yet: align it (recipes/align.py)")
+            raise ValueError("this model has no recommendation prompts yet: align it (`cllm4rec align`)")
         if not 0 <= template < len(templates):
             raise ValueError(f"template is {template}; the model has templates 0 to {len(templates) - 1}")
         codes = [self.index.codes[self._last_items(number, items)] for number, items in enumerate(histories)]
@@ -295,7 +296,7 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
         if isinstance(queries, str):
             raise ValueError(f"queries is the string {queries!r}; give a list, as [{queries!r}]")
         if prompts is None:
-            raise ValueError("this model has no query prompts: align it with the task itemsearch (recipes/align.py)")
+            raise ValueError("this model has no query prompts: align it with the task itemsearch (`cllm4rec align`)")
         for number, query in enumerate(queries):
             if not isinstance(query, str) or not query.strip():
                 raise ValueError(f"queries[{number}] is {query!r}; say in words what is looked for")
@@ -350,7 +351,7 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
         if index.num_items != len(catalogue):
             raise ValueError(
                 f"the index names {index.num_items} items and the catalogue has {len(catalogue)}: it is that of another "
-                "catalogue; run recipes/index_items.py on this data"
+                "catalogue; run `cllm4rec index-items` on this data"
             )
         backbone = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype)
         words: Any = backbone.get_input_embeddings()
@@ -472,12 +473,8 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
         keep[catalogue.ids.indices_of(item_ids)] = False
         if not keep.any():
             raise ValueError("remove_items: nothing would be left to recommend")
-        users = self.users
-        if users is not None and users.indptr is not None and users.items is not None:
-            stays = keep[users.items]
-            indptr = np.concatenate([[0], np.cumsum(stays)])[users.indptr]
-            place = np.cumsum(keep) - 1
-            self.users = KnownUsers(users.ids.array, indptr, place[users.items[stays]].astype(np.int32))
+        if self.users is not None:
+            self.users = self.users.renumbered(np.where(keep, np.cumsum(keep) - 1, -1))
         self._set_items(Catalogue(catalogue.table.filter(pa.array(keep))), codes[keep])
 
     @classmethod

@@ -10,27 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.corpora.prompts import Prompts, cut
+from modeling_cllm4rec.growing import mean_word_rows, text_column
 from modeling_cllm4rec.prompt_assembly import assemble
 
 logger = logging.getLogger(__name__)
 
 ITEM_TEXTS = ("title", "brand", "categories", "description")
 BIOGRAPHY = "biography"
-
-
-def text_column(table: pa.Table, name: str) -> list[str]:
-    """A text column as strings: lists joined by commas, empty where there is nothing."""
-    column = table[name]
-    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-        return [", ".join(dict.fromkeys(word for word in value or [] if word)) for value in column.to_pylist()]
-    return ["" if value is None else str(value).strip() for value in column.to_pylist()]
 
 
 class TextCorpus:
@@ -221,12 +213,4 @@ def initial_item_rows(
     Returns:
         (J, K) float32; NaN rows for items without any text.
     """
-    present = [name for name in columns if name in data.items.column_names]
-    parts = [text_column(data.items, name) for name in present]
-    texts = [" ".join(words) for words in zip(*parts, strict=True)] if parts else [""] * data.num_items
-    encoded = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    rows = np.full((data.num_items, word_rows.shape[1]), np.nan, dtype=np.float32)
-    for item, ids in enumerate(encoded):
-        if ids:
-            rows[item] = word_rows[np.asarray(ids)].mean(axis=0)
-    return rows
+    return mean_word_rows(data.items, tokenizer, word_rows, columns)

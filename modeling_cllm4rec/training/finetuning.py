@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from modeling_cllm4rec.corpora.batches import collate, plan_batches
@@ -15,9 +17,10 @@ from modeling_cllm4rec.corpora.documents import HistoryCorpus, TextCorpus
 from modeling_cllm4rec.corpora.matching import check_same_ids
 from modeling_cllm4rec.corpora.prompts import recommendation_pieces
 from modeling_cllm4rec.evaluation.evaluator import evaluate
-from modeling_cllm4rec.hub.model_card import save_record, training_record, update_card
+from modeling_cllm4rec.hub.model_card import RECORD_FILE, save_record, training_record, update_card
 from modeling_cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation, Side
 from modeling_cllm4rec.training.arguments import FinetuneArguments
+from modeling_cllm4rec.training.estimates import LargestBatch
 from modeling_cllm4rec.training.loop import Progress, Step, as_on_the_main_process, documents_of_a_step, make_accelerator, run
 from modeling_cllm4rec.training.objectives import holdout_terms, next_word_terms
 from modeling_cllm4rec.training.parameters import choose_trainable, merge_lora
@@ -87,6 +90,22 @@ class FinetuningStage:
                 mixed.append(Step("content", texts[(number // every) % len(texts)]))
         return mixed
 
+    @property
+    def scores_at_once(self) -> int:
+        """People of a validation batch."""
+        return min(self.arguments.eval_batch_size, self.data.num_users)
+
+    def largest_batches(self) -> dict[str, LargestBatch]:
+        """The longest histories, and the longest texts where there are C steps."""
+        users = self.histories.users
+        longest = users[np.argsort(self.histories.lengths[users], kind="stable")][-self.arguments.batch_size :]
+        prompts = self.model.build_prompts(longest, [self.histories.history(int(user)) for user in longest])
+        batches = {"recommendation": LargestBatch(len(prompts), max(map(len, prompts)), len(prompts))}
+        if self.texts is not None:
+            texts = np.sort(self.texts.lengths)[-self.arguments.batch_size :]
+            batches["content"] = LargestBatch(len(texts), int(texts[-1]), word_states=int(texts.sum()))
+        return batches
+
     def loss(self, step: Step, part: np.ndarray, epoch: int, generator: torch.Generator) -> tuple[torch.Tensor, float, int]:
         """This part's share of a recommendation or a C step."""
         weights, device = self.arguments.weights, self.model.item_content.weight.device
@@ -141,7 +160,7 @@ def load_start(
         ValueError: a checkpoint of another catalogue or of other users.
     """
     if not Path(arguments.start).is_dir():
-        raise FileNotFoundError(f"start: there is no folder {arguments.start}; run recipes/pretrain.py first, or name another")
+        raise FileNotFoundError(f"start: there is no folder {arguments.start}; run `cllm4rec pretrain` first, or name another")
     model = CLLM4RecForRecommendation.from_pretrained(arguments.start)
     check_same_ids(model, data, f"start: {arguments.start}")
     return model, AutoTokenizer.from_pretrained(arguments.start)
@@ -158,6 +177,24 @@ def finetune(arguments: FinetuneArguments) -> tuple[CLLM4RecForRecommendation, P
     model, tokenizer = load_start(arguments, data)
     model.config.max_history_tokens = arguments.max_history_tokens
     model.config.recommendation_prompts = recommendation_pieces(arguments.templates, tokenizer)
+    return model, finetune_from(model, tokenizer, data, arguments, accelerator)
+
+
+def finetune_from(
+    model: CLLM4RecForRecommendation,
+    tokenizer: PreTrainedTokenizerBase,
+    data: RecommendationData,
+    arguments: FinetuneArguments,
+    accelerator: Accelerator,
+    record: str = FinetuningStage.name,
+    earlier: Path | None = None,
+) -> Progress:
+    """Finetune a model of this data, with its prompts, and save the best epoch to OUTPUT.
+
+    Args:
+        record: name under which the run stands in the model's card.
+        earlier: folder of the model that is trained further; what its card says of its training stays said.
+    """
     with accelerator.main_process_first():
         stage = FinetuningStage(model, tokenizer, data, arguments, accelerator.is_main_process)
     sides: tuple[Side, ...] = SIDES if arguments.content_every else ("collaborative",)
@@ -167,8 +204,10 @@ def finetune(arguments: FinetuneArguments) -> tuple[CLLM4RecForRecommendation, P
         merge_lora(adapted)
         model.save_pretrained(arguments.run_folder)
         tokenizer.save_pretrained(arguments.run_folder)
-        save_record(arguments.run_folder, stage.name, training_record(arguments, progress))
+        if earlier is not None and (earlier / RECORD_FILE).exists():
+            shutil.copyfile(earlier / RECORD_FILE, arguments.run_folder / RECORD_FILE)
+        save_record(arguments.run_folder, record, training_record(arguments, progress))
         model.card = update_card(arguments.run_folder, data)
         logger.info("model saved in %s", arguments.run_folder)
     accelerator.wait_for_everyone()
-    return model, progress
+    return progress

@@ -1,0 +1,206 @@
+"""New items and new users for a trained CLLM4Rec: rows started by `growing`, then a few steps in which nothing else trains."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from modeling_cllm4rec.corpora.batches import collate, plan_batches
+from modeling_cllm4rec.corpora.documents import ITEM_TEXTS
+from modeling_cllm4rec.corpora.item_embeddings import embed_items
+from modeling_cllm4rec.corpora.prompts import Prompts, cut
+from modeling_cllm4rec.growing import Start, text_column
+from modeling_cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
+from modeling_cllm4rec.modeling_lcrec import LCRecForRecommendation
+from modeling_cllm4rec.prompt_assembly import assemble
+from modeling_cllm4rec.training.objectives import Weights, next_word_terms
+from tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Settling:
+    """How content rows of new items are settled: by passes over their texts.
+
+    Attributes:
+        passes: passes over the texts of the new items; 0 leaves the rows where they started.
+        lr: learning rate of their rows.
+        lambda_c: weight of the pull towards their collaborative rows.
+        batch_size: texts of a step.
+        max_text_tokens: cut longer texts; None cuts nothing, and a text beyond the context is an error.
+        seed: start of the random numbers that order the texts.
+    """
+
+    passes: int = 1
+    lr: float = 1e-3
+    lambda_c: float = 1.0
+    batch_size: int = 32
+    max_text_tokens: int | None = None
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        for name, least in (("passes", 0), ("lr", 0), ("lambda_c", 0), ("batch_size", 1), ("max_text_tokens", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise ValueError(f"{name} is {value}; it must be {least} or more")
+
+
+def add_items(
+    model: CLLM4RecForRecommendation | LCRecForRecommendation,
+    tokenizer: PreTrainedTokenizerBase,
+    items: pa.Table,
+    *,
+    start: Start = "regression",
+    boldness: float = 0.5,
+    settling: Settling = Settling(),
+    encoder: str | None = None,
+    progress: bool = True,
+) -> PreTrainedTokenizerBase:
+    """Add items to a model of either system by their texts alone.
+
+    CLLM4Rec: rows from words (`growing`), then `settle_items`. LC-Rec: an embedding of the texts, made as those of the old items,
+    and the nearest free index.
+
+    Args:
+        items: `item_id` and text columns.
+        start, boldness, settling: CLLM4Rec, see `growing.GrowsAndShrinks.add_items` and `Settling`.
+        encoder: LC-Rec: place of the encoder, where the model names one by its folder's name only.
+
+    Returns:
+        The tokenizer of the model with the new items.
+
+    Raises:
+        ValueError: items that cannot be added (which), or an LC-Rec model that does not say how texts become embeddings.
+    """
+    if isinstance(model, LCRecForRecommendation):
+        model.add_items(items, _embeddings(model, items, encoder, progress))
+        return tokenizer
+    first = model.config.num_items
+    model.add_items(items, start=start, boldness=boldness, tokenizer=tokenizer)
+    if settling.passes:
+        settle_items(model, tokenizer, first, settling, progress=progress)
+    return resized_tokenizer(tokenizer, model)
+
+
+def resized_tokenizer(tokenizer: PreTrainedTokenizerBase, model: CLLM4RecForRecommendation) -> CLLM4RecTokenizer:
+    """A saved model's tokenizer with the model's numbers of users and items."""
+    config = model.config
+    return CLLM4RecTokenizer.from_pretrained(tokenizer.name_or_path, num_users=config.num_users, num_items=config.num_items)
+
+
+def _embeddings(model: LCRecForRecommendation, items: pa.Table, encoder: str | None, progress: bool) -> np.ndarray:
+    """(new, d) vectors of texts, made as those of the model's items."""
+    settings = model.config.item_encoder
+    if not settings:
+        raise ValueError("this model does not say how texts become embeddings (item_encoder); index and align it again")
+    return embed_items(items, **{**settings, "encoder": encoder or settings["encoder"]}, progress=progress)
+
+
+def settle_items(
+    model: CLLM4RecForRecommendation,
+    tokenizer: PreTrainedTokenizerBase,
+    first: int,
+    settling: Settling = Settling(),
+    prompts: Prompts | None = None,
+    progress: bool = True,
+) -> list[float]:
+    """Train the content rows of items `first` and above, and nothing else, on their texts in the catalogue.
+
+    Each step is a C step (section 3.3): next words, and the pull of the content rows towards the collaborative ones. There is no
+    L step: without interactions it would have only the pull the other way, and end in the content row, while trained
+    collaborative rows stand far from theirs.
+
+    Args:
+        model: the catalogue's table holds the texts of these items.
+        tokenizer: the model's own; ID tokens are made from the model's configuration.
+        first: index of the first new item.
+
+    Returns:
+        Nats a word, pass by pass.
+
+    Raises:
+        ValueError: a text that does not fit into the context.
+    """
+    rows, lengths = _documents(model, tokenizer, first, settling.max_text_tokens, prompts or Prompts())
+    weights, device = Weights(settling.lambda_c), model.item_content.weight.device
+    means: list[float] = []
+    with _only_rows(model, model.item_content.weight, first):
+        optimizer = torch.optim.AdamW([model.item_content.weight], lr=settling.lr, weight_decay=0.0)
+        for number in range(settling.passes):
+            nll, words = 0.0, 0
+            plan = plan_batches(lengths[:, 1], settling.batch_size, settling.seed, number)
+            for batch_rows in tqdm(plan, desc=f"settling items, pass {number + 1}", unit="step", disable=not progress):
+                batch = collate([rows[row] for row in batch_rows], lengths[batch_rows, 0]).to(device)
+                optimizer.zero_grad(set_to_none=True)
+                terms = next_word_terms(model, batch, weights)
+                weights.total(terms, len(batch_rows)).backward()
+                optimizer.step()
+                nll, words = nll + float(terms.nll.detach().sum()), words + terms.tokens
+            means.append(nll / max(words, 1))
+            logger.info("settling items, pass %d: %.3f nats a word", number + 1, means[-1])
+    return means
+
+
+def _documents(
+    model: CLLM4RecForRecommendation,
+    tokenizer: PreTrainedTokenizerBase,
+    first: int,
+    max_text_tokens: int | None,
+    prompts: Prompts,
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Token ids of the text documents of the items from `first` on, and their (prompt, whole) lengths."""
+    assert model.catalogue is not None
+    table = model.catalogue.table.slice(first)
+    end = [token for token in (tokenizer.eos_token_id, tokenizer.sep_token_id) if token is not None][:1]
+    first_token = model.config.id_offset + model.config.num_users + first
+    rows, lengths = [], []
+    for column in ITEM_TEXTS:
+        if column not in table.column_names:
+            continue
+        pieces = cut(prompts.item_text, tokenizer, column=column)
+        texts = text_column(table, column)
+        encoded = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        for number, words in enumerate(encoded):
+            if words:
+                prompt = assemble(pieces, item=first_token + number)
+                closing = end if max_text_tokens is None or len(words) < max_text_tokens else []
+                rows.append(np.concatenate([prompt, words[:max_text_tokens], closing]).astype(np.int64))
+                lengths.append((len(prompt), len(rows[-1])))
+    longest = max((whole for _, whole in lengths), default=0)
+    if longest > model.config.context_length:
+        raise ValueError(
+            f"a text of the new items has {longest} tokens with its prompt, and the backbone's context holds "
+            f"{model.config.context_length}; set max_text_tokens to cut it"
+        )
+    return rows, np.array(lengths, dtype=np.int64).reshape(-1, 2)
+
+
+@contextmanager
+def _only_rows(model: torch.nn.Module, weight: torch.Tensor, first: int) -> Iterator[None]:
+    """Within the block only the rows of a matrix from `first` on train; no dropout.
+
+    The other rows get no gradient at all, so the optimizer leaves them as they are to the bit.
+    """
+    trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    was_training = model.training
+    model.eval().requires_grad_(False)
+    weight.requires_grad_(True)
+    old = torch.arange(len(weight), device=weight.device) < first
+    hook = weight.register_hook(lambda gradient: gradient.masked_fill(old[:, None], 0))
+    try:
+        yield
+    finally:
+        hook.remove()
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(trained[name])
+            parameter.grad = None
+        model.train(was_training)

@@ -1,0 +1,123 @@
+"""Items that come after training: withhold some, train without them, add them by their texts alone, and see who finds them.
+
+    python recipes/new_items.py split --data data/beauty --output data/beauty-withheld
+    ... train a model on data/beauty-withheld ...
+    python recipes/new_items.py measure --data data/beauty-withheld --model runs/withheld --output new-items.json
+
+Choices are made with `--part tuning`, on items withheld for that alone; `--part report` is told. Models of both systems
+stand in one table with popularity, random, and the nearest neighbours by text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from transformers import AutoTokenizer
+
+from modeling_cllm4rec.catalogue import Catalogue
+from modeling_cllm4rec.commands.add_items import add_growth_flags, growth_settings
+from modeling_cllm4rec.commands.running import run_command
+from modeling_cllm4rec.corpora.data_folder import RecommendationData
+from modeling_cllm4rec.corpora.item_embeddings import MINILM, embed_items
+from modeling_cllm4rec.corpora.matching import check_same_ids
+from modeling_cllm4rec.corpora.withholding import PARTS, Withheld, withhold_items
+from modeling_cllm4rec.evaluation.new_items import NewItemsResult, baselines_for, new_items_recall, new_items_table
+from modeling_cllm4rec.growing import ITEM_WORDS, text_column
+from modeling_cllm4rec.hub.loading import load_recommender
+from modeling_cllm4rec.modeling_lcrec import LCRecForRecommendation
+from modeling_cllm4rec.training.growth import add_items
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags."""
+    flags = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="new_items.py", allow_abbrev=False
+    )
+    commands = flags.add_subparsers(dest="command", required=True)
+    split = commands.add_parser("split", help="write a data folder without a share of the items")
+    split.add_argument("--data", required=True, help="prepared data folder")
+    split.add_argument("--output", required=True, help="folder for the data without these items, and for the items")
+    split.add_argument("--share", type=float, default=0.1, help="share of the items that are reported on (default: 0.1)")
+    split.add_argument("--tuning-share", type=float, default=0.05, help="share for making choices (default: 0.05)")
+    split.add_argument("--split-seed", type=int, default=0, help="start of the random numbers that choose the items")
+    split.add_argument("--overwrite", action="store_true", help="replace a data folder that is there")
+    measure = commands.add_parser("measure", help="add the withheld items to models and rank them")
+    measure.add_argument("--data", required=True, help="folder that `split` wrote")
+    measure.add_argument("--model", nargs="*", default=[], help="folders of models trained on it, of either system")
+    measure.add_argument("--part", choices=PARTS, default="report", help="the items to be told of, or those to choose on")
+    measure.add_argument("--k", type=int, default=20, help="how many of the first items count (default: 20)")
+    measure.add_argument("--batch-size", type=int, default=256, help="people at a time (default: 256)")
+    measure.add_argument("--output", help="JSON file for the numbers")
+    texts = measure.add_argument_group("text nearest neighbour")
+    texts.add_argument("--baseline-encoder", default=MINILM, help="encoder of the texts (default: minilm)")
+    texts.add_argument("--baseline-text-tokens", type=int, default=256, help="cut longer texts (default: 256)")
+    add_growth_flags(measure)
+    return flags
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, NewItemsResult]:
+    """Rank the new items by the baselines and by each model."""
+    withheld = Withheld.load(arguments.data)
+    new = withheld.part(arguments.part)
+    vectors = text_vectors(
+        pa.concat_tables([withheld.data.items, new]), arguments.baseline_encoder, arguments.baseline_text_tokens
+    )
+    shared = {"k": arguments.k, "batch_size": arguments.batch_size, "seed": arguments.seed}
+    results = {
+        name: new_items_recall(one, withheld, new, **shared)
+        for name, one in baselines_for(withheld, new.num_rows, vectors, arguments.seed).items()
+    }
+    for folder in arguments.model:
+        model = load_recommender(folder)
+        check_same_ids(model, withheld.data, folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        system = "LC-Rec" if isinstance(model, LCRecForRecommendation) else "CLLM4Rec"
+        if system == "CLLM4Rec":
+            model.catalogue = Catalogue(withheld.data.items)  # with all of the texts
+        add_items(model, tokenizer, new, **growth_settings(arguments))
+        results[f"{system} ({Path(folder).name})"] = new_items_recall(model, withheld, new, **shared)
+    return results
+
+
+def text_vectors(items: pa.Table, encoder: str, max_text_tokens: int) -> np.ndarray:
+    """(J, d) vectors of title, brand and categories as one text: what the models read."""
+    columns = [text_column(items, name) for name in ITEM_WORDS if name in items.column_names]
+    texts = [" ".join(filter(None, parts)) for parts in zip(*columns, strict=True)]
+    table = pa.table({"item_id": items["item_id"], "text": pa.array(texts, pa.string())})
+    return embed_items(table, encoder=encoder, fields=("text",), max_text_tokens=max_text_tokens)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Split or measure, and print what came out."""
+    if arguments.command == "split":
+        shares = {"share": arguments.share, "tuning_share": arguments.tuning_share}
+        data = RecommendationData.load(arguments.data)
+        withheld = withhold_items(data, arguments.output, **shares, seed=arguments.split_seed, overwrite=arguments.overwrite)
+        print(
+            f"{withheld.data.num_items} items and {withheld.data.interactions.num_rows} interactions in {arguments.output}, "
+            f"{withheld.items.num_rows} items with {withheld.interactions.num_rows} interactions withheld"
+        )
+        return
+    results = measure(arguments)
+    if arguments.output:
+        text = json.dumps({name: result.to_dict() for name, result in results.items()}, indent=1)
+        Path(arguments.output).write_text(text + "\n", encoding="utf-8")
+    print(new_items_table(results))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    flags = parser()
+    arguments = flags.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    return run_command(flags.prog, lambda: run(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
