@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from modeling_cllm4rec.modeling_cllm4rec import CLLM4RecForCausalLM, CLLM4RecForRecommendation, CLLM4RecModel
     from modeling_cllm4rec.modeling_lcrec import LCRecForRecommendation
     from modeling_cllm4rec.modeling_rqvae import RQVAEModel
+    from modeling_cllm4rec.training.own_data import train_recommender
     from tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 
     __version__: str
@@ -47,6 +48,7 @@ __all__ = [
     "Recommendations",
     "TrieLogitsProcessor",
     "__version__",
+    "train_recommender",
 ]
 
 _MODULE_OF = {
@@ -64,6 +66,7 @@ _MODULE_OF = {
     "RecommendationData": "modeling_cllm4rec.corpora.data_folder",
     "Recommendations": "modeling_cllm4rec.catalogue",
     "TrieLogitsProcessor": "modeling_cllm4rec.constrained_decoding",
+    "train_recommender": "modeling_cllm4rec.training.own_data",
 }
 
 

@@ -72,7 +72,7 @@ class ItemIndex:
         if len(same):
             raise ValueError(
                 f"{len(same)} items share their codes with another, first items {same[:5].tolist()}: an index that collides "
-                "cannot tell items apart; make it anew with recipes/index_items.py"
+                "cannot tell items apart; make it anew with `cllm4rec index-items`"
             )
         object.__setattr__(self, "codes", np.ascontiguousarray(codes, dtype=np.int32))
 
@@ -107,7 +107,7 @@ class ItemIndex:
         try:
             table = pq.read_table(path)
         except (OSError, pa.ArrowInvalid) as error:
-            raise ValueError(f"{path} is no readable index ({error}); make it anew with recipes/index_items.py") from error
+            raise ValueError(f"{path} is no readable index ({error}); make it anew with `cllm4rec index-items`") from error
         size = (table.schema.metadata or {}).get(CODEBOOK_SIZE)
         if size is None or not {"item_id", "codes"} <= set(table.column_names):
             raise ValueError(f"{path} has columns {table.column_names}; an index has item_id and codes, and its codebook's size")

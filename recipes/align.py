@@ -1,4 +1,4 @@
-"""Tune a language model on the alignment tasks of LC-Rec: item indices and language (section III-C of arXiv 2311.09049).
+"""Tune a language model on the alignment tasks of LC-Rec: `cllm4rec align`.
 
     accelerate launch recipes/align.py --config recipes/configs/scientific_lcrec.yaml
 """
@@ -7,14 +7,9 @@ from __future__ import annotations
 
 import sys
 
-from modeling_cllm4rec.training.alignment import AlignArguments, align
-from modeling_cllm4rec.training.command import stage_command
+from modeling_cllm4rec.commands.stages import align_main as main
 
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
-    return stage_command(AlignArguments, "align", align, __doc__, argv)
-
+__all__ = ["main"]
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -16,12 +16,12 @@ from typing import Any
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
+from modeling_cllm4rec.baselines.popularity import PopularityRecommender, RandomRecommender
 from modeling_cllm4rec.catalogue import Catalogue, Recommendations
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.preparation import prepare_tables
 from modeling_cllm4rec.corpora.prompts import Prompts
 from modeling_cllm4rec.corpora.small_world import make_small_world
-from modeling_cllm4rec.evaluation.baselines import PopularityRecommender, RandomRecommender
 from modeling_cllm4rec.evaluation.evaluator import comparison_table, evaluate
 from modeling_cllm4rec.evaluation.search import SearchingRecommender
 from modeling_cllm4rec.hub.loading import load_recommender

@@ -413,7 +413,7 @@ def _check_index(
     if index.num_items != data.num_items:
         raise ValueError(
             f"the index names {index.num_items} items and the data has {data.num_items}: it is that of another catalogue; "
-            "run recipes/index_items.py on this data"
+            "run `cllm4rec index-items` on this data"
         )
     level, code = index.num_levels - 1, index.codebook_size - 1
     for word, token in (

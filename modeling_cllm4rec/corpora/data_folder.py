@@ -87,7 +87,7 @@ class RecommendationData:
         """
         folder = Path(folder)
         if not folder.is_dir():
-            raise FileNotFoundError(f"{folder}: there is no such data folder; make one with recipes/prepare.py")
+            raise FileNotFoundError(f"{folder}: there is no such data folder; make one with `cllm4rec prepare`")
         info = _read_info(folder / INFO_FILE)
         data = cls(info=info, folder=folder, **{name: _read_parquet(folder / f"{name}.parquet") for name in TABLES})
         data.validate()
@@ -221,7 +221,7 @@ def _put_in_place(partial: Path, place: Path) -> None:
 
 def _read_info(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; prepare the folder again with recipes/prepare.py")
+        raise FileNotFoundError(f"{path} is missing; prepare the folder again with `cllm4rec prepare`")
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -237,7 +237,7 @@ def _read_info(path: Path) -> dict[str, Any]:
 
 def _read_parquet(path: Path) -> pa.Table:
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; prepare the folder again with recipes/prepare.py")
+        raise FileNotFoundError(f"{path} is missing; prepare the folder again with `cllm4rec prepare`")
     try:
         with pq.ParquetFile(path) as file:
             return file.read()

@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from modeling_cllm4rec.corpora.readers import is_csv, nearest_names, read_table
+from modeling_cllm4rec.corpora.readers import is_untyped, nearest_names, read_table
 
 ID_TYPES = ("auto", "string", "integer")
 IntArray = npt.NDArray[np.int64]
@@ -47,8 +47,7 @@ def read_interactions(
         review_column: its column of review texts.
         split_column: its column of split names; read only `with_split`, and then it must be there.
         with_split: whether to read the split.
-        id_type: `string` or `integer` turns the ids into that type; `auto` keeps the type they have, and in a CSV
-            file, where nothing has a type, makes a column of whole numbers without leading zeros integers.
+        id_type: see `typed_ids`.
 
     Returns:
         The table as `check_interactions` returns it.
@@ -68,7 +67,7 @@ def read_interactions(
     names = {column: name for name, column in (optional | required).items()}
     table = table.rename_columns([names[column] for column in table.column_names])
     for name in ("user_id", "item_id"):
-        table = _replace(table, name, _typed_ids(table[name], name, source, id_type))
+        table = _replace(table, name, typed_ids(table[name], name, source, id_type, is_untyped(source)))
     return check_interactions(table)
 
 
@@ -111,7 +110,7 @@ def read_texts(
     if name != id_column and name in table.column_names:
         raise ValueError(f"{source}: ids are read from {id_column!r}, but there is a column {name!r}; exclude it")
     table = table.rename_columns([name if column == id_column else column for column in table.column_names])
-    table = _replace(table, name, _typed_ids(table[name], name, source, id_type))
+    table = _replace(table, name, typed_ids(table[name], name, source, id_type, is_untyped(source)))
     return check_texts(table, name)
 
 
@@ -284,10 +283,27 @@ def _well_rated(table: pa.Table, min_rating: float) -> pa.Array:
     return pc.greater_equal(table["rating"], min_rating)
 
 
-def _typed_ids(column: pa.ChunkedArray, name: str, source: str | Path, id_type: str) -> pa.ChunkedArray | pa.Array:
+def typed_ids(
+    column: pa.ChunkedArray | pa.Array, name: str, source: str | Path, id_type: str = "auto", untyped: bool = True
+) -> pa.ChunkedArray | pa.Array:
+    """Ids in the type that is asked for.
+
+    Args:
+        column: the ids; name: `user_id` or `item_id`; source: where they come from, for the message.
+        id_type: `string`, `integer`, or `auto`: from a source that is `untyped`, whole numbers without leading zeros become
+            integers, all else stays as it is.
+        untyped: whether the source does not tell texts from numbers, as CSV and the keys of JSON objects.
+
+    Raises:
+        ValueError: an id is empty, or no whole number where `integer` is asked for.
+
+    Example:
+        >>> typed_ids(pa.array(["7", "10"]), "item_id", "a.csv").to_pylist()
+        [7, 10]
+    """
     if id_type not in ID_TYPES:
         raise ValueError(f"id_type must be one of {', '.join(ID_TYPES)}, got {id_type!r}")
-    if id_type == "auto" and not is_csv(source):
+    if id_type == "auto" and not untyped:
         return column
     if id_type == "string":
         return check_ids(column, name).cast(pa.large_string())

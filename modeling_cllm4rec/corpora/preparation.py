@@ -104,7 +104,7 @@ def prepare_tables(
     begin("splitting")
     codes, done = assign_splits(table, split, seed=seed, temporal_cuts=temporal_cuts)
     indexed = _index_interactions(table, codes, user_table, item_table)
-    statistics = _statistics(indexed, user_table.num_rows, item_table.num_rows)
+    statistics = count_statistics(indexed, user_table.num_rows, item_table.num_rows)
     indexed, review_counts = _add_reviews(indexed, reviews)
     statistics |= review_counts
     protocol = done | {"filters": filters}
@@ -158,8 +158,9 @@ def _user_table(ids: pa.Array, users: pa.Table | None, on_missing: str) -> pa.Ta
     known = _same_type(users, ids, "user_id")
     _missing(ids, known, on_missing, "user")
     rows = pc.index_in(ids, value_set=known["user_id"].combine_chunks())
-    texts = known.drop_columns(["user_id"]).take(rows)
-    return texts.add_column(0, "user_id", ids)
+    texts = [name for name in known.column_names if name != "user_id"]
+    taken = known.take(rows)
+    return pa.table({"user_id": ids, **{name: taken[name] for name in texts}})
 
 
 def _same_type(table: pa.Table, ids: pa.Array, name: str) -> pa.Table:
@@ -223,7 +224,7 @@ def _index_interactions(table: pa.Table, codes: SplitCodes, users: pa.Table, ite
     return pa.table(columns).take(pa.array(order))
 
 
-def _statistics(table: pa.Table, num_users: int, num_items: int) -> dict[str, int | float]:
+def count_statistics(table: pa.Table, num_users: int, num_items: int) -> dict[str, int | float]:
     """Counts of the folder; a user or item is without a split if it has no interaction in it."""
     counts: dict[str, int | float] = {"users": num_users, "items": num_items, "interactions": table.num_rows}
     rows = {split: table.filter(pc.equal(table["split"], split)) for split in SPLITS}

@@ -97,3 +97,14 @@ def recommendation_pieces(prompts: Prompts, tokenizer: PreTrainedTokenizerBase) 
         "known": cut(prompts.recommendation, tokenizer),
         "anonymous": cut(prompts.anonymous, tokenizer),
     }
+
+
+def next_item_pieces(prompts: Prompts, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Any]]:
+    """As `recommendation_pieces`, for a model that was not finetuned: interactions, which its collaborative LM continues.
+
+    With them in the configuration, what a model recommends is the ranking of its next-item head (LLM-PreRec of the paper).
+    """
+    return {
+        "known": cut(prompts.interactions, tokenizer),
+        "anonymous": cut(prompts.anonymous_interactions, tokenizer),
+    }

@@ -1,6 +1,7 @@
-"""Tables from files: CSV, JSON Lines, Parquet, or a dataset of the `datasets` library.
+"""Tables from files: CSV, RecBole's atomic files, JSON Lines, Parquet, or a dataset of the `datasets` library.
 
-A CSV file is read as text throughout, because the file itself does not say what a number is: `007` may be an id.
+A CSV file is read as text throughout, because the file itself does not say what a number is: `007` may be an id. So are
+the tokens of an atomic file.
 """
 
 from __future__ import annotations
@@ -22,6 +23,12 @@ import pyarrow.parquet as pq
 HUB_PREFIX = "hf:"
 BLOCK_BYTES = 16 << 20
 """Bytes parsed at a time; a single row of a CSV or JSON Lines file must be shorter."""
+ATOMIC = (".inter", ".item", ".user")
+"""Suffixes of RecBole's atomic files: columns between tabs, a header of `name:type`."""
+ATOMIC_TYPES = {"token": pa.large_string(), "token_seq": pa.large_string(), "float": pa.float64()}
+
+PICKLE = "is a pickle, and to read a pickle is to run whatever program is in it, so it is never read here"
+"""Why a file is refused."""
 
 Choice = Callable[[Sequence[str]], list[str]]
 """From the columns that a file has to the columns to read; raises ValueError if one is missing."""
@@ -32,13 +39,14 @@ def read_table(source: str | Path, required: Sequence[str] = (), optional: Seque
 
     Args:
         source: a `.csv`, `.csv.gz`, `.jsonl`, `.json` (one object per line), `.jsonl.gz`, `.json.gz` or `.parquet`
-            file; a folder written by `datasets.Dataset.save_to_disk`; or `hf:NAME[:split]`, a dataset of the Hub
-            (split `train` if none is named).
+            file; an atomic file of RecBole (`.inter`, `.item`, `.user`); a folder written by
+            `datasets.Dataset.save_to_disk`; or `hf:NAME[:split]`, a dataset of the Hub (split `train` if none is named).
         required: columns that must be there.
         optional: columns to read when they are there; `None` means all.
 
     Returns:
-        The table: first the required columns, then the optional ones. All columns of a CSV file are text.
+        The table: first the required columns, then the optional ones. All columns of a CSV file are text; those of an
+        atomic file are text (tokens, sequences of tokens) or float64.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -66,9 +74,9 @@ def read_table(source: str | Path, required: Sequence[str] = (), optional: Seque
     return table
 
 
-def is_csv(source: str | Path) -> bool:
-    """Whether a source is a CSV file, plain or gzipped: one whose columns have no types."""
-    return _kind(Path(source)) == "csv"
+def is_untyped(source: str | Path) -> bool:
+    """Whether a source does not tell texts from whole numbers: a CSV file, plain or gzipped, or an atomic file."""
+    return _kind(Path(source)) in ("csv", "atomic")
 
 
 def checksum(source: str | Path) -> str:
@@ -116,11 +124,14 @@ def _read_path(path: Path, choose: Choice) -> pa.Table:
         raise FileNotFoundError(f"{path}: there is no such file or folder")
     if path.is_dir():
         return _read_dataset(_saved_dataset(path), choose)
-    read = {"csv": _read_csv, "json": _read_json, "parquet": _read_parquet}.get(_kind(path))
+    read = {"csv": _read_csv, "atomic": _read_atomic, "json": _read_json, "parquet": _read_parquet}.get(_kind(path))
+    if path.name.lower().endswith((".pkl", ".pickle")):
+        raise ValueError(f"{path}: {PICKLE}; write the table as Parquet, with pandas: frame.to_parquet(...)")
     if read is None:
         raise ValueError(
             f"{path}: the kind of file is not known by its name; it must end in .csv, .csv.gz, .jsonl, .jsonl.gz, "
-            f".json, .json.gz or .parquet, or be a folder written by datasets.Dataset.save_to_disk, or {HUB_PREFIX}NAME"
+            f".json, .json.gz, .parquet, {', '.join(ATOMIC)}, or be a folder written by datasets.Dataset.save_to_disk, "
+            f"or {HUB_PREFIX}NAME"
         )
     if not path.stat().st_size:
         raise ValueError(f"{path} is empty (0 bytes)")
@@ -131,7 +142,9 @@ def _read_path(path: Path, choose: Choice) -> pa.Table:
 
 
 def _kind(path: Path) -> str:
-    """`csv`, `json`, `parquet`, or an empty word."""
+    """`csv`, `atomic`, `json`, `parquet`, or an empty word."""
+    if path.name.lower().endswith(ATOMIC):
+        return "atomic"
     name = path.name.lower().removesuffix(".gz")
     if name.endswith((".json", ".jsonl")):
         return "json"
@@ -171,6 +184,36 @@ def _read_csv(path: Path, choose: Choice) -> pa.Table:
             parse_options=pa_csv.ParseOptions(newlines_in_values=True),
             convert_options=pa_csv.ConvertOptions(
                 include_columns=columns, column_types=dict.fromkeys(columns, pa.large_string())
+            ),
+        )
+
+
+def _read_atomic(path: Path, choose: Choice) -> pa.Table:
+    """An atomic file: `user_id:token`, `rating:float`, ... between tabs, without quotes; the types leave the names."""
+    with _open_text(path) as file:
+        fields = [field.rpartition(":") for field in file.readline().rstrip("\r\n").split("\t")]
+    for name, _, kind in fields:
+        if not name:
+            raise ValueError(f"{path}: the header's field {kind!r} has no type; it must be name:type, as user_id:token")
+    types = {name: kind for name, _, kind in fields}
+    columns = choose([name for name, _, _ in fields])
+    for name in columns:
+        if types[name] not in ATOMIC_TYPES:
+            allowed = ", ".join(ATOMIC_TYPES)
+            raise ValueError(f"{path}: column {name!r} has type {types[name]!r}; {allowed} can be read: leave it out")
+    lists = [name for name in types if name.endswith("_list")]
+    if path.name.lower().endswith(".inter") and lists:
+        raise ValueError(
+            f"{path}: {lists[0]!r} holds histories, so its rows are examples for training, not interactions; give the file "
+            "with one interaction in each row"
+        )
+    with pa.input_stream(str(path)) as stream:
+        return pa_csv.read_csv(
+            stream,
+            read_options=pa_csv.ReadOptions(block_size=BLOCK_BYTES, column_names=list(types), skip_rows=1),
+            parse_options=pa_csv.ParseOptions(delimiter="\t", quote_char=False),
+            convert_options=pa_csv.ConvertOptions(
+                include_columns=columns, column_types={name: ATOMIC_TYPES[types[name]] for name in columns}
             ),
         )
 

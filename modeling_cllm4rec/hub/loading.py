@@ -17,13 +17,15 @@ def load_recommender(name: str | Path) -> Any:
     """The `CLLM4RecForRecommendation` or `LCRecForRecommendation` that a folder or a Hub name holds.
 
     Raises:
-        OSError: there is none.
+        FileNotFoundError: there is none.
         ValueError: it is a model that does not recommend.
     """
     try:
         model = AutoModel.from_pretrained(name)
     except OSError as error:
-        raise OSError(f"--model: {name} is no folder with a model and could not be read from the Hub ({error})") from error
+        raise FileNotFoundError(
+            f"--model: {name} is no folder with a model and could not be read from the Hub ({error})"
+        ) from error
     if not isinstance(model, RecommendsItems):
         raise ValueError(
             f"--model: {name} holds a {type(model).__name__}, which does not recommend; name a finetuned or aligned model"

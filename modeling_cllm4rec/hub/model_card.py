@@ -115,7 +115,7 @@ def make_card(
     for report in reports:
         lines += [report.to_markdown(), ""]
     if not reports:
-        lines += ["Not evaluated yet: run `recipes/eval.py`.", ""]
+        lines += ["Not evaluated yet: run `cllm4rec evaluate`.", ""]
     for stage, record in records.items():
         lines += [f"## Training: {stage}", ""]
         lines += [f"{record['steps']} optimizer steps, {record['seconds']:.0f} s on {record['machine']}.", "", "```yaml"]

@@ -35,6 +35,7 @@ from modeling_cllm4rec.modeling_lcrec import INDEXER_FOLDER, LCRecForRecommendat
 from modeling_cllm4rec.modeling_rqvae import RQVAEModel
 from modeling_cllm4rec.prompt_assembly import pad_right
 from modeling_cllm4rec.training.arguments import TrainingArguments
+from modeling_cllm4rec.training.estimates import LargestBatch
 from modeling_cllm4rec.training.indexing import INDEX_FILE, SETTINGS_FILE
 from modeling_cllm4rec.training.loop import Progress, Step, as_on_the_main_process, documents_of_a_step, make_accelerator, run
 from modeling_cllm4rec.training.parameters import choose_index_rows, merge_lora
@@ -50,7 +51,7 @@ class AlignArguments(TrainingArguments):
     """Alignment tuning: index tokens and the language model, on tasks between language and indices."""
 
     backbone: str = field(default="", metadata={"help": "name or path of a causal language model"})
-    index: str = field(default="", metadata={"help": "index folder written by recipes/index_items.py"})
+    index: str = field(default="", metadata={"help": "index folder written by `cllm4rec index-items`"})
     tune: Literal["frozen", "lora", "full"] = field(
         default="full",
         metadata={"help": "the backbone: all of its weights as in the paper, LoRA matrices, or index tokens alone"},
@@ -137,6 +138,7 @@ class AlignmentStage:
     """Documents, loss and validation of the alignment."""
 
     name = "align"
+    scores_at_once = 0  # a search scores no catalogue
 
     def __init__(
         self,
@@ -188,6 +190,14 @@ class AlignmentStage:
         batches = plan_batches(self.corpus.lengths(numbers, epoch), size, arguments.seed, epoch)
         return [Step("align", numbers[batch]) for batch in batches]
 
+    def largest_batches(self) -> dict[str, LargestBatch]:
+        """The longest documents of the first epoch."""
+        numbers = self.corpus.documents(0)
+        lengths = self.corpus.lengths(numbers, 0)
+        longest = numbers[np.argsort(lengths, kind="stable")][-self.arguments.batch_size :]
+        words = sum(int(counted.sum()) for counted in self.corpus.rows(longest, 0)[1])
+        return {"align": LargestBatch(len(longest), int(lengths.max()), word_states=words)}
+
     def loss(self, step: Step, part: np.ndarray, epoch: int, generator: torch.Generator) -> tuple[torch.Tensor, float, int]:
         """This part's share of the step's loss: the mean over all response tokens of the step (NLL, equation 10)."""
         rows, counted = self.corpus.rows(part, epoch)
@@ -235,12 +245,12 @@ def load_index(folder: str | Path, data: RecommendationData) -> tuple[ItemIndex,
     """
     file = Path(folder) / INDEX_FILE
     if not file.is_file():
-        raise FileNotFoundError(f"index: there is no {file}; run recipes/index_items.py first, or name another folder")
+        raise FileNotFoundError(f"index: there is no {file}; run `cllm4rec index-items` first, or name another folder")
     index, ids = ItemIndex.load(file)
     if ids.fingerprint != IdMap(data.items["item_id"], "item_id").fingerprint:
         raise ValueError(
             f"index: {folder} is the index of another catalogue than {data.folder}: its item ids or their order differ; "
-            "run recipes/index_items.py on this data"
+            "run `cllm4rec index-items` on this data"
         )
     indexer = RQVAEModel.from_pretrained(Path(folder) / INDEXER_FOLDER) if (Path(folder) / INDEXER_FOLDER).is_dir() else None
     settings = json.loads((Path(folder) / SETTINGS_FILE).read_text(encoding="utf-8"))
@@ -253,7 +263,7 @@ def new_lcrec_model(
     """Model and tokenizer for a data folder and its index, with the backbone's weights and fresh rows of index tokens.
 
     Raises:
-        OSError: there is no such backbone, or no index.
+        FileNotFoundError: there is no such backbone, or no index.
         ValueError: the index is that of another catalogue, or `init_tokens` is `text` and no item has a text.
     """
     if data.num_items < 10:
@@ -262,7 +272,7 @@ def new_lcrec_model(
     try:
         tokenizer = AutoTokenizer.from_pretrained(arguments.backbone)
     except OSError as error:
-        raise OSError(
+        raise FileNotFoundError(
             f"backbone: {arguments.backbone} is no folder with a language model and could not be read from the Hub ({error})"
         ) from error
     templates = load_templates(arguments.templates or None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from types import UnionType
@@ -17,12 +17,15 @@ from transformers import HfArgumentParser
 from modeling_cllm4rec.corpora.prompts import Prompts
 from modeling_cllm4rec.training.objectives import Weights
 
+INIT_COLUMNS = ("title", "brand", "categories")
+"""Texts of an item whose words its rows start from."""
+
 
 @dataclass
 class TrainingArguments:
     """What all training shares."""
 
-    data: str = field(default="", metadata={"help": "data folder written by recipes/prepare.py"})
+    data: str = field(default="", metadata={"help": "data folder written by `cllm4rec prepare`"})
     output: str = field(default="", metadata={"help": "folder of the run: the finished model, and checkpoints/ of each stage"})
     seed: int = field(default=42, metadata={"help": "start of all random numbers"})
     resume: bool = field(default=False, metadata={"help": "go on from the last checkpoint of this run"})
@@ -64,6 +67,9 @@ class TrainingArguments:
     save_every: int = field(default=500, metadata={"help": "optimizer steps between checkpoints (and at each epoch's end)"})
     stop_after_steps: int = field(
         default=0, metadata={"help": "end the process after so many optimizer steps, to be resumed later; 0 runs to the end"}
+    )
+    max_memory: float | None = field(
+        default=None, metadata={"help": "refuse to begin when the estimate is more GB (10^9 bytes) of memory than this"}
     )
     report_to: Literal["none", "tensorboard", "wandb", "trackio"] = field(
         default="none", metadata={"help": "tracker that receives losses and metrics"}
@@ -153,12 +159,16 @@ class PretrainArguments(StageArguments):
 
     drop_user: float = field(default=0.0, metadata={"help": "probability that a history goes without its user's token"})
     backbone: str = field(default="", metadata={"help": "name or path of a causal language model"})
+    backbone_weights: Literal["pretrained", "random"] = field(
+        default="pretrained",
+        metadata={"help": "weights of the backbone: its own, or random ones in its shape (the paper's LLM-Scratch)"},
+    )
     warmup_epochs: int = field(default=1, metadata={"help": "epochs of the content LM alone, without regularization"})
     init_ids: Literal["text", "random"] = field(
         default="text", metadata={"help": "ID rows started from the words of the item's texts, or at random as in the paper"}
     )
     init_columns: list[str] = field(
-        default_factory=lambda: ["title", "brand", "categories"], metadata={"help": "texts that init_ids: text reads"}
+        default_factory=lambda: list(INIT_COLUMNS), metadata={"help": "texts that init_ids: text reads"}
     )
     content_share: float = field(default=1.0, metadata={"help": "share of the text documents that one C pass reads"})
     text_validation_share: float = field(default=0.02, metadata={"help": "share of the text documents kept for validation"})
@@ -233,6 +243,16 @@ def read_config(path: str | Path, kind: type[Any], section: str) -> dict[str, An
         FileNotFoundError: no such file.
         ValueError: no YAML, an unknown key (the nearest names are listed), or a value of another type than the field's.
     """
+    return stage_settings(read_yaml(path), path, kind, section)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The keys and values of a YAML file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no YAML, or something else than keys and values.
+    """
     if not Path(path).is_file():
         raise FileNotFoundError(f"config: there is no file {path}")
     try:
@@ -241,6 +261,18 @@ def read_config(path: str | Path, kind: type[Any], section: str) -> dict[str, An
         raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected keys and values, got {type(content).__name__}")
+    return content
+
+
+def stage_settings(content: Mapping[str, Any], path: str | Path, kind: type[Any], section: str) -> dict[str, Any]:
+    """The keys of what a YAML file holds that concern one stage.
+
+    Args:
+        path: where they stand, for messages.
+
+    Raises:
+        ValueError: an unknown key (the nearest names are listed), or a value of another type than the field's.
+    """
     shared = {key: value for key, value in content.items() if key not in SHARED_BY_SECTION or section not in SHARED_BY_SECTION}
     own = content.get(section) or {}
     if not isinstance(own, dict):

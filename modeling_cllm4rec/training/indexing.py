@@ -23,6 +23,7 @@ from modeling_cllm4rec.catalogue import IdMap
 from modeling_cllm4rec.configuration_rqvae import RQVAEConfig
 from modeling_cllm4rec.corpora.data_folder import INFO_FILE, RecommendationData
 from modeling_cllm4rec.corpora.item_embeddings import item_embeddings
+from modeling_cllm4rec.corpora.released_files import read_lcrec_index
 from modeling_cllm4rec.evaluation.index_report import REPORT_FILES, check_plots, index_report, save_index_report
 from modeling_cllm4rec.item_index import (
     LEVEL_LETTERS,
@@ -37,26 +38,30 @@ from modeling_cllm4rec.modeling_lcrec import INDEXER_FOLDER
 from modeling_cllm4rec.modeling_rqvae import RQVAEModel, residual_k_means
 from modeling_cllm4rec.training import checkpoints
 from modeling_cllm4rec.training.arguments import check_at_least, check_types
+from modeling_cllm4rec.training.estimates import check_memory, indexing_memory
 
 logger = logging.getLogger(__name__)
 
 INDEX_FILE, SETTINGS_FILE, EMBEDDINGS_FILE = "index.parquet", "index.json", "embeddings.parquet"
 RECORD_FILE, CHECKPOINTS = "run.json", "checkpoints"
-NOT_PART_OF_AN_INDEX = ("resume", "overwrite", "stop_after_epochs", "save_every", "output", "data", "plots")
+WITHOUT_EMBEDDINGS = ("random", "given")
+NOT_PART_OF_AN_INDEX = ("resume", "overwrite", "stop_after_epochs", "save_every", "output", "data", "plots", "max_memory")
 
 
 @dataclass
 class IndexArguments:
     """From the texts of a data folder's items to an index folder."""
 
-    data: str = field(default="", metadata={"help": "data folder written by recipes/prepare.py"})
+    data: str = field(default="", metadata={"help": "data folder written by `cllm4rec prepare`"})
     output: str = field(default="", metadata={"help": "index folder to be written"})
     seed: int = field(default=42, metadata={"help": "start of all random numbers"})
     resume: bool = field(default=False, metadata={"help": "go on from the last checkpoint of this run"})
     overwrite: bool = field(default=False, metadata={"help": "throw away the index in output"})
-    method: Literal["rqvae", "rk-means", "random"] = field(
-        default="rqvae", metadata={"help": "trained RQ-VAE as in the paper; residual k-means, quick; or codes without meaning"}
+    method: Literal["rqvae", "rk-means", "random", "given"] = field(
+        default="rqvae",
+        metadata={"help": "trained RQ-VAE as in the paper; residual k-means, quick; codes without meaning; or the file of codes"},
     )
+    codes: str = field(default="", metadata={"help": "for method given: an index.json of the released LC-Rec"})
     encoder: str = field(
         default="minilm", metadata={"help": "a transformers model, sentence-transformers:NAME, or the packaged minilm"}
     )
@@ -91,6 +96,9 @@ class IndexArguments:
     stop_after_epochs: int = field(
         default=0, metadata={"help": "end the process after so many epochs, to be resumed later; 0 runs to the end"}
     )
+    max_memory: float | None = field(
+        default=None, metadata={"help": "refuse to begin when the estimate is more GB (10^9 bytes) of memory than this"}
+    )
     plots: bool = field(default=False, metadata={"help": "plots of the report (needs matplotlib, extra lcrec)"})
 
     def __post_init__(self) -> None:
@@ -107,6 +115,8 @@ class IndexArguments:
                 f"warmup_epochs is {self.warmup_epochs} and epochs {self.epochs}, so the learning rate would never reach lr; "
                 "lower warmup_epochs"
             )
+        if bool(self.codes) != (self.method == "given"):
+            raise ValueError(f"codes is {self.codes!r} and method {self.method!r}; a file of codes belongs to --method given")
         if not self.fields:
             raise ValueError("fields is empty; name the text columns that tell items apart")
         if self.resume and self.overwrite:
@@ -166,8 +176,8 @@ def index_items(arguments: IndexArguments, embeddings: np.ndarray | None = None)
     identity = _identity(arguments, items)
     _check_sizes(len(items), arguments)
     _check_folder(arguments, identity)
-    if arguments.method == "random":
-        embeddings = None
+    if arguments.method in WITHOUT_EMBEDDINGS:
+        embeddings, codes = None, codes_without_embeddings(arguments, items)
     elif embeddings is None:
         embeddings = item_embeddings(
             data,
@@ -183,10 +193,12 @@ def index_items(arguments: IndexArguments, embeddings: np.ndarray | None = None)
     if embeddings is not None:
         _check_embeddings(embeddings, items)
         identity["embeddings_sha256"] = hashlib.sha256(embeddings.astype(np.float32).tobytes()).hexdigest()
+        estimate = indexing_memory(len(items), embeddings.shape[1], arguments.codebook_size, arguments.latent_dim)
+        logger.info("index: an estimate of %s", estimate.line())
+        check_memory(estimate, arguments.max_memory, "use a smaller codebook_size and more num_levels")
     _claim(arguments, identity)
     progress = IndexProgress(finished=True)
     if embeddings is None:
-        codes = random_codes(len(items), arguments.num_levels, arguments.codebook_size, arguments.seed)
         report = index_report(ItemIndex(codes, arguments.codebook_size))
     else:
         indexer, progress = _indexer(arguments, embeddings)
@@ -207,6 +219,13 @@ def index_items(arguments: IndexArguments, embeddings: np.ndarray | None = None)
     (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=1), encoding="utf-8")
     logger.info("index of %d items saved in %s", len(items), folder)
     return index, progress
+
+
+def codes_without_embeddings(arguments: IndexArguments, items: IdMap) -> np.ndarray:
+    """(J, H) the codes of a file, or random ones."""
+    if arguments.method == "given":
+        return read_lcrec_index(arguments.codes, items, arguments.num_levels, arguments.codebook_size).codes
+    return random_codes(len(items), arguments.num_levels, arguments.codebook_size, arguments.seed)
 
 
 def random_codes(num_items: int, num_levels: int, codebook_size: int, seed: int) -> np.ndarray:
@@ -273,7 +292,7 @@ def train_rqvae(model: RQVAEModel, embeddings: np.ndarray, arguments: IndexArgum
         loss, used = _epoch(model, points, optimizer, schedule, arguments, progress.epoch)
         model.revive_dead_codes(points, used, _number(arguments.seed, progress.epoch, 2))
         if not np.isfinite(loss):
-            raise ValueError(f"the loss is {loss} in epoch {progress.epoch + 1}; lower lr, or look at the embeddings")
+            raise FloatingPointError(f"the loss is {loss} in epoch {progress.epoch + 1}; lower lr, or look at the embeddings")
         progress.epoch += 1
         progress.losses.append(loss)
         bar.update()
@@ -341,7 +360,7 @@ def _restore(path: Path, model: RQVAEModel, optimizer: torch.optim.Optimizer, sc
 def _check_sizes(num_items: int, arguments: IndexArguments) -> None:
     if arguments.num_levels > len(LEVEL_LETTERS):
         raise ValueError(f"num_levels is {arguments.num_levels}; an index has at most {len(LEVEL_LETTERS)} levels")
-    if num_items < arguments.codebook_size and arguments.method != "random":
+    if num_items < arguments.codebook_size and arguments.method not in WITHOUT_EMBEDDINGS:
         raise ValueError(
             f"{num_items} items are fewer than the {arguments.codebook_size} codes of a level, which K-means cannot start from; "
             f"lower codebook_size to {num_items} or less"

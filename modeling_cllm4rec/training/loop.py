@@ -8,6 +8,7 @@ import json
 import logging
 import shutil
 import time
+from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -24,6 +25,14 @@ from modeling_cllm4rec.corpora.batches import share_of
 from modeling_cllm4rec.corpora.data_folder import INFO_FILE, RecommendationData
 from modeling_cllm4rec.training import checkpoints
 from modeling_cllm4rec.training.arguments import TrainingArguments
+from modeling_cllm4rec.training.estimates import (
+    LargestBatch,
+    Pace,
+    Stopwatch,
+    advice_for,
+    check_memory,
+    training_memory,
+)
 from modeling_cllm4rec.training.parameters import TrainedModel, parameter_groups, start_fingerprint, trainable
 from modeling_cllm4rec.training.precision import frozen_weights_in
 from modeling_cllm4rec.training.weight_average import WeightAverage
@@ -32,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 NOT_PART_OF_A_RUN = (
     *("resume", "overwrite", "stop_after_steps", "report_to", "save_every"),
-    *("output", "data", "start", "backbone", "index"),
+    *("output", "data", "start", "backbone", "index", "max_memory"),
 )
 """Arguments that a resumed run may change: they do not change what is computed (or are checked by content)."""
 
@@ -75,6 +84,15 @@ class Stage(Protocol):
 
     def validate(self, epoch: int) -> dict[str, float]:
         """Metrics after an epoch; `selection` (higher is better) chooses the epoch that is kept, where it is given."""
+        ...
+
+    @property
+    def scores_at_once(self) -> int:
+        """People whose scores of all items a validation holds together."""
+        ...
+
+    def largest_batches(self) -> dict[str, LargestBatch]:
+        """Kind of step -> its batch that takes the most memory."""
         ...
 
 
@@ -188,14 +206,18 @@ def run(stage: Stage, accelerator: Accelerator) -> Progress:
     """
     arguments, model = stage.arguments, stage.model
     folder = arguments.run_folder / "checkpoints" / stage.name
-    if accelerator.is_main_process:
-        claim_folder(folder, arguments, stage.data)
-    accelerator.wait_for_everyone()
     model.to(accelerator.device)
     if arguments.gradient_checkpointing:
         model.backbone.activation_checkpointing_enable()
     fingerprint = start_fingerprint(model)
     with frozen_weights_in(torch.bfloat16 if arguments.precision == "bf16" else None, model.backbone):
+        estimate = training_memory(stage, accelerator.device)
+        if accelerator.is_main_process:
+            logger.info("%s: an estimate of %s", stage.name, estimate.line())
+        check_memory(estimate, arguments.max_memory, advice_for(estimate, arguments), accelerator.device)
+        if accelerator.is_main_process:
+            claim_folder(folder, arguments, stage.data)
+        accelerator.wait_for_everyone()
         return _epochs(stage, accelerator, folder, fingerprint)
 
 
@@ -203,8 +225,8 @@ def _epochs(stage: Stage, accelerator: Accelerator, folder: Path, fingerprint: s
     arguments, model = stage.arguments, stage.model
     parameters = trainable(model)
     optimizer = torch.optim.AdamW(parameter_groups(model, arguments), fused=True)
-    counts = [len(stage.steps(epoch)) for epoch in range(stage.num_epochs)]
-    total = sum(counts)
+    all_steps = [step for epoch in range(stage.num_epochs) for step in stage.steps(epoch)]
+    total = len(all_steps)
     schedule = get_scheduler(arguments.schedule, optimizer, int(arguments.warmup_share * total), total) if (
         arguments.schedule != "constant"
     ) else get_scheduler("constant_with_warmup", optimizer, int(arguments.warmup_share * total))
@@ -214,6 +236,8 @@ def _epochs(stage: Stage, accelerator: Accelerator, folder: Path, fingerprint: s
     if last is not None:
         progress = _restore(last, parameters, optimizer, schedule, average, fingerprint)
         logger.info("resumed %s after step %d of %d", stage.name, progress.step, total)
+    pace = Pace(_documents(all_steps), _documents(all_steps[: progress.step]))
+    del all_steps
     save = _Saver(folder, parameters, optimizer, schedule, average, fingerprint, accelerator)
     started, before = time.perf_counter(), progress.seconds
     quiet = not accelerator.is_main_process
@@ -222,6 +246,7 @@ def _epochs(stage: Stage, accelerator: Accelerator, folder: Path, fingerprint: s
         steps = stage.steps(progress.epoch)
         for step in steps[progress.step_in_epoch :]:
             model.train()
+            watch = Stopwatch()
             nll = _optimizer_step(stage, step, progress, accelerator, optimizer, parameters)
             schedule.step()
             progress.step += 1
@@ -229,6 +254,9 @@ def _epochs(stage: Stage, accelerator: Accelerator, folder: Path, fingerprint: s
             if average is not None:
                 average.update(progress.step)
             progress.seconds = before + time.perf_counter() - started
+            pace.count(step.kind, len(step.documents), watch.lap())
+            if pace.is_new() and not quiet:
+                logger.info("%s, without validation: %s", stage.name, pace.left())
             bar.update()
             bar.set_postfix_str(f"epoch {progress.epoch + 1}/{stage.num_epochs} {step.kind} nll {nll:.3f}", refresh=False)
             if progress.step % 10 == 0:
@@ -253,6 +281,14 @@ def _epochs(stage: Stage, accelerator: Accelerator, folder: Path, fingerprint: s
         average.take()
     progress.finished = True
     return _stop(progress, bar, accelerator)
+
+
+def _documents(steps: list[Step]) -> Counter[str]:
+    """Kind of step -> documents."""
+    counts: Counter[str] = Counter()
+    for step in steps:
+        counts[step.kind] += len(step.documents)
+    return counts
 
 
 def _stop(progress: Progress, bar: tqdm, accelerator: Accelerator) -> Progress:
@@ -295,7 +331,7 @@ def _optimizer_step(
     norm = float(clip_grad_norm_(parameters.values(), arguments.max_grad_norm or float("inf")))
     value = float(totals[0] / totals[1].clamp(min=1))
     if not np.isfinite([value, norm]).all():
-        raise ValueError(
+        raise FloatingPointError(
             f"{stage.name}: at step {progress.step + 1} the loss is {value} and the gradient's norm {norm}; lower lr, or set "
             "max_grad_norm; the last checkpoint is good"
         )

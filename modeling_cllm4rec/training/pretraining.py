@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from modeling_cllm4rec.catalogue import Catalogue, KnownUsers
 from modeling_cllm4rec.corpora.batches import Batch, collate, plan_batches
@@ -20,6 +21,7 @@ from modeling_cllm4rec.hub.model_card import save_record, training_record
 from modeling_cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation
 from modeling_cllm4rec.prompt_assembly import assemble
 from modeling_cllm4rec.training.arguments import PretrainArguments
+from modeling_cllm4rec.training.estimates import FEWER_ROWS, LargestBatch, check_memory, id_table_memory
 from modeling_cllm4rec.training.loop import Progress, Step, documents_of_a_step, make_accelerator, run
 from modeling_cllm4rec.training.objectives import LossTerms, Weights, next_item_terms, next_word_terms
 from modeling_cllm4rec.training.parameters import choose_trainable, merge_lora
@@ -36,6 +38,7 @@ class PretrainingStage:
     """
 
     name = "pretrain"
+    scores_at_once = 128
 
     def __init__(
         self,
@@ -85,6 +88,16 @@ class PretrainingStage:
         if epoch >= self.warmup:
             batches = batches[: int(np.ceil(arguments.content_share * len(batches)))]
         return steps + [Step("content", self.text_train[batch]) for batch in batches]
+
+    def largest_batches(self) -> dict[str, LargestBatch]:
+        """The longest histories, and the longest texts."""
+        size, pieces = self.arguments.batch_size, len(assemble(self.pieces, user=0))
+        histories = np.sort(self.histories.lengths[self.histories.users])[-size:]
+        batches = {"collaborative": LargestBatch(len(histories), int(histories[-1]) + pieces, int(histories.sum()))}
+        texts = np.sort(self.texts.lengths[self.text_train])[-size:]
+        if len(texts):
+            batches["content"] = LargestBatch(len(texts), int(texts[-1]), word_states=int(texts.sum()))
+        return batches
 
     def loss(self, step: Step, part: np.ndarray, epoch: int, generator: torch.Generator) -> tuple[torch.Tensor, float, int]:
         """This part's share of an L or a C step (equations of section 3.3)."""
@@ -139,7 +152,7 @@ class PretrainingStage:
         device = self.model.item_content.weight.device
         users = users[np.argsort(self.histories.lengths[users], kind="stable")]
         nll, count = 0.0, 0
-        for part in np.array_split(users, np.ceil(len(users) / 128)):
+        for part in np.array_split(users, np.ceil(len(users) / self.scores_at_once)):
             batch = self._interactions(part, [self.histories.history(int(user)) for user in part]).to(device)
             hidden = self.model.prompt_state(batch.input_ids, batch.attention_mask)
             logits = self.model.item_logits(hidden).float().log_softmax(-1)
@@ -156,11 +169,14 @@ def new_model(
     """Model and tokenizer for a data folder, with the backbone's weights and fresh ID rows.
 
     Raises:
-        OSError: there is no such backbone.
+        FileNotFoundError: there is no such backbone.
         ValueError: it is of a kind that does not fit, or `init_ids` is `text` and no item has a text.
     """
     train = data.histories("train")
     try:
+        width = AutoConfig.from_pretrained(arguments.backbone).get_text_config().hidden_size
+        rows = id_table_memory(data.num_users, data.num_items, width, bool(arguments.average_decay))
+        check_memory(rows, arguments.max_memory, FEWER_ROWS)
         model = CLLM4RecForRecommendation.from_backbone(
             arguments.backbone,
             users=KnownUsers(data.users["user_id"], train.indptr, train.items),
@@ -169,16 +185,26 @@ def new_model(
             max_history_tokens=arguments.max_history_tokens,
         )
     except OSError as error:
-        raise OSError(
+        raise FileNotFoundError(
             f"backbone: {arguments.backbone} is no folder with a language model and could not be read from the Hub ({error})"
         ) from error
     tokenizer = CLLM4RecTokenizer.from_backbone(
         arguments.backbone, num_users=data.num_users, num_items=data.num_items, id_offset=model.config.id_offset
     )
     model.config.recommendation_prompts = recommendation_pieces(arguments.templates, tokenizer)
+    if arguments.backbone_weights == "random":
+        _forget_weights(model, arguments.seed)
     if arguments.init_ids == "text":
         _start_from_words(model, tokenizer, data, arguments)
     return model, tokenizer
+
+
+def _forget_weights(model: CLLM4RecForRecommendation, seed: int) -> None:
+    """The backbone becomes a fresh one of its own shape (LLM-Scratch of the paper's ablation)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = AutoModelForCausalLM.from_config(copy.deepcopy(model.config.text_config))
+    model.backbone.load_state_dict(fresh.state_dict())
 
 
 @torch.no_grad()

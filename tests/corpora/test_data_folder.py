@@ -155,7 +155,7 @@ def test_a_failed_rename_brings_the_old_folder_back(folder: Path, monkeypatch: p
 
 
 def test_missing_folder_and_files(folder: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="there is no such data folder; make one with recipes/prepare.py"):
+    with pytest.raises(FileNotFoundError, match="there is no such data folder; make one with `cllm4rec prepare`"):
         RecommendationData.load(folder / "none")
     for name in ("dataset.json", "items.parquet"):
         copy = folder.with_name(f"without {name}")

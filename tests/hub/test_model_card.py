@@ -75,7 +75,7 @@ def test_the_text_says_what_was_run(record):
 def test_a_model_that_was_not_evaluated():
     card = ModelCard(make_card("mine", {}, INFO, []))
     assert card.data.eval_results is None
-    assert "Not evaluated yet: run `recipes/eval.py`." in card.text
+    assert "Not evaluated yet: run `cllm4rec evaluate`." in card.text
 
 
 def test_records_of_stages_stand_beside_each_other(record, tmp_path):

@@ -105,7 +105,7 @@ def test_filters_are_logged(
         assert recipe.main(["--interactions", sources["r.parquet"], *arguments]) == 0
     assert "min_rating 4.0: removed 12 rows" in caplog.text
     assert "k_core 3: removed" in caplog.text
-    assert "reading interactions" in caplog.text
+    assert "interactions: 36 rows, columns ['user_id'" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_bad_input_is_one_line(
 ) -> None:
     filled = [sources.get(argument.strip("{}"), argument) for argument in arguments]
     assert recipe.main([*filled, "--output", str(tmp_path / "data")]) == 2
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("prepare.py: error: ")]
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("cllm4rec prepare: error: ")]
     assert len(said) == 1
     assert re.search(message, said[0])
     assert not (tmp_path / "data").exists()
@@ -145,7 +145,7 @@ def test_output_that_is_taken(
     arguments = ["--interactions", sources["r.parquet"], "--output", str(tmp_path / "data")]
     assert recipe.main(arguments) == 0
     assert recipe.main(arguments) == 2
-    assert re.search("prepare.py: error: .* holds a data folder already .*pass --overwrite", capsys.readouterr().err)
+    assert re.search("cllm4rec prepare: error: .* holds a data folder already .*pass --overwrite", capsys.readouterr().err)
     assert recipe.main([*arguments, "--overwrite", "--seed", "1"]) == 0
     assert RecommendationData.load(tmp_path / "data").info["protocol"]["seed"] == 1
 
@@ -167,8 +167,8 @@ def test_as_a_script_from_another_folder(sources: dict[str, str], tmp_path: Path
 
     told = run("--help")
     assert told.returncode == 0
-    assert "python recipes/prepare.py --interactions reviews.parquet" in told.stdout
+    assert "cllm4rec prepare --interactions reviews.parquet" in told.stdout
     failed = run("--interactions", "r.jsonl", "--item-column", "thing", "--output", "data")
     assert failed.returncode == 2
-    assert "prepare.py: error: r.jsonl: no column 'thing'" in failed.stderr
+    assert "cllm4rec prepare: error: r.jsonl: no column 'thing'" in failed.stderr
     assert "Traceback" not in failed.stderr

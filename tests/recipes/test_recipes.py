@@ -148,7 +148,7 @@ def test_bad_training_input_is_one_line(
     argv = [] if "--config" in flags else ["--config", config]
     main = request.getfixturevalue(stage)
     assert main(*argv, "--output", tmp_path / "run", *flags) == 2
-    assert_one_line(capsys, f"{stage}: {message}")
+    assert_one_line(capsys, f"cllm4rec {stage}: {message}")
 
 
 def test_an_unknown_yaml_key_is_one_line(pretrain: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -168,7 +168,7 @@ def test_finetuning_before_pretraining(
     finetune: Main, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert finetune("--config", config, "--output", tmp_path / "run") == 2
-    assert_one_line(capsys, "finetune: error: start: there is no folder .*pretrained; run recipes/pretrain.py first")
+    assert_one_line(capsys, "finetune: error: start: there is no folder .*pretrained; run `cllm4rec pretrain` first")
 
 
 def test_help_names_every_argument(finetune: Main, capsys: pytest.CaptureFixture[str]) -> None:
@@ -176,7 +176,7 @@ def test_help_names_every_argument(finetune: Main, capsys: pytest.CaptureFixture
         finetune("--help")
     assert ended.value.code == 0
     text = capsys.readouterr().out
-    assert "accelerate launch recipes/finetune.py" in text
+    assert "accelerate launch recipes/finetune.py" in text and "cllm4rec finetune --data" in text
     assert all(flag in text for flag in ("--config", "--mask_share", "--resume", "--tune"))
 
 
@@ -233,7 +233,7 @@ def test_bad_evaluation_input_is_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert evaluate("--model", run, "--data", data_folder, *METRICS, "--output", tmp_path, *flags) == 2
-    assert_one_line(capsys, f"eval.py: error: .*{message}")
+    assert_one_line(capsys, f"cllm4rec evaluate: error: .*{message}")
     assert not list(tmp_path.iterdir())
 
 
@@ -325,7 +325,7 @@ def test_bad_questions_are_one_line(
     flags: list[str], message: str, run: Path, recommend: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert recommend("--model", run, "--output", tmp_path / "recs.parquet", *flags) == 2
-    assert_one_line(capsys, f"recommend.py: error: .*{message}")
+    assert_one_line(capsys, f"cllm4rec recommend: error: .*{message}")
     assert not list(tmp_path.iterdir())
 
 
@@ -349,7 +349,7 @@ def test_bad_histories_are_one_line(
     path = tmp_path / "people.jsonl"
     path.write_text(content)
     assert recommend("--model", run, "--histories", path) == 2
-    assert_one_line(capsys, f"recommend.py: error: .*({message})")
+    assert_one_line(capsys, f"cllm4rec recommend: error: .*({message})")
 
 
 def test_a_command_from_another_folder(run: Path, data: RecommendationData, tmp_path: Path) -> None:

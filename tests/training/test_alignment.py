@@ -187,7 +187,7 @@ class TestBadInput:
             new_lcrec_model(few, align_arguments())
 
     def test_no_index(self, align_arguments: MakeAlign, tmp_path: Path) -> None:
-        with pytest.raises(FileNotFoundError, match="index: there is no .*index.parquet; run recipes/index_items.py first"):
+        with pytest.raises(FileNotFoundError, match="index: there is no .*index.parquet; run `cllm4rec index-items` first"):
             align(align_arguments(index=str(tmp_path)))
 
     def test_an_index_of_another_catalogue(self, align_arguments: MakeAlign, data: RecommendationData, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""What the shell runs: `cllm4rec COMMAND`, and the same functions for the files in recipes/."""

@@ -1,0 +1,112 @@
+"""`cllm4rec add-items`: add items to a trained model by their texts alone, and save it to a new folder."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from transformers import AutoTokenizer
+
+from modeling_cllm4rec.commands.running import run_command
+from modeling_cllm4rec.corpora.readers import read_table
+from modeling_cllm4rec.hub.loading import load_recommender
+from modeling_cllm4rec.hub.model_card import RECORD_FILE
+from modeling_cllm4rec.training.growth import Settling, add_items
+
+EPILOG = """example:
+  cllm4rec add-items --model runs/mine --items new.parquet --output runs/mine-now
+  cllm4rec add-items --model runs/mine-lcrec --items new.parquet --output runs/mine-lcrec-now
+"""
+NOTE = """
+## Added afterwards
+
+{count} items were added after training, by their texts alone. The metrics above were measured without them.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags."""
+    flags = argparse.ArgumentParser(
+        prog="cllm4rec add-items",
+        description="Add items to a trained model of either system by their texts alone, and save it to a new folder.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    flags.add_argument("--model", required=True, help="folder or Hub name of a trained model")
+    flags.add_argument("--items", required=True, help="table (Parquet, CSV, JSON lines): item_id and text columns")
+    flags.add_argument("--output", required=True, help="folder for the grown model; must not exist or be empty")
+    add_growth_flags(flags)
+    return flags
+
+
+def add_growth_flags(flags: argparse.ArgumentParser) -> None:
+    """Add the flags that say how items are added."""
+    defaults = Settling()
+    rows = flags.add_argument_group("CLLM4Rec")
+    rows.add_argument(
+        "--start", choices=["regression", "words"], default="regression", help="what rows start from (default: regression)"
+    )
+    rows.add_argument(
+        "--boldness", type=float, default=0.5, help="of a regression: 0 seldom recommends new items, 1 often (default: 0.5)"
+    )
+    rows.add_argument("--passes", type=int, default=defaults.passes, help=f"passes over their texts (default: {defaults.passes})")
+    rows.add_argument("--lr", type=float, default=defaults.lr, help=f"learning rate of their rows (default: {defaults.lr})")
+    rows.add_argument(
+        "--lambda-c", type=float, default=defaults.lambda_c, help=f"weight of the regularization (default: {defaults.lambda_c})"
+    )
+    rows.add_argument("--max-text-tokens", type=int, help="cut longer texts; without it, a text beyond the context is an error")
+    flags.add_argument("--encoder", help="LC-Rec: place of the encoder of item texts (default: the one that the model names)")
+    flags.add_argument("--seed", type=int, default=defaults.seed, help="start of the random numbers")
+
+
+def growth_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the flags say, for `training.growth.add_items`."""
+    settling = Settling(
+        passes=arguments.passes,
+        lr=arguments.lr,
+        lambda_c=arguments.lambda_c,
+        max_text_tokens=arguments.max_text_tokens,
+        seed=arguments.seed,
+    )
+    return {"start": arguments.start, "boldness": arguments.boldness, "settling": settling, "encoder": arguments.encoder}
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Load, add, save.
+
+    Raises:
+        FileExistsError: the output holds something.
+    """
+    output = Path(arguments.output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise FileExistsError(f"--output: {output} exists and is not empty; choose another folder, the old model stays as it is")
+    settings = growth_settings(arguments)
+    items = read_table(arguments.items, ["item_id"])
+    model = load_recommender(arguments.model)
+    if model.catalogue is not None and not model.catalogue.ids.is_text and pa.types.is_large_string(items["item_id"].type):
+        ids = model.catalogue.ids.parse(items["item_id"].to_pylist())  # a CSV file has text only
+        items = items.set_column(0, "item_id", pa.array(ids))
+    old = AutoTokenizer.from_pretrained(arguments.model)
+    tokenizer = add_items(model, old, items, **settings)
+    if model.card is not None:
+        model.card += NOTE.format(count=items.num_rows)
+    model.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    record = Path(arguments.model) / RECORD_FILE
+    if record.is_file():
+        shutil.copyfile(record, output / RECORD_FILE)
+    print(f"{items.num_rows} items added: {model.num_items} items in {output}", file=sys.stderr)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    flags = parser()
+    arguments = flags.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    return run_command(flags.prog, lambda: run(arguments))

@@ -1,0 +1,44 @@
+"""What `evaluate` and `recommend` ask alike: which model, and how it searches."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from modeling_cllm4rec.modeling_lcrec import LCRecForRecommendation
+
+BATCH_SIZE, LCREC_BATCH_SIZE = 256, 64
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--model`, `--batch-size` and the settings of LC-Rec's search."""
+    parser.add_argument("--model", required=True, help="folder or Hub name of a finetuned or aligned model")
+    parser.add_argument("--batch-size", type=int, help=f"people at a time (default: {BATCH_SIZE}, LC-Rec {LCREC_BATCH_SIZE})")
+    search = parser.add_argument_group("LC-Rec")
+    search.add_argument("--num-beams", type=int, help="beams of the search (default: the model's)")
+    search.add_argument("--scoring", choices=["beam", "all"], help="search (default), or score every item exactly")
+
+
+def search_settings(arguments: argparse.Namespace, model: Any) -> dict[str, Any]:
+    """The settings of the search that were given.
+
+    Raises:
+        ValueError: there are some, but the model scores all items at once and does not search.
+    """
+    given = {name: getattr(arguments, name) for name in ("num_beams", "scoring") if getattr(arguments, name) is not None}
+    if given and not isinstance(model, LCRecForRecommendation):
+        refuse_search(list(given), arguments.model)
+    return given
+
+
+def refuse_search(names: list[str], model: str) -> None:
+    """Raise ValueError: these flags are for a model that searches."""
+    flags = ", ".join("--" + name.replace("_", "-") for name in names)
+    raise ValueError(f"{flags}: {model} scores all items at once and has no search to set; leave it out")
+
+
+def batch_size(arguments: argparse.Namespace, model: Any) -> int:
+    """The number of people at a time: as asked, or what suits the model."""
+    if arguments.batch_size is not None:
+        return int(arguments.batch_size)
+    return LCREC_BATCH_SIZE if isinstance(model, LCRecForRecommendation) else BATCH_SIZE

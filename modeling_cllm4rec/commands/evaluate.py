@@ -1,0 +1,141 @@
+"""`cllm4rec evaluate`: rank the whole catalogue for every user of a split and measure what was found."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from modeling_cllm4rec.baselines.popularity import PopularityRecommender, RandomRecommender
+from modeling_cllm4rec.commands.asking import add_model_arguments, batch_size, refuse_search, search_settings
+from modeling_cllm4rec.commands.running import print_json, run_command
+from modeling_cllm4rec.corpora.data_folder import RecommendationData
+from modeling_cllm4rec.corpora.matching import check_same_ids
+from modeling_cllm4rec.evaluation.evaluator import DEFAULT_METRICS, EvaluationReport, comparison_table, evaluate
+from modeling_cllm4rec.evaluation.search import evaluate_templates
+from modeling_cllm4rec.hub.loading import load_recommender
+from modeling_cllm4rec.hub.model_card import update_card
+from modeling_cllm4rec.modeling_lcrec import LCRecForRecommendation
+
+EPILOG = """example:
+  cllm4rec evaluate --model runs/mine --data data/mine --split test
+  cllm4rec evaluate --model runs/mine-lcrec --data data/mine --split test --test-history train+validation
+"""
+BASELINES: dict[str, Callable[[RecommendationData], Any]] = {
+    "popularity": PopularityRecommender.fit,
+    "random": lambda data: RandomRecommender(data.num_items),
+}
+LCREC_METRICS = ("hit_rate@1", "hit_rate@5", "hit_rate@10", "ndcg@5", "ndcg@10")
+FIRST_TEMPLATE = ["0"]
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags."""
+    flags = argparse.ArgumentParser(
+        prog="cllm4rec evaluate",
+        description="Rank the whole catalogue for every user of a split and measure what was found, with 95% intervals.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_model_arguments(flags)
+    flags.add_argument("--templates", nargs="+", default=FIRST_TEMPLATE, help="LC-Rec: numbers of templates, or all; then means")
+    flags.add_argument("--data", required=True, help="data folder that the model was trained on")
+    flags.add_argument("--split", choices=["validation", "test"], default="test", help="what is to be predicted (default: test)")
+    flags.add_argument(
+        "--test-history",
+        choices=["train", "train+validation"],
+        default="train",
+        help="histories that the model is given (default: train, as the released code of CLLM4Rec)",
+    )
+    flags.add_argument(
+        "--mask",
+        choices=["train", "train+validation", "none"],
+        help="items that may not be recommended (default: those of the given histories)",
+    )
+    flags.add_argument(
+        "--metrics", nargs="+", help="such as recall@20 ndcg@10 mrr@10 coverage@10 (default: those of the model's paper)"
+    )
+    flags.add_argument(
+        "--baselines", nargs="*", choices=sorted(BASELINES), default=["popularity"], help="to be measured beside it"
+    )
+    flags.add_argument("--max-users", type=int, help="a fixed random sample of so many users (default: all)")
+    flags.add_argument("--seed", type=int, default=0, help="start of the bootstrap's random numbers")
+    flags.add_argument("--output", help="folder for the report (default: the model's folder; its card is updated there)")
+    flags.add_argument("--json", action="store_true", help="print the reports as JSON, not as a table")
+    return flags
+
+
+def run(arguments: argparse.Namespace) -> dict[str, EvaluationReport]:
+    """Evaluate model and baselines; save the model's report and renew its card."""
+    data = RecommendationData.load(arguments.data)
+    model = load_recommender(arguments.model)
+    check_same_ids(model, data, arguments.model)
+    search = search_settings(arguments, model)
+    searches = isinstance(model, LCRecForRecommendation)
+    if arguments.templates != FIRST_TEMPLATE and not searches:
+        refuse_search(["templates"], arguments.model)
+    shared: dict[str, Any] = {
+        "test_history": arguments.test_history,
+        "mask": arguments.mask,
+        "metrics": arguments.metrics or (LCREC_METRICS if searches else DEFAULT_METRICS),
+        "seed": arguments.seed,
+        "max_users": arguments.max_users,
+        "batch_size": batch_size(arguments, model),
+    }
+    recommenders = {name: BASELINES[name](data) for name in arguments.baselines}
+    if not searches:
+        recommenders["CLLM4Rec"] = model
+    reports = {name: evaluate(one, data, arguments.split, **shared) for name, one in recommenders.items()}
+    if searches:
+        templates = template_numbers(arguments.templates, model)
+        reports["LC-Rec"] = evaluate_templates(
+            model, data, arguments.split, templates, search.get("num_beams"), search.get("scoring", "beam"), **shared
+        )
+    if arguments.output is not None or Path(arguments.model).is_dir():
+        save(reports["LC-Rec" if searches else "CLLM4Rec"], arguments, data)
+    return reports
+
+
+def template_numbers(words: list[str], model: LCRecForRecommendation) -> list[int]:
+    """The prompt templates that `--templates` asks for.
+
+    Raises:
+        ValueError: a word that is neither a number nor `all`.
+    """
+    if words == ["all"]:
+        return list(range(len(model.config.recommendation_prompts or [])))
+    wrong = [word for word in words if not word.isdecimal()]
+    if wrong:
+        raise ValueError(f"--templates: {wrong[0]!r} is no number; give numbers from 0 on, or all")
+    return [int(word) for word in words]
+
+
+def save(report: EvaluationReport, arguments: argparse.Namespace, data: RecommendationData) -> None:
+    """Write the model's report, and where it lies beside the model, renew the card."""
+    folder = Path(arguments.output or arguments.model)
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"evaluation-{arguments.split}-given-{arguments.test_history.replace('+', '-')}"
+    report.save(folder / f"{name}.json", overwrite=True)
+    report.save_per_user(folder / f"{name}.parquet", overwrite=True)
+    if arguments.output is None:
+        update_card(folder, data)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    flags = parser()
+    arguments = flags.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+
+    def work() -> None:
+        reports = run(arguments)
+        if arguments.json:
+            print_json({name: report.to_dict() for name, report in reports.items()})
+        else:
+            print(comparison_table(reports))
+
+    return run_command(flags.prog, work)

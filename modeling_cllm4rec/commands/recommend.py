@@ -1,0 +1,167 @@
+"""`cllm4rec recommend`: recommend items to known users, to histories, to everyone, or to queries."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.json
+import pyarrow.parquet as pq
+
+from modeling_cllm4rec.commands.asking import add_model_arguments, batch_size, search_settings
+from modeling_cllm4rec.commands.running import run_command
+from modeling_cllm4rec.hub.loading import load_recommender
+from modeling_cllm4rec.modeling_lcrec import LCRecForRecommendation
+from modeling_cllm4rec.recommending import RecommendsItems
+
+EPILOG = """example:
+  cllm4rec recommend --model runs/mine --users ann bob --k 10
+  cllm4rec recommend --model runs/mine --histories people.parquet --k 10 --output recs.parquet
+  cllm4rec recommend --model runs/mine --k 10 --output everyone.parquet
+  cllm4rec recommend --model runs/mine-lcrec --query "a gentle cleanser for dry skin" --k 10
+
+A histories file is Parquet or JSON lines with a column `history` (lists of item ids, oldest first) and, for known users,
+`user_id`.
+"""
+PEOPLE_AT_ONCE = 65536
+"""Users read and scored between two looks at the source: bounds the memory for any number of people."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags."""
+    flags = argparse.ArgumentParser(
+        prog="cllm4rec recommend",
+        description="Recommend items to known users, to histories, to everyone, or to queries.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_model_arguments(flags)
+    people = flags.add_mutually_exclusive_group()
+    people.add_argument("--users", nargs="+", help="external user ids; their stored histories are read")
+    people.add_argument("--histories", help="Parquet or JSON-lines file; without users and histories: every known user")
+    people.add_argument("--query", nargs="+", help="LC-Rec: what is looked for, in words; each query is a text in quotes")
+    flags.add_argument("--k", type=int, default=10, help="recommendations for each (default: 10)")
+    flags.add_argument("--include-seen", action="store_true", help="recommend items of the history, too")
+    flags.add_argument("--candidates", nargs="+", help="choose among these item ids only")
+    flags.add_argument("--on-unknown", choices=["raise", "skip"], default="raise", help="unknown ids: error, or left out")
+    form = flags.add_mutually_exclusive_group()
+    form.add_argument("--output", help="Parquet file for the table; without it, it is printed with titles")
+    form.add_argument("--json", action="store_true", help="print JSON lines: user, rank, item, score, title")
+    return flags
+
+
+def questions(arguments: argparse.Namespace, model: RecommendsItems) -> Iterator[dict[str, Any]]:
+    """Arguments `users` and `histories` of `recommend`, some thousand people at a time."""
+    if arguments.histories:
+        people = read_histories(arguments.histories)
+        for start in range(0, people.num_rows, PEOPLE_AT_ONCE):
+            part = people.slice(start, PEOPLE_AT_ONCE)
+            users = part["user_id"].to_pylist() if "user_id" in part.column_names else None
+            yield {"users": users, "histories": part["history"].to_pylist(), "first": start}
+        return
+    if model.users is None:
+        raise ValueError(f"{arguments.model} knows no users; give --histories")
+    if arguments.users:
+        yield {"users": model.users.ids.parse(arguments.users), "histories": None, "first": 0}
+        return
+    for start in range(0, len(model.users), PEOPLE_AT_ONCE):
+        yield {"users": model.users.ids.array.slice(start, PEOPLE_AT_ONCE).to_pylist(), "histories": None, "first": start}
+
+
+def read_histories(path: str) -> pa.Table:
+    """The people of a histories file."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"--histories: there is no file {path}")
+    try:
+        table = pq.read_table(path) if path.endswith(".parquet") else pyarrow.json.read_json(path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"--histories: {path} is neither Parquet nor JSON lines ({error})") from error
+    if "history" not in table.column_names:
+        raise ValueError(f"--histories: {path} has columns {table.column_names}; it needs 'history' (lists of item ids)")
+    if not table.num_rows:
+        raise ValueError(f"--histories: {path} is empty")
+    return table
+
+
+def tables(arguments: argparse.Namespace, model: RecommendsItems) -> Iterator[pa.Table]:
+    """Recommendations, a table a batch."""
+    candidates = arguments.candidates
+    if candidates is not None and model.catalogue is not None:
+        candidates = model.catalogue.ids.parse(candidates)
+    search = search_settings(arguments, model)
+    if arguments.query:
+        if not isinstance(model, LCRecForRecommendation):
+            raise ValueError(f"--query: {arguments.model} is no LC-Rec model and reads no queries; give --users or --histories")
+        yield model.search(arguments.query, arguments.k, candidates=candidates, **search).table
+        return
+    for question in questions(arguments, model):
+        first = question.pop("first")
+        for table in model.iter_recommendations(
+            **question,
+            k=arguments.k,
+            exclude_seen=not arguments.include_seen,
+            candidates=candidates,
+            on_unknown=arguments.on_unknown,
+            batch_size=batch_size(arguments, model),
+            progress=arguments.output is not None,
+            **search,
+        ):
+            if question["users"] is None and first:
+                numbers = pa.array(table["user"].to_numpy() + first)
+                table = table.set_column(0, "user", numbers)
+            yield table
+
+
+def write(parts: Iterator[pa.Table], path: Path) -> int:
+    """Stream tables into one Parquet file, whole or not at all; returns its rows."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".unfinished")
+    rows = 0
+    try:
+        head = next(parts)
+        with pq.ParquetWriter(unfinished, head.schema) as writer:
+            for table in itertools.chain([head], parts):
+                writer.write_table(table)
+                rows += table.num_rows
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return rows
+
+
+def show(parts: Iterator[pa.Table], model: RecommendsItems, as_json: bool) -> None:
+    """Print recommendations with titles, as columns or as JSON lines."""
+    assert model.catalogue is not None
+    for table in parts:
+        titles = model.catalogue.titles(model.catalogue.ids.indices_of(table["item"].to_pylist()))
+        for row, title in zip(table.to_pylist(), titles, strict=True):
+            if as_json:
+                print(json.dumps({**row, "title": title}, ensure_ascii=False))
+            else:
+                print(f"{row['user']}\t{row['rank']:>3}\t{row['item']}\t{row['score']:.3f}\t{title or ''}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    flags = parser()
+    arguments = flags.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+
+    def work() -> None:
+        model = load_recommender(arguments.model)
+        parts = tables(arguments, model)
+        if arguments.output:
+            rows = write(parts, Path(arguments.output))
+            print(f"{rows} recommendations written to {arguments.output}", file=sys.stderr)
+        else:
+            show(parts, model, arguments.json)
+
+    return run_command(flags.prog, work)

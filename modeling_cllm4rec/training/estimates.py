@@ -1,0 +1,375 @@
+"""What a training will hold in memory and how long it will take, said before and while it runs.
+
+Sizes of weights, moments, copies and logits follow from shapes. What a layer keeps for the backward pass depends on the
+architecture, so it is counted on three short sequences of the model itself. The few factors that remain were measured;
+recipes/memory_estimates.py measures them again. Time is never guessed: it is measured on the first steps.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import psutil
+import torch
+
+from modeling_cllm4rec.losses import ItemLoss
+from modeling_cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation
+from modeling_cllm4rec.training.arguments import TrainingArguments
+from modeling_cllm4rec.training.parameters import TrainedModel, trainable
+
+logger = logging.getLogger(__name__)
+
+GB = 10**9
+FLOAT = 4
+"""Bytes of a number in 32 bits; logits, moments and checkpoints are held so."""
+LIBRARIES = 150 * 10**6
+"""Bytes that torch's own buffers, threads and code take once the first step runs, measured on CPU."""
+WORD_CHUNK, ITEM_CHUNK, SAMPLE = 256, 8192, 4096
+"""Defaults of `losses.word_nll` and `losses.multinomial_nll`."""
+LOGIT_COPIES = 3
+"""Logits, their softmax, and its gradient."""
+SCORE_COPIES = 3
+"""Scores of a validation batch: logits, in 32 bits, as an array."""
+ACTIVATION_SLACK = 1.3
+"""Beside what is kept lie the gradients of the layer at hand, and the gaps that batches of many lengths leave."""
+PROBE_LENGTHS = (8, 16, 32)
+FEWER_ROWS = "leave rare items out by prepare --k-core, or use a backbone of a smaller width"
+
+
+class LargestBatch(NamedTuple):
+    """The batch of a kind of step that takes the most memory.
+
+    Attributes:
+        rows: documents of one forward pass.
+        length: tokens of the longest one, to which the others are padded.
+        item_states: states that predict an item, each over the whole catalogue.
+        word_states: states that predict a word.
+    """
+
+    rows: int
+    length: int
+    item_states: int = 0
+    word_states: int = 0
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """What a process will hold at most.
+
+    Attributes:
+        held: what it holds all the time: part -> bytes.
+        phases: what the phases of a run hold beside it: phase -> part -> bytes.
+
+    Example:
+        >>> MemoryEstimate({"weights": 3 * GB}, {"step": {"logits": GB}, "checkpoint": {"copies": 2 * GB}}).line()
+        '5.0 GB of memory, most in checkpoint: weights 3.0 GB, copies 2.0 GB'
+    """
+
+    held: dict[str, int]
+    phases: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    @property
+    def peak_phase(self) -> str:
+        """The phase that holds most; empty where there is none."""
+        return max(self.phases, key=lambda name: sum(self.phases[name].values()), default="")
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Part -> bytes at the peak."""
+        return {**self.held, **self.phases.get(self.peak_phase, {})}
+
+    @property
+    def total(self) -> int:
+        """Bytes at the peak."""
+        return sum(self.parts.values())
+
+    def line(self) -> str:
+        """The estimate in words, the largest parts first."""
+        largest = sorted(self.parts.items(), key=lambda part: -part[1])
+        told = ", ".join(f"{name} {size / GB:.1f} GB" for name, size in largest if size >= GB // 20) or "all parts are small"
+        phase = f", most in {self.peak_phase}" if self.peak_phase else ""
+        return f"{self.total / GB:.1f} GB of memory{phase}: {told}"
+
+
+def training_memory(stage: Any, device: torch.device) -> MemoryEstimate:
+    """What a stage of training will hold on its device, counted from what its process holds now.
+
+    Args:
+        stage: a `loop.Stage` whose model is built, on its device, its trainable weights chosen.
+    """
+    model, arguments = stage.model, stage.arguments
+    weights = tensor_bytes(trainable(model).values())
+    average = weights if arguments.average_decay else 0
+    held = {"held now": _held_now(device), "moments": 2 * weights, "average": average, "libraries": LIBRARIES}
+    gradients = _gradient_bytes(model)
+    per_token, per_square = activation_bytes(model, arguments)
+    phases: dict[str, dict[str, int]] = {}
+    for kind, batch in stage.largest_batches().items():
+        phases[f"{kind} steps"] = {
+            **gradients,
+            "activations": int(ACTIVATION_SLACK * batch.rows * (per_token * batch.length + per_square * batch.length**2)),
+            "item logits": item_loss_bytes(_num_items(model), batch.item_states, getattr(arguments, "item_loss", "exact")),
+            "word logits": word_loss_bytes(model, batch.word_states),
+        }
+    phases["validation"] = {**gradients, "scores of all items": SCORE_COPIES * stage.scores_at_once * _num_items(model) * FLOAT}
+    if device.type == "cpu":  # elsewhere a checkpoint's copies lie in another memory than the training
+        phases["checkpoints"] = {**gradients, "copies": weights + 2 * weights + average}
+    return MemoryEstimate(held, phases)
+
+
+def id_table_memory(num_users: int, num_items: int, width: int, average: bool = False) -> MemoryEstimate:
+    """What the ID rows of CLLM4Rec alone will take on CPU, known before a model is made.
+
+    Args:
+        width: K, width of the backbone's states.
+        average: whether a moving average of the weights is kept.
+
+    Example:
+        >>> id_table_memory(0, 2_000_000, 768).held["ID rows"] / GB
+        12.288
+    """
+    rows = 2 * (num_users + num_items) * width * FLOAT
+    kept = rows if average else 0
+    held = {"ID rows": rows, "moments of ID rows": 2 * rows, "average of ID rows": kept}
+    phases = {"steps": {"gradients of ID rows": rows}, "checkpoints": {"gradients": rows // 2, "copies": 3 * rows + kept}}
+    return MemoryEstimate(held, phases)
+
+
+def item_loss_bytes(num_items: int, states: int, item_loss: ItemLoss) -> int:
+    """Logits of a batch over the catalogue: all at once, some at a time, or of a sample; see `losses.multinomial_nll`.
+
+    Example:
+        >>> item_loss_bytes(1_000_000, 64, "exact"), item_loss_bytes(1_000_000, 64, "sampled")
+        (768000000, 3145728)
+    """
+    columns = {"exact": num_items, "chunked": min(num_items, ITEM_CHUNK), "sampled": min(num_items, SAMPLE)}[item_loss]
+    return LOGIT_COPIES * states * columns * FLOAT
+
+
+def item_head_bytes(num_items: int, width: int, states: int, item_loss: ItemLoss) -> int:
+    """A table of items, its gradient, which is summed from two of its size, and the logits: a training step of the head alone."""
+    table = num_items * width * FLOAT
+    return table + 2 * table + item_loss_bytes(num_items, states, item_loss)
+
+
+def word_loss_bytes(model: TrainedModel, states: int) -> int:
+    """Logits over the words: some states at a time where the head is frozen; see `losses.word_nll`."""
+    trains = any(weight.requires_grad for weight in model.word_head.parameters())
+    words = int(model.backbone.get_input_embeddings().weight.shape[0])
+    return LOGIT_COPIES * (states if trains else min(states, WORD_CHUNK)) * words * FLOAT
+
+
+def activation_bytes(model: TrainedModel, arguments: TrainingArguments) -> tuple[float, float]:
+    """What the backbone keeps of a row of n tokens for its backward pass: a n + b n^2 bytes, counted on short rows.
+
+    Returns:
+        a, and b, which is 0 where attention keeps no matrix of weights. What is kept whatever the length (weights cast to 16
+        bits) is not in them.
+    """
+    body, words = model.backbone.base_model, model.backbone.get_input_embeddings()
+    device, training = words.weight.device, model.training
+    counts = []
+    model.train()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        for length in PROBE_LENGTHS:
+            rows = torch.zeros(1, length, words.embedding_dim, device=device, requires_grad=True)
+            mask = torch.ones(1, length, dtype=torch.long, device=device)
+            mask[0, -1] = 0
+            with SavedBytes(model) as saved, torch.autocast(device.type, torch.bfloat16, enabled=arguments.precision == "bf16"):
+                body(inputs_embeds=rows, attention_mask=mask, use_cache=False)
+            counts.append(saved.count)
+    model.train(training)
+    square, each, _ = np.polyfit(PROBE_LENGTHS, counts, deg=2)
+    embeddings = 4 * words.embedding_dim * FLOAT  # rows looked up, chosen between words and IDs, and their gradient
+    return float(each) + embeddings, max(0.0, float(square))
+
+
+class SavedBytes:
+    """Counts what autograd saves within its block, each storage once, weights of the model left out."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.count = 0
+        self._seen = {one.untyped_storage().data_ptr() for one in (*model.parameters(), *model.buffers())}
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
+
+    def _pack(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._seen:
+            self._seen.add(storage.data_ptr())
+            self.count += storage.nbytes()
+        return tensor
+
+    def __enter__(self) -> SavedBytes:
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self._hooks.__exit__(*raised)
+
+
+def indexing_memory(num_items: int, width: int, codebook_size: int, latent_dim: int) -> MemoryEstimate:
+    """What indexing the items of a catalogue will hold: embeddings, latents, and distances of all items to a level's codes.
+
+    Args:
+        width: of the embeddings; codebook_size: K codes of a level; latent_dim: width of what is quantized.
+    """
+    process = psutil.Process().memory_info().rss
+    double = 2 * FLOAT
+    held = {
+        "held now": process,
+        "embeddings": 2 * num_items * width * FLOAT,
+        "latents": 3 * num_items * latent_dim * double,
+        "libraries": LIBRARIES,
+    }
+    return MemoryEstimate(held, {"the uniform mapping": {"distances": DISTANCE_COPIES * num_items * codebook_size * double}})
+
+
+DISTANCE_COPIES = 6
+"""(J, K) matrices in 64 bits that Sinkhorn's rounds hold at once."""
+
+
+def check_memory(estimate: MemoryEstimate, limit_gb: float | None, advice: str, device: torch.device | None = None) -> None:
+    """Warn where the machine has less memory than the estimate; refuse where it is over a limit that was asked for.
+
+    Args:
+        limit_gb: `max_memory` in GB (10^9 bytes), or None.
+        advice: what would take less.
+        device: whose memory counts; None means that of the processor.
+
+    Raises:
+        MemoryError: the estimate is over the limit.
+    """
+    if limit_gb is not None and estimate.total > limit_gb * GB:
+        raise MemoryError(f"max_memory is {limit_gb:g} GB, but the estimate is {estimate.line()}; {advice}")
+    room = _free(device) + estimate.held.get("held now", 0)
+    if estimate.total > room:
+        logger.warning("the estimate of %s is more than the %.1f GB that are free; %s", estimate.line(), room / GB, advice)
+
+
+def advice_for(estimate: MemoryEstimate, arguments: TrainingArguments) -> str:
+    """What would make the largest part of the peak smaller."""
+    part = max((name for name in estimate.parts if name != "held now"), key=lambda name: estimate.parts[name])
+    if part == "activations":
+        spare = "" if arguments.gradient_checkpointing else ", or --gradient_checkpointing"
+        return f"lower --batch_size and raise --gradient_accumulation_steps: the result is the same{spare}"
+    advice = {
+        "item logits": "use --item_loss chunked (the same value) or sampled",
+        "word logits": "lower --batch_size and raise --gradient_accumulation_steps, or do not tune the word head",
+        "scores of all items": "lower --eval_batch_size",
+    }
+    return advice.get(part, FEWER_ROWS)
+
+
+class Pace:
+    """Documents a second, measured on the steps themselves, and what is left by that.
+
+    Args:
+        documents: kind of step -> documents in the whole run.
+        done: kind of step -> those of them that an earlier process has done.
+
+    Example:
+        >>> pace = Pace({"content": 400})
+        >>> for _ in range(Pace.FIRST + 10):
+        ...     pace.count("content", 10, 0.5)
+        >>> pace.left()
+        'content 20 documents a second, 260 to go: 13 s'
+    """
+
+    FIRST = 4
+    """Steps that are left out of the measurement: they warm caches up."""
+    ENOUGH = 10
+    """Measured steps before anything is said."""
+
+    def __init__(self, documents: Mapping[str, int], done: Mapping[str, int] | None = None) -> None:
+        self.to_go = Counter(dict(documents))
+        self.to_go.subtract(done or {})
+        self.steps: Counter[str] = Counter()
+        self._documents: Counter[str] = Counter()
+        self._seconds: dict[str, float] = {}
+
+    def count(self, kind: str, documents: int, seconds: float) -> None:
+        """Count a step that is done."""
+        self.steps[kind] += 1
+        self.to_go[kind] -= documents
+        if self.steps[kind] > self.FIRST:
+            self._documents[kind] += documents
+            self._seconds[kind] = self._seconds.get(kind, 0.0) + seconds
+
+    def is_new(self) -> bool:
+        """Whether some kind of step has just been measured often enough to be told."""
+        return any(steps == self.FIRST + self.ENOUGH for steps in self.steps.values())
+
+    def left(self) -> str:
+        """Documents a second of each kind, what is to go, and how long it takes; validation and saving not counted."""
+        told, total = [], 0.0
+        for kind, number in self.to_go.items():
+            if self.steps[kind] < self.FIRST + self.ENOUGH:
+                told.append(f"{kind} not measured yet, {number:,} documents to go")
+                continue
+            rate = self._documents[kind] / self._seconds[kind]
+            total += number / rate
+            told.append(f"{kind} {rate:,.0f} documents a second, {number:,} to go")
+        return f"{'; '.join(told)}: {in_words(total)}"
+
+
+class Stopwatch:
+    """Seconds between looks at it."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since it was made or last asked."""
+        now = time.perf_counter()
+        seconds, self._last = now - self._last, now
+        return seconds
+
+
+def in_words(seconds: float) -> str:
+    """A time for people.
+
+    Example:
+        >>> in_words(42), in_words(600), in_words(9000)
+        ('42 s', '10 min', '2.5 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def tensor_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes of tensors in 32 bits."""
+    return sum(one.numel() * FLOAT for one in tensors)
+
+
+def _gradient_bytes(model: TrainedModel) -> dict[str, int]:
+    """Gradients of a step: what trains of the backbone, and the ID rows of one side; the largest table's is a sum of two."""
+    tables = [weight for weight in model.id_parameters if weight.requires_grad]
+    ids = {id(weight) for weight in tables}
+    backbone = tensor_bytes(weight for weight in trainable(model).values() if id(weight) not in ids)
+    side = tensor_bytes(tables)
+    if isinstance(model, CLLM4RecForRecommendation):
+        side = max(tensor_bytes(table.weight for table in model.tables(one) if table.weight.requires_grad) for one in SIDES)
+    return {"gradients": backbone + side, "second gradient of a table": max((tensor_bytes([one]) for one in tables), default=0)}
+
+
+def _num_items(model: TrainedModel) -> int:
+    return model.config.num_items if isinstance(model, CLLM4RecForRecommendation) else 0
+
+
+def _held_now(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.memory_allocated(device))
+    return int(psutil.Process().memory_info().rss)
+
+
+def _free(device: torch.device | None) -> int:
+    if device is not None and device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)

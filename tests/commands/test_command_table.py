@@ -1,0 +1,132 @@
+"""`cllm4rec` itself: the table of commands, exit codes, what is said when something is missing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from modeling_cllm4rec.commands import main as table
+from modeling_cllm4rec.commands.running import BAD_ARGUMENTS, INTERRUPTED, OK, RUN_FAILED, run_command
+
+ROOT = Path(__file__).parents[2]
+OURS = ("doctor", "prepare", "pretrain", "finetune", "index-items", "align", "evaluate", "recommend", "add-items", "update")
+
+
+def test_help_is_quick_and_imports_nothing_heavy(tmp_path: Path) -> None:
+    code = """
+import sys, time
+start = time.perf_counter()
+from modeling_cllm4rec.commands.main import main
+assert main(["--help"]) == 0
+seconds = time.perf_counter() - start
+heavy = [name for name in ("torch", "transformers", "numpy", "pandas", "pyarrow", "yaml") if name in sys.modules]
+print(seconds < 0.5, heavy)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "True []"
+    assert all(f"\n  {name} " in done.stdout for name in table.COMMANDS)
+
+
+def test_preparing_imports_no_torch(tmp_path: Path) -> None:
+    code = "import sys; import modeling_cllm4rec.commands.prepare; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_each_command_shows_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        table.main([name, "--help"])
+    assert ended.value.code == OK
+    text = capsys.readouterr().out
+    assert f"usage: cllm4rec {name} " in text and f"  cllm4rec {name} " in text.split("example:")[1]
+
+
+def test_no_command_and_an_unknown_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert table.main([]) == BAD_ARGUMENTS
+    assert "usage: cllm4rec COMMAND" in capsys.readouterr().out
+    assert table.main(["evalute"]) == BAD_ARGUMENTS
+    assert "there is no command 'evalute'; did you mean 'evaluate'?" in capsys.readouterr().err
+    assert table.main(["zzz"]) == BAD_ARGUMENTS
+    assert "the commands are doctor, prepare" in capsys.readouterr().err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert table.main(["--version"]) == OK
+    assert capsys.readouterr().out.startswith("cllm4rec ")
+
+
+def test_a_missing_extra_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    page = types.ModuleType("page_of_a_test")
+
+    def main(argv: list[str]) -> int:
+        import a_package_that_nobody_has  # noqa: F401
+
+        return 0
+
+    page.main = main  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "page_of_a_test", page)
+    monkeypatch.setitem(table.COMMANDS, "app", table.Command("page_of_a_test:main", "", "app"))
+    assert table.main(["app"]) == RUN_FAILED
+    said = "cllm4rec app: error: a_package_that_nobody_has is not installed; run: pip install 'cllm4rec[app]'"
+    assert said in capsys.readouterr().err
+    assert table.what_is_missing("scipy.sparse", table.COMMANDS["prepare"]) == "scipy is not installed; run: pip install scipy"
+    ours = table.what_is_missing("modeling_cllm4rec.page", table.COMMANDS["app"])
+    assert ours == "this installation has no module modeling_cllm4rec.page; install a version of cllm4rec that has it"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ValueError("k is\n 0"), BAD_ARGUMENTS),
+        (FileNotFoundError("there is no x"), BAD_ARGUMENTS),
+        (FileExistsError("x is there"), BAD_ARGUMENTS),
+        (OSError(28, "No space left on device"), RUN_FAILED),
+        (FloatingPointError("the loss is nan"), RUN_FAILED),
+        (MemoryError(), RUN_FAILED),
+        (KeyboardInterrupt(), INTERRUPTED),
+    ],
+)
+def test_exit_codes(error: BaseException, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        raise error
+
+    assert run_command("cllm4rec x", work) == code
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and said[0].startswith("cllm4rec x: ")
+
+
+def test_what_is_unforeseen_keeps_its_traceback() -> None:
+    def work() -> None:
+        raise KeyError("a bug")
+
+    with pytest.raises(KeyError, match="a bug"):
+        run_command("cllm4rec x", work)
+
+
+def test_a_reader_that_goes_away_is_no_trace() -> None:
+    code = "from modeling_cllm4rec.commands.running import run_command; run_command('x', lambda: print('line\\n' * 10**6))"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    child = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert child.stdout is not None and child.stderr is not None
+    assert child.stdout.readline() == b"line\n"
+    child.stdout.close()
+    assert child.stderr.read() == b""
+    child.wait(timeout=30)
+
+
+def test_as_a_module(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "modeling_cllm4rec", "nothing"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == BAD_ARGUMENTS and "there is no command 'nothing'" in done.stderr

@@ -1,0 +1,103 @@
+"""`cllm4rec doctor`: what it finds, and what it makes of it."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+
+from modeling_cllm4rec.commands import doctor
+
+GB = doctor.GB
+
+
+def told(problems: Any) -> str:
+    return " | ".join(f"{one['problem']} -> {one['what_to_do']} ({one['serious']})" for one in problems)
+
+
+def test_json_has_everything(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert doctor.main(["--json"]) in (0, 1)
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) == {"versions", "machine", "devices", "threads", "free_bytes", "extras", "problems"}
+    assert found["devices"][-1] == "cpu" and found["threads"]["processors"] >= 1
+    assert found["free_bytes"]["disk"] > 0 and found["free_bytes"]["memory"] > 0
+
+
+def test_a_serious_problem_is_exit_code_1(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(doctor, "requirements", lambda: ([Requirement("numpy>=2")], {}))
+    monkeypatch.setattr(doctor, "accelerate_settings", dict)
+    assert doctor.main([]) == 0
+    (tmp_path / "evaluate.py").write_text("")
+    assert doctor.main([]) == 1
+    assert f"! evaluate.py in {tmp_path} hides the library evaluate" in capsys.readouterr().out
+
+
+def test_versions() -> None:
+    required = [Requirement("numpy>=1"), Requirement("torch>=99"), Requirement("nobody-has-this>=1")]
+    said = told(doctor.wrong_versions(required))
+    assert "numpy" not in said
+    assert "; >=99 is needed -> run: pip install 'torch>=99' (True)" in said
+    assert "nobody-has-this is not installed" in said
+    assert "only found on the path" in told(doctor.wrong_versions([]))
+
+
+def test_extras(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Declared:
+        def get_all(self, name: str) -> list[str]:
+            lines = ["numpy>=1", 'nobody-has-this>=1; extra == "app"', 'numpy; extra == "dev"', 'numpy; sys_platform == "x"']
+            return lines if name == "Requires-Dist" else ["dev", "app"]
+
+    monkeypatch.setattr(doctor.importlib.metadata, "metadata", lambda name: Declared())
+    required, extras = doctor.requirements()
+    assert [str(one) for one in required] == ["numpy>=1"]
+    assert list(extras) == ["app", "dev"]
+    assert doctor.examine_extra("app", extras["app"]) == {
+        "present": False,
+        "missing": ["nobody-has-this"],
+        "install": "pip install 'cllm4rec[app]'",
+    }
+    assert doctor.examine_extra("dev", extras["dev"])["present"]
+
+
+def test_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(doctor.importlib.metadata, "metadata", missing)
+    assert doctor.requirements() == ([], {})
+
+
+def test_devices() -> None:
+    fine = {"built_for": None, "works": False, "driver": False}
+    assert told(doctor.wrong_devices(fine)) == ""
+    assert told(doctor.wrong_devices({"built_for": "13.0", "works": True, "driver": True})) == ""
+    assert "which this driver does not run" in told(doctor.wrong_devices({"built_for": "13.0", "works": False, "driver": True}))
+    assert "knows no CUDA" in told(doctor.wrong_devices(fine | {"driver": True}))
+    assert "several GB of disk" in told(doctor.wrong_devices(fine | {"built_for": "13.0"}))
+
+
+def test_settings_of_accelerate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    assert doctor.accelerate_settings() == {}
+    (tmp_path / "accelerate").mkdir()
+    (tmp_path / "accelerate" / "default_config.yaml").write_text("use_cpu: true\nnum_processes: 2\ndistributed_type: FSDP\n")
+    said = told(doctor.wrong_accelerate(doctor.accelerate_settings()))
+    assert "2 processes on CPU, of which `accelerate launch` starts one" in said
+    assert "torchrun --nproc_per_node 2" in said
+    assert "configured for FSDP, but parameters must be whole on every process" in said
+
+
+def test_room_and_threads() -> None:
+    free = {"memory": 50 * GB, "disk": 50 * GB}
+    assert told(doctor.little_room(free, {"torch": 2, "processors": 2})) == ""
+    assert told(doctor.little_room(free, {"torch": None, "processors": 2})) == ""
+    said = told(doctor.little_room({"memory": GB, "disk": 50 * GB}, {"torch": 8, "processors": 2}))
+    assert "1.0 GB of memory are free" in said and "OMP_NUM_THREADS=2" in said and "disk" not in said

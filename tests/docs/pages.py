@@ -1,0 +1,113 @@
+"""Blocks of code in the documentation, and how they are run."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from accelerate.state import AcceleratorState
+
+from modeling_cllm4rec.commands.main import COMMANDS, load
+from modeling_cllm4rec.commands.main import main as cllm4rec
+
+ROOT = Path(__file__).parents[2]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+NOT_RUN = re.compile(r"<!-- not run: .+ -->\s*$")
+LAUNCHERS = (["cllm4rec"], ["accelerate", "launch", "-m", "modeling_cllm4rec"], ["python", "-m", "modeling_cllm4rec"])
+RECIPES = {
+    "prepare": "prepare",
+    "pretrain": "pretrain",
+    "finetune": "finetune",
+    "index_items": "index-items",
+    "align": "align",
+    "eval": "evaluate",
+    "recommend": "recommend",
+    "add_items": "add-items",
+    "update": "update",
+}
+"""Name of a file in recipes/ -> the command that it is."""
+
+
+class Block(NamedTuple):
+    """A block of code, and whether it is to be run."""
+
+    language: str
+    code: str
+    line: int
+    run: bool
+
+
+def blocks(page: Path) -> list[Block]:
+    """The fenced blocks of a page; one behind a comment `not run: REASON` is not to be run."""
+    text = page.read_text(encoding="utf-8")
+    return [
+        Block(match[1], match[2], text.count("\n", 0, match.start()) + 1, not NOT_RUN.search(text[: match.start()]))
+        for match in FENCE.finditer(text)
+    ]
+
+
+def shell_commands(code: str) -> Iterator[list[str]]:
+    """The words of each command, continued lines joined, comments left out."""
+    for line in code.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if words:
+            yield words
+
+
+def our_command(words: list[str]) -> list[str] | None:
+    """The words behind `cllm4rec`, for a command of ours however it is started; None for one that is not."""
+    for launcher in LAUNCHERS:
+        if words[: len(launcher)] == launcher:
+            return words[len(launcher) :]
+    for number, word in enumerate(words):
+        name = Path(word).stem
+        if word == f"recipes/{name}.py" and name in RECIPES:
+            return [RECIPES[name], *words[number + 1 :]]
+    return None
+
+
+def run_page(page: Path) -> None:
+    """Run the blocks of a page in their order, in the current folder; blocks of Python share their names.
+
+    Raises:
+        AssertionError: a command failed; what Python raises passes through.
+    """
+    names: dict[str, Any] = {}
+    for block in blocks(page):
+        if not block.run:
+            continue
+        if block.language == "python":
+            with contextlib.redirect_stdout(io.StringIO()):
+                AcceleratorState._reset_state(reset_partial_state=True)
+                exec(compile(block.code, f"{page.name}:{block.line}", "exec"), names)  # noqa: S102
+        elif block.language == "bash":
+            for words in shell_commands(block.code):
+                run_command(words, f"{page.name}:{block.line}")
+
+
+def run_command(words: list[str], place: str) -> None:
+    """Run one command: ours in this process, which has everything imported, another one in a shell."""
+    ours = our_command(words)
+    if ours is None:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, f"{place}: {shlex.join(words)}: {done.stderr}"
+        return
+    AcceleratorState._reset_state(reset_partial_state=True)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
+        code = cllm4rec(ours)
+    assert code == 0, f"{place}: {shlex.join(words)} ended with {code}: {said.getvalue()[-500:]}"
+
+
+def flags_of(command: str) -> set[str]:
+    """The flags in the help of a command."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+        load(COMMANDS[command].target)(["--help"])
+    return set(re.findall(r"--[\w-]+", said.getvalue()))

@@ -1,0 +1,195 @@
+"""Every block of the guides runs, and every command that any page names exists, with the flags that it names."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from pages import ROOT, blocks, flags_of, our_command, run_page, shell_commands
+from scipy import sparse
+from transformers import PreTrainedTokenizerBase
+
+from modeling_cllm4rec.commands.main import COMMANDS
+from modeling_cllm4rec.corpora.small_world import SmallWorld
+from modeling_cllm4rec.corpora.splits import leave_one_out_split
+from modeling_cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
+
+GUIDES = sorted((ROOT / "docs" / "guides").glob("*.md"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.fixture(scope="module")
+def frames(small_world: SmallWorld) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Interactions and items of the small world under whole numbers."""
+    interactions = small_world.interactions.to_pandas().drop(columns="review").drop_duplicates(["user_id", "item_id"])
+    items = small_world.items.to_pandas()
+    items["categories"] = items["categories"].map("|".join)
+    item_number = {name: number for number, name in enumerate(items["item_id"])}
+    interactions["item_id"] = interactions["item_id"].map(item_number)
+    interactions["user_id"] = pd.factorize(interactions["user_id"])[0]
+    items["item_id"] = range(len(items))
+    return interactions, items
+
+
+def csv_files(folder: Path, interactions: pd.DataFrame, items: pd.DataFrame) -> None:
+    """What the page about CSV files reads."""
+    names = {"user_id": "userId", "item_id": "movieId", "categories": "genres"}
+    interactions.rename(columns=names).to_csv(folder / "ratings.csv", index=False)
+    items.rename(columns=names)[["movieId", "title", "genres"]].to_csv(folder / "movies.csv", index=False)
+
+
+def plain_files(folder: Path, interactions: pd.DataFrame, items: pd.DataFrame) -> None:
+    """What the pages about backbones and splits read."""
+    interactions.to_csv(folder / "interactions.csv", index=False)
+    items.to_csv(folder / "items.csv", index=False)
+
+
+def splits_of(interactions: pd.DataFrame) -> list[pd.DataFrame]:
+    """Train, validation, test by time."""
+    codes = leave_one_out_split(interactions["user_id"].to_numpy(), interactions["timestamp"].to_numpy())
+    return [interactions[codes == code] for code in range(3)]
+
+
+def recbole_files(folder: Path, interactions: pd.DataFrame, items: pd.DataFrame) -> None:
+    """A RecBole data set, and one with a given split."""
+    kinds = {"user_id": "token", "item_id": "token", "rating": "float", "timestamp": "float"}
+    header = {name: f"{name}:{kind}" for name, kind in kinds.items()}
+
+    def write(frame: pd.DataFrame, name: str) -> None:
+        path = folder / "dataset" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        frame.rename(columns=header).to_csv(path, sep="\t", index=False)
+
+    write(interactions, "tiny/tiny.inter")
+    write(items[["item_id", "title"]].rename(columns={"title": "title:token_seq"}), "tiny/tiny.item")
+    for word, part in zip(("train", "valid", "test"), splits_of(interactions), strict=True):
+        write(part, f"split/split.{word}.inter")
+
+
+def cllm4rec_files(folder: Path, interactions: pd.DataFrame, items: pd.DataFrame) -> None:
+    """The matrices and reviews of a released CLLM4Rec data set, and titles of one's own."""
+    released = folder / "released"
+    (released / "user_item_texts").mkdir(parents=True)
+    shape = (interactions["user_id"].max() + 1, len(items))
+    parts = splits_of(interactions)
+    for word, part in zip(("train", "val", "test"), parts, strict=True):
+        matrix = sparse.csr_matrix((np.ones(len(part)), (part["user_id"], part["item_id"])), shape=shape)
+        sparse.save_npz(released / f"{word}_matrix.npz", matrix)
+    with open(released / "user_item_texts" / "review.jsonl", "w", encoding="utf-8") as file:
+        for user, item in parts[0][["user_id", "item_id"]].itertuples(index=False):
+            print(json.dumps([f"user_{user} wrote the following review for item_{item}:", "Good."]), file=file)
+    items[["item_id", "title"]].to_csv(folder / "titles.csv", index=False)
+
+
+def lcrec_files(folder: Path, interactions: pd.DataFrame, items: pd.DataFrame) -> None:
+    """A released LC-Rec data set with its index."""
+    released = folder / "released"
+    released.mkdir()
+    ordered = interactions.sort_values("timestamp", kind="stable")
+    content = {
+        "inter": {str(user): [int(item) for item in history] for user, history in ordered.groupby("user_id")["item_id"]},
+        "item": {str(row.item_id): {"title": row.title, "description": row.description} for row in items.itertuples()},
+        "index": {str(item): [f"<a_{item // 16}>", f"<b_{item % 16}>"] for item in items["item_id"]},
+    }
+    for kind, value in content.items():
+        (released / f"Tiny.{kind}.json").write_text(json.dumps(value))
+
+
+Files = Callable[[Path, pd.DataFrame, pd.DataFrame], None]
+FILES: dict[str, Files] = {
+    "from-csv-to-the-hub": csv_files,
+    "own-backbone": plain_files,
+    "own-split": plain_files,
+    "from-recbole": recbole_files,
+    "from-cllm4rec-files": cllm4rec_files,
+    "from-lcrec-files": lcrec_files,
+}
+"""Guide -> what writes the files that it begins with."""
+
+
+@pytest.fixture
+def hub_in_this_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`push_to_hub` saves to a folder of the repository's name: real pushes are tested in tests/hub."""
+    for kind in (CLLM4RecForRecommendation, PreTrainedTokenizerBase):
+        monkeypatch.setattr(kind, "push_to_hub", _saving(kind))
+
+
+def _saving(kind: Any) -> Callable[..., None]:
+    signature = inspect.signature(kind.push_to_hub)
+
+    @functools.wraps(kind.push_to_hub)
+    def save(self: Any, repo_id: str, **settings: Any) -> None:
+        signature.bind(self, repo_id, **settings)
+        kept = {name: value for name, value in settings.items() if name == "include_histories"}
+        self.save_pretrained(repo_id, **kept)
+
+    return save
+
+
+@pytest.fixture
+def own_modules() -> Iterator[None]:
+    """What `trust_remote_code` imported goes with the test."""
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if name.startswith("transformers_modules"):
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize("guide", FILES)
+@pytest.mark.usefixtures("hub_in_this_folder", "own_modules")
+def test_a_guide_runs(
+    guide: str,
+    frames: tuple[pd.DataFrame, pd.DataFrame],
+    tiny_backbones: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.copytree(tiny_backbones["gpt2"], tmp_path / "gpt2")
+    FILES[guide](tmp_path, *frames)
+    monkeypatch.chdir(tmp_path)
+    run_page(ROOT / "docs" / "guides" / f"{guide}.md")
+
+
+def test_every_guide_is_in_the_navigation() -> None:
+    navigation = json.dumps(yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"])
+    assert [page.name for page in GUIDES if f"guides/{page.name}" not in navigation] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands_of_a_page_exist(page: Path) -> None:
+    wrong = []
+    for block in blocks(page):
+        if block.language not in ("", "bash"):
+            continue
+        for words in shell_commands(block.code) if _is_shell(block.code) else ():
+            ours = our_command(words)
+            if ours is None:
+                continue
+            if ours[0] not in COMMANDS:
+                wrong.append(f"line {block.line}: there is no command {ours[0]}")
+                continue
+            known = {flag.replace("-", "_") for flag in _flags(ours[0])}
+            given = {word.split("=")[0] for word in ours[1:] if word.startswith("--")}
+            wrong += [f"line {block.line}: {ours[0]} {flag}" for flag in given if flag.replace("-", "_") not in known]
+    assert wrong == []
+
+
+@functools.cache
+def _flags(command: str) -> set[str]:
+    return flags_of(command)
+
+
+def _is_shell(code: str) -> bool:
+    """Whether a block without a language holds commands, not a drawing."""
+    return any(line.startswith(("cllm4rec ", "python ", "accelerate ")) for line in code.splitlines())
