@@ -20,6 +20,7 @@ from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 from transformers.utils.hub import resolve_revision
 
 from .catalogue import CATALOGUE_FILE, USERS_FILE, Catalogue, KnownUsers
+from .handler import EndpointHandler  # noqa: F401 (transformers copies what is imported: so the file goes along)
 
 CARD_FILE = "README.md"
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")

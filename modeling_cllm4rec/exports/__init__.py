@@ -1,0 +1,1 @@
+"""A model in the forms that other programs read: ONNX, vectors, and an index of them."""

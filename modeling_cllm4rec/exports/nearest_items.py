@@ -1,0 +1,92 @@
+"""An approximate index of item vectors (usearch), and how much of the exact answer it finds."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from modeling_cllm4rec.top_items import top_items
+
+INDEX_FILE = "items.usearch"
+CONNECTIVITY, EFFORT_ADDING, EFFORT_SEARCHING = 32, 256, 256
+"""Neighbours of a vector in the graph, and candidates looked at when adding and searching. Nearest by dot product is no distance,
+so the graph needs more of them than usearch's defaults (16, 128, 64)."""
+
+
+class Recall(NamedTuple):
+    """How good and how quick an index is.
+
+    Attributes:
+        recall: mean share of the exact k best items among the k that the index finds, in [0, 1].
+        k: how many were asked for.
+        queries: people who asked.
+        exact_ms, approximate_ms: milliseconds a query, all asked at once.
+    """
+
+    recall: float
+    k: int
+    queries: int
+    exact_ms: float
+    approximate_ms: float
+
+
+def build_index(vectors: np.ndarray) -> Any:
+    """A `usearch.index.Index` by dot product over (J, K) vectors; key j is item_index j.
+
+    Raises:
+        ModuleNotFoundError: usearch is not installed.
+
+    Example:
+        >>> index = build_index(np.eye(3, dtype=np.float32))  # doctest: +SKIP
+    """
+    from usearch.index import Index
+
+    index = Index(
+        ndim=vectors.shape[1],
+        metric="ip",
+        dtype="f32",
+        connectivity=CONNECTIVITY,
+        expansion_add=EFFORT_ADDING,
+        expansion_search=EFFORT_SEARCHING,
+    )
+    index.add(np.arange(len(vectors)), vectors, threads=1)  # one thread: the same graph each time
+    return index
+
+
+def measure_recall(index: Any, vectors: np.ndarray, queries: np.ndarray, k: int) -> Recall:
+    """Compare the index with the exact k best items.
+
+    Args:
+        index: of `build_index`.
+        vectors: (J, K) of all items; queries: (people, K).
+        k: how many, at most J.
+    """
+    started = time.perf_counter()
+    exact = top_items(torch.from_numpy(queries) @ torch.from_numpy(vectors).T, k)[0].numpy()
+    halfway = time.perf_counter()
+    found = np.asarray(index.search(queries, k, threads=1).keys).reshape(len(queries), -1)
+    ended = time.perf_counter()
+    return Recall(
+        recall=recall_of(exact, found),
+        k=k,
+        queries=len(queries),
+        exact_ms=1000 * (halfway - started) / len(queries),
+        approximate_ms=1000 * (ended - halfway) / len(queries),
+    )
+
+
+def recall_of(exact: np.ndarray, found: np.ndarray) -> float:
+    """Mean share of each row of (queries, k) `exact` that stands in the same row of `found`.
+
+    Example:
+        >>> recall_of(np.array([[1, 2], [3, 4]]), np.array([[2, 9], [4, 3]]))
+        0.75
+    """
+    hits = (exact[:, :, None] == found[:, None, :]).any(2)
+    return float(hits.mean())
+
+
+__all__ = ["INDEX_FILE", "Recall", "build_index", "measure_recall", "recall_of"]

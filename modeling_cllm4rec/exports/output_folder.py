@@ -1,0 +1,35 @@
+"""What all exports check first: a model that has what is to be written, and a folder that holds nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from modeling_cllm4rec.handler import check_ready
+from modeling_cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
+
+
+def new_output_folder(folder: str | Path) -> Path:
+    """Make a folder, or take one that is empty.
+
+    Raises:
+        FileExistsError: it holds something.
+    """
+    path = Path(folder)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"--output: {path} holds something already; name a folder that is new or empty")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def require_scoring_model(model: Any, what: str) -> None:
+    """Raise ValueError if the model does not score all items from one state of the prompt, as CLLM4Rec does."""
+    if not isinstance(model, CLLM4RecForRecommendation):
+        raise ValueError(
+            f"{what}: got a {type(model).__name__}, which finds items by a search and has no vector of an item; "
+            "allowed is a finetuned CLLM4Rec model; serve this one by `cllm4rec serve`"
+        )
+    check_ready(model)
+
+
+__all__ = ["new_output_folder", "require_scoring_model"]

@@ -1,0 +1,160 @@
+"""Item vectors and the query encoder: the score of an item is the dot product of its vector and a person's.
+
+CLLM4Rec scores item j for a prompt with the state h of its last token as h . z_j, z_j being the collaborative row of the item
+(section 3.4 of arXiv 2311.01343). So a vector database of the z_j, asked with h, recommends as the model does.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors.numpy import save_file
+from tqdm.auto import tqdm
+
+from modeling_cllm4rec.exports.nearest_items import INDEX_FILE, Recall, build_index, measure_recall
+from modeling_cllm4rec.exports.output_folder import new_output_folder, require_scoring_model
+from modeling_cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
+from modeling_cllm4rec.prompt_assembly import pad_right
+
+ENCODER_FOLDER, ABOUT_FILE = "query_encoder", "vectors.json"
+ITEMS, USERS = "item_vectors", "user_vectors"
+_ROWS_AT_ONCE = 65536
+
+
+@torch.no_grad()
+def encode_people(model: CLLM4RecForRecommendation, users: np.ndarray | None, histories: Sequence[np.ndarray]) -> np.ndarray:
+    """The query encoder: (people, K) float32 states of their prompts' last tokens, in evaluation mode.
+
+    Args:
+        model: as loaded; also from the folder `query_encoder` of an export.
+        users: (people,) user indices, -1 for a person without one; None for people whom the model never met.
+        histories: item indices of each, oldest first.
+
+    Example:
+        >>> queries = encode_people(model, None, [model.catalogue.ids.indices_of(["B1"])])  # doctest: +SKIP
+    """
+    prompts = model.build_prompts(users, histories)
+    ids = torch.from_numpy(pad_right(prompts, 0))
+    mask = (torch.arange(ids.shape[1]) < torch.tensor([len(prompt) for prompt in prompts])[:, None]).long()
+    was_training = model.training
+    model.eval()
+    states = model.prompt_state(ids.to(model.device), mask.to(model.device))
+    model.train(was_training)
+    return states.float().cpu().numpy()
+
+
+def export_vectors(
+    model: Any,
+    folder: str | Path,
+    *,
+    include_users: bool = True,
+    with_index: bool = True,
+    k: int = 10,
+    queries: int = 1000,
+    batch_size: int = 256,
+    seed: int = 0,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Write item vectors, the query encoder, known users' vectors, and an approximate index with its recall.
+
+    Args:
+        model: a finetuned CLLM4Rec model with catalogue.
+        folder: new or empty. Gets `item_vectors.parquet` (`item_id`, `title`, `vector`), `item_vectors.safetensors` (J, K), the
+            same of users (`user_id`, `vector`), `query_encoder/` (a model folder, without histories), `items.usearch`,
+            `vectors.json`.
+        include_users: False leaves the users' vectors out, which tell of their histories.
+        with_index: build the index, where usearch is installed, and measure it.
+        k, queries, seed: recall@k is measured on so many users, drawn with this seed.
+        batch_size: people encoded at a time.
+        progress: show a bar.
+
+    Returns:
+        What `vectors.json` holds: `items`, `width`, `users`, and `recall` (None without an index).
+
+    Raises:
+        ValueError: a model without vectors (LC-Rec), or k, queries or batch_size out of range.
+        FileExistsError: the folder holds something.
+    """
+    require_scoring_model(model, "export vectors")
+    for name, value, most in (("k", k, model.num_items), ("queries", queries, None), ("batch_size", batch_size, None)):
+        if value < 1 or (most is not None and value > most):
+            raise ValueError(f"{name} is {value}; it must be 1 or more" + (f", up to the {most} items" if most else ""))
+    folder = new_output_folder(folder)
+    items = model.item_collaborative.weight.detach().float().cpu().numpy()
+    table = model.catalogue.table
+    titles = {"title": table["title"]} if "title" in table.column_names else {}
+    write_vectors(folder / ITEMS, {"item_id": model.catalogue.ids.array, **titles}, items)
+    model.save_pretrained(folder / ENCODER_FOLDER, include_histories=False)
+    people = known_people(model)
+    indexed = with_index and importlib.util.find_spec("usearch") is not None
+    asked = np.random.default_rng(seed).permutation(people)[:queries]
+    asking = None
+    if include_users and len(people):
+        vectors = encode_users(model, people, batch_size, progress)
+        write_vectors(folder / USERS, {"user_id": model.users.ids.array}, vectors)
+        asking = vectors[asked]
+    elif indexed and len(people):
+        asking = encode_users(model, asked, batch_size, progress)
+    recall = None
+    if indexed:
+        index = build_index(items)
+        index.save(str(folder / INDEX_FILE))
+        recall = None if asking is None else measure_recall(index, items, asking, k)
+    about = {
+        "items": len(items),
+        "width": items.shape[1],
+        "users": len(people) if include_users else 0,
+        "score": "dot product",
+        "index": INDEX_FILE if indexed else None,
+        "recall": None if recall is None else recall._asdict(),
+    }
+    (folder / ABOUT_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    return about
+
+
+def known_people(model: CLLM4RecForRecommendation) -> np.ndarray:
+    """Indices of the users whose histories are stored; none where the model keeps none."""
+    if model.users is None or model.users.items is None:
+        return np.zeros(0, np.int64)
+    return np.arange(len(model.users))
+
+
+def write_vectors(path: Path, columns: dict[str, Any], vectors: np.ndarray) -> None:
+    """Write ids and (n, K) float32 vectors as `path.parquet`, and the vectors alone as `path.safetensors`."""
+    width = vectors.shape[1]
+    schema = pa.schema(
+        [(name, values.type) for name, values in columns.items()] + [("vector", pa.list_(pa.float32(), width))]
+    )
+    with pq.ParquetWriter(path.with_suffix(".parquet"), schema) as writer:
+        for start in range(0, len(vectors), _ROWS_AT_ONCE):
+            rows = vectors[start : start + _ROWS_AT_ONCE]
+            lists = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1), pa.float32()), width)
+            parts = [values.slice(start, len(rows)) for values in columns.values()]
+            writer.write_table(pa.Table.from_arrays([*parts, lists], schema=schema))
+    save_file({path.name: np.ascontiguousarray(vectors)}, path.with_suffix(".safetensors"))
+
+
+def encode_users(model: CLLM4RecForRecommendation, people: np.ndarray, batch_size: int, progress: bool = False) -> np.ndarray:
+    """(people, K) float32 vectors of known users with their stored histories; histories of like length share a batch."""
+    if model.users is None:
+        raise ValueError("encode_users: this model knows no users; give histories to encode_people")
+    histories = [model.users.history(int(user)) for user in people]
+    order = np.argsort([len(history) for history in histories], kind="stable")
+    vectors = np.zeros((len(people), model.config.hidden_size), np.float32)
+    with tqdm(total=len(people), desc="encoding", unit="user", disable=not progress) as bar:
+        for start in range(0, len(people), batch_size):
+            rows = order[start : start + batch_size]
+            vectors[rows] = encode_people(model, people[rows], [histories[row] for row in rows])
+            bar.update(len(rows))
+    return vectors
+
+
+__all__ = ["Recall", "encode_people", "encode_users", "export_vectors", "known_people", "write_vectors"]

@@ -1,0 +1,1 @@
+"""A recommender over HTTP: calls that arrive together are scored together."""

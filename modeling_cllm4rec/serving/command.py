@@ -1,0 +1,105 @@
+"""`cllm4rec serve`: answer questions over HTTP."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import logging
+import signal
+import socket
+import sys
+from typing import Any
+
+from modeling_cllm4rec.commands.running import run_command
+from modeling_cllm4rec.hub.loading import load_recommender
+
+EPILOG = """example:
+  cllm4rec serve --model runs/mine --port 8000
+  curl -s localhost:8000/recommend -d '{"users": ["ann"], "k": 5}'
+  curl -s localhost:8000/recommend -d '{"histories": [["B00021DVCQ"]], "candidates": ["B00027DDOQ", "B0002VQ0WO"], "k": 1}'
+  curl -s 'localhost:8000/items?title=cream'
+
+Ctrl-C or SIGTERM: what was asked is still answered, then the server ends.
+"""
+SHUTDOWN_SECONDS = 30
+NEEDED = ("starlette", "uvicorn")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags."""
+    flags = argparse.ArgumentParser(
+        prog="cllm4rec serve",
+        description="Answer questions over HTTP: POST /recommend, GET /items?title=, GET /health.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    flags.add_argument("--model", required=True, help="folder or Hub name of a finetuned or aligned model")
+    flags.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    flags.add_argument("--port", type=int, default=8000, help="port to listen on; 0 takes a free one (default: 8000)")
+    flags.add_argument("--batch-size", type=int, help="people in one forward pass (default: 256, LC-Rec 64)")
+    flags.add_argument("--no-batching", action="store_true", help="answer one call after another")
+    flags.add_argument("--wait-ms", type=float, default=0.0, help="wait so long for further calls (default: 0)")
+    flags.add_argument("--queue", type=int, default=1024, help="people who may wait before calls get status 503 (default: 1024)")
+    return flags
+
+
+def serve(arguments: argparse.Namespace) -> None:
+    """Load the model and answer until the process is told to stop.
+
+    Raises:
+        ValueError: a flag out of range, or a model that cannot recommend.
+        OSError: no such model, the port is taken, or the extra is not installed.
+    """
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise OSError(f"{', '.join(missing)} not installed; run: pip install 'cllm4rec[serve]'")
+    import uvicorn
+
+    from modeling_cllm4rec.serving.service import ServiceSettings, make_service
+
+    settings = ServiceSettings(
+        batch_size=arguments.batch_size, batching=not arguments.no_batching, wait_ms=arguments.wait_ms, queue=arguments.queue
+    )
+    with listening(arguments.host, arguments.port) as listener:
+        service: Any = make_service(load_recommender(arguments.model), settings)
+        config = uvicorn.Config(
+            service,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            lifespan="on",
+            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        )
+        host, port = listener.getsockname()[:2]
+        print(f"serving {arguments.model} on http://{host}:{port}", flush=True)
+        for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn ends orderly, and then raises the signal once more
+            signal.signal(number, signal.SIG_IGN)
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that is bound, so that a taken port is told before the model is loaded.
+
+    Raises:
+        ValueError: there is no such port, or no such address on this machine.
+        OSError: the port is taken.
+    """
+    if not 0 <= port <= 65535:
+        raise ValueError(f"--port: got {port}; allowed are 0 to 65535")
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+    except socket.gaierror as error:
+        raise ValueError(f"--host: {host} is no address of this machine ({error}); use 127.0.0.1, or 0.0.0.0 for all") from error
+    try:
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as error:
+        raise OSError(f"--port: cannot listen on {host}:{port} ({error.strerror}); choose another --port or --host") from error
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command: 0 after an orderly end."""
+    flags = parser()
+    arguments = flags.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
+    return run_command(flags.prog, lambda: serve(arguments))

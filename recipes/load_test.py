@@ -1,0 +1,219 @@
+"""Measure `cllm4rec serve` on loopback: milliseconds a call and users a second, with batching and without.
+
+    python recipes/load_test.py --model runs/beauty --output runs/beauty/load-test
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import os
+import platform
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+from tqdm import tqdm
+
+from modeling_cllm4rec.catalogue import USERS_FILE, KnownUsers
+from modeling_cllm4rec.commands.running import run_command
+
+EPILOG = """example:
+  python recipes/load_test.py --model runs/beauty --output runs/beauty/load-test --seconds 10
+
+Two servers are started, one with batching and one with --no-batching, and are asked in turn by so many callers at once. Each
+caller asks for one known user, waits for the answer and asks again. Written: load-test.md and load-test.json.
+"""
+CALLERS = (1, 8, 32)
+WARM_UP_SECONDS = 1.0
+START_SECONDS = 300
+SEED = 0
+
+
+@contextmanager
+def server(model: str, *flags: str) -> Iterator[str]:
+    """A server in a process of its own; its address."""
+    command = [sys.executable, "-m", "modeling_cllm4rec", "serve", "--model", model, "--port", "0", *flags]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert child.stdout is not None
+        words = child.stdout.readline().split()
+        if not words:
+            raise RuntimeError(f"the server of {model} did not start; what it said stands above")
+        yield words[-1]
+    finally:
+        child.terminate()
+        child.wait(START_SECONDS)
+
+
+def call(connection: http.client.HTTPConnection, user: Any, k: int) -> float:
+    """Seconds that one question takes.
+
+    Raises:
+        RuntimeError: the answer is not what was asked for.
+    """
+    started = time.perf_counter()
+    connection.request("POST", "/recommend", json.dumps({"users": [user], "k": k}))
+    answer = connection.getresponse()
+    body = answer.read()
+    seconds = time.perf_counter() - started
+    if answer.status != 200 or len(json.loads(body)["results"][0]["items"]) != k:
+        raise RuntimeError(f"user {user!r}: status {answer.status}, {body[:200]!r}")
+    return seconds
+
+
+def ask(address: str, users: list[Any], k: int, until: float, seconds: list[float], failures: list[str]) -> None:
+    """One caller: question after question until a point in time of `time.perf_counter`."""
+    connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=60)
+    try:
+        for user in users:
+            if time.perf_counter() >= until:
+                return
+            seconds.append(call(connection, user, k))
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
+        failures.append(str(error) or type(error).__name__)
+    finally:
+        connection.close()
+
+
+def turns_and_calls(address: str) -> np.ndarray:
+    """How many turns the server took so far, and how many calls it answered in them."""
+    connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=60)
+    connection.request("GET", "/health")
+    health = json.loads(connection.getresponse().read())
+    connection.close()
+    return np.array([health["turns"], health["calls"]])
+
+
+def measure(address: str, known: KnownUsers, callers: int, seconds: float, k: int) -> dict[str, Any]:
+    """One cell of the table: so many callers at once for so many seconds.
+
+    Returns:
+        `callers`, `answers`, `users_per_second`, `p50_ms`, `p95_ms`, `p99_ms` (milliseconds), `calls_per_turn`.
+
+    Raises:
+        RuntimeError: a call failed.
+    """
+    rng = np.random.default_rng(SEED + callers)
+    most = 200_000 // callers  # more than a caller can ask
+    people = [known.ids.ids_of(rng.integers(len(known), size=most)) for _ in range(callers)]
+    took: list[list[float]] = [[] for _ in range(callers)]
+    failures: list[str] = []
+    before, started = turns_and_calls(address), time.perf_counter()
+    threads = [
+        threading.Thread(target=ask, args=(address, users, k, started + seconds, mine, failures))
+        for users, mine in zip(people, took, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    passed = time.perf_counter() - started
+    if failures:
+        raise RuntimeError(f"{len(failures)} of {callers} callers failed: {failures[0]}")
+    turns, calls = turns_and_calls(address) - before
+    milliseconds = 1000 * np.concatenate([np.array(mine) for mine in took])
+    p50, p95, p99 = np.percentile(milliseconds, [50, 95, 99])
+    return {
+        "callers": callers,
+        "answers": len(milliseconds),
+        "users_per_second": len(milliseconds) / passed,
+        "p50_ms": p50,
+        "p95_ms": p95,
+        "p99_ms": p99,
+        "calls_per_turn": float(calls / turns),
+    }
+
+
+def as_markdown(report: dict[str, Any]) -> str:
+    """The report as a table."""
+    rows = "\n".join(
+        f"| {cell['callers']} | {'on' if cell['batching'] else 'off'} | {cell['users_per_second']:.0f} | {cell['p50_ms']:.1f} | "
+        f"{cell['p95_ms']:.1f} | {cell['p99_ms']:.1f} | {cell['calls_per_turn']:.1f} |"
+        for cell in report["cells"]
+    )
+    return f"""# Load test
+
+{report["model_type"]}, {report["items"]} items, k = {report["k"]}. Each caller asks for one user, waits for the answer and asks
+again, {report["seconds"]:g} s a row. Servers and callers share {report["processors"]} processors (OMP_NUM_THREADS:
+{report["threads"]}). Seed {SEED}.
+
+| callers | batching | users a second | p50, ms | p95, ms | p99, ms | calls a turn |
+|---|---|---|---|---|---|---|
+{rows}
+"""
+
+
+def load_test(model: str, seconds: float, callers: list[int], k: int) -> dict[str, Any]:
+    """All cells, batching on and off in turn, against two servers of one model.
+
+    Raises:
+        FileNotFoundError: the model keeps no users.
+        ValueError: seconds or callers that are not positive.
+        RuntimeError: a server did not start, or a call failed.
+    """
+    if not seconds > 0 or not callers or min(callers) < 1:
+        raise ValueError(f"--seconds {seconds:g}, --callers {callers}: both must be positive")
+    file = Path(model, USERS_FILE)
+    if not file.is_file():
+        raise FileNotFoundError(f"--model: {model} has no {USERS_FILE}; the test asks for known users")
+    known = KnownUsers.load(file)
+    config = json.loads(Path(model, "config.json").read_text(encoding="utf-8"))
+    with ExitStack() as servers:
+        addresses = {
+            True: servers.enter_context(server(model)),
+            False: servers.enter_context(server(model, "--no-batching")),
+        }
+        for address in addresses.values():
+            measure(address, known, 2, WARM_UP_SECONDS, k)
+        rows = [(number, batching) for number in callers for batching in (True, False)]
+        cells = [
+            {"batching": batching, **measure(addresses[batching], known, number, seconds, k)}
+            for number, batching in tqdm(rows, desc="load test", unit="row")
+        ]
+    return {
+        "model_type": config["model_type"],
+        "items": config["num_items"],
+        "k": k,
+        "seconds": seconds,
+        "processors": os.cpu_count(),
+        "threads": os.environ.get("OMP_NUM_THREADS", "all"),
+        "python": platform.python_version(),
+        "cells": cells,
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the test and write its report."""
+    flags = argparse.ArgumentParser(
+        description="Measure `cllm4rec serve` on loopback.", epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    flags.add_argument("--model", required=True, help="folder of a model with users")
+    flags.add_argument("--output", required=True, help="folder for load-test.md and load-test.json")
+    flags.add_argument("--seconds", type=float, default=10.0, help="of each row (default: 10)")
+    flags.add_argument("--callers", type=int, nargs="+", default=list(CALLERS), help="callers at once (default: 1 8 32)")
+    flags.add_argument("--k", type=int, default=10, help="items for each user (default: 10)")
+    given = flags.parse_args(argv)
+
+    def work() -> None:
+        report = load_test(given.model, given.seconds, given.callers, given.k)
+        output = Path(given.output)
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "load-test.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        text = as_markdown(report)
+        (output / "load-test.md").write_text(text, encoding="utf-8")
+        print(text)
+
+    return run_command("load_test.py", work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""`cllm4rec export`: which exports there are, and what cannot be exported."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from modeling_cllm4rec.exports.command import main
+from modeling_cllm4rec.exports.output_folder import new_output_folder, require_scoring_model
+
+
+def test_help_and_unknown_exports(capsys):
+    assert main(["--help"]) == 0
+    assert "cllm4rec export onnx --model runs/mine" in capsys.readouterr().out
+    assert main([]) == 2
+    assert main(["gguf"]) == 2
+    assert "there is no export 'gguf'; allowed are onnx, vectors, space" in capsys.readouterr().err
+    for kind in ("onnx", "vectors"):
+        with pytest.raises(SystemExit):
+            main([kind, "--help"])
+        assert f"cllm4rec export {kind} --model runs/mine" in capsys.readouterr().out
+
+
+def test_space_is_imported_when_it_is_asked_for(monkeypatch):
+    space = ModuleType("modeling_cllm4rec.app.space")
+    space.main = lambda argv: len(argv)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "modeling_cllm4rec.app", ModuleType("modeling_cllm4rec.app"))
+    monkeypatch.setitem(sys.modules, "modeling_cllm4rec.app.space", space)
+    assert main(["space", "--model", "x"]) == 2
+
+
+def test_lcrec_has_no_vectors(tiny_backbones):
+    file = Path(__file__).parents[1] / "modeling" / "lcrec_models.py"
+    spec = importlib.util.spec_from_file_location("lcrec_models_for_exports", file)
+    assert spec is not None and spec.loader is not None
+    models = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(models)
+    model, _ = models.new_lcrec(tiny_backbones["gpt2"])
+    with pytest.raises(ValueError, match="export onnx: got a LCRecForRecommendation, which finds items by a search"):
+        require_scoring_model(model, "export onnx")
+
+
+def test_an_output_folder_holds_nothing_else(tmp_path):
+    assert new_output_folder(tmp_path / "a" / "b").is_dir()
+    assert new_output_folder(tmp_path / "a" / "b").is_dir()
+    with pytest.raises(FileExistsError, match="--output: .* holds something already"):
+        new_output_folder(tmp_path / "a")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(FileExistsError, match="holds something already"):
+        new_output_folder(tmp_path / "file")
+
+
+def test_no_such_model(tmp_path, capsys):
+    assert main(["onnx", "--model", str(tmp_path / "none"), "--output", str(tmp_path / "out")]) == 2
+    assert "cllm4rec export onnx: error: --model" in capsys.readouterr().err

@@ -1,0 +1,138 @@
+"""The queue: what shares a turn, what is refused, what is never computed."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+
+from modeling_cllm4rec.handler import BadRequest, Person, Question
+from modeling_cllm4rec.serving.batching import Batcher, QueueFull
+
+
+def question(number: int, people: int = 1) -> Question:
+    return Question([Person(number, -1, np.zeros(0, np.int64), None)] * people, 1, True, None, {})
+
+
+class Answers:
+    """Names the callers; refuses 13 and breaks on 99; waits at the gate. Remembers its turns."""
+
+    def __init__(self) -> None:
+        self.gate, self.turns = threading.Event(), []
+        self.gate.set()
+
+    def __call__(self, questions):
+        assert self.gate.wait(30)
+        names = [one.people[0].name for one in questions]
+        self.turns.append(names)
+        if 13 in names:
+            raise BadRequest("query", 13, "other", "ask another")
+        if 99 in names:
+            raise RuntimeError("broken")
+        return names
+
+
+def running(scenario, answers=None, **settings):
+    """Run a scenario, a coroutine function of a batcher and its answers, to its end."""
+    answers = answers or Answers()
+
+    async def whole():
+        batcher = Batcher(answers, **{"most_people": 4, "capacity": 10, **settings})
+        turns = asyncio.create_task(batcher.run())
+        try:
+            return await asyncio.wait_for(scenario(batcher, answers), 30)
+        finally:
+            answers.gate.set()
+            turns.cancel()
+            batcher.close()
+
+    return asyncio.run(whole())
+
+
+async def first_in_work(batcher, answers):
+    """A call that is being computed behind the closed gate, so that the next ones wait."""
+    answers.gate.clear()
+    first = asyncio.create_task(batcher.ask(question(0)))
+    while batcher.people_waiting or not first.get_coro().cr_frame:
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(0.01)
+    assert batcher.people_waiting == 0
+    return first
+
+
+@pytest.mark.parametrize(("together", "turns"), [(True, [[0], [1, 2, 3, 4], [5]]), (False, [[0], [1], [2], [3], [4], [5]])])
+def test_what_waits_shares_a_turn(together, turns):
+    async def scenario(batcher, answers):
+        first = await first_in_work(batcher, answers)
+        rest = [asyncio.create_task(batcher.ask(question(number))) for number in range(1, 6)]
+        await asyncio.sleep(0.01)
+        answers.gate.set()
+        assert await asyncio.gather(first, *rest) == [0, 1, 2, 3, 4, 5]
+        assert (batcher.turns, batcher.calls) == (len(turns), 6)
+        assert answers.turns == turns
+
+    running(scenario, together=together)
+
+
+def test_calls_that_arrive_within_the_wait_share_a_turn():
+    async def scenario(batcher, answers):
+        await asyncio.gather(*[batcher.ask(question(number)) for number in range(3)])
+        assert answers.turns == [[0, 1, 2]]
+
+    running(scenario, wait_s=0.05)
+
+
+def test_a_call_with_more_people_than_a_turn_holds_goes_alone():
+    async def scenario(batcher, answers):
+        first = await first_in_work(batcher, answers)
+        rest = [asyncio.create_task(batcher.ask(question(number, people))) for number, people in ((1, 1), (2, 6), (3, 1))]
+        await asyncio.sleep(0.01)
+        answers.gate.set()
+        await asyncio.gather(first, *rest)
+        assert answers.turns == [[0], [1], [2], [3]]
+
+    running(scenario)
+
+
+def test_a_full_queue_refuses_and_goes_on():
+    async def scenario(batcher, answers):
+        first = await first_in_work(batcher, answers)
+        waiting = [asyncio.create_task(batcher.ask(question(number, 5))) for number in (1, 2)]
+        await asyncio.sleep(0.01)
+        with pytest.raises(QueueFull, match="10 people wait, 10 may"):
+            await batcher.ask(question(3))
+        answers.gate.set()
+        assert await asyncio.gather(first, *waiting) == [0, 1, 2]
+        assert await batcher.ask(question(4)) == 4
+
+    running(scenario)
+
+
+def test_a_caller_who_went_away_is_never_computed():
+    async def scenario(batcher, answers):
+        first = await first_in_work(batcher, answers)
+        gone, stays = (asyncio.create_task(batcher.ask(question(number))) for number in (1, 2))
+        await asyncio.sleep(0.01)
+        gone.cancel()
+        first.cancel()  # in work already: its answer is thrown away
+        answers.gate.set()
+        assert await stays == 2
+        assert answers.turns == [[0], [2]] and batcher.people_waiting == 0
+
+    running(scenario)
+
+
+def test_one_that_fails_spoils_no_other(caplog):
+    async def scenario(batcher, answers):
+        first = await first_in_work(batcher, answers)
+        rest = [asyncio.create_task(batcher.ask(question(number))) for number in (1, 13, 99, 2)]
+        await asyncio.sleep(0.01)
+        answers.gate.set()
+        found = await asyncio.gather(first, *rest, return_exceptions=True)
+        assert found[:2] == [0, 1] and found[4] == 2
+        assert isinstance(found[2], BadRequest) and isinstance(found[3], RuntimeError)
+
+    running(scenario)
+    assert [record.message for record in caplog.records] == ["a question failed"]

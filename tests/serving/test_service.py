@@ -1,0 +1,237 @@
+"""The service over real sockets: answers, refusals, callers who hang up, many callers at once."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+pytest.importorskip("starlette", reason="needs the extra serve")
+pytest.importorskip("uvicorn", reason="needs the extra serve")
+
+from modeling_cllm4rec.serving import refusals  # noqa: E402
+from modeling_cllm4rec.serving.service import ServiceSettings, make_service  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def server(start, cllm4rec):
+    with start(cllm4rec, most_bytes=20_000) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def searching(start, lcrec):
+    with start(lcrec) as running:
+        yield running
+
+
+def error_of(reply):
+    status, body = reply
+    assert list(body) == ["error"] and list(body["error"]) == ["field", "got", "allowed", "what_to_do"]
+    assert "Traceback" not in json.dumps(body)
+    return status, body["error"]["field"]
+
+
+def items(body):
+    return [[one["item"] for one in person["items"]] for person in body["results"]]
+
+
+def test_recommend(server, cllm4rec):
+    status, body = server.recommend({"users": [7, 1], "k": 3})
+    assert status == 200
+    table = cllm4rec.recommend(users=[7, 1], k=3)
+    assert items(body) == [table.items(7), table.items(1)]
+
+
+def test_lcrec_recommends_and_searches(searching, lcrec):
+    assert items(searching.recommend({"users": ["🎸"], "k": 2})[1]) == [lcrec.recommend(users=["🎸"], k=2).items("🎸")]
+    status, body = searching.recommend({"query": "soap", "k": 2, "num_beams": 3})
+    assert (status, items(body)) == (200, [lcrec.search(["soap"], 2, num_beams=3).items(0)])
+    status, field = error_of(searching.recommend({"query": "soap " * 300, "k": 2}))
+    assert (status, field) == (400, "query")
+
+
+def test_health(server):
+    before = server.health()
+    assert before["status"] == "ok" and before["model_type"] == "cllm4rec" and (before["items"], before["users"]) == (6, 3)
+    server.recommend({"users": [7], "k": 1})
+    after = server.health()
+    assert (after["calls"] - before["calls"], after["turns"] - before["turns"], after["people_waiting"]) == (1, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [("cream", ["B00 1", "ä", "5"]), ("SOFT+cream", ["B00 1", "ä"]), ("%C3%B6lbad", ["6"]), ("(cream", ["5"]), ("xyz", [])],
+)
+def test_items_by_title(server, words, found):
+    status, body = server.ask("GET", f"/items?title={words}")
+    assert (status, [one["item"] for one in body["items"]], body["found"]) == (200, found, len(found))
+
+
+def test_items_up_to_a_limit(server):
+    first = {"item": "B00 1", "title": "Soft Cream"}
+    assert server.ask("GET", "/items?title=cream&limit=1") == (200, {"items": [first], "found": 3})
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [("", "title"), ("?title=", "title"), ("?title=+", "title"), ("?words=a", "query string"), ("?title=a&limit=0", "limit")]
+    + [("?title=a&limit=x", "limit"), ("?title=a&limit=%C2%B2", "limit")],
+)
+def test_bad_questions_for_items(server, query, field):
+    assert error_of(server.ask("GET", f"/items{query}")) == (400, field)
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (b"", "body"),
+        (b"not json", "body"),
+        (b'{"users": [7', "body"),
+        (b"\xff\xfe", "body"),
+        (b'{"k": NaN}', "body"),
+        (b"[" * 15_000, "body"),
+        (b'{"users": [' + b"1" * 10_000 + b"]}", "body"),
+        (b'{"histories": [["\\ud800"]]}', "body"),
+        (b'{"users": [8], "k": 1}', "users"),
+        (b'{"users": [7], "k": 7}', "k"),
+    ],
+)
+def test_bad_bodies_and_the_server_lives_on(server, body, field):
+    assert error_of(server.ask("POST", "/recommend", body)) == (400, field)
+    assert server.health()["status"] == "ok"
+
+
+def test_other_addresses(server):
+    assert error_of(server.ask("GET", "/nothing")) == (404, "path")
+    assert error_of(server.ask("GET", "/recommend")) == (405, "path")
+
+
+def test_a_body_of_ten_megabytes_is_refused_by_its_header_alone(server):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as client:
+        client.sendall(b"POST /recommend HTTP/1.1\r\nHost: x\r\nContent-Length: 10000000\r\n\r\n")  # none of it is ever sent
+        assert client.recv(4096).startswith(b"HTTP/1.1 413 ")
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_client_that_sends_ten_megabytes_gets_its_answer(server, chunked):
+    connection = server.connect()
+    body = b" " * 10_000_000
+    connection.request("POST", "/recommend", iter([body]) if chunked else body, encode_chunked=chunked)
+    answer = connection.getresponse()
+    refused = json.loads(answer.read())["error"]
+    assert (answer.status, answer.getheader("connection"), refused["field"]) == (413, "close", "body")
+    assert refused["allowed"] == "at most 20000 bytes"
+    connection.close()
+
+
+def test_a_client_that_waits_for_leave_to_send(server):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as client:
+        client.sendall(b"POST /recommend HTTP/1.1\r\nHost: x\r\nContent-Length: 10000000\r\nExpect: 100-continue\r\n\r\n")
+        answer = b""
+        while part := client.recv(4096):  # until the server closes
+            answer += part
+    assert answer.startswith(b"HTTP/1.1 413 ") and b"100 Continue" not in answer
+
+
+def test_a_body_that_never_arrives(server, monkeypatch):
+    monkeypatch.setattr(refusals.read_json, "__defaults__", (refusals.MOST_BYTES, 0.05))
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as client:
+        client.sendall(b'POST /recommend HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"users"')
+        assert client.recv(4096).startswith(b"HTTP/1.1 408 ")
+    assert server.health()["status"] == "ok"
+
+
+def test_a_client_that_hangs_up_while_sending(server, caplog):
+    for _ in range(5):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as client:
+            client.sendall(b'POST /recommend HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"users"')
+    assert server.recommend({"users": [7], "k": 1})[0] == 200
+    assert not caplog.records
+
+
+def send(server, question):
+    """A connection that asks and does not wait."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    connection.request("POST", "/recommend", json.dumps(question))
+    return connection
+
+
+def test_a_client_that_hangs_up_while_it_waits_is_never_computed(start, slow, wait):
+    with start(slow, most_bytes=20_000) as server:
+        slow.gate.clear()
+        first = send(server, {"users": [7], "k": 1})
+        wait(lambda: server.health()["people_waiting"] == 0)
+        second = send(server, {"users": [1], "k": 1})
+        wait(lambda: server.health()["people_waiting"] == 1)
+        second.close()
+        third = send(server, {"users": [3], "k": 1})
+        wait(lambda: server.health()["people_waiting"] == 2)
+        slow.gate.set()
+        for connection, user in ((first, 7), (third, 3)):
+            assert json.loads(connection.getresponse().read())["results"][0]["user"] == user
+            connection.close()
+        assert slow.sizes == [1, 1]
+        assert server.health()["people_waiting"] == 0
+
+
+def test_callers_at_once_share_passes_and_get_their_own_answers(start, slow, wait, cllm4rec):
+    alone = {user: cllm4rec.recommend(users=[user], k=2).items(user) for user in (7, 1, 3)}
+    with start(slow) as server, ThreadPoolExecutor(12) as callers:
+        slow.gate.clear()
+        first = callers.submit(server.recommend, {"users": [7], "k": 2})
+        wait(lambda: server.health()["people_waiting"] == 0)
+        users = [7, 1, 3] * 3
+        rest = [callers.submit(server.recommend, {"users": [user], "k": 2}) for user in users]
+        wait(lambda: server.health()["people_waiting"] == len(users))
+        slow.gate.set()
+        for asked, user in zip([first, *rest], [7, *users], strict=True):
+            status, body = asked.result(60)
+            assert (status, items(body)) == (200, [alone[user]])
+    assert slow.sizes == [1, 9]
+
+
+def test_a_full_queue_answers_503_and_the_server_lives_on(start, slow, wait):
+    with start(slow, queue=256) as server:
+        slow.gate.clear()
+        sent = [send(server, {"users": [7] * 200, "k": 1})]
+        wait(lambda: server.health()["people_waiting"] == 0)
+        sent.append(send(server, {"users": [7] * 200, "k": 1}))
+        wait(lambda: server.health()["people_waiting"] == 200)
+        busy = send(server, {"users": [7] * 57, "k": 1})
+        answer = busy.getresponse()
+        assert (answer.status, answer.getheader("retry-after")) == (503, "1")
+        assert json.loads(answer.read())["error"]["what_to_do"] == "ask again in a second"
+        slow.gate.set()
+        assert [connection.getresponse().status for connection in sent] == [200, 200]
+        for connection in (*sent, busy):
+            connection.close()
+        assert server.recommend({"users": [7], "k": 1})[0] == 200
+
+
+def test_a_model_that_breaks_shows_no_traceback(start, slow, monkeypatch):
+    def broken(*arguments, **search):
+        raise RuntimeError("secret detail")
+
+    monkeypatch.setattr(slow, "best_items", broken)
+    with start(slow) as server:
+        status, body = server.recommend({"users": [7], "k": 1})
+        assert (status, body["error"]["got"]) == (500, "RuntimeError")
+        assert "secret" not in json.dumps(body)
+        assert server.health()["status"] == "ok"
+
+
+def test_settings_out_of_range(cllm4rec, monkeypatch):
+    for settings, words in (
+        ({"batch_size": 0}, "batch_size is 0; it must be 1 or more"),
+        ({"queue": 255}, "queue is 255; it must be 256 or more"),
+        ({"wait_ms": -1}, "wait_ms is -1; it must be 0 or more"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            ServiceSettings(**settings)
+    monkeypatch.setattr(cllm4rec.config, "recommendation_prompts", None)
+    with pytest.raises(ValueError, match="cannot recommend; name a finetuned"):
+        make_service(cllm4rec)
