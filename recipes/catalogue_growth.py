@@ -9,35 +9,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
+from modeling_cllm4rec.benchmark.machine import peak_memory
 from modeling_cllm4rec.losses import ItemLoss, multinomial_nll
 from modeling_cllm4rec.top_items import top_items
 
 TASKS = ("score", "exact", "chunked", "sampled")
 TOP = 100
 TARGETS = 10
-
-
-def peak_memory() -> int:
-    """Most bytes that this process ever held.
-
-    Linux counts `ru_maxrss` on from the parent process when a program is started, so there the kernel's own line is read.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def make_task(task: str, hidden: torch.Tensor, table: torch.Tensor, seed: int) -> Callable[[], Any]:

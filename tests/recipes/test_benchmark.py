@@ -1,196 +1,44 @@
-"""The command `recipes/benchmark.py` and the released scheme that it times."""
+"""The command `recipes/benchmark.py`: what it passes on."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 @pytest.fixture(scope="module")
-def recipes() -> Iterator[dict[str, Any]]:
-    """The modules of the recipes folder, which is the first on the path when a recipe runs."""
+def benchmark() -> Iterator[Any]:
+    """The recipe's module."""
     sys.path.insert(0, str(RECIPES))
     import benchmark
-    import catalogue_growth
-    import released_scheme
 
-    yield {"benchmark": benchmark, "released": released_scheme, "growth": catalogue_growth}
+    yield benchmark
     sys.path.remove(str(RECIPES))
 
 
-def asked(recipes: dict[str, Any], data_folder: Path, backbone: Path, *more: str) -> argparse.Namespace:
-    arguments = ["speed", "--data", str(data_folder), "--backbone", str(backbone), "--batch-size", "4", "--max-text-tokens", "12"]
-    return recipes["benchmark"].parser().parse_args([*arguments, *more])
+def test_all_commands_are_there(benchmark: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        benchmark.main(["--help"])
+    printed = capsys.readouterr().out
+    assert all(f"benchmark.py {name} " in printed for name in ("quality", "ablation", "report", "speed", "decode"))
 
 
-@pytest.fixture
-def world(recipes: dict[str, Any], data_folder: Path, tiny_backbone: Path, tmp_path: Path) -> Any:
-    made = recipes["benchmark"].make_world(asked(recipes, data_folder, tiny_backbone), tmp_path)
-    made.pretraining.model.eval()
-    return made
+def test_quality_has_a_default_recipe(benchmark: Any) -> None:
+    asked = benchmark.parser().parse_args(["quality", "--data", "d", "--models", "ease"])
+    assert asked.config == benchmark.DEFAULT_CONFIG and asked.config.is_file()
+    from modeling_cllm4rec.benchmark.command import command_line
+
+    wanted = "python recipes/benchmark.py quality --data d --output reports/again"
+    assert command_line(asked) == wanted
 
 
-def test_one_run(recipes: dict[str, Any], data_folder: Path, tiny_backbones: dict[str, Path], tmp_path: Path) -> None:
-    benchmark = recipes["benchmark"]
-    arguments = ["--data", str(data_folder), "--backbone", str(tiny_backbones["gpt2"]), "--output", str(tmp_path)]
-    sizes = ["--steps", "2", "--batch-size", "4", "--repeats", "2", "--item-counts", "200", "--max-text-tokens", "12"]
-    assert benchmark.main(["speed", *arguments, *sizes]) == 0
-    report = json.loads((tmp_path / "speed.json").read_text())
-    assert report["documents"]["collaborative"] == report["documents"]["recommendation"] == 60
-    assert list(report["training"]) == [*benchmark.KINDS, "pretraining", "finetuning", "both"]
-    for group in report["training"].values():
-        assert tuple(group) == benchmark.SCHEMES
-        assert group["released"]["ratio"] == 1
-        for row in group.values():
-            assert row["documents_per_second"] > 0
-            assert row["least_ratio"] <= row["ratio"] <= row["most_ratio"]
-    for losses in report["losses"].values():
-        assert list(losses) == ["ours", *benchmark.LADDER]
-        assert list(losses.values()) == pytest.approx([losses["ours"]] * len(losses), rel=1e-3)
-    assert [row["task"] for row in report["catalogue"]] == list(recipes["growth"].TASKS)
-    table = (tmp_path / "speed.md").read_text()
-    assert all(f"| {name} | " in table for name in benchmark.SCHEMES)
-    assert "| training step, sampled loss | 200 | " in table
-
-
-def test_two_passes_give_the_states_of_one(recipes: dict[str, Any], world: Any) -> None:
-    released, one_pass = world.released["released"], world.released["+ one pass"]
-    generator = np.random.default_rng(0)
-    texts = [generator.integers(20, 200, size=9) for _ in range(3)]
-    for prompt_lengths in ([5, 5, 5], [3, 5, 1]):  # unpadded prompts, then padded ones
-        pairs = [(text[:length], text[length:9]) for text, length in zip(texts, prompt_lengths, strict=True)]
-        (two, main), (one, same) = released.states(pairs, "content"), one_pass.states(pairs, "content")
-        assert main.equal(same)
-        assert torch.allclose(two[main >= 0], one[main >= 0], atol=1e-4)
-    whole = world.pretraining.model.hidden_states(torch.from_numpy(np.stack(texts)), None, "content")
-    fives = released.states([(text[:5], text[5:]) for text in texts], "content")[0]
-    assert torch.allclose(fives, whole[:, 4:8], atol=1e-4)
-
-
-def test_all_schemes_compute_one_loss(recipes: dict[str, Any], world: Any) -> None:
-    losses = recipes["benchmark"].compare_losses(world, batch_size=7)
-    assert list(losses) == ["collaborative", "content", "recommendation"]
-    for values in losses.values():
-        assert list(values.values()) == pytest.approx([values["ours"]] * 5, rel=1e-5)
-
-
-def test_another_loss_is_not_timed(recipes: dict[str, Any], world: Any) -> None:
-    world.released["+ one pass"].lambda_c = 2.0
-    with pytest.raises(RuntimeError, match=r"the collaborative loss of one batch is .* in our scheme and .* in '\+ one pass'"):
-        recipes["benchmark"].compare_losses(world, batch_size=4)
-
-
-def test_text_documents_are_ours(world: Any) -> None:
-    texts = world.pretraining.texts
-    rows, prompt_lengths = texts.rows(np.arange(len(texts)))
-    tokenized = world.released["+ tokenized once"].tokenized
-    assert [len(prompt) for prompt, _ in tokenized] == prompt_lengths.tolist()
-    assert all(np.array_equal(np.concatenate(pair), row) for pair, row in zip(tokenized, rows, strict=True))
-
-
-@pytest.mark.parametrize(
-    ("kind", "side"),
-    [("collaborative", "collaborative"), ("recommendation", "collaborative"), ("content", "content")],
-)
-def test_training_moves_one_side_only(
-    recipes: dict[str, Any], data_folder: Path, tiny_backbones: dict[str, Path], tmp_path: Path, kind: str, side: str
-) -> None:
-    benchmark = recipes["benchmark"]
-    arguments = asked(recipes, data_folder, tiny_backbones["llama"])
-    world = benchmark.make_world(arguments, tmp_path)
-    model = world.pretraining.model
-    moving = {id(table.weight) for table in model.tables(side)}
-    ours = benchmark.our_pass(world, arguments, benchmark.Training(None, None))
-    documents = world.documents[kind][-6:]  # of the texts, reviews: they have a user and an item
-    for train in (lambda: world.released["released"].train(kind, documents, 4), lambda: ours(kind, documents)):
-        before = [parameter.detach().clone() for parameter in model.parameters()]
-        train()
-        for parameter, old in zip(model.parameters(), before, strict=True):
-            assert parameter.equal(old) == (id(parameter) not in moving)
-
-
-def test_histories_that_do_not_fit(recipes: dict[str, Any], world: Any) -> None:
-    stage = world.pretraining
-    stage.model.config.text_config.max_position_embeddings = 12
-    with pytest.raises(ValueError, match="the longest history has .* the backbone's context holds 12 tokens"):
-        tokenizer = stage.texts.tokenizer
-        recipes["released"].ReleasedScheme(
-            stage.model, tokenizer, stage.data, recipes["benchmark"].Prompts(), stage.histories
-        )
-
-
-def test_batches_are_spread_over_the_file(recipes: dict[str, Any]) -> None:
-    some_batches = recipes["benchmark"].some_batches
-    documents = np.arange(100, 110)
-    assert some_batches(documents, 2, 3).tolist() == [100, 101, 104, 105, 108, 109]
-    assert some_batches(documents, 4, 3).tolist() == documents.tolist()
-    assert some_batches(documents, 4, 0).tolist() == documents.tolist()
-
-
-def test_summary_by_hand(recipes: dict[str, Any]) -> None:
-    rates = {
-        "collaborative": {"released": [10.0, 10.0, 10.0], "ours, fp32": [20.0, 30.0, 40.0]},
-        "content": {"released": [1.0, 1.0, 1.0], "ours, fp32": [5.0, 5.0, 5.0]},
-        "recommendation": {"released": [10.0, 10.0, 10.0], "ours, fp32": [10.0, 10.0, 20.0]},
-    }
-    summary = recipes["benchmark"].summarize(rates, {"collaborative": 60, "content": 90, "recommendation": 60})
-    assert summary["collaborative"]["ours, fp32"] == {
-        "documents_per_second": 30.0,
-        "ratio": 3.0,
-        "least_ratio": 2.0,
-        "most_ratio": 4.0,
-    }
-    assert summary["pretraining"]["released"]["documents_per_second"] == pytest.approx(150 / (6 + 90))
-    assert summary["pretraining"]["ours, fp32"]["ratio"] == pytest.approx(96 / (2 + 18))
-    assert summary["finetuning"]["ours, fp32"]["ratio"] == 1.0
-    assert summary["both"]["released"]["documents_per_second"] == pytest.approx(210 / 102)
-
-
-@pytest.mark.parametrize("task", ["score", "exact", "chunked", "sampled"])
-def test_growth_measures(recipes: dict[str, Any], task: str) -> None:
-    row = recipes["growth"].measure(task, num_items=150, batch=4, width=8, repeats=2, seed=0)
-    assert row["task"] == task
-    assert row["table_bytes"] == 150 * 8 * 4
-    assert row["items_per_second"] == pytest.approx(4 * 150 / row["seconds"])
-    assert row["peak_bytes"] >= row["bytes_before"] > 50e6
-
-
-def test_memory_is_that_of_the_process_alone(recipes: dict[str, Any]) -> None:
-    """A parent of half a gigabyte does not count, a table of 120 MB does."""
-    held = np.ones(64 * 2**20)
-    small, large = (recipes["benchmark"].measure_task("score", size, 1)["peak_bytes"] for size in (200, 80000))
-    assert len(held) == 64 * 2**20
-    assert small < 500e6
-    assert large - small > 120e6
-
-
-def test_a_task_that_fails_says_why(recipes: dict[str, Any]) -> None:
-    with pytest.raises(RuntimeError, match="(?s)nonsense over 10 items ended with code 2: .*invalid choice: 'nonsense'"):
-        recipes["benchmark"].measure_task("nonsense", 10, 1)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--steps", "-1"], "--steps is -1; it must be 0 or more"),
-        (["--batch-size", "0"], "--batch-size is 0; it must be 1 or more"),
-        (["--item-counts", "--data", "/nowhere"], "/nowhere"),
-    ],
-)
-def test_bad_input_is_one_line(
-    recipes: dict[str, Any], capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
-) -> None:
-    assert recipes["benchmark"].main(["speed", *arguments]) == 2
-    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("benchmark.py: error: ")]
-    assert len(error) == 1
-    assert message in error[0]
+def test_bad_input_is_one_line(benchmark: Any, data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["quality", "--data", data_folder, "--models", "eas", "--output", tmp_path / "r", "--metrics", "recall@5"]
+    assert benchmark.main([*map(str, words), "--no-plots"]) == 2
+    assert "benchmark.py: error: models: there is no 'eas'; nearest: " in capsys.readouterr().err

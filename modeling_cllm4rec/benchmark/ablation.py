@@ -1,0 +1,135 @@
+"""The paper's variants (its ablation study), and further ones, as switches of one CLLM4Rec recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from modeling_cllm4rec.benchmark.jobs import Job
+from modeling_cllm4rec.benchmark.recipes import STAGES, Recipe, adjusted, check_recipe
+
+RECIPE = "recipe"
+"""Name of the row that the others are compared with."""
+LAMBDAS = (0.0, 0.1, 1.0, 10.0)
+
+
+class Variant(NamedTuple):
+    """A recipe with some settings replaced.
+
+    Attributes:
+        about: what it is, in a few words.
+        pretrain: settings that replace those of pretraining.
+        finetune: the same of finetuning; None leaves finetuning out, and the next-item head of the pretrained model ranks.
+        anonymous: the model is not told who asks.
+    """
+
+    about: str
+    pretrain: dict[str, Any]
+    finetune: dict[str, Any] | None
+    anonymous: bool = False
+
+
+def _both(about: str, anonymous: bool = False, **settings: Any) -> Variant:
+    return Variant(about, settings, settings, anonymous)
+
+
+VARIANTS: dict[str, Variant] = {
+    RECIPE: _both("the recipe as it is"),
+    "LLM-Scratch": Variant(
+        "the same network from random weights", {"backbone_weights": "random", "tune": "full"}, {"tune": "full"}
+    ),
+    "LLM-CF": Variant(
+        "no content LM, no mutual regularization",
+        {"warmup_epochs": 0, "content_share": 0.0, "lambda_c": 0.0},
+        {"lambda_c": 0.0, "content_every": 0},
+    ),
+    "LLM-FTALL": _both("the whole backbone and its words tuned, too", tune="full"),
+    "LLM-FixOrd": _both("histories in the order of the data, never reordered", reorder=False),
+    "LLM-PreRec": Variant("no finetuning: the next-item head ranks", {}, None),
+    **{f"lambda_c={weight:g}": _both(f"mutual regularization weighs {weight:g}", lambda_c=weight) for weight in LAMBDAS},
+    "tune=frozen": _both("backbone frozen", tune="frozen"),
+    "tune=lora": _both("backbone through LoRA", tune="lora"),
+    "tune=full": _both("whole backbone tuned", tune="full"),
+    "users=named": _both("the user's token always in the prompt", drop_user=0.0),
+    "users=anonymous": _both("no user tokens at all, also when asked", anonymous=True, drop_user=1.0),
+    "rows=text": Variant("ID rows started from the words of item texts", {"init_ids": "text"}, {}),
+    "rows=random": Variant("ID rows started at random", {"init_ids": "random"}, {}),
+}
+"""Name -> what it changes; the first six are the paper's."""
+
+
+def make_variant_jobs(
+    recipe: Recipe,
+    variants: Sequence[str] | None,
+    seeds: Sequence[int],
+    *,
+    backbone: str | None = None,
+    epochs_share: float = 1.0,
+    command: str = "",
+) -> tuple[list[Job], dict[str, Any]]:
+    """The jobs of an ablation, the recipe itself first.
+
+    Args:
+        recipe: of CLLM4Rec.
+        variants: some of `VARIANTS`; None takes all.
+        seeds: of each variant.
+        backbone: language model in place of the recipe's.
+        epochs_share: share of the recipe's epochs.
+        command: how the program was called, without variants and seeds.
+
+    Returns:
+        The jobs, and what `Setting` says of them: `recipe`, and in `same_as_recipe` those variants (of all) that change nothing.
+
+    Raises:
+        ValueError: a variant that does not exist (the nearest names), no seed, or a recipe whose settings are not allowed.
+    """
+    names = list(VARIANTS) if variants is None else list(dict.fromkeys([RECIPE, *variants]))
+    for name in names:
+        if name not in VARIANTS:
+            near = difflib.get_close_matches(name, VARIANTS, n=3, cutoff=0.4)
+            raise ValueError(f"variants: there is no {name!r}; nearest: {', '.join(near or VARIANTS)}")
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds are {list(seeds)}; there must be at least one, each 0 or more and there once")
+    base = adjusted(recipe, "cllm4rec", backbone, epochs_share)
+    jobs: list[Job] = []
+    same = _same_as(base)
+    for name in names:
+        if name in same:
+            continue
+        changed = _with(base, VARIANTS[name])
+        check_recipe(changed, "cllm4rec")
+        jobs += [
+            Job(
+                name,
+                "cllm4rec",
+                seed,
+                changed,
+                anonymous=VARIANTS[name].anonymous,
+                about=VARIANTS[name].about,
+                command=f"{command} --variants {name} --seed {seed}",
+            )
+            for seed in seeds
+        ]
+    return jobs, {"recipe": base, "same_as_recipe": same}
+
+
+def _same_as(recipe: Recipe) -> tuple[str, ...]:
+    """The variants that change no setting of a recipe."""
+    plain = _all_settings(recipe, False)
+    others = (name for name in VARIANTS if name != RECIPE)
+    return tuple(name for name in others if _all_settings(_with(recipe, VARIANTS[name]), VARIANTS[name].anonymous) == plain)
+
+
+def _with(recipe: Recipe, variant: Variant) -> dict[str, Any]:
+    finetune = None if variant.finetune is None else {**recipe["finetune"], **variant.finetune}
+    return {"pretrain": {**recipe["pretrain"], **variant.pretrain}, "finetune": finetune}
+
+
+def _all_settings(recipe: dict[str, Any], anonymous: bool) -> dict[str, Any]:
+    """Every setting of both stages, those that the recipe leaves at their defaults too."""
+    made: dict[str, Any] = {"anonymous": anonymous}
+    for stage, kind in STAGES["cllm4rec"].items():
+        made[stage] = None if recipe[stage] is None else dataclasses.asdict(kind(**recipe[stage], data="data", output="output"))
+    return made

@@ -1,0 +1,205 @@
+"""`cllm4rec benchmark`: models beside baselines, the paper's variants, and a page of what came out."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from modeling_cllm4rec.benchmark.ablation import VARIANTS, make_variant_jobs
+from modeling_cllm4rec.benchmark.held_out_people import hold_out_people
+from modeling_cllm4rec.benchmark.jobs import FOLDERS, SETTING_FILE, Case, Job, Setting, claim, make_setting, shown
+from modeling_cllm4rec.benchmark.models import MODELS, make_jobs
+from modeling_cllm4rec.benchmark.page import write_page
+from modeling_cllm4rec.benchmark.plots import check_plots
+from modeling_cllm4rec.benchmark.recipes import read_cllm4rec_recipe, read_recipes
+from modeling_cllm4rec.benchmark.report import REPORT_FILE, RESULTS_FILE, write_report
+from modeling_cllm4rec.benchmark.running import Place, run_jobs
+from modeling_cllm4rec.commands.running import run_command
+from modeling_cllm4rec.corpora.data_folder import RecommendationData
+
+PROGRAM = "cllm4rec benchmark"
+QUALITY = """example:
+  {program} quality --data data/beauty --models popularity,itemknn,ease,cllm4rec=runs/beauty --output reports/beauty
+  {program} quality --data data/beauty --config benchmark.yaml --models ease,sasrec,cllm4rec --seeds 5 --hold-out-users 0.1
+"""
+ABLATION = """example:
+  {program} ablation --data data/beauty --config recipes/configs/beauty.yaml --variants LLM-CF,LLM-FixOrd --seeds 3
+"""
+REPORT = """example:
+  {program} report --reports reports/* --output docs/benchmark.md
+"""
+PASSED_ON = (
+    *("data", "config", "backbone", "metrics", "test_history", "mask_validation", "sampled_negatives", "hold_out_users"),
+    *("tune", "tune_metric", "epochs_share", "max_users"),
+)
+"""Flags that change numbers: they stand in the command beside a row."""
+
+
+def add_commands(commands: Any, program: str = PROGRAM, default_config: Path | None = None) -> None:
+    """Add `quality`, `ablation` and `report` to a parser's subcommands.
+
+    Args:
+        commands: what `ArgumentParser.add_subparsers` returned.
+        program: how it is called, for examples.
+        default_config: YAML file of `quality` where none is named.
+    """
+    shape: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+    quality = commands.add_parser(
+        "quality", help="models beside baselines, with intervals and verdicts", epilog=QUALITY.format(program=program), **shape
+    )
+    quality.add_argument("--models", required=True, type=_list, help=f"{','.join(MODELS)}; name=folder for a trained model")
+    quality.add_argument("--config", type=Path, default=default_config, help="YAML: settings of baselines, recipes of systems")
+    quality.add_argument("--tune", type=int, default=0, help="trials of the search for each baseline's settings, on validation")
+    quality.add_argument("--tune-metric", help="what the search maximizes (default: the first metric)")
+    quality.add_argument("--hold-out-users", type=float, default=0.0, help="share of the people to be met only when they ask")
+    _add_shared(quality)
+    ablation = commands.add_parser(
+        "ablation", help="the paper's variants as switches of one recipe", epilog=ABLATION.format(program=program), **shape
+    )
+    ablation.add_argument("--config", required=True, type=Path, help="YAML file of pretraining and finetuning: the recipe")
+    ablation.add_argument("--variants", type=_list, help=f"some of {','.join(VARIANTS)} (default: all)")
+    _add_shared(ablation)
+    for parser in (quality, ablation):
+        parser.set_defaults(program=program, default_config=default_config)
+    report = commands.add_parser(
+        "report", help="one page of documentation from report folders", epilog=REPORT.format(program=program), **shape
+    )
+    report.add_argument("--reports", required=True, nargs="+", type=Path, help="report folders")
+    report.add_argument("--output", required=True, type=Path, help="the page, a Markdown file; a generated one is replaced")
+    report.add_argument("--resamples", type=int, default=1000, help="resamples of the bootstrap")
+
+
+def _add_shared(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", required=True, type=Path, help="prepared data folder")
+    parser.add_argument("--output", type=Path, help="report folder (default: reports/NAME of the data)")
+    seeds = parser.add_mutually_exclusive_group()
+    seeds.add_argument("--seeds", type=int, default=1, help="number of seeds, 1, 2, ...; deterministic models run once")
+    seeds.add_argument("--seed", type=int, nargs="+", help="the seeds themselves")
+    parser.add_argument("--backbone", help="language model in place of the recipe's")
+    parser.add_argument("--epochs-share", type=float, default=1.0, help="train language models for this share of their epochs")
+    parser.add_argument("--metrics", nargs="+", help="such as recall@20 ndcg@10; the first is that of slices and costs")
+    parser.add_argument(
+        "--test-history",
+        choices=["train", "train+validation", "both"],
+        help="histories that models are given (default: train, of data split by time train+validation)",
+    )
+    parser.add_argument(
+        "--mask-validation", choices=["no", "yes", "both"], default="no", help="mask validation items that are not given"
+    )
+    parser.add_argument("--sampled-negatives", type=int, default=0, help="measure among so many random items, too; labelled so")
+    parser.add_argument("--max-users", type=int, help="evaluate a fixed random sample of so many users (default: all)")
+    parser.add_argument("--batch-size", type=int, default=256, help="people who are scored at a time")
+    parser.add_argument("--resamples", type=int, default=1000, help="resamples of the bootstrap")
+    parser.add_argument("--no-plots", action="store_true", help="draw no plots (they need matplotlib)")
+    parser.add_argument("--keep-models", action="store_true", help="leave trained language models in OUTPUT/runs")
+    parser.add_argument("--overwrite", action="store_true", help="throw away an earlier report in output")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Do what a parsed command asks for, and print the report.
+
+    Raises:
+        ChildProcessError: after the report, if a job failed.
+    """
+    if arguments.command == "report":
+        write_page(arguments.reports, arguments.output, arguments.resamples)
+        print(f"page: {arguments.output}")
+        return
+    if not arguments.no_plots:
+        check_plots()
+    for name in ("seeds", "batch_size", "resamples"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"{name} is {getattr(arguments, name)}; it must be 1 or more")
+    data = RecommendationData.load(arguments.data)
+    jobs, setting = plan(arguments, data)
+    output = arguments.output or Path("reports") / data.folder.resolve().name
+    if arguments.overwrite:
+        throw_away(output)
+    claim(output, setting)
+    places: dict[Case, Place] = {"everyone": Place(data.folder, data.folder)}
+    if setting.hold_out_users:
+        known, unseen = hold_out_people(data, setting.hold_out_users, output / "data")
+        places["unseen-people"] = Place(known.folder, unseen.folder)
+    failed = run_jobs(jobs, setting, output, places, batch_size=arguments.batch_size, keep_models=arguments.keep_models)
+    print(write_report(output, arguments.resamples, not arguments.no_plots))
+    print(f"report: {output / REPORT_FILE}")
+    if failed:
+        raise ChildProcessError(f"{failed} of {len(jobs)} jobs failed, the report says why; the same command tries them again")
+
+
+def plan(arguments: argparse.Namespace, data: RecommendationData) -> tuple[list[Job], Setting]:
+    """The jobs and the setting that flags ask for; whatever is wrong with them is told here, before anything runs."""
+    seeds = arguments.seed or list(range(1, arguments.seeds + 1))
+    shared: dict[str, Any] = {
+        "backbone": arguments.backbone,
+        "epochs_share": arguments.epochs_share,
+        "command": command_line(arguments),
+    }
+    measured: dict[str, Any] = {
+        "metrics": tuple(arguments.metrics) if arguments.metrics else None,
+        **{name: getattr(arguments, name) for name in ("test_history", "mask_validation", "sampled_negatives")},
+        **{name: getattr(arguments, name) for name in ("max_users", "epochs_share")},
+    }
+    if arguments.command == "ablation":
+        measured["kind"] = "ablation"
+        setting = make_setting(data, **measured)
+        jobs, recipe = make_variant_jobs(read_cllm4rec_recipe(arguments.config), arguments.variants, seeds, **shared)
+        return jobs, make_setting(data, **measured, **recipe)
+    searched = {name: getattr(arguments, name) for name in ("tune", "tune_metric", "hold_out_users")}
+    setting = make_setting(data, **measured, **searched)
+    hold_out = bool(setting.hold_out_users)
+    return make_jobs(arguments.models, seeds, read_recipes(arguments.config), hold_out=hold_out, **shared), setting
+
+
+def command_line(arguments: argparse.Namespace) -> str:
+    """How the program was called, as far as it changes numbers, without models, variants, seeds and paths of this machine.
+
+    What it writes goes into another folder, so that nothing is taken from the report that is being checked.
+    """
+    words = [arguments.program, arguments.command]
+    for name in PASSED_ON:
+        value = getattr(arguments, name, None)
+        plain = {"epochs_share": 1.0, "mask_validation": "no", "config": arguments.default_config}
+        if value in (None, 0, plain.get(name)):
+            continue
+        flag = "--" + name.replace("_", "-")
+        parts = value if isinstance(value, list) else [shown(value) if name in ("data", "config", "backbone") else value]
+        words += [flag, *map(str, parts)]
+    return " ".join([*words, "--output", "reports/again"])
+
+
+def throw_away(output: Path) -> None:
+    """Remove what a report folder holds, and nothing else.
+
+    Raises:
+        FileExistsError: it is no report folder.
+    """
+    if not output.exists():
+        return
+    if not (output / SETTING_FILE).is_file():
+        raise FileExistsError(f"output: {output} is no report folder, so it is never replaced; choose another --output")
+    for name in FOLDERS:
+        shutil.rmtree(output / name, ignore_errors=True)
+    for name in (SETTING_FILE, REPORT_FILE, RESULTS_FILE):
+        (output / name).unlink(missing_ok=True)
+
+
+def _list(words: str) -> list[str]:
+    return [word for word in words.split(",") if word]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    flags = argparse.ArgumentParser(prog=PROGRAM, description=__doc__, allow_abbrev=False)
+    add_commands(flags.add_subparsers(dest="command", required=True))
+    arguments = flags.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    return run_command(PROGRAM, lambda: run(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

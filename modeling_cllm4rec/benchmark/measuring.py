@@ -1,0 +1,187 @@
+"""One trained model under one protocol: metrics of each user, also by popularity of items, and the time that it takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from modeling_cllm4rec.benchmark.jobs import Condition, Setting
+from modeling_cllm4rec.benchmark.slices import popularity_bins
+from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
+from modeling_cllm4rec.evaluation import ranking
+from modeling_cllm4rec.evaluation.evaluator import PER_USER_METRICS, evaluate, parse_metrics, select_users, top_k
+from modeling_cllm4rec.evaluation.protocol import ALL_SCORED, Protocol
+
+HISTORY_LENGTH = "history_length"
+POPULARITY = "popularity"
+CANDIDATE_SEED = 0
+"""Start of the random numbers that draw the candidates of sampled metrics: the same for every model."""
+
+
+class Measured(NamedTuple):
+    """What one evaluation gave.
+
+    Attributes:
+        protocol: the conditions.
+        metrics: means, and coverages.
+        seconds: for scoring and ranking all users.
+        per_user: `user_index`, `history_length`, a column for each metric, and one for the first metric over the true items
+            of each bin of popularity (`popularity:5-9`), null where a user has none.
+    """
+
+    protocol: Protocol
+    metrics: dict[str, float]
+    seconds: float
+    per_user: pa.Table
+
+
+class RankedLists:
+    """Anything that scores or searches, as the evaluator's `Searcher`; what it ranked is kept.
+
+    Args:
+        recommender: a `Recommender` or a `Searcher`.
+        num_users: number of people who may ask.
+        anonymous: keep from it who asks.
+        candidates: of every user, the items that may be ranked; None ranks all.
+
+    Attributes:
+        ranked: (num_users, k) item indices, best first, -1 for padding and for who did not ask; None before the first call.
+    """
+
+    def __init__(self, recommender: Any, num_users: int, anonymous: bool = False, candidates: Histories | None = None) -> None:
+        self.recommender, self.num_users, self.anonymous, self.candidates = recommender, num_users, anonymous, candidates
+        self.ranked: npt.NDArray[np.int32] | None = None
+        self.scores_all = hasattr(recommender, "score_histories")
+
+    @property
+    def num_items(self) -> int:
+        """Size J of the catalogue."""
+        return int(self.recommender.num_items)
+
+    @property
+    def decoding(self) -> str:
+        """How it ranks, for the protocol."""
+        return ALL_SCORED if self.scores_all else str(self.recommender.decoding)
+
+    def rank_histories(
+        self, user_indices: npt.NDArray[np.integer] | None, histories: Histories, seen: Histories | None, k: int
+    ) -> npt.NDArray[np.int64]:
+        """(batch, k) best unseen items; the lists are kept by user index."""
+        assert user_indices is not None
+        asking = None if self.anonymous else user_indices
+        candidates = None if self.candidates is None else select_users(self.candidates, user_indices)
+        if self.scores_all:
+            scores = self.recommender.score_histories(asking, histories)
+            best = top_k(scores if candidates is None else _only(scores, candidates), k, seen)[0]
+        else:
+            forbidden = seen if candidates is None else _all_but(candidates, self.num_items)
+            best = self.recommender.rank_histories(asking, histories, forbidden, k)
+        if self.ranked is None:
+            self.ranked = np.full((self.num_users, k), ranking.PADDING, dtype=np.int32)
+        self.ranked[user_indices] = best
+        return np.asarray(best)
+
+
+def measure(
+    recommender: Any,
+    data: RecommendationData,
+    setting: Setting,
+    condition: Condition,
+    train_counts: npt.NDArray[np.int64],
+    *,
+    anonymous: bool = False,
+    batch_size: int = 256,
+) -> Measured:
+    """Rank for everybody who has test interactions, and keep what each got.
+
+    Args:
+        data: of the people who ask.
+        train_counts: (J,) training interactions of each item, in the data that was trained on.
+        anonymous: keep from the model who asks.
+
+    Raises:
+        ValueError: what `evaluate` refuses, or too few unseen items for sampled metrics.
+    """
+    candidates = sampled_candidates(data, condition.negatives) if condition.negatives else None
+    lists = RankedLists(recommender, data.num_users, anonymous, candidates)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".* users have no test items")  # the protocol counts them
+        report = evaluate(
+            lists,
+            data,
+            "test",
+            condition.test_history,
+            condition.mask,
+            setting.metrics,
+            batch_size=batch_size,
+            n_resamples=0,
+            max_users=setting.max_users,
+        )
+    protocol = dataclasses.replace(report.protocol, dataset=setting.dataset)
+    if candidates is not None:
+        drawn = f"SAMPLED: the true items and {condition.negatives} random unseen ones"
+        protocol = dataclasses.replace(protocol, candidates=drawn)
+    assert lists.ranked is not None
+    users = report.user_indices
+    given = np.diff(data.histories(*condition.test_history.split("+")).indptr)[users]
+    columns: dict[str, Any] = {"user_index": users.astype(np.int32), HISTORY_LENGTH: given.astype(np.int32), **report.per_user}
+    truth = select_users(data.histories("test"), users)
+    columns |= _by_popularity(lists.ranked[users], truth, train_counts, setting.metrics[0])
+    return Measured(protocol, report.metrics, report.seconds, pa.table(columns))
+
+
+def sampled_candidates(data: RecommendationData, negatives: int) -> Histories:
+    """Of every user the test items, and `negatives` random items without any interaction with the user.
+
+    Raises:
+        ValueError: somebody has too few such items.
+    """
+    truth, met = data.histories("test"), data.histories("train", "validation", "test")
+    rows = []
+    for user in range(data.num_users):
+        true = truth.items[truth.indptr[user] : truth.indptr[user + 1]]
+        if not len(true):  # is not evaluated
+            rows.append(true)
+            continue
+        others = np.setdiff1d(np.arange(data.num_items, dtype=np.int32), met.items[met.indptr[user] : met.indptr[user + 1]])
+        if len(others) < negatives:
+            raise ValueError(f"sampled_negatives is {negatives}, but user {user} has {len(others)} unseen items; lower it")
+        drawn = np.random.default_rng((CANDIDATE_SEED, user)).choice(others, negatives, replace=False)
+        rows.append(np.concatenate([true, drawn]))
+    return Histories(np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64), np.concatenate(rows))
+
+
+def _by_popularity(
+    ranked: npt.NDArray[np.int32], truth: Histories, counts: npt.NDArray[np.int64], metric: str
+) -> dict[str, pa.Array]:
+    """Column name -> (users,) a metric of the same lists where only true items of one bin of popularity count."""
+    request = parse_metrics([metric], len(counts))[0]
+    row_of = np.repeat(np.arange(len(ranked)), np.diff(truth.indptr))
+    columns = {}
+    for part in popularity_bins(counts):
+        inside = (counts[truth.items] >= part.low) & (counts[truth.items] <= part.high)
+        sizes = np.bincount(row_of[inside], minlength=len(ranked))
+        kept = Histories(np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64), truth.items[inside])
+        values = PER_USER_METRICS[request.metric](ranking.hits(ranked, kept), sizes, request.k)
+        columns[f"{POPULARITY}:{part.label}"] = pa.array(values, mask=np.isnan(values))
+    return columns
+
+
+def _only(scores: npt.NDArray[np.float32], candidates: Histories) -> npt.NDArray[np.float32]:
+    """Scores with -inf for all but the candidates of each row."""
+    rows = np.repeat(np.arange(len(scores)), np.diff(candidates.indptr))
+    limited = np.full_like(scores, -np.inf)
+    limited[rows, candidates.items] = scores[rows, candidates.items]
+    return limited
+
+
+def _all_but(candidates: Histories, num_items: int) -> Histories:
+    """For each row, the items that are no candidates."""
+    rows = np.split(candidates.items, candidates.indptr[1:-1])
+    others = [np.setdiff1d(np.arange(num_items, dtype=np.int32), row) for row in rows]
+    return Histories(np.concatenate([[0], np.cumsum([len(row) for row in others])]).astype(np.int64), np.concatenate(others))

@@ -1,0 +1,138 @@
+"""The names of `--models` as jobs: baselines, systems to be trained, trained folders."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from modeling_cllm4rec.baselines import BASELINES
+from modeling_cllm4rec.benchmark.jobs import Job
+from modeling_cllm4rec.benchmark.recipes import STAGES, Recipes, adjusted, check_recipe
+from modeling_cllm4rec.hub.model_card import RECORD_FILE
+
+DETERMINISTIC = ("popularity", "itemknn", "ease", "ease-recency", "textknn")
+"""Baselines without any random number: one seed says all."""
+SYSTEMS = tuple(STAGES)
+MODELS = (*BASELINES, *SYSTEMS)
+TITLES = {
+    "random": "random",
+    "popularity": "popularity",
+    "itemknn": "item-kNN",
+    "ease": "EASE",
+    "ease-recency": "EASE, recency",
+    "ials": "iALS",
+    "multvae": "Mult-VAE",
+    "sasrec": "SASRec",
+    "sasrec-sampled": "SASRec, sampled softmax",
+    "textknn": "text-kNN",
+    "cllm4rec": "CLLM4Rec",
+    "lcrec": "LC-Rec",
+}
+"""Model -> its name in tables; others are called what they are called."""
+
+
+def make_jobs(
+    models: Sequence[str],
+    seeds: Sequence[int],
+    recipes: Recipes,
+    *,
+    backbone: str | None = None,
+    epochs_share: float = 1.0,
+    hold_out: bool = False,
+    command: str = "",
+) -> list[Job]:
+    """The jobs of a comparison.
+
+    Args:
+        models: names of baselines and systems, and `name=folder` for trained models; one name with several folders is one
+            model trained several times.
+        seeds: of everything that is trained and not deterministic.
+        recipes: how to train.
+        backbone: language model in place of the recipes'.
+        epochs_share: share of the recipes' epochs.
+        hold_out: measure unseen people, too; trained folders have met everyone and are left out there.
+        command: how the program was called, without models and seeds.
+
+    Raises:
+        ValueError: a name that is none (the nearest ones), one twice, or a system without a recipe.
+        FileNotFoundError: a trained folder that is not there.
+    """
+    if not models:
+        raise ValueError(f"models is empty; name some of {', '.join(MODELS)}, or name=folder of a trained model")
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds are {list(seeds)}; there must be at least one, each 0 or more and there once")
+    jobs: list[Job] = []
+    for word in models:
+        name, is_folder, path = word.partition("=")
+        if is_folder:
+            jobs.append(_folder_job(name, path, jobs, command))
+            continue
+        if name not in MODELS:
+            near = difflib.get_close_matches(name, MODELS, n=3, cutoff=0.5)
+            raise ValueError(f"models: there is no {name!r}; nearest: {', '.join(near or MODELS)} (or name=folder)")
+        recipe = _recipe(name, recipes, backbone, epochs_share)
+        for seed in seeds[:1] if name in DETERMINISTIC else seeds:
+            system: Any = name if name in SYSTEMS else "baseline"
+            about = BASELINES[name].summary if name in BASELINES else "trained by its recipe"
+            about += ", deterministic" if name in DETERMINISTIC else ""
+            jobs.append(Job(name, system, seed, recipe, about=about, command=f"{command} --models {name} --seed {seed}"))
+    keys = [job.key for job in jobs]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ValueError(f"models names {key.rpartition('-seed')[0]} twice; name each once")
+    if hold_out:
+        jobs += [_unseen(job) for job in jobs if job.system != "folder"]
+    return jobs
+
+
+def folder_sha256(folder: Path) -> str:
+    """SHA-256 of a saved model: its configuration and weights."""
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def training_records(folder: Path) -> dict[str, Any]:
+    """Stage -> what was recorded when a saved model was trained; empty where nothing was."""
+    path = folder / RECORD_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _recipe(name: str, recipes: Recipes, backbone: str | None, epochs_share: float) -> dict[str, Any]:
+    if name not in SYSTEMS:
+        return {"name": name, "settings": recipes.baselines.get(name, {})}
+    if name not in recipes.systems:
+        raise ValueError(
+            f"models: {name} is trained by a recipe, and there is none for it; name a YAML file with {name}: by --config, or a "
+            f"trained model by {name}=folder"
+        )
+    recipe = adjusted(recipes.systems[name], name, backbone, epochs_share)
+    check_recipe(recipe, name)
+    return recipe
+
+
+def _folder_job(name: str, path: str, others: Sequence[Job], command: str) -> Job:
+    folder = Path(path)
+    if name in BASELINES or not name:
+        raise ValueError(f"models: {name}={path}: a baseline is fitted, not read; give a trained model another name")
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"models: {name}={path}: there is no saved model in {path}")
+    records = list(training_records(folder).values())
+    taken = [job.seed for job in others if job.model == name]
+    seed = int(records[-1]["arguments"]["seed"]) if records else 0
+    while seed in taken:
+        seed += 1
+    recipe = {"path": str(folder.resolve()), "sha256": folder_sha256(folder)}
+    about = f"trained before, folder {folder.resolve().name}"
+    return Job(name, "folder", seed, recipe, about=about, command=f"{command} --models {name}={folder.resolve().name}")
+
+
+def _unseen(job: Job) -> Job:
+    return Job(job.model, job.system, job.seed, job.recipe, "unseen-people", True, job.about, job.command)

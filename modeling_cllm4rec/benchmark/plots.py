@@ -1,0 +1,102 @@
+"""The plots of a report folder, as PNG: intervals, quality against cost, quality by popularity and by length of history."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from modeling_cllm4rec.benchmark.measuring import HISTORY_LENGTH, POPULARITY
+from modeling_cllm4rec.benchmark.report import CASES, SLICES, table_key
+from modeling_cllm4rec.benchmark.results import Table
+
+COSTS = {"train_seconds": "training, seconds", "milliseconds_per_user": "milliseconds per user"}
+LEAST_COST = 1e-3
+"""What a cost of nothing is drawn as on the logarithmic axis."""
+
+
+def check_plots() -> None:
+    """Raise ValueError if matplotlib, which draws the plots, is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("plots: matplotlib is not installed; run: pip install 'cllm4rec[benchmark]', or pass --no-plots")
+
+
+def draw(folder: Path, tables: list[Table]) -> dict[str, list[str]]:
+    """Draw the plots of every table that has numbers.
+
+    Returns:
+        Key of a table -> its plots, relative to the folder.
+    """
+    (folder / "plots").mkdir(exist_ok=True)
+    drawn: dict[str, list[str]] = {}
+    for table in tables:
+        if not table.measured:
+            continue
+        figures = {"metrics": _metrics(table), "cost": _costs(table)}
+        if not table.condition.negatives:
+            figures |= {POPULARITY: _slice(table, POPULARITY), HISTORY_LENGTH: _slice(table, HISTORY_LENGTH)}
+        for name, figure in figures.items():
+            place = f"plots/{table_key(table)}-{name}.png"
+            figure.savefig(folder / place, dpi=120)
+            drawn.setdefault(table_key(table), []).append(place)
+    return drawn
+
+
+def _figure(table: Table, columns: int, height: float) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.5 + 3.5 * columns, height), layout="constrained")
+    figure.suptitle(CASES[table.case] + (", SAMPLED METRICS" if table.condition.negatives else ""), fontsize="medium")
+    return figure, figure.subplots(1, columns, squeeze=False)[0]
+
+
+def _metrics(table: Table) -> Any:
+    """A panel for each metric, a row for each model: mean and 95% interval over users."""
+    rows = table.measured[::-1]
+    figure, axes = _figure(table, len(table.metrics), 1.2 + 0.3 * len(rows))
+    for number, (axis, metric) in enumerate(zip(axes, table.metrics, strict=True)):
+        for place, row in enumerate(rows):
+            mean = row.means[metric]
+            ends = row.estimates.get(metric)
+            error = [[mean - ends.low], [ends.high - mean]] if ends else None
+            axis.errorbar(mean, place, xerr=error, fmt="o", color="tab:gray" if row.is_baseline else "tab:blue", capsize=3)
+        axis.set_yticks(range(len(rows)), [row.title for row in rows] if not number else [""] * len(rows))
+        axis.set_xlabel(table.label(metric))
+        axis.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def _costs(table: Table) -> Any:
+    """The first metric against training seconds, and against milliseconds per user."""
+    metric = table.metrics[0]
+    figure, axes = _figure(table, len(COSTS), 3.2)
+    for axis, (name, label) in zip(axes, COSTS.items(), strict=True):
+        for row in table.measured:
+            cost = row.resources[name]
+            if cost is not None:
+                point = (max(cost, LEAST_COST), row.means[metric])
+                axis.plot(*point, "o", color="tab:gray" if row.is_baseline else "tab:blue")
+                axis.annotate(row.title, point, fontsize=7, xytext=(3, 3), textcoords="offset points")
+        axis.set_xscale("log")
+        axis.margins(x=0.25, y=0.15)
+        axis.set_xlabel(label)
+        axis.set_ylabel(table.label(metric))
+        axis.grid(alpha=0.3)
+    return figure
+
+
+def _slice(table: Table, name: str) -> Any:
+    """The first metric in each bin, a line for each model."""
+    figure, (axis,) = _figure(table, 1, 3.6)
+    for number, row in enumerate(table.measured):
+        parts = row.slices[name]
+        means = [part.mean for part in parts.values()]
+        error = [[part.mean - part.low for part in parts.values()], [part.high - part.mean for part in parts.values()]]
+        shift = 0.4 * (number / max(len(table.measured) - 1, 1) - 0.5)
+        axis.errorbar([place + shift for place in range(len(parts))], means, yerr=error, fmt="o-", label=row.title, capsize=2)
+    axis.set_xticks(range(len(table.measured[0].slices[name])), list(table.measured[0].slices[name]))
+    axis.set_xlabel(SLICES[name].partition(" (")[0])
+    axis.set_ylabel(table.metrics[0])
+    axis.legend(fontsize=7)
+    axis.grid(axis="y", alpha=0.3)
+    return figure

@@ -1,0 +1,149 @@
+"""What the benchmark trains and how: a YAML file of baselines' settings and of recipes for both systems."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from modeling_cllm4rec.baselines import BASELINES, check_settings
+from modeling_cllm4rec.training.alignment import AlignArguments
+from modeling_cllm4rec.training.arguments import (
+    FinetuneArguments,
+    PretrainArguments,
+    TrainingArguments,
+    read_yaml,
+    stage_settings,
+)
+from modeling_cllm4rec.training.indexing import IndexArguments
+
+SECTIONS = ("baselines", "cllm4rec", "lcrec")
+STAGES: dict[str, dict[str, type[Any]]] = {
+    "cllm4rec": {"pretrain": PretrainArguments, "finetune": FinetuneArguments},
+    "lcrec": {"index": IndexArguments, "align": AlignArguments},
+}
+"""System -> its stages and their arguments, in order."""
+OF_A_JOB = ("data", "output", "seed", "resume", "overwrite", "start", "index", "stop_after_steps", "stop_after_epochs")
+"""Arguments that the benchmark sets, whatever a recipe says."""
+EPOCHS = ("epochs", "warmup_epochs")
+
+Recipe = dict[str, dict[str, Any]]
+"""Stage -> its settings."""
+
+
+class Recipes(NamedTuple):
+    """A benchmark's YAML file, read: settings of baselines, and of each system that it has a recipe for."""
+
+    baselines: dict[str, dict[str, Any]]
+    systems: dict[str, Recipe]
+
+
+def read_recipes(path: Path | None) -> Recipes:
+    """Read a benchmark's YAML file; None is an empty one.
+
+    `baselines:` holds a mapping of settings for each, or the list of a file's name and of a key in it; `cllm4rec:` what a
+    file for `pretrain` and `finetune` holds, or such a file's name; `lcrec:` has `index:` and `align:`, each likewise. File
+    names are relative to the file that names them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a key that does not exist (the nearest names), or a value that is not allowed.
+    """
+    if path is None:
+        return Recipes({}, {})
+    content = read_yaml(path)
+    _refuse_unknown(path, content, SECTIONS)
+    baselines = _baselines(path, content.get("baselines") or {})
+    for name, settings in baselines.items():
+        check_settings(name, settings or {})
+    systems: dict[str, Recipe] = {}
+    if content.get("cllm4rec"):
+        systems["cllm4rec"] = cllm4rec_recipe(*_section(path, content["cllm4rec"], "cllm4rec"))
+    if content.get("lcrec"):
+        section, place = _section(path, content["lcrec"], "lcrec")
+        _refuse_unknown(place, section, tuple(STAGES["lcrec"]))
+        parts = {stage: _section(path, section.get(stage) or {}, f"lcrec: {stage}") for stage in STAGES["lcrec"]}
+        systems["lcrec"] = {stage: _settings(*parts[stage], kind, stage) for stage, kind in STAGES["lcrec"].items()}
+    return Recipes({name: dict(settings or {}) for name, settings in baselines.items()}, systems)
+
+
+def read_cllm4rec_recipe(path: Path) -> Recipe:
+    """The recipe in a YAML file for `pretrain` and `finetune`."""
+    return cllm4rec_recipe(read_yaml(path), str(path))
+
+
+def cllm4rec_recipe(content: Mapping[str, Any], place: str) -> Recipe:
+    """Settings of both stages of CLLM4Rec."""
+    return {stage: _settings(content, place, kind, stage) for stage, kind in STAGES["cllm4rec"].items()}
+
+
+def adjusted(recipe: Recipe, system: str, backbone: str | None, epochs_share: float) -> Recipe:
+    """A recipe with another backbone, and with a share of its epochs (at least one where it has any)."""
+    changed: Recipe = {}
+    for stage, kind in STAGES[system].items():
+        settings = dict(recipe[stage])
+        known = {one.name: one.default for one in fields(kind)}
+        if backbone is not None and "backbone" in known:
+            settings["backbone"] = backbone
+        if epochs_share < 1:
+            for name in EPOCHS:
+                if known.get(name, MISSING) is not MISSING:
+                    settings[name] = math.ceil(epochs_share * settings.get(name, known[name]))
+        changed[stage] = settings
+    return changed
+
+
+def check_recipe(recipe: Mapping[str, Mapping[str, Any] | None], system: str) -> None:
+    """Make the arguments of each stage, as training will, so that a mistake is told before anything runs.
+
+    Raises:
+        ValueError: a value that is not allowed, or no backbone.
+    """
+    made = [
+        kind(**settings, data="data", output="output", **({"index": "index"} if stage == "align" else {}))
+        for stage, kind in STAGES[system].items()
+        if (settings := recipe[stage]) is not None
+    ]
+    precisions = {arguments.precision for arguments in made if isinstance(arguments, TrainingArguments)}
+    if len(precisions) > 1:
+        raise ValueError(f"{system}: precision is {' and '.join(sorted(precisions))}; one process trains all stages: set it once")
+
+
+def _baselines(path: Path, value: Any) -> dict[str, Any]:
+    """Settings by baseline, inline or under a key of another file."""
+    place = f"{path}: baselines"
+    if isinstance(value, list):
+        if len(value) != 2:
+            raise ValueError(f"{place} is {value!r}; as a list it must be the name of a YAML file and a key in it")
+        file = path.parent / str(value[0])
+        place, content = f"{file}: {value[1]}", read_yaml(file)
+        if value[1] not in content:
+            raise ValueError(f"{file} has no key {value[1]!r}; it has {', '.join(map(str, content))}")
+        value = content[value[1]]
+    _refuse_unknown(place, value, tuple(BASELINES))
+    return dict(value)
+
+
+def _settings(content: Mapping[str, Any], place: str, kind: type[Any], stage: str) -> dict[str, Any]:
+    return {name: value for name, value in stage_settings(content, place, kind, stage).items() if name not in OF_A_JOB}
+
+
+def _section(path: Path, value: Any, name: str) -> tuple[dict[str, Any], str]:
+    """A section, inline or in a file of its own, and where it stands."""
+    if isinstance(value, str):
+        return read_yaml(path.parent / value), str(path.parent / value)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: {name} is {value!r}; it must be keys and values, or the name of a YAML file beside this one")
+    return value, f"{path}: {name}"
+
+
+def _refuse_unknown(place: str | Path, content: Any, allowed: tuple[str, ...]) -> None:
+    if not isinstance(content, dict):
+        raise ValueError(f"{place}: expected keys and values, got {type(content).__name__}")
+    for key in content:
+        if key not in allowed:
+            near = difflib.get_close_matches(str(key), allowed, n=3, cutoff=0.5)
+            raise ValueError(f"{place}: unknown key {key!r}; nearest: {near or list(allowed)}")

@@ -1,0 +1,263 @@
+"""From the results in a report folder to rows: means over seeds, intervals over users, paired differences, verdicts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from modeling_cllm4rec.baselines import BASELINES
+from modeling_cllm4rec.benchmark.ablation import RECIPE, VARIANTS
+from modeling_cllm4rec.benchmark.jobs import Case, Condition, Setting
+from modeling_cllm4rec.benchmark.measuring import HISTORY_LENGTH, POPULARITY
+from modeling_cllm4rec.benchmark.models import TITLES
+from modeling_cllm4rec.benchmark.slices import quarter_bins
+from modeling_cllm4rec.evaluation.intervals import bootstrap_interval, paired_difference_interval
+from modeling_cllm4rec.evaluation.protocol import Protocol
+
+FloatArray = npt.NDArray[np.float64]
+
+
+class Estimate(NamedTuple):
+    """A mean over users and its 95% bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+    users: int
+
+
+@dataclass
+class Row:
+    """One model in one table.
+
+    Attributes:
+        model: its name on the command line; `title`: in tables.
+        is_baseline: whether it is one that others are compared with.
+        seeds: those that are in the numbers.
+        means: metric -> mean over seeds.
+        deviations: metric -> standard deviation over seeds (n - 1); only where there are several.
+        estimates: metric -> of each user's mean over seeds, with its interval; coverage has none.
+        differences: metric -> to the reference, paired by user.
+        slices: name of slices -> label -> estimate of the first metric.
+        resources: `train_seconds`, `milliseconds_per_user`, `peak_bytes`, `peak_device_bytes`: the mean over seeds, of memory the
+            most; None where nobody knows.
+        settings: of the training, of the first seed.
+        errors: what went wrong, by seed.
+    """
+
+    model: str
+    title: str
+    is_baseline: bool
+    about: str
+    command: str
+    seeds: list[int] = field(default_factory=list)
+    means: dict[str, float] = field(default_factory=dict)
+    deviations: dict[str, float] = field(default_factory=dict)
+    estimates: dict[str, Estimate] = field(default_factory=dict)
+    differences: dict[str, Estimate] = field(default_factory=dict)
+    slices: dict[str, dict[str, Estimate]] = field(default_factory=dict)
+    resources: dict[str, float | None] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    protocol: Protocol | None = None
+    machines: list[str] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+    errors: dict[int, str] = field(default_factory=dict)
+    per_user: dict[str, FloatArray] = field(default_factory=dict, repr=False)
+
+
+@dataclass
+class Table:
+    """All models under one condition.
+
+    Attributes:
+        references: metric -> title of the row that the others are compared with: the best baseline, or the recipe itself.
+    """
+
+    case: Case
+    condition: Condition
+    metrics: tuple[str, ...]
+    rows: list[Row]
+    references: dict[str, str] = field(default_factory=dict)
+
+    def label(self, metric: str) -> str:
+        """A metric's name in tables and sentences, which says where it is sampled."""
+        return f"{metric} (sampled)" if self.condition.negatives else metric
+
+    @property
+    def measured(self) -> list[Row]:
+        """The rows with numbers."""
+        return [row for row in self.rows if row.seeds]
+
+
+def read_tables(folder: Path, n_resamples: int = 1000) -> tuple[Setting, list[Table]]:
+    """All tables of a report folder.
+
+    Raises:
+        FileNotFoundError: it is no report folder, or holds no result.
+        ValueError: a file cannot be read, or two results are of other users.
+    """
+    setting = Setting.load(folder)
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / "jobs").glob("*.json"))]
+    if not results:
+        raise FileNotFoundError(f"{folder} holds no result yet; run the benchmark that writes into it")
+    tables = []
+    for case in get_args(Case):
+        of_case = [result for result in results if result["job"]["case"] == case]
+        for condition in setting.conditions if of_case else ():
+            models = sorted({result["job"]["model"] for result in of_case}, key=_order)
+            rows = [
+                _row(folder, [one for one in of_case if one["job"]["model"] == model], condition, setting, n_resamples)
+                for model in models
+            ]
+            table = Table(case, condition, setting.metrics, rows)
+            _compare(table, n_resamples)
+            tables.append(table)
+    return setting, tables
+
+
+def verdicts(table: Table) -> list[str]:
+    """One plain sentence for each metric and each model that is no baseline (of an ablation: each variant)."""
+    return [
+        verdict(row.title, table.references[metric], difference, table.label(metric))
+        for row in table.measured
+        if not row.is_baseline
+        for metric, difference in row.differences.items()
+    ]
+
+
+def verdict(name: str, reference: str, difference: Estimate, metric: str) -> str:
+    """Whether a model is above or below another, as far as the interval tells.
+
+    >>> verdict("CLLM4Rec", "EASE", Estimate(0.0102, 0.0031, 0.0174, 100), "recall@20")
+    'CLLM4Rec is above EASE by .0102 (95% interval .0031 to .0174) on recall@20.'
+    >>> verdict("CLLM4Rec", "EASE", Estimate(-0.01, -0.02, 0.001, 100), "ndcg@10")
+    'CLLM4Rec and EASE are not told apart on ndcg@10: the difference is -.0100 (95% interval -.0200 to .0010).'
+    """
+    mean, low, high = difference[:3]
+    if low > 0:
+        return f"{name} is above {reference} by {short(mean)} (95% interval {short(low)} to {short(high)}) on {metric}."
+    if high < 0:
+        return f"{name} is below {reference} by {short(-mean)} (95% interval {short(-high)} to {short(-low)}) on {metric}."
+    return (
+        f"{name} and {reference} are not told apart on {metric}: the difference is {short(mean)} "
+        f"(95% interval {short(low)} to {short(high)})."
+    )
+
+
+def short(value: float) -> str:
+    """A share with four digits and no leading zero.
+
+    >>> short(0.187), short(-0.0012), short(1.0)
+    ('.1870', '-.0012', '1.0000')
+    """
+    text = f"{value:.4f}"
+    return text.replace("0.", ".", 1) if abs(value) < 1 and text.lstrip("-").startswith("0.") else text
+
+
+def _order(model: str) -> tuple[int, str]:
+    """Baselines and variants as they stand in their lists, then all others by name."""
+    known = [*BASELINES, *VARIANTS]
+    return (known.index(model) if model in known else len(known), model)
+
+
+def _row(folder: Path, results: list[dict[str, Any]], condition: Condition, setting: Setting, n_resamples: int) -> Row:
+    job = results[0]["job"]
+    title = TITLES.get(job["model"], job["model"]) if setting.kind == "quality" else job["model"]
+    is_baseline = job["system"] == "baseline" if setting.kind == "quality" else job["model"] == RECIPE
+    row = Row(job["model"], title, is_baseline, job["about"], "")
+    done = sorted((one for one in results if one["status"] == "done"), key=lambda one: one["job"]["seed"])
+    row.errors = {one["job"]["seed"]: one["error"] for one in results if one["status"] == "failed"}
+    row.seeds = [one["job"]["seed"] for one in done]
+    row.command = _command([one["job"] for one in results])
+    if not done:
+        return row
+    if job["system"] != "folder" and any(one["job"]["recipe"] != done[0]["job"]["recipe"] for one in done):
+        raise ValueError(f"{folder}: the seeds of {title} have different settings; run all of them again, or pass --overwrite")
+    measured = [next(one for one in result["measured"] if tuple(one["condition"]) == condition) for result in done]
+    tables = [pq.read_table(folder / one["per_user"]) for one in measured]
+    for table in tables[1:]:
+        if not table["user_index"].equals(tables[0]["user_index"]):
+            raise ValueError(f"{folder}: the seeds of {title} were measured on other users; pass --overwrite")
+    row.protocol = Protocol.from_dict(measured[0]["protocol"])
+    row.machines = [f"{one['machine']}, {one['threads']} threads" for one in done]
+    row.versions, row.settings = done[0]["versions"], done[0]["settings"]
+    row.per_user = {"user_index": tables[0]["user_index"].to_numpy()}
+    for metric in setting.metrics:
+        of_seeds = [one["metrics"][metric] for one in measured]
+        row.means[metric] = float(np.mean(of_seeds))
+        if len(of_seeds) > 1:
+            row.deviations[metric] = float(np.std(of_seeds, ddof=1))
+        if metric in tables[0].column_names:
+            row.per_user[metric] = _mean_over_seeds(tables, metric)
+            row.estimates[metric] = _estimate(row.per_user[metric], n_resamples)
+    row.slices = _slices(tables, setting.metrics[0], n_resamples)
+    row.resources = {
+        "train_seconds": _mean([one["train_seconds"] for one in done]),
+        "milliseconds_per_user": _mean([one["milliseconds_per_user"] for one in measured]),
+        "peak_bytes": max(one["peak_bytes"] for one in done),
+        "peak_device_bytes": max(one["peak_device_bytes"] for one in done),
+    }
+    return row
+
+
+def _slices(tables: list[pa.Table], metric: str, n_resamples: int) -> dict[str, dict[str, Estimate]]:
+    """The first metric by popularity of the true items, and by the length of the given history."""
+    popularity = {}
+    for column in tables[0].column_names:
+        if column.startswith(f"{POPULARITY}:"):
+            values = _mean_over_seeds(tables, column)
+            if not np.isnan(values).all():
+                popularity[column.partition(":")[2]] = _estimate(values[~np.isnan(values)], n_resamples)
+    values, lengths = _mean_over_seeds(tables, metric), tables[0][HISTORY_LENGTH].to_numpy()
+    by_length = {}
+    for part in quarter_bins(lengths):
+        inside = (lengths >= part.low) & (lengths <= part.high)
+        by_length[part.label] = _estimate(values[inside], n_resamples)
+    return {POPULARITY: popularity, HISTORY_LENGTH: by_length}
+
+
+def _compare(table: Table, n_resamples: int) -> None:
+    """Choose the reference of each metric, and measure the paired difference of each other row to it."""
+    candidates = [row for row in table.measured if row.is_baseline]
+    for metric in table.metrics:
+        able = [row for row in candidates if metric in row.estimates]
+        if not able:
+            continue
+        best = max(able, key=lambda row: row.means[metric])
+        table.references[metric] = best.title
+        for row in table.measured:
+            if row is best:
+                continue
+            if not np.array_equal(row.per_user["user_index"], best.per_user["user_index"]):
+                raise ValueError(f"{row.title} and {best.title} were measured on other users; pass --overwrite")
+            ours, theirs = row.per_user[metric], best.per_user[metric]
+            ends = paired_difference_interval(ours, theirs, n_resamples=n_resamples)
+            row.differences[metric] = Estimate(float(np.mean(ours - theirs)), *ends, len(ours))
+
+
+def _command(jobs: list[dict[str, Any]]) -> str:
+    """The command of a row: that of its first job, with all seeds."""
+    command, flag, _ = jobs[0]["command"].partition("--seed ")
+    return command + flag + (" ".join(str(seed) for seed in sorted(job["seed"] for job in jobs)) if flag else "")
+
+
+def _estimate(values: FloatArray, n_resamples: int) -> Estimate:
+    return Estimate(float(values.mean()), *bootstrap_interval(values, n_resamples=n_resamples), len(values))
+
+
+def _mean_over_seeds(tables: list[pa.Table], column: str) -> FloatArray:
+    """(users,) the mean over seeds, NaN where a user has no value."""
+    values: FloatArray = np.mean([table[column].to_numpy() for table in tables], axis=0)
+    return values
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None

@@ -1,0 +1,132 @@
+"""Run jobs, each in a process of its own; what is finished is not run again, and what fails does not stop the others."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm.auto import tqdm
+
+from modeling_cllm4rec.benchmark.jobs import Case, Job, Setting, fingerprint, write_json
+
+logger = logging.getLogger(__name__)
+
+PACKAGE_FOLDER = Path(__file__).parents[2]
+WORKER = (sys.executable, "-m", "modeling_cllm4rec.benchmark.worker")
+
+
+class Place(NamedTuple):
+    """Where a case's models are trained, and where those are who ask."""
+
+    train_data: Path
+    asking_data: Path
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    setting: Setting,
+    output: Path,
+    places: dict[Case, Place],
+    *,
+    batch_size: int = 256,
+    keep_models: bool = False,
+    progress: bool = True,
+) -> int:
+    """Run what is not finished yet; results are files in `jobs/`, of failed jobs with their `error`.
+
+    Args:
+        output: the report folder.
+        places: the data of each case.
+        batch_size: people who are scored at a time.
+        keep_models: leave trained language models in `runs/`; otherwise they go when all jobs are done.
+        progress: show a bar of jobs.
+
+    Returns:
+        Number of failed jobs.
+    """
+    failed = 0
+    (output / "logs").mkdir(exist_ok=True)
+    with tqdm(total=len(jobs), desc="benchmark", unit="job", disable=not progress) as bar:
+        for job in jobs:
+            bar.set_postfix_str(job.key)
+            result = output / "jobs" / f"{job.key}.json"
+            if not is_finished(result, job.fingerprint(setting)):
+                error = _run_job(job, setting, output, places[job.case], batch_size)
+                if error:
+                    failed += 1
+                    logger.warning("%s failed: %s (log: %s)", job.key, error, _log(output, job.key))
+                    write_json(result, {"status": "failed", "error": error, "job": dataclasses.asdict(job)})
+            bar.update()
+    if not failed and not keep_models:
+        shutil.rmtree(output / "runs", ignore_errors=True)
+    return failed
+
+
+def is_finished(result: Path, wanted: str) -> bool:
+    """Whether a result is there and was made by equal settings on equal data."""
+    if not result.is_file():
+        return False
+    found = json.loads(result.read_text(encoding="utf-8"))
+    return found["status"] == "done" and found["fingerprint"] == wanted
+
+
+def _run_job(job: Job, setting: Setting, output: Path, place: Place, batch_size: int) -> str:
+    """Run one job, after the search for its settings where there is one to do; the error, or nothing."""
+    task: dict[str, Any] = {
+        "job": dataclasses.asdict(job),
+        "setting": dataclasses.asdict(setting),
+        "train_data": str(place.train_data),
+        "asking_data": str(place.asking_data),
+        "output": str(output),
+        "batch_size": batch_size,
+        "tuned": None,
+        "tunes": False,
+    }
+    if setting.tune and job.system == "baseline":
+        found = output / "tuning" / f"{job.recipe['name']}-{job.case}.json"
+        mark = fingerprint({"recipe": job.recipe, "case": job.case, "setting": dataclasses.asdict(setting)})
+        if not is_finished(found, mark):
+            found.parent.mkdir(exist_ok=True)
+            error = _run_process({**task, "tunes": True, "fingerprint": mark, "result": str(found)}, _log(output, found.stem))
+            if error:
+                return f"the search for its settings failed: {error}"
+        task["tuned"] = json.loads(found.read_text(encoding="utf-8"))["settings"]
+    task |= {"fingerprint": job.fingerprint(setting), "result": str(output / "jobs" / f"{job.key}.json")}
+    Path(task["result"]).parent.mkdir(exist_ok=True)
+    return _run_process(task, _log(output, job.key))
+
+
+def _run_process(task: dict[str, Any], log: Path) -> str:
+    """The last line of what a failed process said, or how it ended; nothing when it did its task."""
+    path = os.pathsep.join(filter(None, [str(PACKAGE_FOLDER), os.environ.get("PYTHONPATH")]))
+    with log.open("w", encoding="utf-8") as file:
+        done = subprocess.run(
+            WORKER,
+            input=json.dumps(task),
+            text=True,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONPATH": path},
+            check=False,
+        )
+    if not done.returncode:
+        return ""
+    if done.returncode < 0:
+        return f"ended by signal {signal.Signals(-done.returncode).name}" + (
+            ", perhaps for want of memory" if -done.returncode == signal.SIGKILL else ""
+        )
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1] if lines else f"ended with code {done.returncode}"
+
+
+def _log(output: Path, name: str) -> Path:
+    return output / "logs" / f"{name}.log"

@@ -1,0 +1,162 @@
+"""From a job to a recommender: fit a baseline, train a language model by its recipe, or read a trained folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import AutoTokenizer
+
+from modeling_cllm4rec.baselines import baseline_settings, fit_baseline, tune
+from modeling_cllm4rec.benchmark.jobs import Job, Setting, fingerprint, write_json
+from modeling_cllm4rec.benchmark.models import training_records
+from modeling_cllm4rec.corpora.data_folder import RecommendationData
+from modeling_cllm4rec.corpora.matching import check_same_ids
+from modeling_cllm4rec.corpora.prompts import next_item_pieces
+from modeling_cllm4rec.evaluation.evaluator import parse_metrics
+from modeling_cllm4rec.evaluation.search import SearchingRecommender
+from modeling_cllm4rec.hub.loading import load_recommender
+from modeling_cllm4rec.modeling_lcrec import LCRecForRecommendation
+from modeling_cllm4rec.training.alignment import AlignArguments, align
+from modeling_cllm4rec.training.arguments import FinetuneArguments, PretrainArguments
+from modeling_cllm4rec.training.finetuning import finetune
+from modeling_cllm4rec.training.indexing import IndexArguments, index_items
+from modeling_cllm4rec.training.pretraining import pretrain
+
+FINISHED_FILE = "finished.json"
+NO_SETTINGS = ("progress", "device")
+"""What a baseline may be told that changes none of its numbers."""
+LCREC_BATCH = 64
+"""Most people whose search runs at a time."""
+
+
+class Trained(NamedTuple):
+    """A recommender and what it took.
+
+    Attributes:
+        recommender: scores or searches.
+        seconds: of its training (of all stages; of a resumed one, all of its runs); None where nobody wrote it down.
+        settings: what it was trained with.
+        batch_size: people at a time, if fewer than asked for.
+    """
+
+    recommender: Any
+    seconds: float | None
+    settings: dict[str, Any]
+    batch_size: int | None = None
+
+
+def tune_baseline(job: Job, setting: Setting, data: RecommendationData) -> dict[str, Any]:
+    """The best settings of a baseline on validation, and all trials, ready for JSON."""
+    start = time.perf_counter()
+    found = tune(job.recipe["name"], data, setting.tune, 0, setting.tune_metric, max_users=setting.max_users)
+    return {"settings": found.settings, "trials": found.trials.to_pylist(), "seconds": time.perf_counter() - start}
+
+
+def train(job: Job, setting: Setting, data: RecommendationData, runs: Path, tuned: dict[str, Any] | None = None) -> Trained:
+    """Make the recommender of a job.
+
+    Args:
+        data: what it is trained on.
+        runs: folder for language models that are trained. What an earlier, interrupted run left there is gone on with.
+        tuned: settings of a baseline in place of the recipe's.
+
+    Raises:
+        ValueError: what training refuses.
+    """
+    if job.system == "baseline":
+        name, settings = job.recipe["name"], {**job.recipe["settings"], **(tuned or {})}
+        start = time.perf_counter()
+        recommender = fit_baseline(name, data, seed=job.seed, **settings)
+        seconds = time.perf_counter() - start
+        everything = {key: value for key, value in baseline_settings(name).items() if key not in NO_SETTINGS} | settings
+        return Trained(recommender, seconds, everything)
+    if job.system == "folder":
+        return _read_folder(Path(job.recipe["path"]), data, setting)
+    folder, seconds = (train_cllm4rec if job.system == "cllm4rec" else train_lcrec)(job, data, runs)
+    recommender = load_recommender(folder)
+    if job.system == "cllm4rec" and job.recipe["finetune"] is None:
+        prompts = PretrainArguments(**job.recipe["pretrain"], data="data", output="output").templates
+        recommender.config.recommendation_prompts = next_item_pieces(prompts, AutoTokenizer.from_pretrained(folder))
+    return _ready(recommender, setting, seconds, dict(job.recipe))
+
+
+def train_cllm4rec(job: Job, data: RecommendationData, runs: Path) -> tuple[Path, float]:
+    """Pretrain and finetune; variants with the same pretraining share it.
+
+    Returns:
+        Folder of the model (the pretrained one where the recipe has no finetuning), and the seconds of both stages.
+    """
+    common: dict[str, Any] = {"data": str(data.folder), "seed": job.seed, "resume": True}
+    start = runs / f"pretrain-{_short_name(job, 'pretrain')}"
+    seconds = finished(
+        start, lambda: pretrain(PretrainArguments(**job.recipe["pretrain"], **common, output=str(start)))[1].seconds
+    )
+    pretrained = start / "pretrained"
+    if job.recipe["finetune"] is None:
+        return pretrained, seconds
+    output = runs / f"cllm4rec-{_short_name(job, 'pretrain', 'finetune')}"
+    common |= {"output": str(output), "start": str(pretrained)}
+    seconds += finished(output, lambda: finetune(FinetuneArguments(**job.recipe["finetune"], **common))[1].seconds)
+    return output, seconds
+
+
+def train_lcrec(job: Job, data: RecommendationData, runs: Path) -> tuple[Path, float]:
+    """Index the items and align.
+
+    Returns:
+        Folder of the model, and the seconds of both stages.
+    """
+    common: dict[str, Any] = {"data": str(data.folder), "seed": job.seed, "resume": True}
+    index = runs / f"index-{_short_name(job, 'index')}"
+
+    def make_index() -> float:
+        begun = time.perf_counter()
+        index_items(IndexArguments(**job.recipe["index"], **common, output=str(index)))
+        return time.perf_counter() - begun
+
+    seconds = finished(index, make_index)
+    output = runs / f"lcrec-{_short_name(job, 'index', 'align')}"
+    common |= {"output": str(output), "index": str(index)}
+    seconds += finished(output, lambda: align(AlignArguments(**job.recipe["align"], **common))[1].seconds)
+    return output, seconds
+
+
+def finished(folder: Path, work: Callable[[], float]) -> float:
+    """Seconds of a stage: done now, or found done in its folder. Its checkpoints go when it is done."""
+    record = folder / FINISHED_FILE
+    if not record.is_file():
+        seconds = work()
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        write_json(record, {"seconds": seconds})
+    return float(json.loads(record.read_text(encoding="utf-8"))["seconds"])
+
+
+def _read_folder(folder: Path, data: RecommendationData, setting: Setting) -> Trained:
+    recommender = load_recommender(folder)
+    check_same_ids(recommender, data, str(folder))
+    records = training_records(folder)
+    seconds = sum(record["seconds"] for record in records.values()) if records else None
+    settings = {stage: record["arguments"] for stage, record in records.items()}
+    return _ready(recommender, setting, seconds, settings)
+
+
+def _ready(model: Any, setting: Setting, seconds: float | None, settings: dict[str, Any]) -> Trained:
+    """On the accelerator, if there is one; LC-Rec with as many beams as the longest list has places."""
+    if torch.cuda.is_available():
+        model.to("cuda")
+    if isinstance(model, LCRecForRecommendation):
+        longest = max(request.k for request in parse_metrics(setting.metrics, model.num_items))
+        beams = max(longest, model.config.search_beams)
+        return Trained(SearchingRecommender(model, beams), seconds, settings, LCREC_BATCH)
+    return Trained(model, seconds, settings)
+
+
+def _short_name(job: Job, *stages: str) -> str:
+    """A name for what comes out of some stages of a recipe, with this seed and these people."""
+    return fingerprint({"case": job.case, "seed": job.seed, **{stage: job.recipe[stage] for stage in stages}})[:12]

@@ -1,0 +1,104 @@
+"""The process of one job: `python -m modeling_cllm4rec.benchmark.worker`, with a task as JSON on its standard input."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import sys
+import time
+import traceback
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from modeling_cllm4rec import __version__
+from modeling_cllm4rec.benchmark.jobs import Job, Setting, write_json
+from modeling_cllm4rec.benchmark.machine import peak_device_memory, peak_memory
+from modeling_cllm4rec.benchmark.measuring import measure
+from modeling_cllm4rec.benchmark.training import train, tune_baseline
+from modeling_cllm4rec.corpora.data_folder import RecommendationData
+from modeling_cllm4rec.hub.model_card import LIBRARIES, machine
+
+
+def work(task: dict[str, Any]) -> dict[str, Any]:
+    """Do a task and write its result into the report folder.
+
+    Args:
+        task: `job`, `setting`, `train_data`, `asking_data` (folders), `output`, `batch_size`, `tuned` (settings or null), and
+            `result`, the file to be written; with `"tunes": true` the settings of the job's baseline are searched for instead.
+
+    Returns:
+        What was written.
+    """
+    job, setting, output = Job(**task["job"]), Setting.from_dict(task["setting"]), Path(task["output"])
+    begun = time.perf_counter()
+    data = RecommendationData.load(task["train_data"])
+    result: dict[str, Any] = {"fingerprint": task["fingerprint"], "status": "done"}
+    if task["tunes"]:
+        result |= tune_baseline(job, setting, data)
+    else:
+        result |= _trained_and_measured(job, setting, data, task, output)
+    result |= {
+        "wall_seconds": time.perf_counter() - begun,
+        "peak_bytes": peak_memory(),
+        "peak_device_bytes": peak_device_memory(),
+        "machine": machine(),
+        "threads": torch.get_num_threads(),
+        "versions": {"cllm4rec": __version__, **{name: version(name) for name in LIBRARIES}},
+    }
+    write_json(Path(task["result"]), result)
+    return result
+
+
+def _trained_and_measured(
+    job: Job, setting: Setting, data: RecommendationData, task: dict[str, Any], output: Path
+) -> dict[str, Any]:
+    trained = train(job, setting, data, output / "runs", task["tuned"])
+    asking = data if task["asking_data"] == task["train_data"] else RecommendationData.load(task["asking_data"])
+    counts = np.bincount(data.histories("train").items, minlength=data.num_items)
+    batch_size = min(task["batch_size"], trained.batch_size or task["batch_size"])
+    (output / "per_user").mkdir(exist_ok=True)
+    measured = []
+    for condition in setting.conditions:
+        one = measure(trained.recommender, asking, setting, condition, counts, anonymous=job.anonymous, batch_size=batch_size)
+        place = f"per_user/{job.key}.{condition.key}.parquet"
+        pq.write_table(one.per_user, output / f"{place}.unfinished")
+        (output / f"{place}.unfinished").replace(output / place)
+        measured.append(
+            {
+                "condition": list(condition),
+                "protocol": one.protocol.to_dict(),
+                "metrics": one.metrics,
+                "seconds": one.seconds,
+                "milliseconds_per_user": 1e3 * one.seconds / one.protocol.users,
+                "batch_size": batch_size,
+                "per_user": place,
+            }
+        )
+    return {
+        "job": dataclasses.asdict(job),
+        "settings": trained.settings,
+        "train_seconds": trained.seconds,
+        "measured": measured,
+    }
+
+
+def main() -> int:
+    """Do the task on standard input; on an exception, the last line of the error output names it."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
+    try:
+        work(json.load(sys.stdin))
+    except Exception as error:  # named in the report's table, while the other models go on
+        traceback.print_exc()
+        print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""`cllm4rec benchmark`, from flags to the report, on the small world."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from modeling_cllm4rec.benchmark.command import main
+from modeling_cllm4rec.benchmark.results import read_tables
+from modeling_cllm4rec.corpora.data_folder import RecommendationData
+from modeling_cllm4rec.evaluation.evaluator import evaluate
+from modeling_cllm4rec.hub.loading import load_recommender
+
+Quality = Callable[..., int]
+
+
+def error_of(capsys: pytest.CaptureFixture[str]) -> str:
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("cllm4rec benchmark: error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_baselines_with_everything(
+    quality: Quality, in_process: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--seeds", "2", "--tune", "3", "--hold-out-users", "0.2", "--sampled-negatives", "5", "--test-history", "both"]
+    assert quality("--models", "popularity,random,ease", *flags) == 0
+    printed = capsys.readouterr().out
+    report = (tmp_path / "report" / "report.md").read_text()
+    assert report.strip() in printed and "nan" not in report.lower()
+    setting, tables = read_tables(tmp_path / "report", 20)
+    assert len(setting.conditions) == 4 and len(tables) == 8
+    assert {row.model: row.seeds for row in tables[0].rows} == {"random": [1, 2], "popularity": [1], "ease": [1]}
+    assert tables[-1].case == "unseen-people" and tables[-1].rows[0].protocol.users == 12
+    trials = json.loads((tmp_path / "report" / "tuning" / "ease-everyone.json").read_text())
+    assert len(trials["trials"]) == 3 and set(trials["settings"]) == {"regularization"}
+    assert "20% of the people were kept out of training whole" in report and "3 trials each" in report
+    assert len(in_process) == 8 + 6  # jobs, and searches
+    in_process.clear()
+    assert quality("--models", "popularity,random,ease", *flags) == 0
+    assert in_process == []
+
+
+def test_a_cell_comes_back_from_its_command(quality: Quality, tmp_path: Path) -> None:
+    assert quality("--models", "random,popularity", "--seeds", "2") == 0
+    assert quality("--models", "random", "--seed", "2", output=tmp_path / "again") == 0
+    names = ["per_user/random-seed2.train-masked-train.parquet"]
+    assert pq.read_table(tmp_path / "report" / names[0]).equals(pq.read_table(tmp_path / "again" / names[0]))
+
+
+def test_models_are_added_to_a_report(quality: Quality, tmp_path: Path) -> None:
+    assert quality("--models", "popularity") == 0
+    assert quality("--models", "ease") == 0
+    assert [row.model for row in read_tables(tmp_path / "report", 20)[1][0].rows] == ["popularity", "ease"]
+    assert quality("--models", "random", "--overwrite") == 0
+    assert [row.model for row in read_tables(tmp_path / "report", 20)[1][0].rows] == ["random"]
+
+
+def test_a_model_that_fails_is_in_the_table(
+    quality: Quality, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from modeling_cllm4rec.benchmark import training
+
+    fit = training.fit_baseline
+
+    def sometimes(name: str, *more: object, **settings: object) -> object:
+        if name == "ease":
+            raise ImportError("ease needs a library; run: pip install 'cllm4rec[baselines]'")
+        return fit(name, *more, **settings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(training, "fit_baseline", sometimes)
+    assert quality("--models", "ease,popularity") == 1
+    assert "1 of 2 jobs failed, the report says why; the same command tries them again" in error_of(capsys)
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "| EASE | - | failed: ImportError: ease needs a library; run: pip install 'cllm4rec[baselines]' |" in text
+    monkeypatch.setattr(training, "fit_baseline", fit)
+    assert quality("--models", "ease,popularity") == 0
+    assert "failed" not in (tmp_path / "report" / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--models", "popularty"], "there is no 'popularty'; nearest: popularity"),
+        (["--models", "popularity", "--seeds", "0"], "seeds is 0; it must be 1 or more"),
+        (["--models", "popularity", "--batch-size", "0"], "batch_size is 0; it must be 1 or more"),
+        (["--models", "popularity", "--hold-out-users", "1.5"], "hold_out_users is 1.5; it must lie between 0 and 1"),
+        (["--models", "popularity", "--config", "none.yaml"], "config: there is no file none.yaml"),
+        (["--models", "popularity", "--metrics", "recall@99"], "recall@99 needs 99 items, the catalogue has 40"),
+        (["--models", "cllm4rec"], "cllm4rec is trained by a recipe, and there is none for it"),
+    ],
+)
+def test_bad_input_is_one_line(
+    quality: Quality, in_process: list[str], capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert quality(*words) == 2
+    assert message in error_of(capsys)
+    assert in_process == []
+
+
+def test_folder_of_another_protocol(quality: Quality, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert quality("--models", "popularity") == 0
+    capsys.readouterr()
+    assert quality("--models", "popularity", "--max-users", "10") == 2
+    assert "was measured under another protocol (then, now): {'max_users': (None, 10)}" in error_of(capsys)
+
+
+def test_overwrite_spares_what_is_no_report(quality: Quality, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "a.txt").write_text("dear")
+    assert quality("--models", "popularity", "--overwrite", output=tmp_path / "letters") == 2
+    assert "is no report folder, so it is never replaced" in error_of(capsys)
+    assert (tmp_path / "letters" / "a.txt").exists()
+
+
+RECIPE = """
+max_text_tokens: 12
+batch_size: 32
+lr: 1e-2
+pretrain: {backbone: gpt2, epochs: 1, warmup_epochs: 0, content_share: 0.1}
+finetune: {epochs: 1}
+"""
+
+
+def test_ablation(
+    in_process: list[str], data: RecommendationData, data_folder: Path, tiny_backbones: dict[str, Path], tmp_path: Path
+) -> None:
+    """The recipe and two variants; the one without finetuning takes the recipe's pretraining, and a trained folder is read."""
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    words = ["--data", data_folder, "--config", tmp_path / "recipe.yaml", "--backbone", tiny_backbones["gpt2"], "--no-plots"]
+    words += ["--variants", "LLM-PreRec,users=anonymous", "--metrics", "recall@5", "--resamples", 20, "--keep-models"]
+    assert main(["ablation", *map(str, words), "--output", str(tmp_path / "report")]) == 0
+    assert in_process == ["recipe-seed1", "LLM-PreRec-seed1", "users-anonymous-seed1"]
+    runs = sorted(path.name.partition("-")[0] for path in (tmp_path / "report" / "runs").iterdir())
+    assert runs == ["cllm4rec", "cllm4rec", "pretrain", "pretrain"]
+    (table,) = read_tables(tmp_path / "report", 20)[1]
+    assert table.references == {"recall@5": "recipe"} and len(table.measured) == 3
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "not run again: lambda_c=1, tune=frozen, rows=text." in text
+    assert str(tiny_backbones["gpt2"].parent) not in text
+
+    trained = next(path.parent for path in (tmp_path / "report" / "runs").glob("cllm4rec-*/config.json"))
+    quality = ["quality", "--data", data_folder, "--models", f"popularity,mine={trained}", "--metrics", "recall@5", "--no-plots"]
+    assert main([str(word) for word in [*quality, "--resamples", 20, "--output", tmp_path / "quality"]]) == 0
+    rows = {row.model: row for row in read_tables(tmp_path / "quality", 20)[1][0].rows}
+    values = evaluate(load_recommender(trained), data, "test", metrics=["recall@5"], n_resamples=0, progress=False).metrics
+    assert rows["mine"].means["recall@5"] == pytest.approx(values["recall@5"])
+    assert rows["mine"].resources["train_seconds"] > 0
+
+
+def test_examples_are_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("quality", "ablation", "report"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        assert f"cllm4rec benchmark {command} --" in capsys.readouterr().out

@@ -1,0 +1,92 @@
+"""Names of `--models` as jobs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modeling_cllm4rec.baselines import BASELINES
+from modeling_cllm4rec.benchmark.models import DETERMINISTIC, TITLES, make_jobs
+from modeling_cllm4rec.benchmark.recipes import Recipes
+
+NONE = Recipes({}, {})
+
+
+def saved_model(folder: Path, weights: bytes = b"w", seed: int | None = None) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(weights)
+    if seed is not None:
+        (folder / "training.json").write_text(json.dumps({"finetune": {"arguments": {"seed": seed}, "seconds": 2.0}}))
+    return folder
+
+
+def test_deterministic_models_run_one_seed() -> None:
+    jobs = make_jobs(["ease", "random"], [3, 4, 5], NONE)
+    assert [(job.model, job.seed) for job in jobs] == [("ease", 3), ("random", 3), ("random", 4), ("random", 5)]
+    assert jobs[0].about.endswith("deterministic")
+    assert "deterministic" not in jobs[1].about
+
+
+def test_titles_and_deterministic_models_are_there() -> None:
+    assert set(DETERMINISTIC) <= set(BASELINES)
+    assert set(BASELINES) <= set(TITLES)
+
+
+def test_command_runs_one_cell() -> None:
+    job = make_jobs(["random"], [3, 4], NONE, command="program quality --data d")[1]
+    assert job.command == "program quality --data d --models random --seed 4"
+
+
+def test_settings_of_the_recipe() -> None:
+    job = make_jobs(["ease"], [1], Recipes({"ease": {"regularization": 7.0}}, {}))[0]
+    assert job.recipe == {"name": "ease", "settings": {"regularization": 7.0}}
+
+
+def test_unseen_people_have_jobs_of_their_own(tmp_path: Path) -> None:
+    trained = saved_model(tmp_path / "m")
+    jobs = make_jobs(["ease", f"mine={trained}"], [1], NONE, hold_out=True)
+    assert [(job.key, job.anonymous) for job in jobs] == [
+        ("ease-seed1", False),
+        ("mine-seed0", False),
+        ("ease-seed1-unseen-people", True),
+    ]
+
+
+def test_folders_of_one_name_are_runs_of_one_model(tmp_path: Path) -> None:
+    first, second = saved_model(tmp_path / "a", seed=42), saved_model(tmp_path / "b", b"v", seed=42)
+    jobs = make_jobs([f"mine={first}", f"mine={second}"], [1], NONE)
+    assert [job.seed for job in jobs] == [42, 43]
+    assert jobs[0].recipe["sha256"] != jobs[1].recipe["sha256"]
+
+
+@pytest.mark.parametrize(
+    ("models", "seeds", "message"),
+    [
+        (["eas"], [1], "there is no 'eas'; nearest: .*ease"),
+        (["ease", "ease"], [1], "models names ease twice"),
+        ([], [1], "models is empty"),
+        (["cllm4rec"], [1], "cllm4rec is trained by a recipe, and there is none for it; .*--config.*cllm4rec=folder"),
+        (["ease=folder"], [1], "a baseline is fitted, not read"),
+        (["random"], [1, 1], r"seeds are \[1, 1\]"),
+        (["random"], [], r"seeds are \[\]"),
+    ],
+)
+def test_names_that_are_none(models: list[str], seeds: list[int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_jobs(models, seeds, NONE)
+
+
+def test_trained_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"mine=.*: there is no saved model in "):
+        make_jobs([f"mine={tmp_path}"], [1], NONE)
+
+
+def test_system_of_a_recipe(tiny_backbones: dict[str, Path]) -> None:
+    recipe: dict[str, Any] = {"pretrain": {"backbone": "gpt2", "epochs": 5, "warmup_epochs": 0}, "finetune": {}}
+    job = make_jobs(["cllm4rec"], [1], Recipes({}, {"cllm4rec": recipe}), backbone="mine", epochs_share=0.5)[0]
+    assert job.recipe["pretrain"] == {"backbone": "mine", "epochs": 3, "warmup_epochs": 0}
+    assert job.recipe["finetune"] == {"epochs": 5}  # of the default 10

@@ -1,0 +1,72 @@
+"""The benchmark's YAML file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from modeling_cllm4rec.benchmark.recipes import check_recipe, read_recipes
+
+CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
+
+
+def written(folder: Path, text: str) -> Path:
+    (folder / "own.yaml").write_text("lr: 2e-3\npretrain:\n  backbone: gpt2\nfinetune:\n  epochs: 3\n")
+    (folder / "benchmark.yaml").write_text(text)
+    return folder / "benchmark.yaml"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*benchmark.yaml")), ids=lambda path: path.stem)
+def test_shipped_recipes_are_complete(path: Path) -> None:
+    recipes = read_recipes(path)
+    assert recipes.systems
+    assert bool(recipes.baselines) == (path.name != "benchmark.yaml")
+    for system, recipe in recipes.systems.items():
+        check_recipe(recipe, system)
+
+
+def test_no_file_is_an_empty_one() -> None:
+    assert read_recipes(None) == ({}, {})
+
+
+def test_inline_and_named_sections_are_the_same(tmp_path: Path) -> None:
+    named = read_recipes(written(tmp_path, "cllm4rec: own.yaml\n"))
+    inline = "cllm4rec:\n  lr: 2e-3\n  data: thrown/away\n  pretrain: {backbone: gpt2}\n  finetune: {epochs: 3}\n"
+    assert read_recipes(written(tmp_path, inline)) == named
+    assert named.systems["cllm4rec"] == {
+        "pretrain": {"lr": 0.002, "backbone": "gpt2"},
+        "finetune": {"lr": 0.002, "epochs": 3},
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("baseline: {}", r"unknown key 'baseline'; nearest: \['baselines'\]"),
+        ("baselines: {eas: {}}", r"baselines: unknown key 'eas'; nearest: \['ease'"),
+        ("baselines: {ease: {regularisation: 1}}", "no setting 'regularisation'; did you mean regularization"),
+        ("cllm4rec: {pretrain: {lambdac: 1}}", r"cllm4rec: pretrain: unknown key 'lambdac'; nearest: \['lambda_c'"),
+        ("baselines: [own.yaml]", "it must be the name of a YAML file and a key in it"),
+        ("baselines: [own.yaml, books]", "own.yaml has no key 'books'; it has lr, pretrain, finetune"),
+        ("baselines: [own.yaml, pretrain]", "own.yaml: pretrain: unknown key 'backbone'"),
+        ("cllm4rec: 3", "cllm4rec is 3; it must be keys and values, or the name of a YAML file beside this one"),
+        ("lcrec: {indices: {}}", r"lcrec: unknown key 'indices'; nearest: \['index'\]"),
+        ("[1]", "expected keys and values, got list"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_recipes(written(tmp_path, text))
+
+
+def test_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="config: there is no file .*missing.yaml"):
+        read_recipes(written(tmp_path, "cllm4rec: missing.yaml"))
+
+
+def test_recipes_that_cannot_train() -> None:
+    with pytest.raises(ValueError, match="backbone is not set"):
+        check_recipe({"pretrain": {}, "finetune": {}}, "cllm4rec")
+    with pytest.raises(ValueError, match="cllm4rec: precision is bf16 and no; one process trains all stages: set it once"):
+        check_recipe({"pretrain": {"backbone": "gpt2"}, "finetune": {"precision": "bf16"}}, "cllm4rec")

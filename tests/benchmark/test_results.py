@@ -1,0 +1,239 @@
+"""Means over seeds, intervals, paired differences, verdicts, from hand-made results."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from modeling_cllm4rec.benchmark.jobs import Condition, Job, Setting, file_name
+from modeling_cllm4rec.benchmark.page import HEAD, HEAD_END, write_page
+from modeling_cllm4rec.benchmark.report import MARKER, write_report
+from modeling_cllm4rec.benchmark.results import Estimate, read_tables, verdict, verdicts
+from modeling_cllm4rec.evaluation.intervals import bootstrap_interval, paired_difference_interval
+
+USERS = np.arange(40, dtype=np.int32)
+GENERATOR = np.random.default_rng(0)
+EASE = GENERATOR.random(40) * 0.2
+OURS = [EASE + 0.1 + GENERATOR.random(40) * 0.02 for _ in range(2)]
+POPULAR = EASE * 0.5
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    setting = Setting(
+        "quality",
+        "books",
+        "random split",
+        "hash",
+        {"users": 40, "items": 9, "train": 80, "validation": 40, "test": 40},
+        ("recall@5", "coverage@5"),
+        (Condition("train", "train"), Condition("train", "train", 3)),
+    )
+    (tmp_path / "report").mkdir()
+    setting.save(tmp_path / "report")
+    return tmp_path / "report"
+
+
+@pytest.fixture
+def write(folder: Path) -> Write:
+    """Write the result of a job whose users have these values of recall@5."""
+
+    def one(model: str, system: Any, seed: int, values: np.ndarray | str, users: np.ndarray = USERS, **recipe: Any) -> Path:
+        job = Job(model, system, seed, {"settings": recipe}, about="made by hand", command=f"p --models {model} --seed {seed}")
+        result: dict[str, Any] = {"job": dataclasses.asdict(job), "fingerprint": "f"}
+        if isinstance(values, str):
+            result |= {"status": "failed", "error": values}
+        else:
+            result |= done(folder, job, values, users)
+        place = folder / "jobs" / f"{file_name(job.key)}.json"
+        place.parent.mkdir(exist_ok=True)
+        place.write_text(json.dumps(result))
+        return place
+
+    return one
+
+
+def done(folder: Path, job: Job, values: np.ndarray, users: np.ndarray) -> dict[str, Any]:
+    measured = []
+    for condition in Setting.load(folder).conditions:
+        place = f"per_user/{job.key}.{condition.key}.parquet"
+        (folder / "per_user").mkdir(exist_ok=True)
+        columns = {
+            "user_index": users,
+            "history_length": np.arange(len(users), dtype=np.int32) % 4 + 1,
+            "recall@5": values,
+            "popularity:0-4": pa.array(values, mask=np.arange(len(users)) % 2 == 0),
+        }
+        pq.write_table(pa.table(columns), folder / place)
+        protocol = {"dataset": "books", "splitting": "random", "split": "test", "test_history": "train", "masked": "train"}
+        measured.append(
+            {
+                "condition": list(condition),
+                "protocol": {**protocol, "items": 9, "users": len(users), "excluded_users": 2},
+                "metrics": {"recall@5": float(values.mean()), "coverage@5": 0.5},
+                "milliseconds_per_user": 2.0,
+                "per_user": place,
+            }
+        )
+    cost = {"train_seconds": 10.0 * job.seed, "peak_bytes": job.seed * 10**9, "peak_device_bytes": 0}
+    origin = {"machine": "a machine", "threads": 1, "versions": {"torch": "2"}, "settings": {"backbone": "/home/ann/lm/mine"}}
+    return {"status": "done", "measured": measured, **cost, **origin}
+
+
+@pytest.fixture
+def filled(folder: Path, write: Write) -> Path:
+    write("popularity", "baseline", 1, POPULAR)
+    write("ease", "baseline", 1, EASE)
+    for seed in (1, 2):
+        write("cllm4rec", "cllm4rec", seed, OURS[seed - 1])
+    write("cllm4rec", "cllm4rec", 3, "FileNotFoundError: no file /home/ann/runs/x.json | here")
+    write("sasrec", "baseline", 1, "ended by signal SIGKILL, perhaps for want of memory")
+    return folder
+
+
+def test_statistics_by_hand(filled: Path) -> None:
+    table = read_tables(filled, 200)[1][0]
+    rows = {row.model: row for row in table.rows}
+    assert list(rows) == ["popularity", "ease", "sasrec", "cllm4rec"]
+    ours, means = rows["cllm4rec"], [values.mean() for values in OURS]
+    assert ours.seeds == [1, 2]
+    assert ours.means["recall@5"] == pytest.approx(np.mean(means))
+    assert ours.deviations["recall@5"] == pytest.approx(np.std(means, ddof=1))
+    per_user = np.mean(OURS, axis=0)
+    assert ours.estimates["recall@5"][1:3] == bootstrap_interval(per_user, n_resamples=200)
+    assert table.references == {"recall@5": "EASE"}
+    assert ours.differences["recall@5"].mean == pytest.approx((per_user - EASE).mean())
+    assert ours.differences["recall@5"][1:3] == paired_difference_interval(per_user, EASE, n_resamples=200)
+    assert rows["ease"].differences == {} and "coverage@5" not in ours.estimates
+    assert ours.resources["train_seconds"] == 15.0 and ours.resources["peak_bytes"] == 2e9
+    odd = per_user[1::2]
+    assert ours.slices["popularity"]["0-4"].mean == pytest.approx(odd.mean()) and ours.slices["popularity"]["0-4"].users == 20
+    assert [one.users for one in ours.slices["history_length"].values()] == [10, 10, 10, 10]
+    assert ours.slices["history_length"]["2"].mean == pytest.approx(odd[::2].mean())
+
+
+def test_failures_are_named_and_the_others_stand(filled: Path) -> None:
+    rows = {row.model: row for row in read_tables(filled, 50)[1][0].rows}
+    assert rows["sasrec"].seeds == [] and "SIGKILL" in rows["sasrec"].errors[1]
+    assert list(rows["cllm4rec"].errors) == [3]
+
+
+def test_verdicts_of_systems_only(filled: Path) -> None:
+    (line,) = verdicts(read_tables(filled, 50)[1][0])
+    assert line.startswith("CLLM4Rec is above EASE by .1") and line.endswith("on recall@5.")
+
+
+@pytest.mark.parametrize(
+    ("difference", "wanted"),
+    [
+        ((0.01, 0.001, 0.02), "A is above B by .0100 (95% interval .0010 to .0200) on m."),
+        ((-0.01, -0.02, -0.001), "A is below B by .0100 (95% interval .0010 to .0200) on m."),
+        ((0.01, 0.0, 0.02), "A and B are not told apart on m: the difference is .0100 (95% interval .0000 to .0200)."),
+    ],
+)
+def test_verdict(difference: tuple[float, float, float], wanted: str) -> None:
+    assert verdict("A", "B", Estimate(*difference, 9), "m") == wanted
+
+
+def test_report_says_what_it_must(filled: Path) -> None:
+    text = write_report(filled, 50, plots=False)
+    assert text == (filled / "report.md").read_text()
+    assert "nan" not in text.lower() and "/home" not in text
+    assert "| SASRec | - | failed: ended by signal SIGKILL, perhaps for want of memory | |" in text
+    assert "CLLM4Rec: seed 3 failed: FileNotFoundError: no file x.json | here." in text
+    assert "`p --models cllm4rec --seed 1 2 3`" in text
+    assert "2 without test items left out" in text
+    assert 'CLLM4Rec: `{"backbone": "mine"}`' in text
+    full, sampled = text.split("SAMPLED METRICS, 3 random items, not comparable with full ranking")
+    assert "recall@5 (sampled) - EASE" in sampled and "on recall@5 (sampled)." in sampled
+    assert "(sampled)" not in full and "| recall@5 (sampled) | coverage@5 (sampled) |" in sampled
+
+
+def test_results_as_parquet(filled: Path) -> None:
+    write_report(filled, 50, plots=False)
+    rows = pq.read_table(filled / "results.parquet").to_pylist()
+    assert len(rows) == 2 * 4 * 2
+    ours = next(row for row in rows if row["model"] == "cllm4rec" and row["metric"] == "recall@5")
+    assert ours["reference"] == "EASE" and ours["difference_low"] > 0 and ours["seeds"] == 2
+    failed = next(row for row in rows if row["model"] == "sasrec")
+    assert failed["mean"] is None and "SIGKILL" in failed["errors"]
+    assert {row["sampled_negatives"] for row in rows} == {0, 3}
+
+
+def test_plots_are_drawn(filled: Path) -> None:
+    pytest.importorskip("matplotlib")
+    text = write_report(filled, 50)
+    for name in ("metrics", "cost", "popularity", "history_length"):
+        place = f"plots/everyone-train-masked-train-{name}.png"
+        assert f"]({place})" in text
+        assert (filled / place).read_bytes().startswith(b"\x89PNG")
+    assert not (filled / "plots" / "everyone-train-masked-train-sampled-3-popularity.png").exists()
+
+
+def test_no_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    from modeling_cllm4rec.benchmark import plots
+
+    monkeypatch.setattr(plots.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"not installed; run: pip install 'cllm4rec\[benchmark\]', or pass --no-plots"):
+        plots.check_plots()
+
+
+def test_seeds_of_other_users_or_settings_do_not_mix(folder: Path, write: Write) -> None:
+    write("random", "baseline", 1, EASE)
+    place = write("random", "baseline", 2, EASE, users=USERS + 1)
+    with pytest.raises(ValueError, match="the seeds of random were measured on other users"):
+        read_tables(folder)
+    place.unlink()
+    write("random", "baseline", 2, EASE, other="setting")
+    with pytest.raises(ValueError, match="the seeds of random have different settings; run all of them again"):
+        read_tables(folder)
+
+
+def test_models_of_other_users_do_not_compare(folder: Path, write: Write) -> None:
+    write("ease", "baseline", 1, EASE)
+    write("popularity", "baseline", 1, POPULAR, users=USERS + 1)
+    with pytest.raises(ValueError, match="popularity and EASE were measured on other users"):
+        read_tables(folder)
+
+
+def test_folder_without_results(folder: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="holds no result yet"):
+        read_tables(folder)
+
+
+def test_page_of_reports(filled: Path, tmp_path: Path) -> None:
+    page = tmp_path / "docs" / "benchmark.md"
+    text = write_page([filled], page, 50)
+    assert text.startswith(MARKER) and page.read_text() == text
+    head = text.partition(HEAD)[2].partition(HEAD_END)[0]
+    assert "CLLM4Rec is above EASE" in head and "How each row" not in head
+    assert "### How each row came about" in text and "![" not in text and "/home" not in text
+    assert write_page([filled], page, 50) == text  # a generated page is replaced
+
+
+def test_page_that_somebody_typed_is_kept(filled: Path, tmp_path: Path) -> None:
+    page = tmp_path / "results.md"
+    page.write_text("# Typed")
+    with pytest.raises(FileExistsError, match="was not generated by this command; choose another name, or remove it first"):
+        write_page([filled], page)
+    assert page.read_text() == "# Typed"
+
+
+def test_pages_that_cannot_be(filled: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="reports is empty"):
+        write_page([], tmp_path / "a.md")
+    with pytest.raises(ValueError, match="output must end in .md"):
+        write_page([filled], tmp_path / "a.html")
+    with pytest.raises(ValueError, match="two of the reports are of 'books: models beside baselines'"):
+        write_page([filled, filled], tmp_path / "a.md", 50)
+    with pytest.raises(FileNotFoundError, match="is no report folder"):
+        write_page([tmp_path], tmp_path / "a.md")

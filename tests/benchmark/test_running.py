@@ -1,0 +1,79 @@
+"""Processes of jobs: what crashes is named, what is finished is not run again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from modeling_cllm4rec.benchmark import running
+from modeling_cllm4rec.benchmark.jobs import Job, Setting
+from modeling_cllm4rec.benchmark.running import Place, is_finished, run_jobs
+
+JOBS = [Job(name, "baseline", 1, {"name": name, "settings": {}}) for name in ("first", "second")]
+ENDINGS = {
+    "import os; os.kill(os.getpid(), 9)": "ended by signal SIGKILL, perhaps for want of memory",
+    "import os; os.kill(os.getpid(), 15)": "ended by signal SIGTERM",
+    "raise ValueError('too warm')": "ValueError: too warm",
+    "import sys; sys.exit(3)": "ended with code 3",
+}
+
+
+def run(setting: Setting, output: Path) -> int:
+    output.mkdir(exist_ok=True)
+    return run_jobs(JOBS, setting, output, {"everyone": Place(Path("data"), Path("data"))}, progress=False)
+
+
+@pytest.mark.parametrize(("code", "error"), ENDINGS.items())
+def test_a_crash_is_named_and_the_next_job_runs(
+    monkeypatch: pytest.MonkeyPatch, setting: Setting, tmp_path: Path, code: str, error: str
+) -> None:
+    monkeypatch.setattr(running, "WORKER", (sys.executable, "-c", code))
+    assert run(setting, tmp_path) == 2
+    for job in JOBS:
+        result = json.loads((tmp_path / "jobs" / f"{job.key}.json").read_text())
+        assert (result["status"], result["error"]) == ("failed", error)
+        assert result["job"]["model"] == job.model
+
+
+def test_finished_jobs_are_not_run_again(monkeypatch: pytest.MonkeyPatch, setting: Setting, tmp_path: Path) -> None:
+    code = (
+        "import json, sys, pathlib; task = json.load(sys.stdin)\n"
+        "if task['job']['model'] == 'second' and not pathlib.Path(task['output'], 'again').exists(): sys.exit('not yet')\n"
+        "pathlib.Path(task['result']).write_text(json.dumps({'status': 'done', 'fingerprint': task['fingerprint']}))"
+    )
+    monkeypatch.setattr(running, "WORKER", (sys.executable, "-c", code))
+    (tmp_path / "runs").mkdir()
+    assert run(setting, tmp_path) == 1
+    assert (tmp_path / "runs").exists()  # something may be resumed there
+    first = tmp_path / "jobs" / "first-seed1.json"
+    before = first.stat().st_mtime_ns
+    (tmp_path / "again").touch()
+    assert run(setting, tmp_path) == 0
+    assert first.stat().st_mtime_ns == before
+    assert not (tmp_path / "runs").exists()
+    assert is_finished(first, JOBS[0].fingerprint(setting))
+    assert not is_finished(first, "another")
+    assert not is_finished(tmp_path / "none.json", "any")
+
+
+def test_a_search_that_fails_is_said(monkeypatch: pytest.MonkeyPatch, setting: Setting, tmp_path: Path) -> None:
+    monkeypatch.setattr(running, "WORKER", (sys.executable, "-c", "raise ValueError('no')"))
+    assert run(dataclasses.replace(setting, tune=2), tmp_path) == 2
+    result = json.loads((tmp_path / "jobs" / "first-seed1.json").read_text())
+    assert result["error"] == "the search for its settings failed: ValueError: no"
+
+
+@pytest.mark.slow
+def test_the_worker_itself(data_folder: Path, tmp_path: Path) -> None:
+    """A process of its own, from the command to the report; its memory is its own."""
+    from modeling_cllm4rec.benchmark.command import main
+
+    words = ["--data", str(data_folder), "--output", str(tmp_path / "r"), "--metrics", "recall@5", "--no-plots"]
+    assert main(["quality", "--models", "popularity", *words]) == 0
+    result = json.loads((tmp_path / "r" / "jobs" / "popularity-seed1.json").read_text())
+    assert 10**8 < result["peak_bytes"] < 3 * 10**9
+    assert result["versions"]["torch"] and result["machine"] and result["train_seconds"] >= 0

@@ -1,0 +1,78 @@
+"""From jobs to recommenders: stages that are shared and not run twice, LC-Rec, the head that was not finetuned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from modeling_cllm4rec.benchmark.jobs import Job, Setting, make_setting
+from modeling_cllm4rec.benchmark.training import finished, train
+from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
+from modeling_cllm4rec.corpora.prompts import Prompts, cut, next_item_pieces
+from modeling_cllm4rec.evaluation.search import SearchingRecommender
+
+
+def cllm4rec(backbone: Path) -> dict[str, Any]:
+    return {
+        "pretrain": {"backbone": str(backbone), "epochs": 1, "warmup_epochs": 0, "content_share": 0.0, "max_text_tokens": 12},
+        "finetune": None,
+    }
+
+
+def test_without_finetuning_the_next_item_head_ranks(
+    data: RecommendationData, setting: Setting, tiny_backbones: dict[str, Path], tmp_path: Path
+) -> None:
+    job = Job("LLM-PreRec", "cllm4rec", 1, cllm4rec(tiny_backbones["gpt2"]))
+    trained = train(job, setting, data, tmp_path)
+    model = trained.recommender
+    tokenizer = AutoTokenizer.from_pretrained(tiny_backbones["gpt2"])
+    prompts = next_item_pieces(Prompts(), tokenizer)
+    assert model.config.recommendation_prompts == prompts
+    assert prompts["known"] == cut("{user} chose: {items}", tokenizer) and prompts["known"][-1] == "items"
+    history = Histories(np.array([0, 2]), np.array([3, 5], dtype=np.int32))
+    (row,) = model.build_prompts(np.array([4]), [history.items])
+    assert row[-1] == model.config.id_offset + model.config.num_users + 5  # the state of the last item ranks what is next
+    again = train(job, setting, data, tmp_path)
+    assert again.seconds == trained.seconds  # found, not trained again
+    assert np.array_equal(again.recommender.score_histories(None, history), model.score_histories(None, history))
+
+
+def test_lcrec_is_indexed_aligned_and_searched_wide_enough(
+    data: RecommendationData, tiny_backbones: dict[str, Path], tmp_path: Path
+) -> None:
+    recipe = {
+        "index": {"method": "random", "num_levels": 2, "codebook_size": 8},
+        "align": {
+            "backbone": str(tiny_backbones["gpt2"]), "epochs": 1, "batch_size": 32, "tasks": ["seqrec"], "max_history": 4,
+            "num_beams": 10, "eval_users": 5, "on_missing_text": "title-only",
+        },
+    }
+    setting = make_setting(data, metrics=("recall@20",))
+    trained = train(Job("lcrec", "lcrec", 1, recipe), setting, data, tmp_path)
+    assert isinstance(trained.recommender, SearchingRecommender)
+    assert trained.recommender.num_beams == 20 and trained.batch_size == 64
+    assert sorted(path.name.partition("-")[0] for path in tmp_path.iterdir()) == ["index", "lcrec"]
+    assert trained.seconds is not None and trained.seconds > 0
+
+
+def test_a_trained_folder_of_other_people_is_refused(
+    data: RecommendationData, setting: Setting, tiny_backbones: dict[str, Path], tmp_path: Path
+) -> None:
+    from modeling_cllm4rec.benchmark.held_out_people import hold_out_people
+
+    train(Job("x", "cllm4rec", 1, cllm4rec(tiny_backbones["gpt2"])), setting, data, tmp_path / "runs")
+    folder = next((tmp_path / "runs").glob("*/pretrained"))
+    known = hold_out_people(data, 0.2, tmp_path / "data")[0]
+    with pytest.raises(ValueError, match="is a checkpoint of other users"):
+        train(Job("mine", "folder", 1, {"path": str(folder), "sha256": ""}), setting, known, tmp_path)
+
+
+def test_a_stage_that_is_done_is_not_done_again(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    assert finished(tmp_path, lambda: 2.5) == 2.5
+    assert not (tmp_path / "checkpoints").exists()
+    assert finished(tmp_path, lambda: 9.0) == 2.5
