@@ -1,0 +1,304 @@
+"""What the page asks the models, and what they answer: plain functions, without anything of the page itself."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from modeling_cllm4rec.app.reasons import ContentWriter, Recommender, nearest_in_history
+from modeling_cllm4rec.app.title_search import TitleSearch
+from modeling_cllm4rec.catalogue import Catalogue, KnownUsers, Recommendations
+from modeling_cllm4rec.hub.loading import load_recommender
+from modeling_cllm4rec.modeling_lcrec import LCRecForRecommendation
+
+EMPTY_HISTORY = "The history is empty. Find an item by its title and add it, or take a known user."
+
+
+class Near(NamedTuple):
+    """An item of the history that lies near a recommended one, and the cosine of their vectors."""
+
+    title: str
+    cosine: float
+
+
+class Recommended(NamedTuple):
+    """One place of a list: external id, title (the id where there is none), rank from 1, score, and what is near it."""
+
+    item: Any
+    title: str
+    rank: int
+    score: float
+    near: list[Near]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked.
+
+    Attributes:
+        history: external item ids, oldest first.
+        user: external id of a known user, as text; None for somebody else.
+        k: how many.
+        exclude_seen: recommend nothing of the history.
+        candidates: external item ids to choose from; None for the whole catalogue.
+        query: what is looked for, in words, which LC-Rec reads; "" for none.
+        num_beams: beams of LC-Rec's search; None for the model's own number.
+    """
+
+    history: tuple[Any, ...] = ()
+    user: str | None = None
+    k: int = 10
+    exclude_seen: bool = True
+    candidates: tuple[Any, ...] | None = None
+    query: str = ""
+    num_beams: int | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one model says.
+
+    Attributes:
+        rows: the list, best first.
+        milliseconds: time of the model's answer alone.
+        message: a sentence to be read with the list, or instead of it; "" for none.
+    """
+
+    rows: tuple[Recommended, ...] = ()
+    milliseconds: float = 0.0
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class ShownModel:
+    """A model on the page.
+
+    Attributes:
+        name: the last part of its folder's or Hub name.
+        model: the recommender.
+        writer: its content LM, None where it cannot write.
+    """
+
+    name: str
+    model: Recommender
+    writer: ContentWriter | None = None
+
+    @property
+    def system(self) -> str:
+        """`"LC-Rec"` or `"CLLM4Rec"`."""
+        return "LC-Rec" if isinstance(self.model, LCRecForRecommendation) else "CLLM4Rec"
+
+    @property
+    def reads_words(self) -> bool:
+        """Whether it answers queries."""
+        return isinstance(self.model, LCRecForRecommendation) and self.model.config.query_prompts is not None
+
+    @property
+    def score_name(self) -> str:
+        """What its scores are."""
+        return "ln p" if self.system == "LC-Rec" else "score"
+
+
+class ShownModels:
+    """The models side by side, over one catalogue.
+
+    Args:
+        shown: one or more models.
+
+    Attributes:
+        catalogue: that of the first model.
+        search: its titles.
+        users: the users of the first model that knows any, None if none does.
+
+    Raises:
+        ValueError: no model, a model without a catalogue, or models of different catalogues.
+    """
+
+    def __init__(self, shown: list[ShownModel]) -> None:
+        if not shown:
+            raise ValueError("no model was given; name one or more")
+        for one in shown:
+            if one.model.catalogue is None:
+                raise ValueError(f"{one.name} has no catalogue, so its items have no names; save it with one")
+        self.shown = shown
+        self.catalogue: Catalogue = shown[0].model.catalogue  # type: ignore[assignment]
+        for one in shown[1:]:
+            _check_same_items(shown[0], one)
+        self.search = TitleSearch(self.catalogue)
+        self.users: KnownUsers | None = next((one.model.users for one in shown if one.model.users is not None), None)
+
+    @classmethod
+    def load(cls, names: list[str]) -> ShownModels:
+        """Load models from folders or from the Hub, and let each answer once, so that the first answer is not the slowest.
+
+        Raises:
+            OSError, ValueError: as `load_recommender` and `ShownModels`.
+        """
+        loaded = [(name, load_recommender(name)) for name in names]
+        models = cls([ShownModel(Path(name).name, model, ContentWriter.of(model, name)) for name, model in loaded])
+        first = models.catalogue.ids.ids_of([0])
+        for one in models.shown:
+            one.model.recommend(histories=[first], k=1, exclude_seen=False)
+        models.search.find("a", 1)
+        return models
+
+    @property
+    def read_words(self) -> bool:
+        """Whether any model answers queries."""
+        return any(one.reads_words for one in self.shown)
+
+    @property
+    def beams(self) -> int | None:
+        """Beams of the first model that searches, None if none does."""
+        return next((one.model.config.search_beams for one in self.shown if isinstance(one.model, LCRecForRecommendation)), None)
+
+    def title(self, item: Any) -> str:
+        """Title of an item by its external id; the id where it has none."""
+        return self.titles([item])[0]
+
+    def titles(self, items: list[Any]) -> list[str]:
+        """Titles of items by their external ids; the id where there is none."""
+        found = self.catalogue.titles(self.catalogue.ids.indices_of(items))
+        return [title or str(item) for item, title in zip(items, found, strict=True)]
+
+    def candidates(self, title_words: str, ids: str) -> tuple[Any, ...] | None:
+        """External ids of the items that may be recommended.
+
+        Args:
+            title_words: items whose title holds all these words; "" for any.
+            ids: item ids, one a line; "" for any. Both given: items that satisfy both.
+
+        Returns:
+            None if both are empty: the whole catalogue.
+
+        Raises:
+            ValueError: unknown ids, or a choice that leaves nothing.
+        """
+        lines = [line.strip() for line in ids.splitlines() if line.strip()]
+        if not lines and not title_words.strip():
+            return None
+        rows = self._indices(lines) if lines else np.arange(len(self.catalogue))
+        if title_words.strip():
+            rows = np.intersect1d(rows, self.search.all_with(title_words))
+        if not len(rows):
+            raise ValueError("No item satisfies the filters. Ask for fewer words in the title, or for other ids.")
+        return tuple(self.catalogue.ids.ids_of(rows))
+
+    def _indices(self, words: list[str]) -> np.ndarray:
+        try:
+            found = self.catalogue.ids.indices_of(self.catalogue.ids.parse(words), "skip")
+        except ValueError as error:
+            raise ValueError(f"The ids of the items are whole numbers, and not all of {words[:5]} are.") from error
+        unknown = [word for word, index in zip(words, found, strict=True) if index < 0]
+        if unknown:
+            listed = ", ".join(f"“{word}”" for word in unknown[:5])
+            raise ValueError(f"The catalogue has no item with the id {listed}. Correct the ids to choose from, one a line.")
+        return np.unique(found)
+
+    def check(self, question: Question) -> None:
+        """Raise ValueError, in a sentence for the page, if no model could answer a question."""
+        choices = len(self.catalogue) if question.candidates is None else len(question.candidates)
+        if not 1 <= question.k <= choices:
+            raise ValueError(
+                f"{question.k:,} recommendations were asked for; ask for 1 to {choices:,}, the items to choose from."
+            )
+        if question.num_beams is not None and question.num_beams < 1:
+            raise ValueError(f"The search was given {question.num_beams} beams; it needs 1 or more.")
+        if question.query and not any(character.isalnum() for character in question.query):
+            raise ValueError(f"“{question.query}” holds no word. Say in words what is looked for.")
+        if not question.history and question.user is None and not (question.query and self.read_words):
+            raise ValueError(EMPTY_HISTORY)
+
+    def answer(self, one: ShownModel, question: Question) -> Answer:
+        """What one model answers; a question that it cannot answer gets a sentence, not an exception."""
+        try:
+            started = time.perf_counter()
+            table, message = _recommend(one, question)
+            milliseconds = 1000 * (time.perf_counter() - started)
+        except ValueError as error:
+            return Answer(message=str(error))
+        if one.reads_words and question.query and not self.search.knows_a_word(question.query):
+            message = f"No title holds any word of “{question.query}”, so take this list with a grain of salt."
+        return Answer(self._rows(one, table, question), milliseconds, message)
+
+    def _rows(self, one: ShownModel, table: Recommendations, question: Question) -> tuple[Recommended, ...]:
+        rows = table.to_pylist()
+        ids = self.catalogue.ids
+        items = [row["item"] for row in rows]
+        near = nearest_in_history(one.model, ids.indices_of(items), ids.indices_of(question.history))
+        found = []
+        for row, title, others in zip(rows, self.titles(items), near, strict=True):
+            named = self.titles(ids.ids_of([index for index, _ in others]))
+            reasons = [Near(name, cosine) for name, (_, cosine) in zip(named, others, strict=True)]
+            found.append(Recommended(row["item"], title, row["rank"], row["score"], reasons))
+        return tuple(found)
+
+    def write(self, one: ShownModel, item: Any, user: str | None) -> str:
+        """A sentence of a model's content LM about an item."""
+        assert one.writer is not None
+        index = int(self.catalogue.ids.indices_of([item])[0])
+        written = one.writer.write(index, user_index(one.model.users, user))
+        return written or "The language model has nothing to say of this item."
+
+
+def user_index(users: KnownUsers | None, user: str | None) -> int | None:
+    """Index of a user by the id as text; None where there is no such user.
+
+    Example:
+        >>> user_index(KnownUsers([17, 4]), "4")
+        1
+    """
+    if users is None or user is None:
+        return None
+    try:
+        index = int(users.ids.indices_of(users.ids.parse([user]), "skip")[0])
+    except ValueError:
+        return None
+    return index if index >= 0 else None
+
+
+def _recommend(one: ShownModel, question: Question) -> tuple[Recommendations, str]:
+    """The list and a remark on it; ValueError in a sentence for the page where the model cannot answer."""
+    model = one.model
+    shared: dict[str, Any] = {"k": question.k, "exclude_seen": question.exclude_seen, "candidates": question.candidates}
+    history = [list(question.history)]
+    if isinstance(model, LCRecForRecommendation):
+        beams = question.num_beams or model.config.search_beams
+        if question.k > beams:
+            raise ValueError(
+                f"LC-Rec searches with {beams} beams and finds {beams} items at most; {question.k} were asked for. "
+                "Ask for fewer, or give it more beams."
+            )
+        shared["num_beams"] = beams
+        if question.query and one.reads_words:
+            return model.search([question.query], histories=history if question.history else None, **shared), ""
+        if not question.history:
+            raise ValueError("LC-Rec reads items, not who someone is. Add an item to the history.")
+        remark = "This model was not trained on queries: it answers for the history alone." if question.query else ""
+        return model.recommend(histories=history, **shared), remark
+    index = user_index(model.users, question.user)
+    remark = "CLLM4Rec reads no queries: it answers for the history alone." if question.query else ""
+    if index is not None and model.users is not None:
+        return model.recommend(users=model.users.ids.ids_of([index]), histories=history, **shared), remark
+    if not question.history:
+        raise ValueError(remark.partition(":")[0] + ". Add an item to the history." if remark else EMPTY_HISTORY)
+    if question.user is not None:
+        remark = f"{one.name} does not know the user “{question.user}”: it answers for the history alone."
+    return model.recommend(histories=history, **shared), remark
+
+
+def _check_same_items(first: ShownModel, other: ShownModel) -> None:
+    ours: Catalogue = first.model.catalogue  # type: ignore[assignment]
+    theirs: Catalogue = other.model.catalogue  # type: ignore[assignment]
+    if ours.ids.fingerprint == theirs.ids.fingerprint:
+        return
+    shared = len(set(ours.ids.array.to_pylist()) & set(theirs.ids.array.to_pylist()))
+    raise ValueError(
+        f"--model: {first.name} and {other.name} recommend from different catalogues ({len(ours)} and {len(theirs)} items, "
+        f"{shared} in common), so their lists cannot stand side by side; train both on one data folder, or show them one at "
+        "a time"
+    )

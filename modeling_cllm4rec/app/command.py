@@ -1,0 +1,53 @@
+"""`cllm4rec app`: a page in the browser to look at one model, or at several side by side."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+
+from modeling_cllm4rec.commands.running import run_command
+
+EPILOG = """example:
+  cllm4rec app --model runs/beauty
+  cllm4rec app --model runs/beauty --model runs/beauty-lcrec --port 8000
+
+Stop it with Ctrl-C. Models side by side need one catalogue: both trained on the same data folder.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags."""
+    flags = argparse.ArgumentParser(
+        prog="cllm4rec app",
+        description="Open a page in the browser: find items, compose a history or take a known user, and look at what the models "
+        "recommend and why.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    flags.add_argument("--model", action="append", required=True, help="folder or Hub name; repeat it for a second model")
+    flags.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)")
+    flags.add_argument("--port", type=int, help="port (default: the first free one from 7860)")
+    flags.add_argument("--open", action="store_true", help="open the page in the browser")
+    return flags
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    flags = parser()
+    arguments = flags.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+
+    def work() -> None:
+        from modeling_cllm4rec.app.answers import ShownModels
+        from modeling_cllm4rec.app.page import build_page, launch
+
+        models = ShownModels.load(arguments.model)
+        launch(build_page(models), server_name=arguments.host, server_port=arguments.port, inbrowser=arguments.open)
+
+    return run_command(flags.prog, work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""Lists of items as HTML: real lists and buttons, which keyboards and screen readers know; every text escaped.
+
+A button names what it does in `data-action` and with which item in `data-item`; `page.js` sends both to the server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from modeling_cllm4rec.app.answers import Answer, Recommended, ShownModel
+
+_CROSS = '<span aria-hidden="true">✕</span>'
+
+
+def note(sentence: str, kind: str = "hint") -> str:
+    """A sentence for the reader, announced by screen readers.
+
+    Args:
+        kind: `"hint"` or `"problem"`.
+
+    Example:
+        >>> note("1 < 2")
+        '<p class="note hint" role="status">1 &lt; 2</p>'
+    """
+    return f'<p class="note {kind}" role="status">{escape(sentence)}</p>' if sentence else ""
+
+
+def button(action: str, item: Any, label: str, content: str, kind: str, pressed: bool | None = None) -> str:
+    """A button that does something with an item.
+
+    Args:
+        label: what a screen reader says; content: what is seen, as HTML; kind: its CSS class.
+        pressed: state of a button that switches something on and off.
+    """
+    state = "" if pressed is None else f' aria-pressed="{str(pressed).lower()}"'
+    return (
+        f'<button type="button" class="{kind}" data-action="{action}" data-item="{escape(str(item))}"'
+        f' aria-label="{escape(label)}"{state}>{content}</button>'
+    )
+
+
+def found_list(items: Sequence[tuple[Any, str]], total: int, chosen: Sequence[Any], query: str) -> str:
+    """What the search found: a list of buttons that put an item into the history or take it out.
+
+    Args:
+        items: external ids and titles, best first; total: how many there are in all.
+        chosen: external ids in the history.
+    """
+    if not query.strip():
+        return ""
+    if not total:
+        return note(f"No title holds “{query.strip()}”. Try fewer or shorter words.", "problem")
+    rows = []
+    for item, title in items:
+        inside = item in chosen
+        label = f"{title}: {'take out of' if inside else 'add to'} the history"
+        sign = '<span class="sign" aria-hidden="true">' + ("✓" if inside else "+") + "</span>"
+        rows.append("<li>" + button("toggle", item, label, sign + _named(item, title), "row", inside) + "</li>")
+    more = f"{total:,} found" + (f", the first {len(items)} shown" if total > len(items) else "")
+    return f'<ul class="plain" aria-label="Items found">{"".join(rows)}</ul>' + note(more)
+
+
+def history_list(items: Sequence[tuple[Any, str]]) -> str:
+    """The history, oldest first, each item with a button that removes it."""
+    if not items:
+        return note("Nothing yet. Items that you add appear here, the oldest first.")
+    rows = [f"<li>{_named(item, title)}{button('remove', item, f'Remove {title}', _CROSS, 'icon')}</li>" for item, title in items]
+    return f'<ol class="plain history" aria-label="History">{"".join(rows)}</ol>'
+
+
+def answer_lists(answers: Sequence[tuple[ShownModel, Answer]], written: Mapping[tuple[int, str], str]) -> str:
+    """The lists of all models side by side.
+
+    Args:
+        answers: what each model said.
+        written: sentences of content LMs by (number of the model, external id as text).
+    """
+    ranks = [{row.item: row.rank for row in answer.rows} for _, answer in answers]
+    parts = []
+    for number, (shown, answer) in enumerate(answers):
+        head = (
+            f'<header><h3>{escape(shown.system)} <span class="id">{escape(shown.name)}</span></h3>'
+            + (f'<p class="time">{answer.milliseconds:,.0f} ms</p>' if answer.rows else "")
+            + "</header>"
+        )
+        rows = []
+        for row in answer.rows:
+            also = [
+                f"also № {other[row.item]} of {answers[place][0].system}"
+                for place, other in enumerate(ranks)
+                if place != number and row.item in other
+            ]
+            rows.append(_recommended(number, shown, row, also, written.get((number, str(row.item)))))
+        body = f'<ol class="plain">{"".join(rows)}</ol>' if rows else ""
+        kind = "hint" if rows else "problem"
+        heading = escape(f"{shown.system} {shown.name}")
+        parts.append(f'<section aria-label="{heading}">{head}{note(answer.message, kind)}{body}</section>')
+    return f'<div class="answers">{"".join(parts)}</div>'
+
+
+def _recommended(number: int, shown: ShownModel, row: Recommended, also: list[str], sentence: str | None) -> str:
+    near = "".join(f"<li>{escape(other.title)} <b>{other.cosine:.2f}</b></li>" for other in row.near)
+    why = f'<p class="why">Nearest in the history</p><ul class="plain near">{near}</ul>' if near else ""
+    if sentence is not None:
+        why += f'<p class="why">In the model’s words</p><blockquote role="status">{escape(sentence)}</blockquote>'
+    elif shown.writer is not None:
+        words = button(f"write-{number}", row.item, f"What does the model say of {row.title}?", "In the model’s words", "link")
+        why += words
+    badge = f'<span class="badge">{escape("; ".join(also))}</span>' if also else ""
+    return (
+        f'<li class="card"><span class="rank">{row.rank}</span><div class="what">{_named(row.item, row.title)}{badge}{why}</div>'
+        f'<span class="score"><small>{escape(shown.score_name)}</small> {row.score:.2f}</span></li>'
+    )
+
+
+def _named(item: Any, title: str) -> str:
+    return f'<span class="named"><span class="title">{escape(title)}</span> <span class="id">{escape(str(item))}</span></span>'

@@ -1,0 +1,223 @@
+"""The page: its layout and events in Gradio; what is asked and answered lies in `answers`, how it looks in `markup`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from starlette.middleware import Middleware
+
+from modeling_cllm4rec.app.answers import Answer, Question, ShownModels
+from modeling_cllm4rec.app.local_only import LocalOnly
+from modeling_cllm4rec.app.markup import answer_lists, found_list, history_list, note
+from modeling_cllm4rec.app.person import Person, any_user, take_user
+
+HERE = Path(__file__).parent
+SCRIPT = (HERE / "page.js").read_text(encoding="utf-8")
+STYLE = HERE / "page.css"
+THEME = gr.themes.Base(
+    primary_hue="teal",
+    neutral_hue="stone",
+    radius_size="lg",
+    font=[gr.themes.LocalFont("IBM Plex Sans", weights=(400, 700)), "ui-sans-serif", "system-ui", "sans-serif"],
+).set(
+    button_primary_background_fill="*primary_700",
+    button_primary_background_fill_hover="*primary_800",
+    button_primary_background_fill_dark="*primary_700",
+    button_primary_background_fill_hover_dark="*primary_600",
+    button_primary_text_color="white",
+)
+SHOWN_AT_ONCE = 8
+"""Found items that are sent to the browser."""
+
+
+class Page:
+    """What the events of the page do, between the models and the components; knows no layout.
+
+    Args:
+        models: the models.
+        seed: start of the random numbers that pick a user.
+    """
+
+    def __init__(self, models: ShownModels, seed: int = 0) -> None:
+        self.models = models
+        self.generator = np.random.default_rng(seed)
+
+    def found(self, query: str, person: Person) -> str:
+        """The list of found items."""
+        found = self.models.search.find(query, SHOWN_AT_ONCE)
+        ids = self.models.catalogue.ids.ids_of(found.items)
+        return found_list(list(zip(ids, self.models.titles(ids), strict=True)), found.total, person.history, query)
+
+    def drawn(self, person: Person, query: str, sentence: str = "", kind: str = "hint") -> tuple[Person, str, str, str]:
+        """The person, and the lists that show it: history, found items, a sentence."""
+        items = list(person.history)
+        history = history_list(list(zip(items, self.models.titles(items), strict=True)))
+        return person, history, self.found(query, person), note(sentence, kind)
+
+    def toggle(self, item: str, person: Person, query: str) -> tuple[Person, str, str, str]:
+        """Put an item, by its id as text, into the history, or take it out."""
+        return self.drawn(person.toggled(self.models.catalogue.ids.parse([item])[0]), query, _of(person.user))
+
+    def clear(self, query: str) -> tuple[Person, str, str, str]:
+        """Nobody, with no history."""
+        return self.drawn(Person(), query)
+
+    def take(self, user: str, person: Person, query: str) -> tuple[Person, str, str, str]:
+        """A known user; the person stays who it was where there is no such user."""
+        try:
+            return self.drawn(*_swapped(take_user(self.models.users, self.models.catalogue, user), query))
+        except ValueError as error:
+            return self.drawn(person, query, str(error), "problem")
+
+    def pick(self, query: str) -> tuple[str, Person, str, str, str]:
+        """A user drawn at random, with the id for its field."""
+        assert self.models.users is not None
+        user = any_user(self.models.users, self.generator)
+        return (user, *self.take(user, Person(), query))
+
+    def recommend(
+        self,
+        person: Person,
+        words: str,
+        k: float | None,
+        exclude_seen: bool,
+        title_words: str,
+        ids: str,
+        beams: float | None,
+    ) -> Iterator[tuple[list[Answer], str]]:
+        """The answers so far and their lists, again after each model."""
+        answers: list[Answer] = []
+        try:
+            question = Question(
+                person.history,
+                person.user,
+                _whole("The number of recommendations", k),
+                exclude_seen,
+                self.models.candidates(title_words, ids),
+                words.strip(),
+                None if beams is None else _whole("The number of beams", beams),
+            )
+            self.models.check(question)
+        except ValueError as error:
+            yield answers, note(str(error), "problem")
+            return
+        for one in self.models.shown:
+            answers = [*answers, self.models.answer(one, question)]
+            yield answers, self.lists(answers, {})
+
+    def lists(self, answers: list[Answer], written: dict[tuple[int, str], str]) -> str:
+        """The lists of answers as HTML."""
+        return answer_lists(list(zip(self.models.shown, answers, strict=False)), written)
+
+    def write(
+        self, action: str, item: str, answers: list[Answer], written: dict[tuple[int, str], str], person: Person
+    ) -> tuple[dict[tuple[int, str], str], str]:
+        """The sentences written so far with one more, and the lists with them."""
+        number = int(action.removeprefix("write-"))
+        typed = self.models.catalogue.ids.parse([item])[0]
+        written = {**written, (number, item): self.models.write(self.models.shown[number], typed, person.user)}
+        return written, self.lists(answers, written)
+
+
+def build_page(models: ShownModels) -> gr.Blocks:
+    """The page, ready for `launch`."""
+    page, users = Page(models), models.users
+    with gr.Blocks(title="cllm4rec", analytics_enabled=False) as blocks:
+        person, answers, written = gr.State(Person()), gr.State([]), gr.State({})
+        _html(_head(models), elem_id="head")
+        with gr.Row(elem_id="columns", equal_height=False):
+            with gr.Column(scale=5, min_width=300, elem_id="asking"):
+                _html("<h2>Who is it for?</h2>")
+                find = _line("Find items by title", "Words of a title, or an item id", elem_id="find")
+                found = _html(js_on_load=SCRIPT, elem_id="found")
+                _html("<h3>History</h3>")
+                history = _html(history_list([]), js_on_load=SCRIPT, elem_id="history")
+                with gr.Row(elem_classes="inline", visible=users is not None):
+                    user = _line("Or a known user", "User id", scale=3, min_width=170)
+                    take = gr.Button("Take", scale=1, min_width=70)
+                    pick = gr.Button("Any user", scale=1, min_width=90)
+                who = _html(elem_id="who")
+                words = _line("Looking for, in words (LC-Rec)", "a gentle cleanser for dry skin", visible=models.read_words)
+                with gr.Accordion("Filters", open=False):
+                    k = gr.Number(10, label="How many", precision=0)
+                    exclude_seen = gr.Checkbox(True, label="Leave out items of the history")
+                    title_words = _line("Only titles with these words")
+                    ids = gr.Textbox("", label="Only these item ids, one a line", lines=2, max_lines=6)
+                    beams = gr.Number(
+                        models.beams, label="Beams of LC-Rec’s search", precision=0, visible=models.beams is not None
+                    )
+                with gr.Row(elem_classes="inline"):
+                    ask = gr.Button("Recommend", variant="primary", scale=3, min_width=140)
+                    clear = gr.Button("Start over", scale=1, min_width=100)
+            with gr.Column(scale=7, min_width=300, elem_id="answering"):
+                _html("<h2>Recommendations</h2>")
+                lists = _html(note("They appear here, with the reasons."), js_on_load=SCRIPT, elem_id="lists")
+
+        def chosen(event: gr.EventData, who: Person, query: str) -> tuple[Person, str, str, str]:
+            return page.toggle(event.item, who, query)
+
+        def wanted(event: gr.EventData, so_far: list[Answer], sentences: dict[tuple[int, str], str], who: Person) -> Any:
+            return page.write(event.action, event.item, so_far, sentences, who)
+
+        drawn = [person, history, found, who]
+        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
+        find.change(page.found, [find, person], found, trigger_mode="always_last", **quiet)
+        for one in (found, history):
+            one.click(chosen, [person, find], drawn, **quiet)
+        gr.on([take.click, user.submit], page.take, [user, person, find], drawn, **quiet)
+        pick.click(page.pick, [find], [user, *drawn], **quiet)
+        clear.click(page.clear, [find], drawn, **quiet)
+        inputs = [person, words, k, exclude_seen, title_words, ids, beams]
+        asked = gr.on([ask.click, words.submit], dict, None, written, **quiet)
+        asked.then(page.recommend, inputs, [answers, lists], api_visibility="private")
+        lists.click(wanted, [answers, written, person], [written, lists], api_visibility="private")
+    return blocks
+
+
+def launch(page: gr.Blocks, **settings: Any) -> Any:
+    """Start the page's server with its style, offline: the browser may load nothing from other hosts.
+
+    Args:
+        settings: further arguments of `gradio.Blocks.launch` (`server_name`, `server_port`, ...).
+    """
+    return page.launch(
+        theme=THEME,
+        css_paths=STYLE,
+        footer_links=[],
+        ssr_mode=False,
+        app_kwargs={"middleware": [Middleware(LocalOnly)]},
+        **settings,
+    )
+
+
+def _line(label: str, placeholder: str | None = None, **settings: Any) -> gr.Textbox:
+    return gr.Textbox("", label=label, placeholder=placeholder, max_lines=1, **settings)
+
+
+def _html(value: str = "", **settings: Any) -> gr.HTML:
+    return gr.HTML(value, apply_default_css=False, **settings)
+
+
+def _head(models: ShownModels) -> str:
+    named = ", ".join(f"{one.system} <b>{escape(one.name)}</b>" for one in models.shown)
+    people = f" · {len(models.users):,} users" if models.users is not None else ""
+    return f"<h1>cllm4rec</h1><p>{named} · {len(models.catalogue):,} items{people}</p>"
+
+
+def _of(user: str | None) -> str:
+    return "" if user is None else f"For user {user}, with this history."
+
+
+def _swapped(taken: tuple[Person, str], query: str) -> tuple[Person, str, str]:
+    return taken[0], query, taken[1]
+
+
+def _whole(what: str, number: float | None) -> int:
+    if number is None or number != int(number):
+        raise ValueError(f"{what} is {'missing' if number is None else number}; give a whole number.")
+    return int(number)

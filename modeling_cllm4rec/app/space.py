@@ -1,0 +1,135 @@
+"""`cllm4rec export space`: the page as a folder that is a Hugging Face Space."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import yaml
+
+from modeling_cllm4rec import __version__
+from modeling_cllm4rec.commands.running import run_command
+
+EPILOG = """example:
+  cllm4rec export space --model you/beauty --output space
+  cllm4rec export space --model you/beauty --model you/beauty-lcrec --title "Beauty" --output space
+
+Models of a Space lie on the Hub: push them first. Then upload the folder:
+  hf upload you/beauty-page space . --repo-type space
+"""
+CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
+APP = '''"""The page of `cllm4rec app` over models of the Hub."""
+
+from modeling_cllm4rec.app.answers import ShownModels
+from modeling_cllm4rec.app.page import build_page, launch
+
+MODELS = {models}
+
+launch(build_page(ShownModels.load(MODELS)))
+'''
+
+
+def space_files(models: list[str], title: str, requirement: str, gradio_version: str) -> dict[str, str]:
+    """The files of a Space by name.
+
+    Args:
+        models: names on the Hub, `owner/name`.
+        title: title of the Space.
+        requirement: how pip finds this package with its extra `app`.
+        gradio_version: what the Space installs of gradio.
+
+    Raises:
+        ValueError: no models, one named twice, or a name that is none of the Hub's.
+
+    Example:
+        >>> sorted(space_files(["you/beauty"], "Beauty", "cllm4rec[app]", "6.31.0"))
+        ['README.md', 'app.py', 'requirements.txt']
+    """
+    if not models or len(set(models)) < len(models):
+        raise ValueError(f"--model: {models}; name one or more models, none twice")
+    for name in models:
+        owner, slash, rest = name.partition("/")
+        if not (owner and slash and rest) or "/" in rest or Path(name).exists():
+            raise ValueError(
+                f"--model: {name} is no name on the Hub (owner/name), and a Space cannot see this machine's folders; "
+                "upload the model (model.push_to_hub) and give its name"
+            )
+    header = {
+        "title": title,
+        "emoji": "🛍️",
+        "colorFrom": "green",
+        "colorTo": "gray",
+        "sdk": "gradio",
+        "sdk_version": gradio_version,
+        "python_version": "3.11",
+        "app_file": "app.py",
+        "pinned": False,
+        "models": models,
+        "tags": ["recommendation", "cllm4rec"],
+    }
+    named = ", ".join(f"[{name}](https://huggingface.co/{name})" for name in models)
+    about = (
+        f"# {title}\n\nFind items, compose a history or take a known user, and look at what {named} recommends and why. "
+        "Made with `cllm4rec export space`; the licences of the models and of their data apply.\n"
+    )
+    return {
+        "app.py": APP.format(models=json.dumps(models)),
+        "requirements.txt": f"--extra-index-url {CPU_WHEELS}\n{requirement}\n",
+        "README.md": f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---\n\n{about}",
+    }
+
+
+def write_space(folder: str | Path, files: dict[str, str]) -> None:
+    """Write the files of a Space into a folder that is new or empty.
+
+    Raises:
+        FileExistsError: the folder holds something.
+    """
+    target = Path(folder)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise FileExistsError(f"--output: {folder} holds something already; name a new folder")
+    target.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (target / name).write_text(text, encoding="utf-8")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags."""
+    flags = argparse.ArgumentParser(
+        prog="cllm4rec export space",
+        description="Write a folder that is a Hugging Face Space: the page of `cllm4rec app` over models of the Hub.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    flags.add_argument("--model", action="append", required=True, help="name on the Hub; repeat it for a second one")
+    flags.add_argument("--output", required=True, help="new folder")
+    flags.add_argument("--title", help="title of the Space (default: the first model's name)")
+    flags.add_argument(
+        "--requirement",
+        help="how pip finds this package, as a line of requirements.txt (default: this version from the package index)",
+    )
+    return flags
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    flags = parser()
+    arguments = flags.parse_args(argv)
+
+    def work() -> None:
+        title = arguments.title or arguments.model[0].rpartition("/")[2]
+        requirement = arguments.requirement or f"cllm4rec[app]=={__version__}"
+        files = space_files(arguments.model, title, requirement, version("gradio"))
+        write_space(arguments.output, files)
+        print(f"{', '.join(files)} written to {arguments.output}; upload it by")
+        print(f"hf upload OWNER/NAME {arguments.output} . --repo-type space")
+
+    return run_command(flags.prog, work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""What the events of the page do, without a browser."""
+
+import pytest
+
+pytest.importorskip("gradio", reason="needs the extra app: pip install 'cllm4rec[app]'")
+
+from modeling_cllm4rec.app.page import Page, build_page  # noqa: E402
+from modeling_cllm4rec.app.person import Person  # noqa: E402
+
+FILTERS = {"words": "", "k": 3, "exclude_seen": True, "title_words": "", "ids": "", "beams": None}
+
+
+@pytest.fixture(scope="module")
+def page(models) -> Page:
+    return Page(models)
+
+
+def test_a_history_is_composed(page):
+    person, history, found, sentence = page.toggle("B2", Person(), "soap 2")
+    assert person == Person(("B2",))
+    assert "Remove Lavender soap 2" in history
+    assert 'aria-pressed="true"' in found
+    assert sentence == ""
+    assert page.toggle("B2", person, "")[0] == Person()
+    assert page.clear("")[0] == Person()
+
+
+def test_users_are_taken(page):
+    person, history, _, sentence = page.take("ann", Person(), "")
+    assert person == Person(("B0", "B3", "B5"), "ann")
+    assert history.count("<li>") == 3
+    assert "User ann, with 3 items." in sentence
+    again, _, _, problem = page.take("bob", person, "")
+    assert again == person
+    assert "no user “bob”" in problem
+    user, picked, *_ = page.pick("")
+    assert picked.user == user
+
+
+def test_lists_come_one_by_one_and_sentences_are_added(page):
+    person = Person(("B0",))
+    first, second = page.recommend(person, **FILTERS)
+    assert (len(first[0]), len(second[0])) == (1, 2)
+    item = second[0][0].rows[0].item
+    written, html = page.write("write-0", item, second[0], {}, person)
+    assert list(written) == [(0, item)]
+    assert html.count("<blockquote") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"k": None}, "The number of recommendations is missing; give a whole number."),
+        ({"k": 2.5}, "The number of recommendations is 2.5; give a whole number."),
+        ({"beams": 1.5}, "The number of beams is 1.5; give a whole number."),
+        ({"ids": "B77"}, "no item with the id “B77”"),
+        ({"k": 400}, "400 recommendations were asked for; ask for 1 to 15"),
+    ],
+)
+def test_what_cannot_be_asked_gets_one_sentence(page, change, sentence):
+    ((answers, html),) = page.recommend(Person(("B0",)), **{**FILTERS, **change})
+    assert answers == []
+    assert sentence in html
+
+
+def test_what_only_some_models_offer_is_shown_for_them_only(models, cllm4rec):
+    from modeling_cllm4rec.app.answers import ShownModels
+
+    def visible(blocks) -> dict[str, bool]:
+        return {one.label: one.visible for one in blocks.blocks.values() if getattr(one, "label", None)}
+
+    both, alone = visible(build_page(models)), visible(build_page(ShownModels([cllm4rec])))
+    for label in ("Looking for, in words (LC-Rec)", "Beams of LC-Rec’s search"):
+        assert both[label]
+        assert not alone[label]
