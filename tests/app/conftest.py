@@ -25,7 +25,8 @@ lcrec_models = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(lcrec_models)
 
 ITEMS = [f"B{number}" for number in range(13)] + ['<i>"x"</i>', "🎸"]
-TITLES = [*(f"Lavender soap {number}" for number in range(12)), "Crème brûlée", "<img src=x onerror=alert(1)> ${1+1} {{value}}", None]
+AWKWARD = ["Crème brûlée", "<img src=x onerror=alert(1)> ${1+1} {{value}}", None]
+TITLES = [*(f"Lavender soap {number}" for number in range(12)), *AWKWARD]
 USERS = ["ann", "user 1", "🎸"]
 HISTORIES = [[0, 3, 5], [11], [2, 3, 4]]
 CODES = np.stack(np.divmod(np.arange(15), 5), axis=1).astype(np.int32)
