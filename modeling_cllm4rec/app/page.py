@@ -138,7 +138,7 @@ def build_page(models: ShownModels) -> gr.Blocks:
                 _html("<h3>History</h3>")
                 history = _html(history_list([]), js_on_load=SCRIPT, elem_id="history")
                 with gr.Row(elem_classes="inline", visible=users is not None):
-                    user = _line("Or a known user", "User id", scale=3, min_width=170)
+                    user = _line("Or a known user", "User id", scale=3, min_width=240)
                     take = gr.Button("Take", scale=1, min_width=70)
                     pick = gr.Button("Any user", scale=1, min_width=90)
                 who = _html(elem_id="who")

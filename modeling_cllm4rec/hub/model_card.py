@@ -47,7 +47,7 @@ def training_record(arguments: Any, progress: Any) -> dict[str, Any]:
     """What a stage was asked to do and what came out: arguments, epochs, seconds, validation history, versions, machine."""
     return {
         "arguments": dataclasses.asdict(arguments),
-        "seconds": round(progress.seconds, 1),
+        "seconds": round(progress.seconds, 3),
         "steps": progress.step,
         "best_epoch": progress.best_epoch,
         "history": progress.history,

@@ -17,9 +17,7 @@ from modeling_cllm4rec.item_index import ItemIndex
 from modeling_cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
 from tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 
-_spec = importlib.util.spec_from_file_location(
-    "lcrec_models_for_app", Path(__file__).parents[1] / "modeling" / "lcrec_models.py"
-)
+_spec = importlib.util.spec_from_file_location("lcrec_models_for_app", Path(__file__).parents[1] / "modeling" / "lcrec_models.py")
 assert _spec is not None and _spec.loader is not None
 lcrec_models = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(lcrec_models)
@@ -76,5 +74,3 @@ def saved(cllm4rec, tiny_backbones, tmp_path_factory) -> Path:
     cllm4rec.model.save_pretrained(folder)
     cllm4rec.writer.tokenizer.save_pretrained(folder)
     return folder
-
-
