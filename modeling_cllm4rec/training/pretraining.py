@@ -22,9 +22,10 @@ from modeling_cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation
 from modeling_cllm4rec.prompt_assembly import assemble
 from modeling_cllm4rec.training.arguments import PretrainArguments
 from modeling_cllm4rec.training.estimates import FEWER_ROWS, LargestBatch, check_memory, id_table_memory
-from modeling_cllm4rec.training.loop import Progress, Step, documents_of_a_step, make_accelerator, run
+from modeling_cllm4rec.training.loop import Step, documents_of_a_step, make_accelerator, run
 from modeling_cllm4rec.training.objectives import LossTerms, Weights, next_item_terms, next_word_terms
 from modeling_cllm4rec.training.parameters import choose_trainable, merge_lora
+from modeling_cllm4rec.training.progress import Progress
 from tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 
 logger = logging.getLogger(__name__)
@@ -90,9 +91,9 @@ class PretrainingStage:
         return steps + [Step("content", self.text_train[batch]) for batch in batches]
 
     def largest_batches(self) -> dict[str, LargestBatch]:
-        """The longest histories, and the longest texts."""
+        """The longest histories, as far as the context holds them, and the longest texts."""
         size, pieces = self.arguments.batch_size, len(assemble(self.pieces, user=0))
-        histories = np.sort(self.histories.lengths[self.histories.users])[-size:]
+        histories = np.minimum(np.sort(self.histories.lengths[self.histories.users])[-size:], self.max_length - pieces)
         batches = {"collaborative": LargestBatch(len(histories), int(histories[-1]) + pieces, int(histories.sum()))}
         texts = np.sort(self.texts.lengths[self.text_train])[-size:]
         if len(texts):

@@ -134,6 +134,16 @@ def test_an_estimate_of_a_stage(stage: PretrainingStage, data: RecommendationDat
     assert set(estimate.phases) == {"collaborative steps", "content steps", "validation", "checkpoints"}
 
 
+def test_histories_longer_than_the_context_count_as_far_as_they_are_read(stage: PretrainingStage) -> None:
+    longest = max(stage.histories.lengths)
+    before = stage.largest_batches()["collaborative"]
+    pieces = before.length - longest
+    stage.max_length = pieces + longest - 3
+    batch = stage.largest_batches()["collaborative"]
+    read = [min(length, longest - 3) for length in sorted(stage.histories.lengths)[-32:]]
+    assert batch == (before.rows, stage.max_length, sum(read), 0) and sum(read) < before.item_states
+
+
 def test_a_run_over_its_limit_leaves_nothing(pretrain_arguments: Callable[..., PretrainArguments], tmp_path: Path) -> None:
     with pytest.raises(MemoryError, match="max_memory is 0.01 GB, but the estimate is .* GB of memory, most in .*; "):
         pretrain(pretrain_arguments(max_memory=0.01))
