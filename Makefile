@@ -45,7 +45,7 @@ types: $(STAMP)  ## type annotations
 	$(BIN)/python -m mypy
 
 docs: $(DOCS_STAMP)  ## build the documentation into site/
-	$(BIN)/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: $(STAMP)  ## time training and scoring against the released scheme
 	$(BIN)/python recipes/benchmark.py speed

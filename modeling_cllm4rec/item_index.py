@@ -238,7 +238,7 @@ def assign_unique_codes(latents: np.ndarray, codebooks: np.ndarray, codes: np.nd
         below: dict[tuple[int, ...], np.ndarray] = {}
         for prefix, items in taken.items():
             wanted = result[items, level].copy()
-            result[items, level] = _with_room(latents, codebooks, result, items, level, room)
+            result[items, level] = codes_with_room(latents, codebooks, result, items, level, room)
             moved = items[result[items, level] != wanted]
             if len(moved) and level + 1 < levels:  # what they asked for further down was meant for another prefix
                 rest = residuals(latents[moved], codebooks, result[moved], level + 1)
@@ -268,10 +268,20 @@ def residuals(latents: np.ndarray, codebooks: np.ndarray, codes: np.ndarray, lev
     return rest
 
 
-def _with_room(
+def codes_with_room(
     latents: np.ndarray, codebooks: np.ndarray, codes: np.ndarray, items: np.ndarray, level: int, room: int
 ) -> np.ndarray:
-    """Codes at one level of the items under one prefix, none with more than `room` items."""
+    """Codes at one level of the items under one prefix, none with more than `room` items.
+
+    Where a code is asked for by too many, the nearest ones stay and the others go to the nearest codes with room; with room
+    for one item each, all are assigned jointly.
+
+    Args:
+        latents: (J, d); codebooks: (H, K, d); codes: (J, H) those that are asked for; items: (n,) rows of both.
+
+    Returns:
+        (n,) int32.
+    """
     wanted = codes[items, level]
     if len(items) == 1 or np.bincount(wanted).max() <= room:
         return wanted
@@ -348,6 +358,7 @@ def _check_latents(latents: np.ndarray, items: int, size: int, levels: int) -> N
 __all__ = [
     "ItemIndex",
     "assign_unique_codes",
+    "codes_with_room",
     "index_token",
     "nearest_codes",
     "nearest_free_codes",

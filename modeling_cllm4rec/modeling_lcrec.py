@@ -431,6 +431,20 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
             rows += noise * rows.std() * torch.randn(rows.shape, generator=generator)
             weight[borne.to(weight.device)] = rows.to(weight)
 
+    def require_indexer(self) -> RQVAEModel:
+        """What gives new items their codes.
+
+        Raises:
+            ValueError: there is none, because the index was not made from texts, or its folder is lost.
+        """
+        if self.indexer is None:
+            raise ValueError(
+                f"this model was saved without its indexer ({INDEXER_FOLDER}/), so it cannot index new items: vanilla and random "
+                "codes, those by co-occurrence and those of a file say nothing of an item that nobody has met; index with "
+                "--method rqvae or rk-means and align again"
+            )
+        return self.indexer
+
     def add_items(self, items: pa.Table, embeddings: np.ndarray) -> None:
         """Take new items into the catalogue without training: each gets the nearest index that is free.
 
@@ -442,10 +456,8 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
             ValueError: an item that the catalogue has already, no indexer, embeddings of another width or with NaN, or more
                 items than there are indices.
         """
-        catalogue = self._require_catalogue()
-        if self.indexer is None:
-            raise ValueError(f"this model was saved without its indexer ({INDEXER_FOLDER}/), so it cannot index new items")
-        width = self.indexer.config.input_dim
+        catalogue, indexer = self._require_catalogue(), self.require_indexer()
+        width = indexer.config.input_dim
         if embeddings.shape != (items.num_rows, width):
             raise ValueError(f"embeddings have shape {embeddings.shape}; {items.num_rows} items need ({items.num_rows}, {width})")
         if not np.isfinite(embeddings).all():
@@ -458,8 +470,8 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
             }
         ).cast(columns.schema)
         together = Catalogue(pa.concat_tables([columns, new]))
-        latents = self.indexer.latents(embeddings)
-        free = nearest_free_codes(latents, self.indexer.codebook_array, self.index.codes)
+        latents = indexer.latents(embeddings)
+        free = nearest_free_codes(latents, indexer.codebook_array, self.index.codes)
         self._set_items(together, np.concatenate([self.index.codes, free]))
 
     def remove_items(self, item_ids: Sequence[Any]) -> None:

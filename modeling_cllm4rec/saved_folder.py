@@ -22,7 +22,7 @@ from transformers.utils.hub import resolve_revision
 from .catalogue import CATALOGUE_FILE, USERS_FILE, Catalogue, KnownUsers
 from .handler import EndpointHandler  # noqa: F401 (transformers copies what is imported: so the file goes along)
 
-CARD_FILE = "README.md"
+CARD_FILE, CURVES_FILE = "README.md", "training_curves.png"
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 _UPLOAD_ARGUMENTS = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr")
 
@@ -34,6 +34,7 @@ class SavedFolderModel(PreTrainedModel):
         catalogue: the items that the model recommends, None where they have no external ids.
         users: the users who have an ID token, None where they have no external ids.
         card: text of the model card, None before there is one.
+        training_curves: the picture (PNG) that the card shows, None where none was drawn.
         flat_files: names of the Python files, beside this one, that the model's class needs.
     """
 
@@ -42,6 +43,7 @@ class SavedFolderModel(PreTrainedModel):
     catalogue: Catalogue | None = None
     users: KnownUsers | None = None
     card: str | None = None
+    training_curves: bytes | None = None
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
@@ -78,6 +80,7 @@ class SavedFolderModel(PreTrainedModel):
             ("catalogue", CATALOGUE_FILE, Catalogue.load),
             ("users", USERS_FILE, KnownUsers.load),
             ("card", CARD_FILE, _read_text),
+            ("training_curves", CURVES_FILE, _read_bytes),
         ]
         if not model.can_generate():
             parts.append(("generation_config", GENERATION_CONFIG_NAME, _read_generation_config))
@@ -146,6 +149,8 @@ class SavedFolderModel(PreTrainedModel):
             (self.users if include_histories else self.users.without_histories()).save(save_directory)
         if self.card is not None:
             (Path(save_directory) / CARD_FILE).write_text(self.card, encoding="utf-8")
+        if self.training_curves is not None:
+            (Path(save_directory) / CURVES_FILE).write_bytes(self.training_curves)
         if push:
             _upload(save_directory, **{"repo_id": Path(save_directory).name, **upload}, token=kwargs.get("token"))
 
@@ -196,6 +201,10 @@ def _read_text(path: str) -> str:
     return Path(path).read_text(encoding="utf-8")
 
 
+def _read_bytes(path: str) -> bytes:
+    return Path(path).read_bytes()
+
+
 def _read_generation_config(path: str) -> GenerationConfig:
     return GenerationConfig.from_dict(json.loads(_read_text(path)))
 
@@ -227,4 +236,4 @@ def _upload(
     )
 
 
-__all__ = ["CARD_FILE", "SavedFolderModel"]
+__all__ = ["CARD_FILE", "CURVES_FILE", "SavedFolderModel"]

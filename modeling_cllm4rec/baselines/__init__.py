@@ -51,6 +51,7 @@ BASELINES: dict[str, Baseline] = {
     "sasrec": Baseline("sasrec", "SASRecRecommender", "causal transformer, softmax over all items", {"loss": "full"}),
     "sasrec-sampled": Baseline("sasrec", "SASRecRecommender", "causal transformer, sampled softmax", {"loss": "sampled"}),
     "textknn": Baseline("textknn", "TextKNNRecommender", "nearest neighbours of items by their texts"),
+    "tallrec": Baseline("tallrec", "TALLRecRecommender", "language model on titles alone, Yes or No for each candidate"),
 }
 """Name -> where it is."""
 

@@ -15,7 +15,7 @@ from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.evaluation.evaluator import METRICS, parse_metrics
 from modeling_cllm4rec.training.loop import data_fingerprint
 
-System = Literal["baseline", "cllm4rec", "lcrec", "folder"]
+System = Literal["baseline", "cllm4rec", "lcrec", "lcrec-vanilla", "lcrec-cid", "tiger", "folder"]
 Case = Literal["everyone", "unseen-people"]
 Kind = Literal["quality", "ablation"]
 

@@ -75,7 +75,9 @@ class RankedLists:
         assert user_indices is not None
         asking = None if self.anonymous else user_indices
         candidates = None if self.candidates is None else select_users(self.candidates, user_indices)
-        if self.scores_all:
+        if candidates is not None and hasattr(self.recommender, "score_candidates"):  # where each item costs a pass
+            best = top_k(self.recommender.score_candidates(asking, histories, candidates), k, seen)[0]
+        elif self.scores_all:
             scores = self.recommender.score_histories(asking, histories)
             best = top_k(scores if candidates is None else _only(scores, candidates), k, seen)[0]
         else:

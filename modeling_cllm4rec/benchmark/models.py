@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from modeling_cllm4rec.baselines import BASELINES
+from modeling_cllm4rec.baselines import BASELINES, baseline_settings
 from modeling_cllm4rec.benchmark.jobs import Job
 from modeling_cllm4rec.benchmark.recipes import STAGES, Recipes, adjusted, check_recipe
-from modeling_cllm4rec.hub.model_card import RECORD_FILE
+from modeling_cllm4rec.hub.model_card import read_records
 
 DETERMINISTIC = ("popularity", "itemknn", "ease", "ease-recency", "textknn")
 """Baselines without any random number: one seed says all."""
@@ -29,10 +28,23 @@ TITLES = {
     "sasrec": "SASRec",
     "sasrec-sampled": "SASRec, sampled softmax",
     "textknn": "text-kNN",
+    "tallrec": "TALLRec-like",
     "cllm4rec": "CLLM4Rec",
     "lcrec": "LC-Rec",
+    "lcrec-vanilla": "LC-Rec, vanilla ids",
+    "lcrec-cid": "LC-Rec, co-occurrence ids",
+    "tiger": "TIGER-like",
 }
 """Model -> its name in tables; others are called what they are called."""
+SUMMARIES = {
+    **{name: baseline.summary for name, baseline in BASELINES.items()},
+    "cllm4rec": "trained by its recipe",
+    "lcrec": "trained by its recipe",
+    "lcrec-vanilla": "the recipe of LC-Rec with a token of its own for each item",
+    "lcrec-cid": "the recipe of LC-Rec with an index by clusters of co-occurrence, as P5-CID",
+    "tiger": "index tokens and sequences only, a small model from random weights; as TIGER, but a decoder alone",
+}
+"""Model -> what it is, in a few words."""
 
 
 def make_jobs(
@@ -58,7 +70,8 @@ def make_jobs(
         command: how the program was called, without models and seeds.
 
     Raises:
-        ValueError: a name that is none (the nearest ones), one twice, or a system without a recipe.
+        ValueError: a name that is none (the nearest ones), one twice, a system without a recipe, or a baseline that needs a
+            backbone and has none.
         FileNotFoundError: a trained folder that is not there.
     """
     if not models:
@@ -77,8 +90,7 @@ def make_jobs(
         recipe = _recipe(name, recipes, backbone, epochs_share)
         for seed in seeds[:1] if name in DETERMINISTIC else seeds:
             system: Any = name if name in SYSTEMS else "baseline"
-            about = BASELINES[name].summary if name in BASELINES else "trained by its recipe"
-            about += ", deterministic" if name in DETERMINISTIC else ""
+            about = SUMMARIES[name] + (", deterministic" if name in DETERMINISTIC else "")
             jobs.append(Job(name, system, seed, recipe, about=about, command=f"{command} --models {name} --seed {seed}"))
     keys = [job.key for job in jobs]
     for key in keys:
@@ -99,15 +111,17 @@ def folder_sha256(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def training_records(folder: Path) -> dict[str, Any]:
-    """Stage -> what was recorded when a saved model was trained; empty where nothing was."""
-    path = folder / RECORD_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
 def _recipe(name: str, recipes: Recipes, backbone: str | None, epochs_share: float) -> dict[str, Any]:
     if name not in SYSTEMS:
-        return {"name": name, "settings": recipes.baselines.get(name, {})}
+        settings = recipes.baselines.get(name, {})
+        if "backbone" in baseline_settings(name):
+            settings = settings if backbone is None else {**settings, "backbone": backbone}
+            if not settings.get("backbone"):
+                raise ValueError(
+                    f"models: {name} needs a language model; name one by --backbone, or in the YAML file of --config as "
+                    f"baselines: {{{name}: {{backbone: NAME}}}}"
+                )
+        return {"name": name, "settings": settings}
     if name not in recipes.systems:
         raise ValueError(
             f"models: {name} is trained by a recipe, and there is none for it; name a YAML file with {name}: by --config, or a "
@@ -124,7 +138,7 @@ def _folder_job(name: str, path: str, others: Sequence[Job], command: str) -> Jo
         raise ValueError(f"models: {name}={path}: a baseline is fitted, not read; give a trained model another name")
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"models: {name}={path}: there is no saved model in {path}")
-    records = list(training_records(folder).values())
+    records = list(read_records(folder).values())
     taken = [job.seed for job in others if job.model == name]
     seed = int(records[-1]["arguments"]["seed"]) if records else 0
     while seed in taken:

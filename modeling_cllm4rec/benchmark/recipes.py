@@ -20,10 +20,12 @@ from modeling_cllm4rec.training.arguments import (
 )
 from modeling_cllm4rec.training.indexing import IndexArguments
 
-SECTIONS = ("baselines", "cllm4rec", "lcrec")
+INDEXED = ("lcrec", "lcrec-vanilla", "lcrec-cid", "tiger")
+"""Recipes of an index and what is trained on it: LC-Rec, LC-Rec with other indices, and a small decoder from scratch."""
+SECTIONS = ("baselines", "cllm4rec", *INDEXED)
 STAGES: dict[str, dict[str, type[Any]]] = {
     "cllm4rec": {"pretrain": PretrainArguments, "finetune": FinetuneArguments},
-    "lcrec": {"index": IndexArguments, "align": AlignArguments},
+    **{name: {"index": IndexArguments, "align": AlignArguments} for name in INDEXED},
 }
 """System -> its stages and their arguments, in order."""
 OF_A_JOB = ("data", "output", "seed", "resume", "overwrite", "start", "index", "stop_after_steps", "stop_after_epochs")
@@ -45,8 +47,8 @@ def read_recipes(path: Path | None) -> Recipes:
     """Read a benchmark's YAML file; None is an empty one.
 
     `baselines:` holds a mapping of settings for each, or the list of a file's name and of a key in it; `cllm4rec:` what a
-    file for `pretrain` and `finetune` holds, or such a file's name; `lcrec:` has `index:` and `align:`, each likewise. File
-    names are relative to the file that names them.
+    file for `pretrain` and `finetune` holds, or such a file's name; `lcrec:` (and the other names of
+    `INDEXED`) has `index:` and `align:`, each likewise. File names are relative to the file that names them.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -62,11 +64,11 @@ def read_recipes(path: Path | None) -> Recipes:
     systems: dict[str, Recipe] = {}
     if content.get("cllm4rec"):
         systems["cllm4rec"] = cllm4rec_recipe(*_section(path, content["cllm4rec"], "cllm4rec"))
-    if content.get("lcrec"):
-        section, place = _section(path, content["lcrec"], "lcrec")
-        _refuse_unknown(place, section, tuple(STAGES["lcrec"]))
-        parts = {stage: _section(path, section.get(stage) or {}, f"lcrec: {stage}") for stage in STAGES["lcrec"]}
-        systems["lcrec"] = {stage: _settings(*parts[stage], kind, stage) for stage, kind in STAGES["lcrec"].items()}
+    for name in (name for name in INDEXED if content.get(name)):
+        section, place = _section(path, content[name], name)
+        _refuse_unknown(place, section, tuple(STAGES[name]))
+        parts = {stage: _section(path, section.get(stage) or {}, f"{name}: {stage}") for stage in STAGES[name]}
+        systems[name] = {stage: _settings(*parts[stage], kind, stage) for stage, kind in STAGES[name].items()}
     return Recipes({name: dict(settings or {}) for name, settings in baselines.items()}, systems)
 
 
@@ -81,12 +83,15 @@ def cllm4rec_recipe(content: Mapping[str, Any], place: str) -> Recipe:
 
 
 def adjusted(recipe: Recipe, system: str, backbone: str | None, epochs_share: float) -> Recipe:
-    """A recipe with another backbone, and with a share of its epochs (at least one where it has any)."""
+    """A recipe with another backbone, and with a share of its epochs (at least one where it has any).
+
+    A recipe that trains a decoder from scratch has no backbone, and gets none.
+    """
     changed: Recipe = {}
     for stage, kind in STAGES[system].items():
         settings = dict(recipe[stage])
         known = {one.name: one.default for one in fields(kind)}
-        if backbone is not None and "backbone" in known:
+        if backbone is not None and "backbone" in known and not settings.get("scratch_layers"):
             settings["backbone"] = backbone
         if epochs_share < 1:
             for name in EPOCHS:

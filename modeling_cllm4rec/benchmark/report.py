@@ -228,8 +228,12 @@ def _origins(tables: list[Table]) -> list[str]:
 
 
 def _without_places(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings without those that a benchmark sets for every job, at any depth."""
-    kept = {name: value for name, value in settings.items() if name not in OF_A_JOB}
+    """Settings without those that a benchmark sets for every job, at any depth; a stage may be called as such a setting is.
+
+    >>> _without_places({"index": {"method": "vanilla"}, "align": {"index": "runs/index", "epochs": 3}})
+    {'index': {'method': 'vanilla'}, 'align': {'epochs': 3}}
+    """
+    kept = {name: value for name, value in settings.items() if name not in OF_A_JOB or isinstance(value, dict)}
     return {name: _without_places(value) if isinstance(value, dict) else value for name, value in kept.items()}
 
 

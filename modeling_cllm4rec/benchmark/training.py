@@ -9,18 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from transformers import AutoTokenizer
 
 from modeling_cllm4rec.baselines import baseline_settings, fit_baseline, tune
 from modeling_cllm4rec.benchmark.jobs import Job, Setting, fingerprint, write_json
-from modeling_cllm4rec.benchmark.models import training_records
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.matching import check_same_ids
 from modeling_cllm4rec.corpora.prompts import next_item_pieces
 from modeling_cllm4rec.evaluation.evaluator import parse_metrics
 from modeling_cllm4rec.evaluation.search import SearchingRecommender
 from modeling_cllm4rec.hub.loading import load_recommender
+from modeling_cllm4rec.hub.model_card import read_records
 from modeling_cllm4rec.modeling_lcrec import LCRecForRecommendation
 from modeling_cllm4rec.training.alignment import AlignArguments, align
 from modeling_cllm4rec.training.arguments import FinetuneArguments, PretrainArguments
@@ -29,7 +30,7 @@ from modeling_cllm4rec.training.indexing import IndexArguments, index_items
 from modeling_cllm4rec.training.pretraining import pretrain
 
 FINISHED_FILE = "finished.json"
-NO_SETTINGS = ("progress", "device")
+NO_SETTINGS = ("progress", "device", "planned_pairs", "max_hours")
 """What a baseline may be told that changes none of its numbers."""
 LCREC_BATCH = 64
 """Most people whose search runs at a time."""
@@ -54,7 +55,8 @@ class Trained(NamedTuple):
 def tune_baseline(job: Job, setting: Setting, data: RecommendationData) -> dict[str, Any]:
     """The best settings of a baseline on validation, and all trials, ready for JSON."""
     start = time.perf_counter()
-    found = tune(job.recipe["name"], data, setting.tune, 0, setting.tune_metric, max_users=setting.max_users)
+    fixed = {name: value for name, value in job.recipe["settings"].items() if name == "backbone"}
+    found = tune(job.recipe["name"], data, setting.tune, 0, setting.tune_metric, fixed=fixed, max_users=setting.max_users)
     return {"settings": found.settings, "trials": found.trials.to_pylist(), "seconds": time.perf_counter() - start}
 
 
@@ -71,10 +73,12 @@ def train(job: Job, setting: Setting, data: RecommendationData, runs: Path, tune
     """
     if job.system == "baseline":
         name, settings = job.recipe["name"], {**job.recipe["settings"], **(tuned or {})}
+        known = baseline_settings(name)
+        planned = {"planned_pairs": pairs_to_score(setting, data)} if "planned_pairs" in known else {}
         start = time.perf_counter()
-        recommender = fit_baseline(name, data, seed=job.seed, **settings)
+        recommender = fit_baseline(name, data, seed=job.seed, **planned, **settings)
         seconds = time.perf_counter() - start
-        everything = {key: value for key, value in baseline_settings(name).items() if key not in NO_SETTINGS} | settings
+        everything = {key: value for key, value in known.items() if key not in NO_SETTINGS} | settings
         return Trained(recommender, seconds, everything)
     if job.system == "folder":
         return _read_folder(Path(job.recipe["path"]), data, setting)
@@ -84,6 +88,13 @@ def train(job: Job, setting: Setting, data: RecommendationData, runs: Path, tune
         prompts = PretrainArguments(**job.recipe["pretrain"], data="data", output="output").templates
         recommender.config.recommendation_prompts = next_item_pieces(prompts, AutoTokenizer.from_pretrained(folder))
     return _ready(recommender, setting, seconds, dict(job.recipe))
+
+
+def pairs_to_score(setting: Setting, data: RecommendationData) -> int:
+    """How many pairs of a user and an item are scored in all conditions: what costs most where each is a pass of its own."""
+    users = int((np.diff(data.histories("test").indptr) > 0).sum())
+    asking = users if setting.max_users is None else min(users, setting.max_users)
+    return sum(asking * (way.negatives + 1 if way.negatives else data.num_items) for way in setting.conditions)
 
 
 def train_cllm4rec(job: Job, data: RecommendationData, runs: Path) -> tuple[Path, float]:
@@ -107,7 +118,7 @@ def train_cllm4rec(job: Job, data: RecommendationData, runs: Path) -> tuple[Path
 
 
 def train_lcrec(job: Job, data: RecommendationData, runs: Path) -> tuple[Path, float]:
-    """Index the items and align.
+    """Index the items and align: LC-Rec, with whatever index, and what is trained from scratch on an index.
 
     Returns:
         Folder of the model, and the seconds of both stages.
@@ -140,7 +151,7 @@ def finished(folder: Path, work: Callable[[], float]) -> float:
 def _read_folder(folder: Path, data: RecommendationData, setting: Setting) -> Trained:
     recommender = load_recommender(folder)
     check_same_ids(recommender, data, str(folder))
-    records = training_records(folder)
+    records = read_records(folder)
     seconds = sum(record["seconds"] for record in records.values()) if records else None
     settings = {stage: record["arguments"] for stage, record in records.items()}
     return _ready(recommender, setting, seconds, settings)

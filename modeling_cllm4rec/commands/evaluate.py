@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -66,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--seed", type=int, default=0, help="start of the bootstrap's random numbers")
     flags.add_argument("--output", help="folder for the report (default: the model's folder; its card is updated there)")
     flags.add_argument("--json", action="store_true", help="print the reports as JSON, not as a table")
+    flags.set_defaults(command=None)
     return flags
 
 
@@ -119,6 +121,7 @@ def save(report: EvaluationReport, arguments: argparse.Namespace, data: Recommen
     folder = Path(arguments.output or arguments.model)
     folder.mkdir(parents=True, exist_ok=True)
     name = f"evaluation-{arguments.split}-given-{arguments.test_history.replace('+', '-')}"
+    report.command = arguments.command
     report.save(folder / f"{name}.json", overwrite=True)
     report.save_per_user(folder / f"{name}.parquet", overwrite=True)
     if arguments.output is None:
@@ -129,6 +132,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command."""
     flags = parser()
     arguments = flags.parse_args(argv)
+    arguments.command = shlex.join(["cllm4rec", "evaluate", *(sys.argv[1:] if argv is None else argv)])
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
 
     def work() -> None:

@@ -49,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", required=True, type=Path, help="folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace a data folder that is there")
     parser.add_argument("--json", action="store_true", help="print statistics and protocol as JSON")
+    parser.add_argument("--data-license", metavar="NAME", help="licence of the data, for the cards of models trained on it")
     _add_source_arguments(parser)
     _add_text_arguments(parser, "item")
     parser.add_argument("--keep-all-items", action="store_true", help="keep items that have no interaction")
@@ -170,6 +171,7 @@ def prepare(args: argparse.Namespace) -> RecommendationData:
             on_missing_user=args.on_missing_user,
             overwrite=args.overwrite,
             sources=record,
+            data_license=args.data_license,
             on_step=begin,
         )
         bar.update(len(steps) - bar.n)

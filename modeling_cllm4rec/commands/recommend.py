@@ -27,9 +27,12 @@ EPILOG = """example:
   cllm4rec recommend --model runs/mine --k 10 --output everyone.parquet
   cllm4rec recommend --model runs/mine-lcrec --query "a gentle cleanser for dry skin" --k 10
 
-A histories file is Parquet or JSON lines with a column `history` (lists of item ids, oldest first) and, for known users,
-`user_id`.
+A histories file is Parquet or JSON lines with a column `history` (lists of item ids, oldest first). For users that the model
+knows, a column `user_id` names them; for people it never met, a column `user` holds any names, which come back with the answers
+(without it, the numbers of the rows).
 """
+logger = logging.getLogger(__name__)
+
 PEOPLE_AT_ONCE = 65536
 """Users read and scored between two looks at the source: bounds the memory for any number of people."""
 
@@ -59,21 +62,22 @@ def parser() -> argparse.ArgumentParser:
 
 
 def questions(arguments: argparse.Namespace, model: RecommendsItems) -> Iterator[dict[str, Any]]:
-    """Arguments `users` and `histories` of `recommend`, some thousand people at a time."""
+    """Arguments `users` and `histories` of `recommend`, some thousand people at a time, and the names that answers bear."""
     if arguments.histories:
         people = read_histories(arguments.histories)
         for start in range(0, people.num_rows, PEOPLE_AT_ONCE):
             part = people.slice(start, PEOPLE_AT_ONCE)
             users = part["user_id"].to_pylist() if "user_id" in part.column_names else None
-            yield {"users": users, "histories": part["history"].to_pylist(), "first": start}
+            names = part["user"] if "user" in part.column_names else pa.array(range(start, start + part.num_rows))
+            yield {"users": users, "histories": part["history"].to_pylist(), "names": names}
         return
     if model.users is None:
         raise ValueError(f"{arguments.model} knows no users; give --histories")
     if arguments.users:
-        yield {"users": model.users.ids.parse(arguments.users), "histories": None, "first": 0}
+        yield {"users": model.users.ids.parse(arguments.users), "histories": None, "names": None}
         return
     for start in range(0, len(model.users), PEOPLE_AT_ONCE):
-        yield {"users": model.users.ids.array.slice(start, PEOPLE_AT_ONCE).to_pylist(), "histories": None, "first": start}
+        yield {"users": model.users.ids.array.slice(start, PEOPLE_AT_ONCE).to_pylist(), "histories": None, "names": None}
 
 
 def read_histories(path: str) -> pa.Table:
@@ -88,6 +92,14 @@ def read_histories(path: str) -> pa.Table:
         raise ValueError(f"--histories: {path} has columns {table.column_names}; it needs 'history' (lists of item ids)")
     if not table.num_rows:
         raise ValueError(f"--histories: {path} is empty")
+    if {"user", "user_id"} <= set(table.column_names):
+        raise ValueError(
+            f"--histories: {path} has columns 'user_id' and 'user'; keep 'user_id' for users that the model knows, or 'user' "
+            "for names that are only handed through"
+        )
+    unread = sorted(set(table.column_names) - {"history", "user", "user_id"})
+    if unread:
+        logger.warning("--histories: columns of %s that are not read: %s", path, ", ".join(unread))
     return table
 
 
@@ -103,7 +115,7 @@ def tables(arguments: argparse.Namespace, model: RecommendsItems) -> Iterator[pa
         yield model.search(arguments.query, arguments.k, candidates=candidates, **search).table
         return
     for question in questions(arguments, model):
-        first = question.pop("first")
+        names = question.pop("names")
         for table in model.iter_recommendations(
             **question,
             k=arguments.k,
@@ -114,9 +126,8 @@ def tables(arguments: argparse.Namespace, model: RecommendsItems) -> Iterator[pa
             progress=arguments.output is not None,
             **search,
         ):
-            if question["users"] is None and first:
-                numbers = pa.array(table["user"].to_numpy() + first)
-                table = table.set_column(0, "user", numbers)
+            if question["users"] is None:
+                table = table.set_column(0, "user", names.take(table["user"]))
             yield table
 
 

@@ -39,6 +39,7 @@ def prepare_tables(
     on_missing_user: str = "error",
     overwrite: bool = False,
     sources: Sequence[dict[str, str]] = (),
+    data_license: str | None = None,
     on_step: Callable[[str], None] | None = None,
 ) -> RecommendationData:
     """Clean, index and split interactions, and write the data folder.
@@ -60,6 +61,7 @@ def prepare_tables(
         on_missing_user: likewise for users.
         overwrite: replace a data folder that is there, once the new one is complete.
         sources: `{"table", "file", "sha256"}` of what the tables were read from, for the record.
+        data_license: name of the licence of the data, which the cards of models trained on it state.
         on_step: called with each of `STEPS` when it begins.
 
     Returns:
@@ -113,6 +115,7 @@ def prepare_tables(
         "statistics": statistics,
         "protocol": protocol | {"line": protocol_line(protocol)},
         "sources": list(sources),
+        **({} if data_license is None else {"license": data_license}),
     }
     begin("writing")
     return RecommendationData(user_table, item_table, indexed, info, Path(output)).save(output, overwrite)

@@ -102,6 +102,8 @@ def as_markdown(report: Mapping[str, Any]) -> str:
         moved = {**report["moved_items"], "index": 0}
         lines += [f"| {name} | {value:.4f} | {moved[name]} |" for name, value in report["displacement"].items()]
         lines += ["", f"Reconstruction error {report['reconstruction_error']:.6f} of a variance of {report['variance']:.6f}."]
+    else:
+        lines += ["", "Made without embeddings of texts: distances and a reconstruction error do not apply."]
     return "\n".join(lines) + "\n"
 
 

@@ -34,6 +34,7 @@ class EvaluationReport:
         n_resamples: resamples of the bootstrap; 0 means no intervals.
         user_indices: (users,) the evaluated users; empty in a report that was loaded.
         per_user: name to (users,) values in the order of `user_indices`; empty in a report that was loaded.
+        command: the command line that measured it, None where it was none.
     """
 
     protocol: Protocol
@@ -46,6 +47,7 @@ class EvaluationReport:
         default_factory=lambda: np.zeros(0, dtype=np.int64), compare=False, repr=False
     )
     per_user: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict, compare=False, repr=False)
+    command: str | None = None
 
     @property
     def users(self) -> int:
@@ -64,6 +66,7 @@ class EvaluationReport:
             "users": self.users,
             "seed": self.seed,
             "n_resamples": self.n_resamples,
+            "command": self.command,
         }
 
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> Path:
@@ -116,6 +119,7 @@ class EvaluationReport:
                 seconds=values["seconds"],
                 seed=values["seed"],
                 n_resamples=values["n_resamples"],
+                command=values.get("command"),
             )
         except KeyError as error:
             raise ValueError(f"{path} lacks the field {error}; evaluate again") from error

@@ -11,14 +11,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from modeling_cllm4rec import __version__
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.evaluation.report import EvaluationReport
+from modeling_cllm4rec.evaluation.training_curves import RECORD_FILE, keep_curves
+from modeling_cllm4rec.hub.repeating import NOT_STATED, backbone_record, changed_arguments, training_command
+from modeling_cllm4rec.saved_folder import CURVES_FILE, SavedFolderModel
 
-RECORD_FILE = "training.json"
 SYSTEMS = {
     "cllm4rec": (
         "cllm4rec",
@@ -32,36 +35,55 @@ SYSTEMS = {
     ),
 }
 """Tag and first sentence of the card."""
+USES = {
+    "cllm4rec": "for its known users by their ids, for anybody else by a history of item ids. It reads no words when it "
+    "recommends",
+    "lc-rec": "for anybody, by a history of item ids, by words that say what is looked for, or by both",
+}
 LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "peft")
 
 
 def machine() -> str:
     """The machine in words: processor kind, cores, accelerator."""
-    import torch
-
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no accelerator"
     return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {device}"
 
 
 def training_record(arguments: Any, progress: Any) -> dict[str, Any]:
-    """What a stage was asked to do and what came out: arguments, epochs, seconds, validation history, versions, machine."""
+    """What a stage was asked to do and what came out: arguments, epochs, seconds, history, versions, machine, backbone."""
+    given = dataclasses.asdict(arguments)
     return {
-        "arguments": dataclasses.asdict(arguments),
+        "arguments": given,
+        "changed": changed_arguments(arguments),
+        "processes": torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1,
         "seconds": round(progress.seconds, 3),
         "steps": progress.step,
         "best_epoch": progress.best_epoch,
         "history": progress.history,
         "versions": {"cllm4rec": __version__, **{name: version(name) for name in LIBRARIES}},
         "machine": machine(),
+        **({"backbone": backbone_record(given["backbone"])} if given.get("backbone") else {}),
     }
 
 
-def save_record(folder: Path, stage: str, record: dict[str, Any]) -> None:
-    """Put a stage's record into `training.json`, beside those of earlier stages."""
-    path = folder / RECORD_FILE
-    records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+def save_record(folder: Path, stage: str, record: dict[str, Any], earlier: Path | None = None) -> None:
+    """Put a stage's record into `training.json`, behind those of earlier stages, and draw their curves.
+
+    Args:
+        folder: of the run.
+        earlier: folder of what the stage started from; the records there, if there are any, are those of the earlier stages.
+    """
+    records = {} if earlier is None else read_records(earlier)
+    records = records or read_records(folder)
     records[stage] = record
-    path.write_text(json.dumps(records, indent=1), encoding="utf-8")
+    (folder / RECORD_FILE).write_text(json.dumps(records, indent=1), encoding="utf-8")
+    keep_curves(folder)
+
+
+def read_records(folder: Path) -> dict[str, Any]:
+    """The contents of a folder's `training.json`: stage -> record; empty where there is none."""
+    path = folder / RECORD_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def make_card(
@@ -69,6 +91,7 @@ def make_card(
     records: dict[str, Any],
     data_info: dict[str, Any],
     reports: Sequence[EvaluationReport] = (),
+    curves: bool = False,
 ) -> str:
     """The card's text, YAML header with `model-index` included.
 
@@ -77,11 +100,35 @@ def make_card(
         records: contents of `training.json`, stage by stage.
         data_info: contents of the data folder's `dataset.json`.
         reports: evaluations of this model.
+        curves: show the picture of the training curves, which lies beside the card.
     """
     tag, about = SYSTEMS["lcrec" if "align" in records else "cllm4rec"]
+    backbone = next((record["backbone"] for record in reversed(records.values()) if "backbone" in record), None)
     header: dict[str, Any] = {"library_name": "transformers", "tags": ["recommendation", tag]}
+    if backbone is not None and not backbone["local"]:
+        header["base_model"] = backbone["name"]
     if reports:
-        results = [
+        results = [result for report in reports for result in _results(report)]
+        header = ModelCardData(model_name=name, eval_results=results, **header).to_dict()
+    parts = [
+        ["---", yaml.safe_dump(header, sort_keys=False).strip(), "---", "", f"# {name}", "", about, ""],
+        _use_section(USES[tag]),
+        _data_section(data_info),
+        _metrics_section(reports),
+        *(_stage_section(stage, record) for stage, record in records.items()),
+        ["## Training curves", "", f"![Losses and validation metrics by epoch]({CURVES_FILE})", ""] if curves else [],
+        _repeat_section(records, reports),
+        _limits_section(data_info, backbone),
+    ]
+    return "\n".join(line for part in parts for line in part)
+
+
+def _results(report: EvaluationReport) -> list[EvalResult]:
+    """The entries of the `model-index`; what a number's interval is stands among its arguments."""
+    results = []
+    for metric, value in report.metrics.items():
+        interval = [round(end, 5) for end in report.intervals.get(metric, ())]
+        results.append(
             EvalResult(
                 task_type="recommendation",
                 dataset_type="interactions",
@@ -90,15 +137,14 @@ def make_card(
                 metric_type=metric,
                 metric_name=f"{metric} ({report.protocol.test_history} histories)",
                 metric_value=round(value, 5),
+                metric_args={"interval_95": interval, "bootstrap_resamples": report.n_resamples} if interval else None,
             )
-            for report in reports
-            for metric, value in report.metrics.items()
-        ]
-        header = ModelCardData(model_name=name, eval_results=results, **header).to_dict()
-    lines = ["---", yaml.safe_dump(header, sort_keys=False).strip(), "---", "", f"# {name}", ""]
-    lines += [
-        about,
-        "",
+        )
+    return results
+
+
+def _use_section(use: str) -> list[str]:
+    return [
         "```python",
         "from transformers import AutoModel",
         "",
@@ -106,31 +152,67 @@ def make_card(
         "model.recommend(histories=[[...]], k=10)  # external item ids in, external item ids out",
         "```",
         "",
-        "## Data",
+        "## Intended use",
+        "",
+        f"To rank the items of its catalogue {use}. It is meant for research and for lists of suggestions that a person "
+        "looks at, on people and items like those of its data; not for decisions about people.",
         "",
     ]
+
+
+def _data_section(data_info: dict[str, Any]) -> list[str]:
+    lines = ["## Data", ""]
     lines += [f"- {key}: {_short(value)}" for key, value in data_info.get("statistics", {}).items()]
     lines += [f"- {key}: {_short(value)}" for key, value in data_info.get("protocol", {}).items()]
-    lines += ["", "## Metrics", ""]
+    lines += [f"- source of {one['table']}: {one['file']}, SHA-256 {one['sha256']}" for one in data_info.get("sources", [])]
+    return [*lines, ""]
+
+
+def _metrics_section(reports: Sequence[EvaluationReport]) -> list[str]:
+    lines = ["## Metrics", ""]
     for report in reports:
         lines += [report.to_markdown(), ""]
-    if not reports:
-        lines += ["Not evaluated yet: run `cllm4rec evaluate`.", ""]
-    for stage, record in records.items():
-        lines += [f"## Training: {stage}", ""]
-        lines += [f"{record['steps']} optimizer steps, {record['seconds']:.0f} s on {record['machine']}.", "", "```yaml"]
-        lines += [yaml.safe_dump(record["arguments"], sort_keys=True).strip(), "```", ""]
-        lines += [", ".join(f"{library} {number}" for library, number in record["versions"].items()), ""]
-        lines += [line for note in record.get("notes", []) for line in (note, "")]
-    lines += [
+    return lines if reports else [*lines, "Not evaluated yet: run `cllm4rec evaluate`.", ""]
+
+
+def _stage_section(stage: str, record: dict[str, Any]) -> list[str]:
+    lines = [f"## Training: {stage}", ""]
+    lines += [f"{record['steps']} optimizer steps, {record['seconds']:.0f} s on {record['machine']}.", "", "```yaml"]
+    lines += [yaml.safe_dump(record["arguments"], sort_keys=True).strip(), "```", ""]
+    lines += [", ".join(f"{library} {number}" for library, number in record["versions"].items()), ""]
+    return lines + [line for note in record.get("notes", []) for line in (note, "")]
+
+
+def _repeat_section(records: dict[str, Any], reports: Sequence[EvaluationReport]) -> list[str]:
+    """The commands of all stages and evaluations; a record of an earlier version names all of its arguments."""
+    commands = [
+        training_command(stage, record.get("changed", record["arguments"]), record.get("processes", 1))
+        for stage, record in records.items()
+    ]
+    commands += [report.command for report in reports if report.command is not None]
+    if not commands:
+        return []
+    about = "With the versions above, the same data folder and the same backbone:"
+    return ["## The same again", "", about, "", "```bash", *commands, "```", ""]
+
+
+def _limits_section(data_info: dict[str, Any], backbone: dict[str, Any] | None) -> list[str]:
+    name = "" if backbone is None else f" ({backbone['name']})"
+    stated = NOT_STATED if backbone is None or backbone["license"] is None else backbone["license"]
+    return [
         "## Limits",
         "",
         "It recommends only items of its catalogue, and reflects the interactions it was trained on, popularity and gaps "
-        "included. `users.parquet` holds training histories unless the model was saved with `include_histories=False`. "
-        "The licences of the data and of the backbone apply to what was learned from them.",
+        "included. `users.parquet` holds training histories unless the model was saved with `include_histories=False`.",
+        "",
+        "## Licences",
+        "",
+        f"- of the data: {data_info.get('license', NOT_STATED)}",
+        f"- of the backbone{name}: {stated}",
+        "",
+        "They apply to what was learned from data and backbone.",
         "",
     ]
-    return "\n".join(lines)
 
 
 def update_card(folder: Path, data: RecommendationData) -> str:
@@ -139,12 +221,17 @@ def update_card(folder: Path, data: RecommendationData) -> str:
     Returns:
         The card's text.
     """
-    path = folder / RECORD_FILE
-    records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     reports = [EvaluationReport.load(report) for report in sorted(folder.glob("evaluation-*.json"))]
-    card = make_card(folder.resolve().name, records, data.info, reports)
+    card = make_card(folder.resolve().name, read_records(folder), data.info, reports, (folder / CURVES_FILE).is_file())
     (folder / "README.md").write_text(card, encoding="utf-8")
     return card
+
+
+def give_card(model: SavedFolderModel, folder: Path, data: RecommendationData) -> None:
+    """Renew the card of a run's folder, and let the model that was trained there hold it, with its curves."""
+    model.card = update_card(folder, data)
+    curves = folder / CURVES_FILE
+    model.training_curves = curves.read_bytes() if curves.is_file() else None
 
 
 def _short(value: Any) -> str:

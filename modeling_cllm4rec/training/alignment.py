@@ -7,6 +7,7 @@ import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -28,17 +29,19 @@ from modeling_cllm4rec.corpora.documents import text_column
 from modeling_cllm4rec.corpora.intention_writer import write_intentions
 from modeling_cllm4rec.evaluation.evaluator import evaluate
 from modeling_cllm4rec.evaluation.search import SearchingRecommender
-from modeling_cllm4rec.hub.model_card import save_record, training_record, update_card
+from modeling_cllm4rec.hub.model_card import give_card, save_record, training_record
 from modeling_cllm4rec.item_index import ItemIndex
 from modeling_cllm4rec.losses import word_nll
 from modeling_cllm4rec.modeling_lcrec import INDEXER_FOLDER, LCRecForRecommendation
 from modeling_cllm4rec.modeling_rqvae import RQVAEModel
 from modeling_cllm4rec.prompt_assembly import pad_right
-from modeling_cllm4rec.training.arguments import TrainingArguments
+from modeling_cllm4rec.training.arguments import TrainingArguments, check_at_least
+from modeling_cllm4rec.training.backbones import untrained_backbone
 from modeling_cllm4rec.training.estimates import LargestBatch
 from modeling_cllm4rec.training.indexing import INDEX_FILE, SETTINGS_FILE
-from modeling_cllm4rec.training.loop import Progress, Step, as_on_the_main_process, documents_of_a_step, make_accelerator, run
+from modeling_cllm4rec.training.loop import Step, as_on_the_main_process, documents_of_a_step, make_accelerator, run
 from modeling_cllm4rec.training.parameters import choose_index_rows, merge_lora
+from modeling_cllm4rec.training.progress import Progress
 from tokenization.tokenization_lcrec import add_index_tokens
 
 logger = logging.getLogger(__name__)
@@ -51,6 +54,12 @@ class AlignArguments(TrainingArguments):
     """Alignment tuning: index tokens and the language model, on tasks between language and indices."""
 
     backbone: str = field(default="", metadata={"help": "name or path of a causal language model"})
+    scratch_layers: int = field(
+        default=0, metadata={"help": "in place of a backbone, a small decoder with random weights and so many layers"}
+    )
+    scratch_width: int = field(default=128, metadata={"help": "width of that decoder"})
+    scratch_heads: int = field(default=4, metadata={"help": "attention heads of that decoder"})
+    scratch_context: int = field(default=512, metadata={"help": "tokens that this decoder reads at once"})
     index: str = field(default="", metadata={"help": "index folder written by `cllm4rec index-items`"})
     tune: Literal["frozen", "lora", "full"] = field(
         default="full",
@@ -97,9 +106,24 @@ class AlignArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("backbone", "index"):
-            if not getattr(self, name):
-                raise ValueError(f"{name} is not set; give --{name} or set it in the YAML file")
+        if not self.index:
+            raise ValueError("index is not set; give --index or set it in the YAML file")
+        check_at_least(self, 0, "scratch_layers")
+        check_at_least(self, 1, "scratch_width", "scratch_heads", "scratch_context")
+        if not self.backbone and not self.scratch_layers:
+            raise ValueError("backbone is not set; give --backbone or set it in the YAML file, or scratch_layers for a small one")
+        if self.backbone and self.scratch_layers:
+            raise ValueError(
+                f"backbone is {self.backbone!r} and scratch_layers {self.scratch_layers}; a decoder from scratch stands in "
+                "place of a backbone: set one of the two"
+            )
+        if self.scratch_layers and self.scratch_width % self.scratch_heads:
+            raise ValueError(
+                f"scratch_width is {self.scratch_width} and scratch_heads {self.scratch_heads}; the width must be a multiple of "
+                "the heads"
+            )
+        if self.scratch_layers and self.tune != "full":
+            raise ValueError(f"tune is {self.tune!r}, but random weights must be trained whole; set tune: full")
         for name in ("max_history", "num_beams", "eval_users", "eval_batch_size", "eval_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -262,18 +286,41 @@ def new_lcrec_model(
 ) -> tuple[LCRecForRecommendation, PreTrainedTokenizerBase]:
     """Model and tokenizer for a data folder and its index, with the backbone's weights and fresh rows of index tokens.
 
+    With `scratch_layers` the backbone is `backbones.untrained_backbone`; with the task seqrec alone that is near to TIGER.
+
     Raises:
         FileNotFoundError: there is no such backbone, or no index.
         ValueError: the index is that of another catalogue, or `init_tokens` is `text` and no item has a text.
     """
     if data.num_items < 10:
         raise ValueError(f"the catalogue has {data.num_items} items; {SELECTION} selects the epoch and needs 10 or more")
+    if not arguments.scratch_layers:
+        return _model_around(arguments.backbone, data, arguments)
+    templates = load_templates(arguments.templates or None)
+    prompts = [text for kinds in templates.groups.values() for group in kinds.values() for text in group]
+    with TemporaryDirectory() as folder:
+        untrained_backbone(
+            data,
+            folder,
+            prompts,
+            hidden_size=arguments.scratch_width,
+            layers=arguments.scratch_layers,
+            heads=arguments.scratch_heads,
+            context_length=arguments.scratch_context,
+            seed=arguments.seed,
+        )
+        return _model_around(folder, data, arguments)
+
+
+def _model_around(
+    backbone: str, data: RecommendationData, arguments: AlignArguments
+) -> tuple[LCRecForRecommendation, PreTrainedTokenizerBase]:
     index, indexer, item_encoder = load_index(arguments.index, data)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(arguments.backbone)
+        tokenizer = AutoTokenizer.from_pretrained(backbone)
     except OSError as error:
         raise FileNotFoundError(
-            f"backbone: {arguments.backbone} is no folder with a language model and could not be read from the Hub ({error})"
+            f"backbone: {backbone} is no folder with a language model and could not be read from the Hub ({error})"
         ) from error
     templates = load_templates(arguments.templates or None)
     pieces: dict[str, Any] = {
@@ -284,7 +331,7 @@ def new_lcrec_model(
     first = add_index_tokens(tokenizer, index.num_levels, index.codebook_size)
     train = data.histories("train")
     model = LCRecForRecommendation.from_backbone(
-        arguments.backbone,
+        backbone,
         index=index,
         first_index_token=first,
         catalogue=Catalogue(data.items),
@@ -326,8 +373,8 @@ def align(arguments: AlignArguments) -> tuple[LCRecForRecommendation, Progress]:
         record = training_record(arguments, progress)
         if stage.corpus.intentions is not None:
             record["notes"] = [f"Intentions and preferences were written by: {stage.corpus.intentions.source}."]
-        save_record(arguments.run_folder, stage.name, record)
-        model.card = update_card(arguments.run_folder, data)
+        save_record(arguments.run_folder, stage.name, record, Path(arguments.index))
+        give_card(model, arguments.run_folder, data)
         logger.info("model saved in %s", arguments.run_folder)
     accelerator.wait_for_everyone()
     return model, progress

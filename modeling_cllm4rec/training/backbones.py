@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -59,23 +59,9 @@ def train_backbone(
     texts = list(training_texts(data))
     if not texts:
         raise ValueError(f"{data.folder} has no texts to train a language model on; name a pretrained backbone instead")
-    trained = ByteLevelBPETokenizer()
-    trained.train_from_iterator(texts, vocab_size=vocab_size, min_frequency=2, special_tokens=[END], show_progress=False)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=trained._tokenizer, eos_token=END, pad_token=END, model_max_length=context_length
-    )
+    tokenizer = train_tokenizer(texts, vocab_size, context_length)
     set_seed(seed)
-    model = GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=len(tokenizer),
-            n_positions=context_length,
-            n_embd=hidden_size,
-            n_layer=layers,
-            n_head=heads,
-            bos_token_id=tokenizer.eos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-    )
+    model = small_decoder(tokenizer, hidden_size, layers, heads)
     ids = tokenizer([text + END for text in texts], truncation=True, max_length=context_length)["input_ids"]
     documents = Dataset.from_dict({"input_ids": ids, "length": [len(row) for row in ids]})
     arguments = TrainingArguments(
@@ -98,3 +84,66 @@ def train_backbone(
     tokenizer.save_pretrained(output)
     logger.info("backbone of %d parameters saved in %s", model.num_parameters(), output)
     return Path(output)
+
+
+def untrained_backbone(
+    data: RecommendationData,
+    output: str | Path,
+    prompts: Iterable[str],
+    *,
+    vocab_size: int = 2000,
+    hidden_size: int = 128,
+    layers: int = 4,
+    heads: int = 4,
+    context_length: int = 512,
+    seed: int = 0,
+) -> Path:
+    """Save a GPT-2 of a small shape with random weights, and a tokenizer that knows the words of prompts and of training texts.
+
+    What TIGER (arXiv 2305.05065) trains its semantic indices with is a small encoder-decoder (T5); this is a decoder alone, which
+    reads the same sequences.
+
+    Args:
+        prompts: texts whose words the tokenizer learns beside those of the data folder, which may have none.
+
+    Returns:
+        `output`, which `AutoModelForCausalLM.from_pretrained` reads.
+
+    Raises:
+        ValueError: `hidden_size` is no multiple of `heads`.
+    """
+    if hidden_size % heads:
+        raise ValueError(f"hidden_size is {hidden_size} and heads is {heads}; hidden_size must be a multiple of heads")
+    tokenizer = train_tokenizer([*prompts, *training_texts(data)], vocab_size, context_length)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = small_decoder(tokenizer, hidden_size, layers, heads)
+    model.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    logger.info("decoder of %d parameters with random weights", model.num_parameters())
+    return Path(output)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, context_length: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of the words of some texts, with a token that ends and pads a text."""
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator(texts, vocab_size=vocab_size, min_frequency=2, special_tokens=[END], show_progress=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=trained._tokenizer, eos_token=END, pad_token=END, model_max_length=context_length
+    )
+
+
+def small_decoder(tokenizer: PreTrainedTokenizerFast, hidden_size: int, layers: int, heads: int) -> GPT2LMHeadModel:
+    """A GPT-2 with random weights for a tokenizer's words and context."""
+    end = tokenizer.eos_token_id
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=len(tokenizer),
+            n_positions=tokenizer.model_max_length,
+            n_embd=hidden_size,
+            n_layer=layers,
+            n_head=heads,
+            bos_token_id=end,
+            eos_token_id=end,
+        )
+    )

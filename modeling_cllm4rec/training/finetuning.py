@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +16,14 @@ from modeling_cllm4rec.corpora.documents import HistoryCorpus, TextCorpus
 from modeling_cllm4rec.corpora.matching import check_same_ids
 from modeling_cllm4rec.corpora.prompts import recommendation_pieces
 from modeling_cllm4rec.evaluation.evaluator import evaluate
-from modeling_cllm4rec.hub.model_card import RECORD_FILE, save_record, training_record, update_card
+from modeling_cllm4rec.hub.model_card import give_card, save_record, training_record
 from modeling_cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation, Side
 from modeling_cllm4rec.training.arguments import FinetuneArguments
 from modeling_cllm4rec.training.estimates import LargestBatch
-from modeling_cllm4rec.training.loop import Progress, Step, as_on_the_main_process, documents_of_a_step, make_accelerator, run
+from modeling_cllm4rec.training.loop import Step, as_on_the_main_process, documents_of_a_step, make_accelerator, run
 from modeling_cllm4rec.training.objectives import holdout_terms, next_word_terms
 from modeling_cllm4rec.training.parameters import choose_trainable, merge_lora
+from modeling_cllm4rec.training.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +177,7 @@ def finetune(arguments: FinetuneArguments) -> tuple[CLLM4RecForRecommendation, P
     model, tokenizer = load_start(arguments, data)
     model.config.max_history_tokens = arguments.max_history_tokens
     model.config.recommendation_prompts = recommendation_pieces(arguments.templates, tokenizer)
-    return model, finetune_from(model, tokenizer, data, arguments, accelerator)
+    return model, finetune_from(model, tokenizer, data, arguments, accelerator, earlier=Path(arguments.start).parent)
 
 
 def finetune_from(
@@ -193,7 +193,7 @@ def finetune_from(
 
     Args:
         record: name under which the run stands in the model's card.
-        earlier: folder of the model that is trained further; what its card says of its training stays said.
+        earlier: folder with the record of the training so far, which stays said in the card.
     """
     with accelerator.main_process_first():
         stage = FinetuningStage(model, tokenizer, data, arguments, accelerator.is_main_process)
@@ -204,10 +204,8 @@ def finetune_from(
         merge_lora(adapted)
         model.save_pretrained(arguments.run_folder)
         tokenizer.save_pretrained(arguments.run_folder)
-        if earlier is not None and (earlier / RECORD_FILE).exists():
-            shutil.copyfile(earlier / RECORD_FILE, arguments.run_folder / RECORD_FILE)
-        save_record(arguments.run_folder, record, training_record(arguments, progress))
-        model.card = update_card(arguments.run_folder, data)
+        save_record(arguments.run_folder, record, training_record(arguments, progress), earlier)
+        give_card(model, arguments.run_folder, data)
         logger.info("model saved in %s", arguments.run_folder)
     accelerator.wait_for_everyone()
     return progress

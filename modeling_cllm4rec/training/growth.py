@@ -79,7 +79,8 @@ def add_items(
         The tokenizer of the model with the new items.
 
     Raises:
-        ValueError: items that cannot be added (which), or an LC-Rec model that does not say how texts become embeddings.
+        ValueError: items that cannot be added (which), or an LC-Rec model that has no indexer or does not say how
+            texts become embeddings.
     """
     if isinstance(model, LCRecForRecommendation):
         model.add_items(items, _embeddings(model, items, encoder, progress))
@@ -99,6 +100,7 @@ def resized_tokenizer(tokenizer: PreTrainedTokenizerBase, model: CLLM4RecForReco
 
 def _embeddings(model: LCRecForRecommendation, items: pa.Table, encoder: str | None, progress: bool) -> np.ndarray:
     """(new, d) vectors of texts, made as those of the model's items."""
+    model.require_indexer()  # told before anything is encoded
     settings = model.config.item_encoder
     if not settings:
         raise ValueError("this model does not say how texts become embeddings (item_encoder); index and align it again")

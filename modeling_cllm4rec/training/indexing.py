@@ -8,10 +8,11 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -25,6 +26,8 @@ from modeling_cllm4rec.corpora.data_folder import INFO_FILE, RecommendationData
 from modeling_cllm4rec.corpora.item_embeddings import item_embeddings
 from modeling_cllm4rec.corpora.released_files import read_lcrec_index
 from modeling_cllm4rec.evaluation.index_report import REPORT_FILES, check_plots, index_report, save_index_report
+from modeling_cllm4rec.evaluation.training_curves import RECORD_FILE as TRAINING_FILE
+from modeling_cllm4rec.hub.model_card import save_record, training_record
 from modeling_cllm4rec.item_index import (
     LEVEL_LETTERS,
     ItemIndex,
@@ -36,15 +39,19 @@ from modeling_cllm4rec.item_index import (
 )
 from modeling_cllm4rec.modeling_lcrec import INDEXER_FOLDER
 from modeling_cllm4rec.modeling_rqvae import RQVAEModel, residual_k_means
+from modeling_cllm4rec.saved_folder import CURVES_FILE
 from modeling_cllm4rec.training import checkpoints
 from modeling_cllm4rec.training.arguments import check_at_least, check_types
 from modeling_cllm4rec.training.estimates import check_memory, indexing_memory
+from modeling_cllm4rec.training.index_kinds import co_occurrence_index, random_codes, vanilla_index
 
 logger = logging.getLogger(__name__)
 
 INDEX_FILE, SETTINGS_FILE, EMBEDDINGS_FILE = "index.parquet", "index.json", "embeddings.parquet"
 RECORD_FILE, CHECKPOINTS = "run.json", "checkpoints"
-WITHOUT_EMBEDDINGS = ("random", "given")
+STAGE = "index-items"
+WITHOUT_EMBEDDINGS = ("random", "vanilla", "co-occurrence", "given")
+"""Methods that read no item texts. Their indices have no indexer, so they have no place for items that come later."""
 NOT_PART_OF_AN_INDEX = ("resume", "overwrite", "stop_after_epochs", "save_every", "output", "data", "plots", "max_memory")
 
 
@@ -57,9 +64,12 @@ class IndexArguments:
     seed: int = field(default=42, metadata={"help": "start of all random numbers"})
     resume: bool = field(default=False, metadata={"help": "go on from the last checkpoint of this run"})
     overwrite: bool = field(default=False, metadata={"help": "throw away the index in output"})
-    method: Literal["rqvae", "rk-means", "random", "given"] = field(
+    method: Literal["rqvae", "rk-means", "random", "vanilla", "co-occurrence", "given"] = field(
         default="rqvae",
-        metadata={"help": "trained RQ-VAE as in the paper; residual k-means, quick; codes without meaning; or the file of codes"},
+        metadata={
+            "help": "from texts: a trained RQ-VAE as in the paper, or residual k-means, quick; without texts: codes without "
+            "meaning, one token for each item (vanilla), clusters of items that the same people chose, or a file of codes"
+        },
     )
     codes: str = field(default="", metadata={"help": "for method given: an index.json of the released LC-Rec"})
     encoder: str = field(
@@ -78,8 +88,10 @@ class IndexArguments:
         default=None, metadata={"help": "cut longer texts; without it, a text beyond the encoder's context is an error"}
     )
     encode_batch_size: int = field(default=64, metadata={"help": "texts encoded at a time"})
-    num_levels: int = field(default=4, metadata={"help": "codes of an item's index"})
-    codebook_size: int = field(default=256, metadata={"help": "codes of a level"})
+    num_levels: int = field(
+        default=4, metadata={"help": "codes of an item's index; of co-occurrence the most; vanilla always has 1"}
+    )
+    codebook_size: int = field(default=256, metadata={"help": "codes of a level; vanilla has one for each item"})
     hidden_dims: list[int] = field(default_factory=lambda: [512, 256, 128], metadata={"help": "hidden layers of the encoder"})
     latent_dim: int = field(default=32, metadata={"help": "width of what is quantized"})
     beta: float = field(default=0.25, metadata={"help": "weight of the commitment"})
@@ -137,16 +149,24 @@ class IndexArguments:
 
 @dataclass
 class IndexProgress:
-    """Where the training of the indexer stands."""
+    """Where the training of the indexer stands. The last epoch is the one that is kept."""
+
+    best_epoch: ClassVar[int] = -1
 
     epoch: int = 0
     finished: bool = False
     losses: list[float] = dataclasses.field(default_factory=list)
+    seconds: float = 0.0
 
     @property
     def step(self) -> int:
         """Epochs done, the steps of this stage."""
         return self.epoch
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The loss of each epoch."""
+        return [{"epoch": epoch, "train/loss": loss} for epoch, loss in enumerate(self.losses)]
 
 
 def index_items(arguments: IndexArguments, embeddings: np.ndarray | None = None) -> tuple[ItemIndex | None, IndexProgress]:
@@ -161,8 +181,8 @@ def index_items(arguments: IndexArguments, embeddings: np.ndarray | None = None)
 
     Raises:
         FileExistsError: the output folder holds an index, and neither resume nor overwrite was asked for; or something else.
-        ValueError: NaN embeddings, fewer items than codes, more items than indices, plots without matplotlib, or a resumed run
-            with other arguments or embeddings.
+        ValueError: NaN embeddings, fewer items than codes, more items than indices, nothing that occurs together, plots without
+            matplotlib, or a resumed run with other arguments or embeddings.
 
     Example:
         >>> index_items(IndexArguments(data="data/mine", output="runs/mine-index"))  # doctest: +SKIP
@@ -176,8 +196,10 @@ def index_items(arguments: IndexArguments, embeddings: np.ndarray | None = None)
     identity = _identity(arguments, items)
     _check_sizes(len(items), arguments)
     _check_folder(arguments, identity)
-    if arguments.method in WITHOUT_EMBEDDINGS:
-        embeddings, codes = None, codes_without_embeddings(arguments, items)
+    index = index_without_embeddings(arguments, data, items)
+    if index is not None:
+        embeddings = None
+        identity["codes_sha256"] = hashlib.sha256(index.codes.tobytes()).hexdigest()
     elif embeddings is None:
         embeddings = item_embeddings(
             data,
@@ -198,48 +220,46 @@ def index_items(arguments: IndexArguments, embeddings: np.ndarray | None = None)
         check_memory(estimate, arguments.max_memory, "use a smaller codebook_size and more num_levels")
     _claim(arguments, identity)
     progress = IndexProgress(finished=True)
-    if embeddings is None:
-        report = index_report(ItemIndex(codes, arguments.codebook_size))
+    settings = dict(identity)
+    if index is not None:
+        report = index_report(index)
     else:
+        assert embeddings is not None
         indexer, progress = _indexer(arguments, embeddings)
         if not progress.finished:
             return None, progress
         latents, codebooks = indexer.latents(embeddings), indexer.codebook_array
         plain = nearest_codes(latents, codebooks)
         asked = spread_last_level(latents, codebooks, plain, arguments.sinkhorn_epsilon)
-        codes = assign_unique_codes(latents, codebooks, asked)
+        index = ItemIndex(assign_unique_codes(latents, codebooks, asked), arguments.codebook_size)
         earlier = {"nearest": plain, "uniform": asked}
-        report = index_report(ItemIndex(codes, arguments.codebook_size), embeddings, indexer, earlier)
+        report = index_report(index, embeddings, indexer, earlier)
         indexer.save_pretrained(folder / INDEXER_FOLDER)
-    index = ItemIndex(codes, arguments.codebook_size)
+        settings["item_encoder"] = arguments.item_encoder
     index.save(folder / INDEX_FILE, items)
     report |= {"epochs": progress.epoch, "last_losses": progress.losses[-10:]}
     save_index_report(folder, report, arguments.plots)
-    settings = {**identity, "item_encoder": arguments.item_encoder, "report": report}
+    settings["report"] = report
     (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=1), encoding="utf-8")
+    steps = progress.epoch * -(-len(items) // arguments.batch_size)
+    save_record(folder, STAGE, {**training_record(arguments, progress), "steps": steps})
     logger.info("index of %d items saved in %s", len(items), folder)
     return index, progress
 
 
-def codes_without_embeddings(arguments: IndexArguments, items: IdMap) -> np.ndarray:
-    """(J, H) the codes of a file, or random ones."""
-    if arguments.method == "given":
-        return read_lcrec_index(arguments.codes, items, arguments.num_levels, arguments.codebook_size).codes
-    return random_codes(len(items), arguments.num_levels, arguments.codebook_size, arguments.seed)
-
-
-def random_codes(num_items: int, num_levels: int, codebook_size: int, seed: int) -> np.ndarray:
-    """(J, H) codes without meaning, all rows different: what an index is measured against."""
-    generator = np.random.default_rng(seed)
-    if codebook_size**num_levels <= 1 << 24:
-        numbers = generator.permutation(codebook_size**num_levels)[:num_items]
-        return np.stack(np.unravel_index(numbers, (codebook_size,) * num_levels), axis=1).astype(np.int32)
-    codes = np.zeros((0, num_levels), dtype=np.int32)
-    while len(codes) < num_items:  # too many indices to be listed: draw until all differ
-        drawn = generator.integers(0, codebook_size, (num_items, num_levels), dtype=np.int32)
-        codes = np.concatenate([codes, drawn])
-        codes = codes[np.sort(np.unique(codes, axis=0, return_index=True)[1])][:num_items]
-    return codes
+def index_without_embeddings(arguments: IndexArguments, data: RecommendationData, items: IdMap) -> ItemIndex | None:
+    """The index of a method that reads no item texts; None for the others."""
+    levels, size, seed = arguments.num_levels, arguments.codebook_size, arguments.seed
+    match arguments.method:
+        case "given":
+            return read_lcrec_index(arguments.codes, items, levels, size)
+        case "random":
+            return ItemIndex(random_codes(len(items), levels, size, seed), size)
+        case "vanilla":
+            return vanilla_index(len(items))
+        case "co-occurrence":
+            return co_occurrence_index(data.histories("train"), len(items), levels, size, seed)
+    return None
 
 
 def spread_last_level(latents: np.ndarray, codebooks: np.ndarray, codes: np.ndarray, epsilon: float) -> np.ndarray:
@@ -287,6 +307,7 @@ def train_rqvae(model: RQVAEModel, embeddings: np.ndarray, arguments: IndexArgum
         progress = _restore(last, model, optimizer, schedule)
         logger.info("resumed after epoch %d of %d", progress.epoch, arguments.epochs)
     model.initialize_codebooks(points, arguments.seed)
+    started, before = time.perf_counter(), progress.seconds
     bar = tqdm(total=arguments.epochs, initial=progress.epoch, desc="rqvae", unit="epoch", mininterval=2.0)
     while progress.epoch < arguments.epochs:
         loss, used = _epoch(model, points, optimizer, schedule, arguments, progress.epoch)
@@ -295,6 +316,7 @@ def train_rqvae(model: RQVAEModel, embeddings: np.ndarray, arguments: IndexArgum
             raise FloatingPointError(f"the loss is {loss} in epoch {progress.epoch + 1}; lower lr, or look at the embeddings")
         progress.epoch += 1
         progress.losses.append(loss)
+        progress.seconds = before + time.perf_counter() - started
         bar.update()
         bar.set_postfix_str(f"loss {loss:.5f}", refresh=False)
         stop = progress.epoch == arguments.stop_after_epochs
@@ -343,7 +365,8 @@ def _number(*counters: int) -> int:
 def _save(folder: Path, progress: IndexProgress, model: RQVAEModel, optimizer: torch.optim.Optimizer) -> None:
     tensors = {f"model.{name}": one for name, one in model.state_dict().items()}
     tensors |= checkpoints.optimizer_tensors(optimizer)
-    checkpoints.save_step(folder, progress.epoch, tensors, {"epoch": progress.epoch, "losses": progress.losses})
+    state = {"epoch": progress.epoch, "losses": progress.losses, "seconds": progress.seconds}
+    checkpoints.save_step(folder, progress.epoch, tensors, state)
 
 
 def _restore(path: Path, model: RQVAEModel, optimizer: torch.optim.Optimizer, schedule: Any) -> IndexProgress:
@@ -354,10 +377,12 @@ def _restore(path: Path, model: RQVAEModel, optimizer: torch.optim.Optimizer, sc
     schedule.last_epoch = steps
     for group, start, factor in zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
         group["lr"] = start * factor(steps)
-    return IndexProgress(epoch=state["epoch"], losses=state["losses"])
+    return IndexProgress(epoch=state["epoch"], losses=state["losses"], seconds=state.get("seconds", 0.0))
 
 
 def _check_sizes(num_items: int, arguments: IndexArguments) -> None:
+    if arguments.method == "vanilla":
+        return
     if arguments.num_levels > len(LEVEL_LETTERS):
         raise ValueError(f"num_levels is {arguments.num_levels}; an index has at most {len(LEVEL_LETTERS)} levels")
     if num_items < arguments.codebook_size and arguments.method not in WITHOUT_EMBEDDINGS:
@@ -431,7 +456,7 @@ def _claim(arguments: IndexArguments, identity: Mapping[str, Any]) -> None:
     if record.exists():
         for name in (CHECKPOINTS, INDEXER_FOLDER):
             shutil.rmtree(folder / name, ignore_errors=True)
-        for name in (INDEX_FILE, SETTINGS_FILE, *REPORT_FILES, RECORD_FILE):
+        for name in (INDEX_FILE, SETTINGS_FILE, *REPORT_FILES, TRAINING_FILE, CURVES_FILE, RECORD_FILE):
             (folder / name).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = record.with_name(record.name + ".unfinished")

@@ -35,6 +35,7 @@ from modeling_cllm4rec.training.estimates import (
 )
 from modeling_cllm4rec.training.parameters import TrainedModel, parameter_groups, start_fingerprint, trainable
 from modeling_cllm4rec.training.precision import frozen_weights_in
+from modeling_cllm4rec.training.progress import Progress
 from modeling_cllm4rec.training.weight_average import WeightAverage
 
 logger = logging.getLogger(__name__)
@@ -94,21 +95,6 @@ class Stage(Protocol):
     def largest_batches(self) -> dict[str, LargestBatch]:
         """Kind of step -> its batch that takes the most memory."""
         ...
-
-
-@dataclasses.dataclass
-class Progress:
-    """Where a run stands; all of it is in the checkpoint."""
-
-    epoch: int = 0
-    step_in_epoch: int = 0
-    step: int = 0
-    best: float | None = None
-    best_epoch: int = -1
-    epochs_without_gain: int = 0
-    finished: bool = False
-    seconds: float = 0.0
-    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
 def make_accelerator(arguments: TrainingArguments, stage: str) -> Accelerator:
@@ -249,6 +235,7 @@ def _epochs(stage: Stage, accelerator: Accelerator, folder: Path, fingerprint: s
             watch = Stopwatch()
             nll = _optimizer_step(stage, step, progress, accelerator, optimizer, parameters)
             schedule.step()
+            progress.count_nll(step.kind, nll)
             progress.step += 1
             progress.step_in_epoch += 1
             if average is not None:
@@ -350,7 +337,8 @@ def _end_epoch(
     stage.model.eval()
     with accelerator.autocast():
         metrics = stage.validate(progress.epoch)
-    progress.history.append({"epoch": progress.epoch, "step": progress.step, "seconds": progress.seconds, **metrics})
+    where = {"epoch": progress.epoch, "step": progress.step, "seconds": progress.seconds}
+    progress.history.append({**where, **progress.take_epoch_nll(), **metrics})
     accelerator.log(metrics, step=progress.step)
     if metrics and accelerator.is_main_process:
         shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())

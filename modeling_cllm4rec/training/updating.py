@@ -19,7 +19,8 @@ from modeling_cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
 from modeling_cllm4rec.training.arguments import FinetuneArguments
 from modeling_cllm4rec.training.finetuning import finetune_from
 from modeling_cllm4rec.training.growth import resized_tokenizer
-from modeling_cllm4rec.training.loop import Progress, make_accelerator
+from modeling_cllm4rec.training.loop import make_accelerator
+from modeling_cllm4rec.training.progress import Progress
 from tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 
 logger = logging.getLogger(__name__)

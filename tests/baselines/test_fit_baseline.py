@@ -24,7 +24,9 @@ QUICK = {
 @pytest.fixture(scope="module")
 def fitted(data, tiny_backbones):
     """Each baseline whose library is there, fitted on the small world."""
-    settings = {**QUICK, "textknn": {"encoder": str(tiny_backbones["gpt2"]), "progress": False}}
+    backbone = str(tiny_backbones["gpt2"])
+    tallrec = {"backbone": backbone, "positives": 8, "epochs": 1, "max_history": 2, "max_title_tokens": 6, "progress": False}
+    settings = {**QUICK, "textknn": {"encoder": backbone, "progress": False}, "tallrec": tallrec}
     missing = {"ials"} if importlib.util.find_spec("implicit") is None else set()
     return {name: fit_baseline(name, data, seed=3, **settings.get(name, {})) for name in BASELINES if name not in missing}
 

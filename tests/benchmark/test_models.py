@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from modeling_cllm4rec.baselines import BASELINES
-from modeling_cllm4rec.benchmark.models import DETERMINISTIC, TITLES, make_jobs
+from modeling_cllm4rec.benchmark.models import DETERMINISTIC, MODELS, SUMMARIES, TITLES, make_jobs
 from modeling_cllm4rec.benchmark.recipes import Recipes
 
 NONE = Recipes({}, {})
@@ -33,7 +33,7 @@ def test_deterministic_models_run_one_seed() -> None:
 
 def test_titles_and_deterministic_models_are_there() -> None:
     assert set(DETERMINISTIC) <= set(BASELINES)
-    assert set(BASELINES) <= set(TITLES)
+    assert set(MODELS) == set(TITLES) == set(SUMMARIES)
 
 
 def test_command_runs_one_cell() -> None:
@@ -70,6 +70,8 @@ def test_folders_of_one_name_are_runs_of_one_model(tmp_path: Path) -> None:
         (["ease", "ease"], [1], "models names ease twice"),
         ([], [1], "models is empty"),
         (["cllm4rec"], [1], "cllm4rec is trained by a recipe, and there is none for it; .*--config.*cllm4rec=folder"),
+        (["tiger"], [1], "tiger is trained by a recipe, and there is none for it"),
+        (["tallrec"], [1], "tallrec needs a language model; name one by --backbone, .*tallrec: {backbone: NAME}"),
         (["ease=folder"], [1], "a baseline is fitted, not read"),
         (["random"], [1, 1], r"seeds are \[1, 1\]"),
         (["random"], [], r"seeds are \[\]"),
@@ -90,3 +92,16 @@ def test_system_of_a_recipe(tiny_backbones: dict[str, Path]) -> None:
     job = make_jobs(["cllm4rec"], [1], Recipes({}, {"cllm4rec": recipe}), backbone="mine", epochs_share=0.5)[0]
     assert job.recipe["pretrain"] == {"backbone": "mine", "epochs": 3, "warmup_epochs": 0}
     assert job.recipe["finetune"] == {"epochs": 5}  # of the default 10
+
+
+def test_backbones_of_text_only_and_from_scratch() -> None:
+    settings = {"tallrec": {"backbone": "own", "epochs": 1}}
+    own, given = (make_jobs(["tallrec"], [1], Recipes(settings, {}), backbone=name)[0] for name in (None, "mine"))
+    assert own.system == given.system == "baseline"
+    assert own.recipe["settings"]["backbone"] == "own" and given.recipe["settings"] == {"backbone": "mine", "epochs": 1}
+    recipe: dict[str, Any] = {"index": {"method": "vanilla"}, "align": {"scratch_layers": 1, "tune": "full"}}
+    tiger = make_jobs(["tiger"], [1], Recipes({}, {"tiger": recipe}), backbone="mine")[0]
+    assert (tiger.system, tiger.recipe) == ("tiger", recipe), "from scratch there is no backbone to be replaced"
+    recipe["align"] = {"backbone": "gpt2"}
+    vanilla = make_jobs(["lcrec-vanilla"], [1], Recipes({}, {"lcrec-vanilla": recipe}), backbone="mine")[0]
+    assert vanilla.recipe["align"]["backbone"] == "mine"

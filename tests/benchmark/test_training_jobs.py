@@ -10,7 +10,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from modeling_cllm4rec.benchmark.jobs import Job, Setting, make_setting
-from modeling_cllm4rec.benchmark.training import finished, train
+from modeling_cllm4rec.benchmark.measuring import measure
+from modeling_cllm4rec.benchmark.training import finished, pairs_to_score, train
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.corpora.prompts import Prompts, cut, next_item_pieces
 from modeling_cllm4rec.evaluation.search import SearchingRecommender
@@ -57,6 +58,39 @@ def test_lcrec_is_indexed_aligned_and_searched_wide_enough(
     assert trained.recommender.num_beams == 20 and trained.batch_size == 64
     assert sorted(path.name.partition("-")[0] for path in tmp_path.iterdir()) == ["index", "lcrec"]
     assert trained.seconds is not None and trained.seconds > 0
+
+
+def test_tiger_trains_from_scratch_on_an_index(data: RecommendationData, setting: Setting, tmp_path: Path) -> None:
+    recipe = {
+        "index": {"method": "co-occurrence", "num_levels": 3, "codebook_size": 8},
+        "align": {
+            "scratch_layers": 1, "scratch_width": 16, "scratch_heads": 2, "scratch_context": 96, "tune": "full", "epochs": 1,
+            "tasks": ["seqrec"], "max_history": 4, "num_beams": 10, "eval_users": 5, "init_tokens": "random",
+        },
+    }
+    trained = train(Job("tiger", "tiger", 1, recipe), setting, data, tmp_path)
+    config = trained.recommender.model.config
+    assert config.text_config.n_layer == 1 and config.text_config.n_embd == 16 and config.item_encoder == {}
+    assert config.codebook_size == 8 and config.num_levels <= 3
+
+
+def test_text_only_is_fitted_and_asked_about_candidates_only(
+    data: RecommendationData, tiny_backbones: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = make_setting(data, metrics=("recall@5",), sampled_negatives=7, max_users=3)
+    assert pairs_to_score(setting, data) == 3 * data.num_items + 3 * 8
+    settings = {
+        "backbone": str(tiny_backbones["gpt2"]), "positives": 8, "epochs": 1, "max_history": 2, "max_title_tokens": 6,
+        "progress": False,
+    }
+    trained = train(Job("tallrec", "baseline", 1, {"name": "tallrec", "settings": settings}), setting, data, tmp_path)
+    assert trained.settings["lora_rank"] == 8 and "planned_pairs" not in trained.settings
+    counts = np.bincount(data.histories("train").items, minlength=data.num_items)
+    whole = measure(trained.recommender, data, setting, setting.conditions[0], counts)
+    assert whole.protocol.users == 3
+    monkeypatch.setattr(trained.recommender, "score_histories", None)  # every item of the catalogue: not needed here
+    sampled = measure(trained.recommender, data, setting, setting.conditions[1], counts)
+    assert sampled.protocol.candidates.startswith("SAMPLED") and sampled.metrics["recall@5"] >= whole.metrics["recall@5"]
 
 
 def test_a_trained_folder_of_other_people_is_refused(

@@ -209,3 +209,8 @@ def test_bad_arguments(tmp_path: Path) -> None:
     prepare(tmp_path, world())
     with pytest.raises(FileExistsError, match="holds a data folder already"):
         prepare(tmp_path, pa.table({"nothing": [1]}))  # said before anything is done
+
+
+def test_the_licence_of_the_data_is_kept(tmp_path: Path) -> None:
+    assert "license" not in prepare(tmp_path, world()).info
+    assert prepare(tmp_path, world(), data_license="cc-by-4.0", overwrite=True).info["license"] == "cc-by-4.0"

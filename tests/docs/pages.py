@@ -105,9 +105,9 @@ def run_command(words: list[str], place: str) -> None:
     assert code == 0, f"{place}: {shlex.join(words)} ended with {code}: {said.getvalue()[-500:]}"
 
 
-def flags_of(command: str) -> set[str]:
-    """The flags in the help of a command."""
+def flags_of(command: str, *kind: str) -> set[str]:
+    """The flags in the help of a command, or of one of its kinds."""
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
-        load(COMMANDS[command].target)(["--help"])
+        load(COMMANDS[command].target)([*kind, "--help"])
     return set(re.findall(r"--[\w-]+", said.getvalue()))

@@ -9,8 +9,8 @@ from huggingface_hub import ModelCard
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.evaluation.protocol import Protocol
 from modeling_cllm4rec.evaluation.report import EvaluationReport
-from modeling_cllm4rec.hub.model_card import RECORD_FILE, make_card, save_record, training_record, update_card
-from modeling_cllm4rec.training.loop import Progress
+from modeling_cllm4rec.hub.model_card import RECORD_FILE, make_card, read_records, save_record, training_record, update_card
+from modeling_cllm4rec.training.progress import Progress
 
 INFO = {
     "statistics": {"users": 10, "items": 20, "interactions": {"train": 50, "test": 10}},
@@ -103,3 +103,61 @@ def test_the_card_of_a_folder(data: RecommendationData, record, tmp_path):
     for key, value in data.info["statistics"].items():
         assert f"- {key}: " in card.text, value
     assert update_card(folder, data) == text  # nothing in it depends on when it was written
+
+
+def test_intervals_stand_in_the_text_and_in_the_model_index():
+    card = ModelCard(make_card("mine", {}, INFO, [report()]))
+    arguments = {result.metric_type: result.metric_args for result in card.data.eval_results}
+    assert arguments == {"recall@20": {"interval_95": [0.05, 0.2], "bootstrap_resamples": 100}, "ndcg@10": None}
+    assert "| recall@20 | 0.1235 | 0.0500 to 0.2000 |" in card.text and "| ndcg@10 | 0.5000 | - |" in card.text
+
+
+def test_the_card_says_how_to_do_it_again(record):
+    measured = report()
+    measured.command = "cllm4rec evaluate --model runs/mine --data data/mine"
+    records = {"pretrain": {**record, "processes": 2}, "finetune": {**record, "changed": {"lr": 0.5}}}
+    text = make_card("mine", records, INFO, [measured, report("validation")])
+    commands = text.split("## The same again")[1].split("```")[1].splitlines()[1:]
+    assert commands == [
+        "accelerate launch --num_processes 2 -m modeling_cllm4rec pretrain",  # all else at its defaults
+        "cllm4rec finetune --lr 0.5",
+        "cllm4rec evaluate --model runs/mine --data data/mine",
+    ]
+    earlier = {name: value for name, value in record.items() if name not in ("changed", "processes")}
+    assert "cllm4rec pretrain --lr 0.001 --data data/mine --sides content\n" in make_card("mine", {"pretrain": earlier}, INFO)
+    assert "## The same again" not in make_card("mine", {}, INFO)
+
+
+def test_licences_use_and_sources(record):
+    text = make_card("mine", {"pretrain": record}, INFO)
+    assert "- of the data: not stated" in text and "- of the backbone: not stated" in text
+    assert "base_model" not in text
+    assert "## Intended use" in text and "for its known users by their ids" in text
+    records = {"align": {**record, "backbone": {"name": "some/model", "local": False, "license": "mit"}}}
+    source = {"table": "items", "file": "items.csv", "sha256": "ab12"}
+    card = ModelCard(make_card("mine", records, {**INFO, "license": "cc-by-4.0", "sources": [source]}))
+    assert "- of the data: cc-by-4.0" in card.text and "- of the backbone (some/model): mit" in card.text
+    assert "- source of items: items.csv, SHA-256 ab12" in card.text
+    assert "by words that say what is looked for" in card.text
+    assert card.data.base_model == "some/model"
+    here = {"pretrain": {**record, "backbone": {"name": "/a/folder", "local": True, "license": None}}}
+    assert ModelCard(make_card("mine", here, INFO)).data.base_model is None
+
+
+def test_curves_stand_in_the_card_where_they_were_drawn(data: RecommendationData, record, tmp_path):
+    assert "training_curves.png" not in update_card(tmp_path, data)
+    (tmp_path / "training_curves.png").write_bytes(b"a picture")
+    assert "![Losses and validation metrics by epoch](training_curves.png)" in update_card(tmp_path, data)
+
+
+def test_a_record_follows_those_of_what_it_started_from(record, tmp_path):
+    start, folder = tmp_path / "start", tmp_path / "now"
+    start.mkdir()
+    folder.mkdir()
+    save_record(folder, "finetune", {**record, "steps": 1})
+    save_record(folder, "finetune", {**record, "steps": 2}, earlier=start)  # nothing is known of the start
+    assert list(read_records(folder)) == ["finetune"]
+    save_record(start, "pretrain", record)
+    save_record(folder, "finetune", {**record, "steps": 3}, earlier=start)
+    assert [(stage, one["steps"]) for stage, one in read_records(folder).items()] == [("pretrain", 30), ("finetune", 3)]
+    assert read_records(tmp_path) == {}

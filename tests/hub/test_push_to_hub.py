@@ -15,6 +15,7 @@ from modeling_cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
 
 FLAT_FILES = CLLM4RecForRecommendation.flat_files
 REPO = "someone/some-repo"
+PICTURE = b"\x89PNG\r\n\x1a\n and so on"
 PUSH = """
 from transformers import AutoModel, AutoTokenizer
 from huggingface_hub.errors import HfHubHTTPError
@@ -83,6 +84,7 @@ def metrics(text: str) -> dict[str, float]:
 def test_pushed_and_pulled_back(tiny_backbones, make_folder, card, run, tmp_path):
     folder = make_folder(tiny_backbones["gpt2"], tmp_path / "model")
     (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / "training_curves.png").write_bytes(PICTURE)
     with HubStandIn() as hub:
         environment = {
             "HF_ENDPOINT": hub.url,
@@ -106,6 +108,7 @@ def test_pushed_and_pulled_back(tiny_backbones, make_folder, card, run, tmp_path
     assert pulled["first"][0] == model.recommend(users=[1, 7], histories=[["5"], ["ä", "6"]], k=3).to_pylist()
     assert pulled["stored"] == model.recommend(users=[1, 7], k=3).to_pylist()
     assert metrics(pulled["card"]) == metrics(card)
+    assert (tmp_path / "pulled" / "training_curves.png").read_bytes() == PICTURE
     assert pulled["histories"] == [True, False]
     # What came from the Hub and is saved again names its own files, not those on the Hub:
     assert json.loads((tmp_path / "pulled" / "config.json").read_text())["auto_map"] == AUTO_MAP
@@ -122,7 +125,8 @@ def check_pushed(hub: HubStandIn, pushed: dict[str, str], card: str) -> None:
     assert messages[:3] == ["initial commit", "The model", "Upload tokenizer"]
     assert "A proposal" in messages
     expected = {"config.json", "generation_config.json", "model.safetensors", "catalogue.parquet", "users.parquet", "README.md"}
-    expected |= {"tokenizer.json", "tokenizer_config.json", "tokenization_cllm4rec.py", *FLAT_FILES}
+    assert files["training_curves.png"] == PICTURE
+    expected |= {"training_curves.png", "tokenizer.json", "tokenizer_config.json", "tokenization_cllm4rec.py", *FLAT_FILES}
     assert expected | {".gitattributes"} == set(files)
 
     # The generated card, whatever the tokenizer's push does to it:

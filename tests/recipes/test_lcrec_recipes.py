@@ -58,6 +58,10 @@ def test_folder_and_card(run: Path) -> None:
     assert files >= {"config.json", "model.safetensors", "tokenizer.json", "catalogue.parquet", "users.parquet", "rqvae"}
     card = (run / "README.md").read_text()
     assert "An LC-Rec recommender" in card and "Intentions and preferences were written by: " in card and "lc-rec" in card
+    assert "\ncllm4rec index-items --data " in card and "\ncllm4rec align --data " in card
+    record = json.loads((run / "training.json").read_text())
+    assert list(record) == ["index-items", "align"]
+    assert [sorted(epoch) for epoch in record["index-items"]["history"]] == [["epoch", "train/loss"]] * 5
     config = json.loads((run / "config.json").read_text())
     assert config["item_encoder"]["pooling"] == "separate" and config["item_encoder"]["encoder"] == "gpt2"  # no path
     assert len(config["recommendation_prompts"]) == 17 and len(config["query_prompts"]["alone"]) == 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from modeling_cllm4rec.commands import recommend as recommend_command
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.evaluation.report import EvaluationReport
 from modeling_cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
@@ -108,6 +110,11 @@ def test_the_record_of_a_run(run: Path, data_folder: Path) -> None:
     assert [epoch["epoch"] for epoch in record["finetune"]["history"]] == [0, 1]
     card = (run / "README.md").read_text()
     assert "Training: pretrain" in card and "Training: finetune" in card
+    losses = [epoch["train/recommendation_nll"] for epoch in record["finetune"]["history"]]
+    assert losses[1] < losses[0]
+    assert f"cllm4rec finetune --data {data_folder} --output {run}" in card
+    drawn = importlib.util.find_spec("matplotlib") is not None
+    assert (run / "training_curves.png").exists() == drawn == ("(training_curves.png)" in card)
 
 
 def test_the_same_command_again_is_refused(run: Path, config: Path, finetune: Main, capsys: pytest.CaptureFixture[str]) -> None:
@@ -298,6 +305,30 @@ def test_recommendations_for_a_file_of_histories(
         assert table[name].to_pylist() == expected[name].to_pylist()
 
 
+def test_names_of_people_come_back(
+    run: Path,
+    data: RecommendationData,
+    model: CLLM4RecForRecommendation,
+    recommend: Main,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Three people, two at a time: with names, and with the numbers of their rows; what is not read is said."""
+    monkeypatch.setattr(recommend_command, "PEOPLE_AT_ONCE", 2)
+    items = data.items["item_id"].to_pylist()
+    histories = [items[2:5], [items[7]], items[:6]]
+    expected = model.recommend(histories=histories, k=2).table["item"].to_pylist()
+    for names in (["zoë", "b", "a"], None):
+        table = pa.table({"history": histories, "age": [30, 40, 50]} | ({"user": names} if names else {}))
+        pq.write_table(table, tmp_path / "people.parquet")
+        assert recommend("--model", run, "--histories", tmp_path / "people.parquet", "--k", 2, "--output", tmp_path / "out") == 0
+        answer = pq.read_table(tmp_path / "out")
+        assert answer["item"].to_pylist() == expected
+        assert answer["user"].to_pylist() == [name for name in names or range(3) for _ in range(2)]
+    assert "people.parquet that are not read: age" in caplog.text
+
+
 def test_recommendations_for_everyone(
     run: Path, data: RecommendationData, recommend: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -340,6 +371,7 @@ def test_bad_questions_are_one_line(
         ('{"history": null}\n', r"histor"),
         ('{"history": "B1"}\n', r"histor"),
         ('{"history": 5}\n', r"histor"),
+        ('{"history": ["B1"], "user": "a", "user_id": "b"}\n', "has columns 'user_id' and 'user'; keep 'user_id' for users that"),
         ('{"history": [5]}\n', r"item_id: got \[5\], but the ids of this catalogue are strings"),
     ],
 )

@@ -15,7 +15,7 @@ from modeling_cllm4rec.catalogue import IdMap
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.item_index import ItemIndex, shared_codes
 from modeling_cllm4rec.modeling_rqvae import RQVAEModel
-from modeling_cllm4rec.training.indexing import IndexArguments, index_items, random_codes
+from modeling_cllm4rec.training.indexing import IndexArguments, index_items
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_overwriting_throws_away_what_was_there(data: RecommendationData, embedd
     picture.touch()
     index_items(arguments(data, tmp_path / "index", method="random", overwrite=True))
     names = sorted(file.name for file in (tmp_path / "index").iterdir())
-    assert names == ["index.json", "index.parquet", "report.md", "run.json"]
+    assert names == ["index.json", "index.parquet", "report.md", "run.json", "training.json"]
 
 
 def test_random_codes_do_not_look_at_embeddings(data: RecommendationData, embeddings: np.ndarray, tmp_path: Path) -> None:
@@ -107,14 +107,6 @@ def test_plots(data: RecommendationData, embeddings: np.ndarray, tmp_path: Path)
     pytest.importorskip("matplotlib")
     index_items(arguments(data, tmp_path / "index", method="rk-means", plots=True), embeddings)
     assert (tmp_path / "index" / "code_use.png").read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.mark.parametrize(("levels", "size", "items"), [(2, 4, 16), (3, 7, 40), (11, 256, 500)])
-def test_random_codes_differ(levels: int, size: int, items: int) -> None:
-    codes = random_codes(items, levels, size, seed=0)
-    assert codes.shape == (items, levels) and codes.min() >= 0 and codes.max() < size
-    assert len(shared_codes(codes)) == 0
-    assert np.array_equal(codes, random_codes(items, levels, size, seed=0))
 
 
 class TestBadInput:

@@ -26,8 +26,9 @@ from modeling_cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation
 from modeling_cllm4rec.training import objectives
 from modeling_cllm4rec.training.arguments import FinetuneArguments, PretrainArguments
 from modeling_cllm4rec.training.finetuning import FinetuningStage, finetune
-from modeling_cllm4rec.training.loop import Progress, Step
+from modeling_cllm4rec.training.loop import Step
 from modeling_cllm4rec.training.pretraining import PretrainingStage, new_model, pretrain
+from modeling_cllm4rec.training.progress import Progress
 
 Weights = dict[str, torch.Tensor]
 Read = Callable[[Path | str], Weights]

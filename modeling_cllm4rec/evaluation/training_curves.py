@@ -1,0 +1,127 @@
+"""The curves of a training as one picture beside its record: losses, validation metrics, and the epoch that was kept."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from modeling_cllm4rec.saved_folder import CURVES_FILE
+
+logger = logging.getLogger(__name__)
+
+RECORD_FILE = "training.json"
+NOT_MEASURED = ("epoch", "step", "seconds", "selection")
+
+
+class Panel(NamedTuple):
+    """One drawing: a stage, what its axis measures, name -> (epochs from 1, values), and the kept epoch if one was."""
+
+    stage: str
+    label: str
+    curves: dict[str, tuple[list[int], list[float]]]
+    best: int | None
+
+
+def plot_training(folder: str | Path) -> Path:
+    """Draw the training of a run: for each stage a row with its losses and its validation metrics over the epochs.
+
+    Args:
+        folder: of a run or an index, with its `training.json`.
+
+    Returns:
+        The picture, `training_curves.png` in the folder; one that was there is replaced.
+
+    Raises:
+        FileNotFoundError: the folder holds no record of a training.
+        ValueError: matplotlib is not installed, or no stage of the record has epochs.
+
+    Example:
+        >>> plot_training("runs/mine")  # doctest: +SKIP
+        PosixPath('runs/mine/training_curves.png')
+    """
+    path = Path(folder) / RECORD_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"folder: there is no {path}; give the folder of a run that came to its end")
+    if not _can_draw():
+        raise ValueError("matplotlib is not installed; run: pip install 'cllm4rec[benchmark]'")
+    found = panels(json.loads(path.read_text(encoding="utf-8")))
+    if not found:
+        raise ValueError(f"folder: no stage in {path} has losses or metrics of its epochs; there is nothing to draw")
+    picture = Path(folder) / CURVES_FILE
+    _figure(found).savefig(picture, dpi=110)
+    return picture
+
+
+def keep_curves(folder: Path) -> Path | None:
+    """`plot_training` where it can: without matplotlib a line in the log, without epochs nothing."""
+    if not panels(json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))):
+        return None
+    if not _can_draw():
+        logger.info("no %s: matplotlib is not installed; run: pip install 'cllm4rec[benchmark]'", CURVES_FILE)
+        return None
+    return plot_training(folder)
+
+
+def panels(records: Mapping[str, Mapping[str, Any]]) -> list[Panel]:
+    """What there is to draw in the contents of `training.json`, stage by stage, losses before metrics.
+
+    >>> history = [{"epoch": 0, "step": 9, "train/content_nll": 3.0}, {"epoch": 1, "step": 18, "train/content_nll": 2.5}]
+    >>> panels({"pretrain": {"history": history, "best_epoch": -1}})
+    [Panel(stage='pretrain', label='loss', curves={'train/content_nll': ([1, 2], [3.0, 2.5])}, best=None)]
+    """
+    found = []
+    for stage, record in records.items():
+        history: Sequence[Mapping[str, Any]] = record.get("history", [])
+        names = [name for name in dict.fromkeys(name for epoch in history for name in epoch) if name not in NOT_MEASURED]
+        best = record["best_epoch"] + 1 if record.get("best_epoch", -1) >= 0 else None
+        losses = [name for name in names if _is_loss(name)]
+        for label, chosen in (("loss", losses), ("validation", [name for name in names if name not in losses])):
+            if chosen:
+                found.append(Panel(stage, label, {name: _curve(history, name) for name in chosen}, best))
+    return found
+
+
+def _is_loss(name: str) -> bool:
+    return name.startswith("train/") or name.endswith("_nll")
+
+
+def _curve(history: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:
+    measured = [epoch for epoch in history if name in epoch]
+    return [epoch["epoch"] + 1 for epoch in measured], [epoch[name] for epoch in measured]
+
+
+def _can_draw() -> bool:
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def _figure(found: Sequence[Panel]) -> Any:
+    from matplotlib.figure import Figure
+
+    stages = list(dict.fromkeys(panel.stage for panel in found))
+    columns = max(sum(panel.stage == stage for panel in found) for stage in stages)
+    figure = Figure(figsize=(1 + 4.5 * columns, 3.2 * len(stages)), layout="constrained")
+    for row, stage in enumerate(stages):
+        for column, panel in enumerate(panel for panel in found if panel.stage == stage):
+            _draw(figure.add_subplot(len(stages), columns, row * columns + column + 1), panel)
+    return figure
+
+
+def _draw(axes: Any, panel: Panel) -> None:
+    marker = "o" if max(len(epochs) for epochs, _ in panel.curves.values()) < 50 else ""
+    for name, (epochs, values) in panel.curves.items():
+        axes.plot(epochs, values, marker=marker, markersize=3, label=name)
+    if panel.best is not None:
+        axes.axvline(panel.best, color="tab:gray", linestyle="--", label=f"kept: epoch {panel.best}")
+    axes.set_title(panel.stage, fontsize="medium")
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("loss, nats" if all(name.endswith("_nll") for name in panel.curves) else panel.label)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7)
+
+
+__all__ = ["RECORD_FILE", "keep_curves", "panels", "plot_training"]

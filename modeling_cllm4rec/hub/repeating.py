@@ -1,0 +1,88 @@
+"""What a model card needs so that a training can be repeated: the commands, and whose weights it started from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import metadata_load
+from transformers.utils import cached_file
+
+NOT_REPEATED = (
+    *("resume", "overwrite", "stop_after_steps", "stop_after_epochs", "save_every"),
+    *("report_to", "max_memory"),
+)
+"""Arguments that do not change what a finished training computed."""
+NOT_STATED = "not stated"
+
+
+def changed_arguments(arguments: Any) -> dict[str, Any]:
+    """The fields of a dataclass of arguments that are not at their defaults and change what is computed.
+
+    >>> from modeling_cllm4rec.training.arguments import PretrainArguments
+    >>> changed_arguments(PretrainArguments(data="data", output="runs/mine", backbone="gpt2", epochs=3, resume=True))
+    {'data': 'data', 'output': 'runs/mine', 'epochs': 3, 'backbone': 'gpt2'}
+    """
+    changed = {}
+    for one in dataclasses.fields(arguments):
+        default = one.default if one.default_factory is dataclasses.MISSING else one.default_factory()
+        value = getattr(arguments, one.name)
+        if value != default and one.name not in NOT_REPEATED:
+            changed[one.name] = value
+    return changed
+
+
+def training_command(stage: str, arguments: Mapping[str, Any], processes: int = 1) -> str:
+    """The command line of a stage with these arguments; those without a value are left out.
+
+    >>> training_command("pretrain", {"data": "my data", "reorder": False, "init_columns": ["title", "brand"]})
+    "cllm4rec pretrain --data 'my data' --reorder False --init-columns title brand"
+    """
+    start = ["cllm4rec"]
+    if processes > 1:
+        start = ["accelerate", "launch", "--num_processes", str(processes), "-m", "modeling_cllm4rec"]
+    words = [*start, stage]
+    for name, value in arguments.items():
+        if value is None or name in NOT_REPEATED:
+            continue
+        values = value if isinstance(value, (list, tuple)) else [json.dumps(value) if isinstance(value, dict) else value]
+        words += ["--" + name.replace("_", "-"), *map(str, values)]
+    return shlex.join(words)
+
+
+def backbone_record(name: str) -> dict[str, Any]:
+    """A backbone's name, whether it lies in a folder here, and the licence that its card or configuration states.
+
+    What is not in a folder is looked up on the Hub, or in its cache; None where no licence is found.
+    """
+    return {"name": name, "local": Path(name).is_dir(), "license": _stated_license(name)}
+
+
+def _stated_license(name: str) -> str | None:
+    card = _file(name, "README.md")
+    about: Mapping[str, Any] = (metadata_load(card) or {}) if card is not None else {}
+    if about.get("license") is None:
+        config = _file(name, "config.json")
+        about = json.loads(config.read_text(encoding="utf-8")) if config is not None else {}
+    stated = about.get("license")
+    if stated is None:
+        return None
+    words = ", ".join(map(str, stated)) if isinstance(stated, list) else str(stated)
+    return f"{words} ({about['license_name']})" if "license_name" in about else words
+
+
+def _file(name: str, file: str) -> Path | None:
+    try:
+        found = cached_file(
+            name, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+        )
+    except OSError:  # no such model any more, or one that may not be read
+        return None
+    return None if found is None else Path(found)
+
+
+__all__ = ["NOT_STATED", "backbone_record", "changed_arguments", "training_command"]

@@ -1,0 +1,33 @@
+"""Blocks of the pages that are no guides: they run too, but for those that are named here with a reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pages import ROOT, blocks, run_page
+from test_guides import FILES
+
+RUN = {"metrics"}
+"""Pages that run as they stand, in an empty folder."""
+NOT_RUN = {
+    "app": "a server that runs until it is stopped; tests/app starts it",
+    "results": "runs of hours on public data sets",
+    "own-data": "trains both systems step by step; the guides do the same with data at hand",
+    "serving": "a server that runs until it is stopped, and models by name; tests/serving and tests/exports do the same",
+    "architecture": "drawings and signatures",
+}
+"""Pages with blocks that are not run: why. Their commands and flags are checked in test_guides.py all the same."""
+PAGES = {page.stem: page for page in (ROOT / "docs").rglob("*.md")}
+WITH_BLOCKS = {name for name, page in PAGES.items() if any(block.run for block in blocks(page))}
+
+
+@pytest.mark.parametrize("name", sorted(RUN))
+def test_a_page_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_page(PAGES[name])
+
+
+def test_every_page_with_blocks_is_run_or_has_a_reason() -> None:
+    assert WITH_BLOCKS - set(FILES) - RUN - set(NOT_RUN) == set()
+    assert set(NOT_RUN) <= WITH_BLOCKS

@@ -1,0 +1,144 @@
+"""Indices without texts: always unique, the same again, and what the clusters of co-occurrence are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modeling_cllm4rec.catalogue import IdMap
+from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
+from modeling_cllm4rec.evaluation.ranking import histories_from_lists
+from modeling_cllm4rec.item_index import ItemIndex, shared_codes
+from modeling_cllm4rec.training.index_kinds import co_occurrence_graph, co_occurrence_index, random_codes, vanilla_index
+from modeling_cllm4rec.training.indexing import IndexArguments, index_items
+
+
+def blocks(sizes: list[int], people: int = 40, seed: int = 0) -> Histories:
+    """Each person chooses three items of one block; blocks are numbered one behind the other."""
+    generator = np.random.default_rng(seed)
+    starts = np.cumsum([0, *sizes])
+    rows = []
+    for person in range(people * len(sizes)):
+        block = person % len(sizes)
+        rows.append((starts[block] + generator.choice(sizes[block], 3, replace=False)).tolist())
+    return histories_from_lists(rows)
+
+
+def test_the_graph_counts_people() -> None:
+    histories = histories_from_lists([[0, 1, 1], [1, 0, 3], [2], []])
+    expected = np.zeros((5, 5))
+    expected[0, 1] = expected[1, 0] = 2
+    expected[0, 3] = expected[3, 0] = expected[1, 3] = expected[3, 1] = 1
+    assert np.array_equal(co_occurrence_graph(histories, 5).toarray(), expected)
+
+
+@pytest.mark.parametrize(("size", "levels"), [(2, 5), (3, 4), (4, 3)])
+def test_disjoint_blocks_have_no_first_code_in_common(size: int, levels: int) -> None:
+    codes = co_occurrence_index(blocks([10, 10]), 20, levels, size).codes
+    assert not set(codes[:10, 0]) & set(codes[10:, 0])
+
+
+def test_as_many_blocks_as_codes_are_the_clusters() -> None:
+    codes = co_occurrence_index(blocks([6, 6, 6, 6]), 24, num_levels=2, codebook_size=6).codes
+    small = co_occurrence_index(blocks([4, 4, 4, 4]), 16, num_levels=4, codebook_size=4).codes
+    assert codes.shape == (24, 2)
+    assert small.shape == (16, 2), "two levels are enough, the other two would be 0 everywhere"
+    assert [len(set(small[start : start + 4, 0])) for start in range(0, 16, 4)] == [1, 1, 1, 1]
+    assert small[:, 1].tolist() == [0, 1, 2, 3] * 4
+
+
+def test_few_items_are_one_leaf() -> None:
+    assert co_occurrence_index(blocks([5]), 5, num_levels=3, codebook_size=8).codes.tolist() == [[0], [1], [2], [3], [4]]
+
+
+def test_a_large_graph_has_the_clusters_of_a_small_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sparse eigenvectors against dense ones: the blocks are the same."""
+    histories = blocks([8, 8, 8])
+    monkeypatch.setattr("modeling_cllm4rec.training.index_kinds.DENSE_UP_TO", 10)
+    codes = co_occurrence_index(histories, 24, num_levels=4, codebook_size=3).codes
+    assert [len(set(codes[start : start + 8, 0])) for start in range(0, 24, 8)] == [1, 1, 1]
+    assert len(set(codes[::8, 0])) == 3
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_always_unique_and_the_same_again(draw: st.DataObject) -> None:
+    size, levels = draw.draw(st.integers(1, 5)), draw.draw(st.integers(1, 4))
+    items = draw.draw(st.integers(1, min(size**levels, 60)))
+    history = st.lists(st.integers(0, items - 1), max_size=6)
+    histories = histories_from_lists(draw.draw(st.lists(history, min_size=1, max_size=12)))
+    if not co_occurrence_graph(histories, items).nnz:
+        with pytest.raises(ValueError, match="training histories none has two different items"):
+            co_occurrence_index(histories, items, levels, size)
+        return
+    index = co_occurrence_index(histories, items, levels, size, seed=3)
+    assert index.num_items == items and index.num_levels <= levels and index.codebook_size == size
+    assert len(shared_codes(index.codes)) == 0
+    assert np.array_equal(index.codes, co_occurrence_index(histories, items, levels, size, seed=3).codes)
+
+
+def test_a_full_tree_is_filled() -> None:
+    """As many items as indices: no cluster has more room than it needs."""
+    codes = co_occurrence_index(blocks([20, 7]), 27, num_levels=3, codebook_size=3).codes
+    assert sorted(map(tuple, codes.tolist())) == list(np.ndindex(3, 3, 3))
+
+
+def test_vanilla_is_one_token_for_each_item() -> None:
+    index = vanilla_index(300)
+    assert (index.num_items, index.num_levels, index.codebook_size) == (300, 1, 300)
+    assert index.index_words(299) == "<a_299>"
+
+
+@pytest.mark.parametrize(("levels", "size", "items"), [(2, 4, 16), (3, 7, 40), (11, 256, 500)])
+def test_random_codes_differ(levels: int, size: int, items: int) -> None:
+    codes = random_codes(items, levels, size, seed=0)
+    assert codes.shape == (items, levels) and codes.min() >= 0 and codes.max() < size
+    assert len(shared_codes(codes)) == 0
+    assert np.array_equal(codes, random_codes(items, levels, size, seed=0))
+
+
+@pytest.mark.parametrize("method", ["random", "vanilla", "co-occurrence"])
+def test_an_index_folder_without_texts(data: RecommendationData, tmp_path: Path, method: str) -> None:
+    arguments: dict[str, Any] = {"data": str(data.folder), "method": method, "num_levels": 4, "codebook_size": 6}
+    index, progress = index_items(IndexArguments(**arguments, output=str(tmp_path / "index")))
+    assert index is not None and progress.finished
+    loaded, ids = ItemIndex.load(tmp_path / "index" / "index.parquet")
+    assert np.array_equal(loaded.codes, index.codes) and ids.fingerprint == IdMap(data.items["item_id"], "item_id").fingerprint
+    assert not (tmp_path / "index" / "rqvae").exists() and not (tmp_path / "index" / "embeddings.parquet").exists()
+    record = json.loads((tmp_path / "index" / "index.json").read_text())
+    assert record["report"]["num_levels"] == index.num_levels and "item_encoder" not in record
+    assert "a reconstruction error do not apply" in (tmp_path / "index" / "report.md").read_text()
+    again, _ = index_items(IndexArguments(**arguments, output=str(tmp_path / "again")))
+    assert again is not None and np.array_equal(again.codes, index.codes)
+
+
+def test_only_training_histories_are_looked_at(data: RecommendationData, tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"data": str(data.folder), "method": "co-occurrence", "codebook_size": 6}
+    index, _ = index_items(IndexArguments(**arguments, output=str(tmp_path / "index")))
+    expected = co_occurrence_index(data.histories("train"), data.num_items, 4, 6, seed=42)
+    assert index is not None and np.array_equal(index.codes, expected.codes)
+
+
+class TestBadInput:
+    def test_nothing_occurs_together(self) -> None:
+        with pytest.raises(ValueError, match="among 2 training histories none has two different items, .*use --method random"):
+            co_occurrence_index(histories_from_lists([[1, 1], [0]]), 3, 2, 2)
+
+    def test_too_many_items(self) -> None:
+        with pytest.raises(ValueError, match=r"20 items need more indices than 2 levels of 4 codes give \(16\); raise"):
+            co_occurrence_index(blocks([10, 10]), 20, 2, 4)
+
+    def test_resume_on_other_interactions(self, data: RecommendationData, tmp_path: Path) -> None:
+        arguments: dict[str, Any] = {"data": str(data.folder), "output": str(tmp_path / "index"), "codebook_size": 6}
+        index_items(IndexArguments(**arguments, method="co-occurrence"))
+        record = json.loads((tmp_path / "index" / "run.json").read_text())
+        record["codes_sha256"] = "of other interactions"
+        (tmp_path / "index" / "run.json").write_text(json.dumps(record))
+        with pytest.raises(ValueError, match=r"had other arguments \(then, now\): \{'codes_sha256'"):
+            index_items(IndexArguments(**arguments, method="co-occurrence", resume=True))
