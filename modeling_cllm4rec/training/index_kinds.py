@@ -1,4 +1,4 @@
-"""Indices that read no item texts, which a semantic index is measured against: vanilla, random, by co-occurrence."""
+"""What interactions say of items, beside their texts; indices that read no texts: vanilla, random, by co-occurrence."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 DENSE_UP_TO = 1000
 """Items of a graph whose eigenvectors are computed from a dense matrix, which is the quicker way for so few."""
+DEGREE_PRIOR = 5.0
+"""Added to each item's degree where its spectral vector is quantized."""
 
 
 def vanilla_index(num_items: int) -> ItemIndex:
@@ -48,9 +50,7 @@ def random_codes(num_items: int, num_levels: int, codebook_size: int, seed: int)
     return codes
 
 
-def co_occurrence_index(
-    histories: Histories, num_items: int, num_levels: int, codebook_size: int, seed: int = 0
-) -> ItemIndex:
+def co_occurrence_index(histories: Histories, num_items: int, num_levels: int, codebook_size: int, seed: int = 0) -> ItemIndex:
     """Items that the same people chose share the beginning of their index (collaborative indexing of P5-CID).
 
     After Hua et al., "How to Index Item IDs for Recommendation Foundation Models" (arXiv 2305.06569): the graph of items,
@@ -108,6 +108,35 @@ def co_occurrence_index(
     return ItemIndex(np.delete(codes, slice(depth - 1, num_levels - 1), axis=1), codebook_size)
 
 
+def beside_co_occurrence(embeddings: np.ndarray, histories: Histories, share: float, width: int = 96) -> np.ndarray:
+    """Vectors of items' texts beside vectors of who chose them, to be quantized together: near is what is alike in both.
+
+    The paper quantizes texts alone. The second part is the spectral embedding of the co-occurrence graph A of training
+    histories: leading eigenvectors of D^-1/2 A D^-1/2, each by the root of its eigenvalue, where D holds degrees plus
+    `DEGREE_PRIOR`, so that an item with one neighbour is not all of a dimension. Both parts have rows of length 1, the texts
+    after their mean was taken off; an item without edges has zeros in the second.
+
+    Args:
+        embeddings: (J, d) of the texts; histories: of training only.
+        share: of the second part in a squared distance, in (0, 1); width: eigenvectors at most.
+
+    Returns:
+        (J, d + min(width, J - 1)) float32.
+
+    >>> histories = Histories(np.array([0, 2, 4]), np.array([0, 2, 1, 3], dtype=np.int32))
+    >>> vectors = beside_co_occurrence(np.eye(4, dtype=np.float32), histories, share=0.5, width=2)
+    >>> vectors.shape, (vectors @ vectors.T).diagonal().round(5).tolist()
+    ((4, 6), [1.0, 1.0, 1.0, 1.0])
+    """
+    graph = co_occurrence_graph(histories, len(embeddings))
+    scale = (np.asarray(graph.sum(axis=1)) + DEGREE_PRIOR) ** -0.5
+    normalized = sparse.csr_array(graph * scale[:, None] * scale[None, :])
+    values, vectors = _leading_eigenvectors(normalized, min(width, len(embeddings) - 1))
+    chosen = _rows_of_length_one(vectors * np.sqrt(np.clip(values, 0, None)))
+    texts = _rows_of_length_one(embeddings - embeddings.mean(0))
+    return np.concatenate([np.sqrt(1 - share) * texts, np.sqrt(share) * chosen], axis=1).astype(np.float32)
+
+
 def co_occurrence_graph(histories: Histories, num_items: int) -> sparse.csr_array:
     """(J, J) number of people who chose both of two items, 0 on the diagonal.
 
@@ -136,14 +165,25 @@ def _clusters(graph: sparse.csr_array, count: int, room: int, seed: int) -> npt.
     degrees = np.asarray(graph.sum(axis=1))
     scale = np.divide(1.0, np.sqrt(degrees), out=np.zeros(nodes), where=degrees > 0)
     normalized = sparse.csr_array(graph * scale[:, None] * scale[None, :])
-    if nodes <= DENSE_UP_TO:
-        vectors = eigh(normalized.toarray(), subset_by_index=[nodes - count, nodes - 1])[1]
-    else:
-        start = np.random.default_rng(seed).uniform(0.5, 1.5, nodes)
-        vectors = eigsh(normalized, k=count, which="LA", v0=start)[1]
+    vectors = _leading_eigenvectors(normalized, count)[1]
     vectors[degrees == 0] = 0
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    rows = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 1e-9)
+    rows = _rows_of_length_one(vectors)
     centres, nearest = k_means(torch.from_numpy(rows), count, seed)
     asked = nearest.numpy().astype(np.int32)[:, None]
     return codes_with_room(rows, centres.numpy()[None], asked, np.arange(nodes), 0, room)
+
+
+def _leading_eigenvectors(matrix: sparse.csr_array, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """(count,) largest eigenvalues of a symmetric matrix of n > count rows, and (n, count) their vectors."""
+    nodes = matrix.shape[0]
+    if nodes <= DENSE_UP_TO:
+        values, vectors = eigh(matrix.toarray(), subset_by_index=[nodes - count, nodes - 1])
+    else:
+        values, vectors = eigsh(matrix, k=count, which="LA", v0=np.ones(nodes))
+    return values, vectors
+
+
+def _rows_of_length_one(rows: np.ndarray) -> np.ndarray:
+    """Rows by their length; those of next to none become zeros."""
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 1e-9)

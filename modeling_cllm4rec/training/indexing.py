@@ -8,17 +8,13 @@ import json
 import logging
 import os
 import shutil
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch.nn.utils import clip_grad_norm_
-from tqdm.auto import tqdm
-from transformers import get_linear_schedule_with_warmup
 
 from modeling_cllm4rec.catalogue import IdMap
 from modeling_cllm4rec.configuration_rqvae import RQVAEConfig
@@ -40,15 +36,15 @@ from modeling_cllm4rec.item_index import (
 from modeling_cllm4rec.modeling_lcrec import INDEXER_FOLDER
 from modeling_cllm4rec.modeling_rqvae import RQVAEModel, residual_k_means
 from modeling_cllm4rec.saved_folder import CURVES_FILE
-from modeling_cllm4rec.training import checkpoints
 from modeling_cllm4rec.training.arguments import check_at_least, check_types
 from modeling_cllm4rec.training.estimates import check_memory, indexing_memory
-from modeling_cllm4rec.training.index_kinds import co_occurrence_index, random_codes, vanilla_index
+from modeling_cllm4rec.training.index_kinds import beside_co_occurrence, co_occurrence_index, random_codes, vanilla_index
+from modeling_cllm4rec.training.quantizer import CHECKPOINTS, IndexProgress, train_rqvae
 
 logger = logging.getLogger(__name__)
 
 INDEX_FILE, SETTINGS_FILE, EMBEDDINGS_FILE = "index.parquet", "index.json", "embeddings.parquet"
-RECORD_FILE, CHECKPOINTS = "run.json", "checkpoints"
+RECORD_FILE = "run.json"
 STAGE = "index-items"
 WITHOUT_EMBEDDINGS = ("random", "vanilla", "co-occurrence", "given")
 """Methods that read no item texts. Their indices have no indexer, so they have no place for items that come later."""
@@ -69,6 +65,13 @@ class IndexArguments:
         metadata={
             "help": "from texts: a trained RQ-VAE as in the paper, or residual k-means, quick; without texts: codes without "
             "meaning, one token for each item (vanilla), clusters of items that the same people chose, or a file of codes"
+        },
+    )
+    co_occurrence: float = field(
+        default=0.0,
+        metadata={
+            "help": "share, below 1, that who chose what in training has in what is quantized, beside the texts; with any, the "
+            "index has no place for items that come later; 0 reads texts only, as the paper does"
         },
     )
     codes: str = field(default="", metadata={"help": "for method given: an index.json of the released LC-Rec"})
@@ -129,6 +132,14 @@ class IndexArguments:
             )
         if bool(self.codes) != (self.method == "given"):
             raise ValueError(f"codes is {self.codes!r} and method {self.method!r}; a file of codes belongs to --method given")
+        if not 0 <= self.co_occurrence < 1:
+            raise ValueError(
+                f"co_occurrence is {self.co_occurrence}; it must be 0 or more and below 1 (--method co-occurrence reads no texts)"
+            )
+        if self.co_occurrence and self.method in WITHOUT_EMBEDDINGS:
+            raise ValueError(
+                f"co_occurrence is {self.co_occurrence}, but --method {self.method} quantizes no vectors; use rqvae or rk-means"
+            )
         if not self.fields:
             raise ValueError("fields is empty; name the text columns that tell items apart")
         if self.resume and self.overwrite:
@@ -145,28 +156,6 @@ class IndexArguments:
         names = ("fields", "pooling", "on_missing_text", "max_text_tokens")
         encoder = Path(self.encoder).resolve().name if Path(self.encoder).is_dir() else self.encoder
         return {"encoder": encoder, **{name: getattr(self, name) for name in names}}
-
-
-@dataclass
-class IndexProgress:
-    """Where the training of the indexer stands. The last epoch is the one that is kept."""
-
-    best_epoch: ClassVar[int] = -1
-
-    epoch: int = 0
-    finished: bool = False
-    losses: list[float] = dataclasses.field(default_factory=list)
-    seconds: float = 0.0
-
-    @property
-    def step(self) -> int:
-        """Epochs done, the steps of this stage."""
-        return self.epoch
-
-    @property
-    def history(self) -> list[dict[str, Any]]:
-        """The loss of each epoch."""
-        return [{"epoch": epoch, "train/loss": loss} for epoch, loss in enumerate(self.losses)]
 
 
 def index_items(arguments: IndexArguments, embeddings: np.ndarray | None = None) -> tuple[ItemIndex | None, IndexProgress]:
@@ -214,6 +203,8 @@ def index_items(arguments: IndexArguments, embeddings: np.ndarray | None = None)
         )
     if embeddings is not None:
         _check_embeddings(embeddings, items)
+        if arguments.co_occurrence:
+            embeddings = beside_co_occurrence(embeddings, data.histories("train"), arguments.co_occurrence)
         identity["embeddings_sha256"] = hashlib.sha256(embeddings.astype(np.float32).tobytes()).hexdigest()
         estimate = indexing_memory(len(items), embeddings.shape[1], arguments.codebook_size, arguments.latent_dim)
         logger.info("index: an estimate of %s", estimate.line())
@@ -234,8 +225,9 @@ def index_items(arguments: IndexArguments, embeddings: np.ndarray | None = None)
         index = ItemIndex(assign_unique_codes(latents, codebooks, asked), arguments.codebook_size)
         earlier = {"nearest": plain, "uniform": asked}
         report = index_report(index, embeddings, indexer, earlier)
-        indexer.save_pretrained(folder / INDEXER_FOLDER)
-        settings["item_encoder"] = arguments.item_encoder
+        if not arguments.co_occurrence:  # else it could not place an item that nobody has chosen
+            indexer.save_pretrained(folder / INDEXER_FOLDER)
+            settings["item_encoder"] = arguments.item_encoder
     index.save(folder / INDEX_FILE, items)
     report |= {"epochs": progress.epoch, "last_losses": progress.losses[-10:]}
     save_index_report(folder, report, arguments.plots)
@@ -290,94 +282,6 @@ def _indexer(arguments: IndexArguments, embeddings: np.ndarray) -> tuple[RQVAEMo
         torch.manual_seed(arguments.seed)
         model = RQVAEModel(config)
     return model, train_rqvae(model, embeddings, arguments)
-
-
-def train_rqvae(model: RQVAEModel, embeddings: np.ndarray, arguments: IndexArguments) -> IndexProgress:
-    """Train in place, resumable: every random number comes from (seed, epoch)."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.nn.Module.to(model, device)
-    points = torch.from_numpy(np.ascontiguousarray(embeddings, dtype=np.float32)).to(device)
-    steps = -(-len(points) // arguments.batch_size)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.lr, weight_decay=arguments.weight_decay, fused=True)
-    schedule = get_linear_schedule_with_warmup(optimizer, arguments.warmup_epochs * steps, arguments.epochs * steps)
-    folder = arguments.folder / CHECKPOINTS
-    progress = IndexProgress()
-    last = checkpoints.latest(folder) if arguments.resume else None
-    if last is not None:
-        progress = _restore(last, model, optimizer, schedule)
-        logger.info("resumed after epoch %d of %d", progress.epoch, arguments.epochs)
-    model.initialize_codebooks(points, arguments.seed)
-    started, before = time.perf_counter(), progress.seconds
-    bar = tqdm(total=arguments.epochs, initial=progress.epoch, desc="rqvae", unit="epoch", mininterval=2.0)
-    while progress.epoch < arguments.epochs:
-        loss, used = _epoch(model, points, optimizer, schedule, arguments, progress.epoch)
-        model.revive_dead_codes(points, used, _number(arguments.seed, progress.epoch, 2))
-        if not np.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss} in epoch {progress.epoch + 1}; lower lr, or look at the embeddings")
-        progress.epoch += 1
-        progress.losses.append(loss)
-        progress.seconds = before + time.perf_counter() - started
-        bar.update()
-        bar.set_postfix_str(f"loss {loss:.5f}", refresh=False)
-        stop = progress.epoch == arguments.stop_after_epochs
-        if stop or progress.epoch % arguments.save_every == 0:
-            _save(folder, progress, model, optimizer)
-        if stop and progress.epoch < arguments.epochs:
-            bar.close()
-            return progress
-    bar.close()
-    progress.finished = True
-    torch.nn.Module.to(model, "cpu").eval()
-    return progress
-
-
-def _epoch(
-    model: RQVAEModel,
-    points: torch.Tensor,
-    optimizer: torch.optim.Optimizer,
-    schedule: Any,
-    arguments: IndexArguments,
-    epoch: int,
-) -> tuple[float, torch.Tensor]:
-    """One pass: the mean loss, and which codes were used (H, K)."""
-    order = torch.from_numpy(np.random.default_rng((arguments.seed, epoch)).permutation(len(points)))
-    torch.manual_seed(_number(arguments.seed, epoch, 1))  # dropout
-    used = torch.zeros(model.config.num_levels, model.config.codebook_size, dtype=torch.bool)
-    model.train()
-    total = 0.0
-    for part in order.split(arguments.batch_size):
-        out = model(points[part.to(points.device)], uniform_last=True)
-        optimizer.zero_grad(set_to_none=True)
-        out.loss.backward()
-        clip_grad_norm_(model.parameters(), arguments.max_grad_norm or float("inf"))
-        optimizer.step()
-        schedule.step()
-        total += float(out.loss.detach()) * len(part)
-        used[torch.arange(model.config.num_levels), out.codes.cpu()] = True
-    return total / len(points), used
-
-
-def _number(*counters: int) -> int:
-    """A random number from counters."""
-    return int(np.random.SeedSequence(counters).generate_state(1)[0])
-
-
-def _save(folder: Path, progress: IndexProgress, model: RQVAEModel, optimizer: torch.optim.Optimizer) -> None:
-    tensors = {f"model.{name}": one for name, one in model.state_dict().items()}
-    tensors |= checkpoints.optimizer_tensors(optimizer)
-    state = {"epoch": progress.epoch, "losses": progress.losses, "seconds": progress.seconds}
-    checkpoints.save_step(folder, progress.epoch, tensors, state)
-
-
-def _restore(path: Path, model: RQVAEModel, optimizer: torch.optim.Optimizer, schedule: Any) -> IndexProgress:
-    tensors, state = checkpoints.read(path)
-    model.load_state_dict({name[len("model.") :]: one for name, one in tensors.items() if name.startswith("model.")})
-    checkpoints.restore_optimizer(optimizer, tensors)
-    steps = next(int(one) for name, one in tensors.items() if name.startswith("optimizer.") and name.endswith(".step"))
-    schedule.last_epoch = steps
-    for group, start, factor in zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
-        group["lr"] = start * factor(steps)
-    return IndexProgress(epoch=state["epoch"], losses=state["losses"], seconds=state.get("seconds", 0.0))
 
 
 def _check_sizes(num_items: int, arguments: IndexArguments) -> None:

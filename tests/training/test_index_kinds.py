@@ -15,7 +15,13 @@ from modeling_cllm4rec.catalogue import IdMap
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.evaluation.ranking import histories_from_lists
 from modeling_cllm4rec.item_index import ItemIndex, shared_codes
-from modeling_cllm4rec.training.index_kinds import co_occurrence_graph, co_occurrence_index, random_codes, vanilla_index
+from modeling_cllm4rec.training.index_kinds import (
+    beside_co_occurrence,
+    co_occurrence_graph,
+    co_occurrence_index,
+    random_codes,
+    vanilla_index,
+)
 from modeling_cllm4rec.training.indexing import IndexArguments, index_items
 
 
@@ -101,6 +107,42 @@ def test_random_codes_differ(levels: int, size: int, items: int) -> None:
     assert codes.shape == (items, levels) and codes.min() >= 0 and codes.max() < size
     assert len(shared_codes(codes)) == 0
     assert np.array_equal(codes, random_codes(items, levels, size, seed=0))
+
+
+def test_texts_and_co_occurrence_share_the_distance() -> None:
+    """Two blocks of items, all texts alike but the last one's: products within a block, across, and of a lonely item, by hand."""
+    texts = np.eye(3, dtype=np.float32)[[0, 1, 0, 1, 2]]
+    vectors = beside_co_occurrence(texts, histories_from_lists([[0, 1], [2, 3]]), share=0.25, width=2)
+    centred = texts - texts.mean(0)
+    centred /= np.linalg.norm(centred, axis=1, keepdims=True)
+    together = vectors @ vectors.T - 0.75 * centred @ centred.T
+    chosen = np.array([[1, 1, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 1, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 0]])
+    assert together == pytest.approx(0.25 * chosen, abs=1e-6)
+
+
+def test_an_index_of_texts_and_co_occurrence(data: RecommendationData, tmp_path: Path) -> None:
+    texts = np.random.default_rng(0).normal(size=(data.num_items, 6)).astype(np.float32)
+    settings = {"data": str(data.folder), "method": "rk-means", "num_levels": 3, "codebook_size": 8}
+    plain, _ = index_items(IndexArguments(**settings, output=str(tmp_path / "plain")), texts)
+    both, _ = index_items(IndexArguments(**settings, output=str(tmp_path / "both"), co_occurrence=0.5), texts)
+    again, _ = index_items(IndexArguments(**settings, output=str(tmp_path / "again"), co_occurrence=0.5), texts)
+    assert plain is not None and both is not None and again is not None
+    assert np.array_equal(both.codes, again.codes) and not np.array_equal(both.codes, plain.codes)
+    assert (tmp_path / "plain" / "rqvae").exists() and not (tmp_path / "both" / "rqvae").exists()
+    assert "item_encoder" not in json.loads((tmp_path / "both" / "index.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"co_occurrence": 1.0}, "co_occurrence is 1.0; it must be 0 or more and below 1"),
+        ({"co_occurrence": -0.1}, "co_occurrence is -0.1; it must be 0 or more and below 1"),
+        ({"co_occurrence": 0.5, "method": "vanilla"}, "co_occurrence is 0.5, but --method vanilla quantizes no vectors"),
+    ],
+)
+def test_a_share_that_cannot_be(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        IndexArguments(data="d", output="o", **changes)
 
 
 @pytest.mark.parametrize("method", ["random", "vanilla", "co-occurrence"])
