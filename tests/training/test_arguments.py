@@ -107,6 +107,8 @@ def test_every_config_of_the_recipes_parses_for_its_stages(config: Path) -> None
         assert parse_arguments(IndexArguments, "index", argv).output == "runs/mine"
     elif config.stem.endswith("_lcrec"):
         assert parse_arguments(AlignArguments, "align", [*argv, *backbone, *index]).output == "runs/mine"
+    elif config.stem.endswith("_tiger"):
+        assert parse_arguments(AlignArguments, "align", [*argv, *index]).scratch_layers > 0
     else:
         assert parse_arguments(PretrainArguments, "pretrain", [*argv, *backbone]).output == "runs/mine"
         assert parse_arguments(FinetuneArguments, "finetune", argv).start == str(Path("runs/mine/pretrained"))
