@@ -2,6 +2,7 @@
 
 Each is fitted by `fit_baseline(name, data)` and scores the whole catalogue for any histories, also of people whom it never
 met. Their modules are imported when they are asked for, so that a library that one of them needs is needed by that one only.
+Names joined by + (`ease+ials`) are the sum of their standardized scores.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from modeling_cllm4rec.baselines.ensemble import EnsembleRecommender
 from modeling_cllm4rec.baselines.tuning import Tuning, search_spaces, tune_settings
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.evaluation.evaluator import Recommender
 
-__all__ = ["BASELINES", "Baseline", "Tuning", "baseline_settings", "check_settings", "fit_baseline", "tune"]
+__all__ = ["BASELINES", "Baseline", "Tuning", "baseline_settings", "check_settings", "fit_baseline", "members", "tune"]
 
 
 class Baseline(NamedTuple):
@@ -56,8 +58,26 @@ BASELINES: dict[str, Baseline] = {
 """Name -> where it is."""
 
 
+def members(name: str) -> tuple[str, ...]:
+    """The baselines that a name joins by +, or the one that it is.
+
+    Raises:
+        ValueError: one of them does not exist (the nearest names), or is there twice.
+
+    >>> members("ease+ials"), members("ease")
+    (('ease', 'ials'), ('ease',))
+    """
+    parts = tuple(name.split("+"))
+    for part in parts:
+        if part not in BASELINES:
+            raise ValueError(f"there is no baseline {part!r}{_nearest(part, BASELINES)}; allowed are {', '.join(BASELINES)}")
+        if parts.count(part) > 1:
+            raise ValueError(f"the baseline {name!r} names {part} twice; name each once")
+    return parts
+
+
 def baseline_settings(name: str) -> dict[str, Any]:
-    """The settings of a baseline and their defaults.
+    """The settings of a baseline and their defaults; of several joined by +, those of each by its name.
 
     Raises:
         ValueError: there is no such baseline (the nearest names).
@@ -65,8 +85,8 @@ def baseline_settings(name: str) -> dict[str, Any]:
     >>> baseline_settings("itemknn")
     {'shrink': 20.0, 'neighbours': None, 'fit_on': 'train'}
     """
-    if name not in BASELINES:
-        raise ValueError(f"there is no baseline {name!r}{_nearest(name, BASELINES)}; allowed are {', '.join(BASELINES)}")
+    if len(parts := members(name)) > 1:
+        return {part: baseline_settings(part) for part in parts}
     baseline = BASELINES[name]
     parameters = inspect.signature(baseline.load().fit).parameters
     return {key: parameters[key].default for key in parameters if key not in ("data", "seed", *baseline.fixed)}
@@ -76,10 +96,10 @@ def fit_baseline(name: str, data: RecommendationData, *, seed: int = 0, **settin
     """Fit a baseline on a data folder.
 
     Args:
-        name: one of `BASELINES`.
+        name: one of `BASELINES`, or several joined by +.
         data: the data folder; only its train split is fitted, except where `fit_on` says otherwise.
         seed: start of all random numbers.
-        settings: see `baseline_settings(name)` and the `fit` of the baseline's class.
+        settings: see `baseline_settings(name)` and the `fit` of the baseline's class; of several baselines a mapping for each.
 
     Returns:
         What scores histories.
@@ -91,27 +111,34 @@ def fit_baseline(name: str, data: RecommendationData, *, seed: int = 0, **settin
     Example:
         >>> from modeling_cllm4rec.baselines import fit_baseline
         >>> fit_baseline("ease", data, regularization=50.0)  # doctest: +SKIP
+        >>> fit_baseline("ease+ials", data, ease={"regularization": 50.0})  # doctest: +SKIP
     """
     check_settings(name, settings)
+    if len(parts := members(name)) > 1:
+        return EnsembleRecommender([fit_baseline(part, data, seed=seed, **settings.get(part, {})) for part in parts])
     recommender: Recommender = BASELINES[name].load().fit(data, seed=seed, **BASELINES[name].fixed, **settings)
     return recommender
 
 
-def check_settings(name: str, settings: Iterable[str]) -> None:
+def check_settings(name: str, settings: Mapping[str, Any]) -> None:
     """Refuse settings that a baseline does not have.
 
     Raises:
-        ValueError: naming the nearest ones.
+        ValueError: naming the nearest ones; or of several baselines the settings of one are no mapping.
     """
-    allowed = baseline_settings(name)
-    for key in settings:
-        if key in BASELINES[name].fixed:
+    allowed, single = baseline_settings(name), name in BASELINES
+    for key, value in settings.items():
+        if single and key in BASELINES[name].fixed:
             raise ValueError(f"{name} is what it is by {key}={BASELINES[name].fixed[key]!r}; leave {key} away")
         if key not in allowed:
             raise ValueError(
                 f"the baseline {name!r} has no setting {key!r}{_nearest(key, allowed)}; "
                 f"allowed are {', '.join(allowed) or 'none'}"
             )
+        if not single:
+            if not isinstance(value, Mapping):
+                raise ValueError(f"the baseline {name!r}: {key} is {value!r}; it must be a mapping of the settings of {key}")
+            check_settings(key, value)
 
 
 def tune(
@@ -129,7 +156,7 @@ def tune(
     """Choose settings by random search on the validation split, with train histories as inputs.
 
     Args:
-        name: one of `BASELINES`.
+        name: one of `BASELINES`; what joins several is fitted with what was found for each.
         data: the data folder; its test split is never looked at.
         trials: the budget: how often it is fitted and evaluated. The first trial has the default settings.
         seed: start of the random numbers of the search and of each fit.
@@ -146,10 +173,11 @@ def tune(
         ValueError: there is no such baseline or setting, or the search space cannot be read.
         ImportError: the baseline needs a library that is not there.
     """
-    check_settings(name, ())
+    if len(parts := members(name)) > 1:
+        raise ValueError(f"settings of {name} are searched for one baseline at a time; call tune for each of {', '.join(parts)}")
     space = search_spaces()[name] if space is None else space
     fixed = fixed or {}
-    check_settings(name, (*space, *fixed))
+    check_settings(name, {**space, **fixed})
     space = {key: values for key, values in space.items() if key not in fixed}
     defaults = {key: value for key, value in baseline_settings(name).items() if key in space}
 

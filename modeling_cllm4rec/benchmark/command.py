@@ -51,7 +51,7 @@ def add_commands(commands: Any, program: str = PROGRAM, default_config: Path | N
     quality = commands.add_parser(
         "quality", help="models beside baselines, with intervals and verdicts", epilog=QUALITY.format(program=program), **shape
     )
-    quality.add_argument("--models", required=True, type=_list, help=f"{','.join(MODELS)}; name=folder for a trained model")
+    quality.add_argument("--models", required=True, type=_list, help=f"{','.join(MODELS)}; ease+ials for a sum; name=folder for a trained model")
     quality.add_argument("--config", type=Path, default=default_config, help="YAML: settings of baselines, recipes of systems")
     quality.add_argument("--tune", type=int, default=0, help="trials of the search for each baseline's settings, on validation")
     quality.add_argument("--tune-metric", help="what the search maximizes (default: the first metric)")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from modeling_cllm4rec.baselines import BASELINES, baseline_settings
+from modeling_cllm4rec.baselines import BASELINES, baseline_settings, members
 from modeling_cllm4rec.benchmark.jobs import Job
 from modeling_cllm4rec.benchmark.recipes import STAGES, Recipes, adjusted, check_recipe
 from modeling_cllm4rec.hub.model_card import read_records
@@ -45,6 +45,27 @@ SUMMARIES = {
     "tiger": "index tokens and sequences only, a small model from random weights; as TIGER, but a decoder alone",
 }
 """Model -> what it is, in a few words."""
+ENSEMBLE = "sum of their scores, standardized by row, each with its own settings"
+
+
+def title(model: str) -> str:
+    """A model's name in tables.
+
+    >>> title("ease+ials"), title("mine")
+    ('EASE + iALS', 'mine')
+    """
+    parts = model.split("+")
+    return " + ".join(TITLES[part] for part in parts) if set(parts) <= set(TITLES) else model
+
+
+def baselines_of(recipe: dict[str, Any]) -> list[dict[str, Any]]:
+    """The recipe of each baseline whose scores are added up; of a single baseline its own, alone.
+
+    >>> baselines_of({"name": "ease+ials", "settings": {"ease": {"regularization": 7.0}, "ials": {}}})[0]
+    {'name': 'ease', 'settings': {'regularization': 7.0}}
+    """
+    parts = recipe["name"].split("+")
+    return [recipe] if len(parts) == 1 else [{"name": part, "settings": recipe["settings"][part]} for part in parts]
 
 
 def make_jobs(
@@ -60,8 +81,8 @@ def make_jobs(
     """The jobs of a comparison.
 
     Args:
-        models: names of baselines and systems, and `name=folder` for trained models; one name with several folders is one
-            model trained several times.
+        models: names of baselines and systems, `ease+ials` for the sum of several baselines, and `name=folder` for trained
+            models; one name with several folders is one model trained several times.
         seeds: of everything that is trained and not deterministic.
         recipes: how to train.
         backbone: language model in place of the recipes'.
@@ -84,13 +105,12 @@ def make_jobs(
         if is_folder:
             jobs.append(_folder_job(name, path, jobs, command))
             continue
-        if name not in MODELS:
-            near = difflib.get_close_matches(name, MODELS, n=3, cutoff=0.5)
-            raise ValueError(f"models: there is no {name!r}; nearest: {', '.join(near or MODELS)} (or name=folder)")
+        _check_name(name)
         recipe = _recipe(name, recipes, backbone, epochs_share)
-        for seed in seeds[:1] if name in DETERMINISTIC else seeds:
+        deterministic = set(name.split("+")) <= set(DETERMINISTIC)
+        for seed in seeds[:1] if deterministic else seeds:
             system: Any = name if name in SYSTEMS else "baseline"
-            about = SUMMARIES[name] + (", deterministic" if name in DETERMINISTIC else "")
+            about = SUMMARIES.get(name, ENSEMBLE) + (", deterministic" if deterministic else "")
             jobs.append(Job(name, system, seed, recipe, about=about, command=f"{command} --models {name} --seed {seed}"))
     keys = [job.key for job in jobs]
     for key in keys:
@@ -111,7 +131,22 @@ def folder_sha256(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def _check_name(name: str) -> None:
+    """Refuse what is no system, no baseline and no sum of baselines."""
+    joined = "+" in name
+    allowed = tuple(BASELINES) if joined else MODELS
+    for part in name.split("+"):
+        if part in allowed:
+            continue
+        near = difflib.get_close_matches(part, allowed, n=3, cutoff=0.5)
+        hint = "; only baselines are joined by +" if joined else " (or name=folder)"
+        raise ValueError(f"models: there is no {part!r}; nearest: {', '.join(near or allowed)}{hint}")
+
+
 def _recipe(name: str, recipes: Recipes, backbone: str | None, epochs_share: float) -> dict[str, Any]:
+    if "+" in name:
+        parts = {part: _recipe(part, recipes, backbone, epochs_share)["settings"] for part in members(name)}
+        return {"name": name, "settings": parts}
     if name not in SYSTEMS:
         settings = recipes.baselines.get(name, {})
         if "backbone" in baseline_settings(name):

@@ -16,7 +16,7 @@ from modeling_cllm4rec.baselines import BASELINES
 from modeling_cllm4rec.benchmark.ablation import RECIPE, VARIANTS
 from modeling_cllm4rec.benchmark.jobs import Case, Condition, Setting
 from modeling_cllm4rec.benchmark.measuring import HISTORY_LENGTH, POPULARITY
-from modeling_cllm4rec.benchmark.models import TITLES
+from modeling_cllm4rec.benchmark.models import title
 from modeling_cllm4rec.benchmark.slices import quarter_bins
 from modeling_cllm4rec.evaluation.intervals import bootstrap_interval, paired_difference_interval
 from modeling_cllm4rec.evaluation.protocol import Protocol
@@ -162,16 +162,16 @@ def short(value: float) -> str:
 
 
 def _order(model: str) -> tuple[int, str]:
-    """Baselines and variants as they stand in their lists, then all others by name."""
+    """Baselines and variants as they stand in their lists, sums behind the last of their baselines, then all others by name."""
     known = [*BASELINES, *VARIANTS]
-    return (known.index(model) if model in known else len(known), model)
+    parts = [model] if model in known else model.split("+")
+    return (max(known.index(part) if part in known else len(known) for part in parts), model)
 
 
 def _row(folder: Path, results: list[dict[str, Any]], condition: Condition, setting: Setting, n_resamples: int) -> Row:
     job = results[0]["job"]
-    title = TITLES.get(job["model"], job["model"]) if setting.kind == "quality" else job["model"]
     is_baseline = job["system"] == "baseline" if setting.kind == "quality" else job["model"] == RECIPE
-    row = Row(job["model"], title, is_baseline, job["about"], "")
+    row = Row(job["model"], title(job["model"]) if setting.kind == "quality" else job["model"], is_baseline, job["about"], "")
     done = sorted((one for one in results if one["status"] == "done"), key=lambda one: one["job"]["seed"])
     row.errors = {one["job"]["seed"]: one["error"] for one in results if one["status"] == "failed"}
     row.seeds = [one["job"]["seed"] for one in done]
@@ -179,12 +179,12 @@ def _row(folder: Path, results: list[dict[str, Any]], condition: Condition, sett
     if not done:
         return row
     if job["system"] != "folder" and any(one["job"]["recipe"] != done[0]["job"]["recipe"] for one in done):
-        raise ValueError(f"{folder}: the seeds of {title} have different settings; run all of them again, or pass --overwrite")
+        raise ValueError(f"{folder}: the seeds of {row.title} have different settings; run all of them again, or pass --overwrite")
     measured = [next(one for one in result["measured"] if tuple(one["condition"]) == condition) for result in done]
     tables = [pq.read_table(folder / one["per_user"]) for one in measured]
     for table in tables[1:]:
         if not table["user_index"].equals(tables[0]["user_index"]):
-            raise ValueError(f"{folder}: the seeds of {title} were measured on other users; pass --overwrite")
+            raise ValueError(f"{folder}: the seeds of {row.title} were measured on other users; pass --overwrite")
     row.protocol = Protocol.from_dict(measured[0]["protocol"])
     row.machines = [f"{one['machine']}, {one['threads']} threads" for one in done]
     row.versions, row.settings = done[0]["versions"], done[0]["settings"]

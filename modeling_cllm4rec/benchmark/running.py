@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from tqdm.auto import tqdm
 
 from modeling_cllm4rec.benchmark.jobs import Case, Job, Setting, fingerprint, write_json
+from modeling_cllm4rec.benchmark.models import baselines_of
 
 logger = logging.getLogger(__name__)
 
@@ -92,17 +93,28 @@ def _run_job(job: Job, setting: Setting, output: Path, place: Place, batch_size:
         "tunes": False,
     }
     if setting.tune and job.system == "baseline":
-        found = output / "tuning" / f"{job.recipe['name']}-{job.case}.json"
-        mark = fingerprint({"recipe": job.recipe, "case": job.case, "setting": dataclasses.asdict(setting)})
-        if not is_finished(found, mark):
-            found.parent.mkdir(exist_ok=True)
-            error = _run_process({**task, "tunes": True, "fingerprint": mark, "result": str(found)}, _log(output, found.stem))
+        searched: dict[str, dict[str, Any]] = {}
+        for recipe in baselines_of(job.recipe):
+            found, error = _search(dataclasses.replace(job, recipe=recipe), setting, output, task)
             if error:
                 return f"the search for its settings failed: {error}"
-        task["tuned"] = json.loads(found.read_text(encoding="utf-8"))["settings"]
+            searched[recipe["name"]] = {**recipe["settings"], **found}
+        task["tuned"] = searched.get(job.recipe["name"], searched)
     task |= {"fingerprint": job.fingerprint(setting), "result": str(output / "jobs" / f"{job.key}.json")}
     Path(task["result"]).parent.mkdir(exist_ok=True)
     return _run_process(task, _log(output, job.key))
+
+
+def _search(job: Job, setting: Setting, output: Path, task: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """The settings that were found for a single baseline, once for all who ask; or the error."""
+    place = output / "tuning" / f"{job.recipe['name']}-{job.case}.json"
+    mark = fingerprint({"recipe": job.recipe, "case": job.case, "setting": dataclasses.asdict(setting)})
+    if not is_finished(place, mark):
+        place.parent.mkdir(exist_ok=True)
+        changed = {"job": dataclasses.asdict(job), "tunes": True, "fingerprint": mark, "result": str(place)}
+        if error := _run_process({**task, **changed}, _log(output, place.stem)):
+            return {}, error
+    return json.loads(place.read_text(encoding="utf-8"))["settings"], ""
 
 
 def _run_process(task: dict[str, Any], log: Path) -> str:

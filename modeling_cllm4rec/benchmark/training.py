@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer
 
-from modeling_cllm4rec.baselines import baseline_settings, fit_baseline, tune
+from modeling_cllm4rec.baselines import baseline_settings, fit_baseline, members, tune
 from modeling_cllm4rec.benchmark.jobs import Job, Setting, fingerprint, write_json
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.matching import check_same_ids
@@ -78,8 +78,7 @@ def train(job: Job, setting: Setting, data: RecommendationData, runs: Path, tune
         start = time.perf_counter()
         recommender = fit_baseline(name, data, seed=job.seed, **planned, **settings)
         seconds = time.perf_counter() - start
-        everything = {key: value for key, value in known.items() if key not in NO_SETTINGS} | settings
-        return Trained(recommender, seconds, everything)
+        return Trained(recommender, seconds, all_settings(name, settings))
     if job.system == "folder":
         return _read_folder(Path(job.recipe["path"]), data, setting)
     folder, seconds = (train_cllm4rec if job.system == "cllm4rec" else train_lcrec)(job, data, runs)
@@ -88,6 +87,13 @@ def train(job: Job, setting: Setting, data: RecommendationData, runs: Path, tune
         prompts = PretrainArguments(**job.recipe["pretrain"], data="data", output="output").templates
         recommender.config.recommendation_prompts = next_item_pieces(prompts, AutoTokenizer.from_pretrained(folder))
     return _ready(recommender, setting, seconds, dict(job.recipe))
+
+
+def all_settings(name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Every setting of a baseline that its numbers depend on, those at their defaults too; of several joined by +, of each."""
+    if len(parts := members(name)) > 1:
+        return {part: all_settings(part, settings[part]) for part in parts}
+    return {key: value for key, value in baseline_settings(name).items() if key not in NO_SETTINGS} | settings
 
 
 def pairs_to_score(setting: Setting, data: RecommendationData) -> int:

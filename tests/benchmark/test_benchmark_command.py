@@ -52,6 +52,16 @@ def test_a_cell_comes_back_from_its_command(quality: Quality, tmp_path: Path) ->
     assert pq.read_table(tmp_path / "report" / names[0]).equals(pq.read_table(tmp_path / "again" / names[0]))
 
 
+def test_sum_of_baselines_takes_what_was_found_for_each(quality: Quality, in_process: list[str], tmp_path: Path) -> None:
+    assert quality("--models", "ease,itemknn,ease+itemknn,popularity", "--tune", "2") == 0
+    assert in_process.count("ease-everyone") == in_process.count("itemknn-everyone") == 1  # searches
+    rows = {row.model: row for row in read_tables(tmp_path / "report", 20)[1][0].rows}
+    assert list(rows) == ["popularity", "itemknn", "ease", "ease+itemknn"] and rows["ease+itemknn"].title == "EASE + item-kNN"
+    assert rows["ease+itemknn"].is_baseline
+    for name in ("ease", "itemknn"):
+        assert rows["ease+itemknn"].settings[name] == rows[name].settings
+
+
 def test_models_are_added_to_a_report(quality: Quality, tmp_path: Path) -> None:
     assert quality("--models", "popularity") == 0
     assert quality("--models", "ease") == 0

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from modeling_cllm4rec.baselines import BASELINES
-from modeling_cllm4rec.benchmark.models import DETERMINISTIC, MODELS, SUMMARIES, TITLES, make_jobs
+from modeling_cllm4rec.benchmark.models import DETERMINISTIC, MODELS, SUMMARIES, TITLES, make_jobs, title
 from modeling_cllm4rec.benchmark.recipes import Recipes
 
 NONE = Recipes({}, {})
@@ -46,6 +46,15 @@ def test_settings_of_the_recipe() -> None:
     assert job.recipe == {"name": "ease", "settings": {"regularization": 7.0}}
 
 
+def test_sum_of_baselines_with_the_settings_of_each() -> None:
+    recipes = Recipes({"ease": {"regularization": 7.0}}, {})
+    fixed, drawn = (make_jobs([name], [1, 2], recipes) for name in ("ease+itemknn", "ease+ials"))
+    assert fixed[0].recipe == {"name": "ease+itemknn", "settings": {"ease": {"regularization": 7.0}, "itemknn": {}}}
+    assert ([job.seed for job in fixed], [job.seed for job in drawn]) == ([1], [1, 2])
+    assert fixed[0].system == "baseline" and fixed[0].command.endswith("--models ease+itemknn --seed 1")
+    assert title("ease+ials") == "EASE + iALS"
+
+
 def test_unseen_people_have_jobs_of_their_own(tmp_path: Path) -> None:
     trained = saved_model(tmp_path / "m")
     jobs = make_jobs(["ease", f"mine={trained}"], [1], NONE, hold_out=True)
@@ -68,6 +77,9 @@ def test_folders_of_one_name_are_runs_of_one_model(tmp_path: Path) -> None:
     [
         (["eas"], [1], "there is no 'eas'; nearest: .*ease"),
         (["ease", "ease"], [1], "models names ease twice"),
+        (["ease+ils"], [1], "there is no 'ils'; nearest: ials.*only baselines are joined by"),
+        (["ease+cllm4rec"], [1], "there is no 'cllm4rec'; .*only baselines are joined by"),
+        (["ease+ease"], [1], "names ease twice"),
         ([], [1], "models is empty"),
         (["cllm4rec"], [1], "cllm4rec is trained by a recipe, and there is none for it; .*--config.*cllm4rec=folder"),
         (["tiger"], [1], "tiger is trained by a recipe, and there is none for it"),
