@@ -24,6 +24,7 @@ CATALOGUE_FILE = "catalogue.parquet"
 USERS_FILE = "users.parquet"
 SAVED_COLUMNS = ("item_id", "title", "brand", "categories", "codes")
 """Of the columns of a catalogue, those that stand in its file; longer texts stay with the data."""
+NO_HISTORIES = "this model was saved without its users' histories; pass histories= beside users="
 
 
 class IdMap:
@@ -171,8 +172,14 @@ class KnownUsers:
     def history(self, user_index: int) -> np.ndarray:
         """(history,) item indices of one user, oldest first."""
         if self.indptr is None or self.items is None:
-            raise ValueError("this model was saved without its users' histories; pass histories= beside users=")
+            raise ValueError(NO_HISTORIES)
         return np.asarray(self.items[self.indptr[user_index] : self.indptr[user_index + 1]], dtype=np.int64)
+
+    def history_lengths(self, user_indices: np.ndarray) -> np.ndarray:
+        """(users,) how many items the stored histories of these users hold."""
+        if self.indptr is None:
+            raise ValueError(NO_HISTORIES)
+        return np.asarray(self.indptr[user_indices + 1] - self.indptr[user_indices])
 
     def without_histories(self) -> KnownUsers:
         """The same users with no history stored."""

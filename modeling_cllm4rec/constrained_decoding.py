@@ -132,7 +132,7 @@ class ItemTrie:
 
 
 class PermittedItems:
-    """Which nodes of a tree still have an item below that a row may be given.
+    """Which nodes of a tree still have an item below that a row may be given. A row that has seen every candidate has none.
 
     Candidates are counted by prefix sums over the leaves, what a row has seen by its sorted leaves: nothing of the size of
     the catalogue is kept for each row.
@@ -144,7 +144,7 @@ class PermittedItems:
         candidates: item indices that may be given at all; None stands for all.
 
     Raises:
-        ValueError: a row that may be given nothing, or item indices that do not exist.
+        ValueError: no candidates at all, or item indices that do not exist.
 
     Example:
         >>> trie = ItemTrie(np.array([[1, 0], [0, 2], [1, 1]]), codebook_size=3)
@@ -161,12 +161,13 @@ class PermittedItems:
             is_candidate[trie.item_leaves[_item_tensor("candidates", candidates, trie)]] = True
         zero = torch.zeros(1, dtype=torch.int64, device=trie.device)
         self._candidates_before = torch.cat([zero, is_candidate.cumsum(0)])  # (J + 1,)
+        if not self._candidates_before[-1]:
+            raise ValueError("candidates are empty: no item is left to be named; give at least one, or None for all items")
         self._seen = zero[:0]  # ascending row * J + leaf of what counts as a candidate and was seen
         if seen is not None:
             rows, leaves = _seen_leaves(seen, trie, num_rows)
             counts = is_candidate[leaves]
             self._seen = torch.unique(rows[counts] * trie.num_items + leaves[counts])
-        self._check_not_empty()
 
     def count(self, level: int, rows: torch.Tensor, nodes: torch.Tensor) -> torch.Tensor:
         """(n,) items that (n,) rows may be given below (n,) nodes of a level in [0, H]."""
@@ -177,14 +178,10 @@ class PermittedItems:
         start = rows * self.trie.num_items
         return count - torch.searchsorted(self._seen, start + last) + torch.searchsorted(self._seen, start + first)
 
-    def _check_not_empty(self) -> None:
+    def rows_with_items(self) -> torch.Tensor:
+        """(B,) bool: rows that may be given an item."""
         rows = torch.arange(self.num_rows, device=self.trie.device)
-        nothing = (self.count(0, rows, torch.zeros_like(rows)) == 0).nonzero().flatten()
-        if len(nothing):
-            raise ValueError(
-                f"row {int(nothing[0])} ({len(nothing)} of {self.num_rows} rows): no item is left to be named, as it has seen "
-                f"all {int(self._candidates_before[-1])} candidates; give more candidates, or permit items seen before"
-            )
+        return self.count(0, rows, torch.zeros_like(rows)) > 0
 
 
 class TrieLogitsProcessor(LogitsProcessor):
@@ -201,6 +198,9 @@ class TrieLogitsProcessor(LogitsProcessor):
         prompt_length: columns of `input_ids` that are the prompt; 0 when `generate` is given `inputs_embeds`.
         end_token_id: what closes a text.
         permitted: prunes the tree for each prompt; several beams of one prompt stand side by side, as `generate` puts them.
+
+    Raises:
+        ValueError: a prompt for which nothing is permitted: `generate` has to write something.
 
     Example:
         >>> trie = ItemTrie(np.array([[1, 0], [0, 2], [1, 1]]), codebook_size=3)
@@ -219,6 +219,8 @@ class TrieLogitsProcessor(LogitsProcessor):
     ) -> None:
         if prompt_length < 0:
             raise ValueError(f"prompt_length is {prompt_length}; it must be 0 or more")
+        if permitted is not None:
+            _check_choice(permitted)
         self.trie, self.permitted = trie, permitted
         self.first_index_token, self.prompt_length, self.end_token_id = first_index_token, prompt_length, end_token_id
 
@@ -308,6 +310,16 @@ def _check_unique(codes: np.ndarray, order: np.ndarray, differs: np.ndarray) -> 
         raise ValueError(
             f"codes collide: items {'; items '.join(pairs)} ({len(twins)} collisions); every item needs codes of its own: "
             "index the catalogue anew"
+        )
+
+
+def _check_choice(permitted: PermittedItems) -> None:
+    """Refuse rows that may be given nothing."""
+    nothing = (~permitted.rows_with_items()).nonzero().flatten()
+    if len(nothing):
+        raise ValueError(
+            f"permitted: row {int(nothing[0])} ({len(nothing)} of {permitted.num_rows} rows) has seen all candidates, and "
+            "generate cannot write nothing; leave these prompts out, give more candidates, or permit items seen before"
         )
 
 

@@ -52,14 +52,17 @@ def beam_search(
         (B, n) int64 item indices, -1 where a row has fewer permitted items, and (B, n) float32 scores, -inf there.
 
     Raises:
-        ValueError: num_beams below 1, a row without any permitted item, a prompt that is empty or leaves no room for an
-            index, a model in training mode or with another kind of attention.
+        ValueError: num_beams below 1, no candidates at all, a prompt that is empty or leaves no room for an index, a model in
+            training mode or with another kind of attention.
     """
     if num_beams < 1:
         raise ValueError(f"num_beams is {num_beams}; it must be 1 or more")
     rows = len(input_ids)
     permitted = trie.permitted(rows, seen, candidates)
     tree = _PromptTree(language_model, input_ids, attention_mask, trie, first_index_token)
+    if not permitted.rows_with_items().any():
+        nothing = torch.full((rows, num_beams), -1, device=trie.device)
+        return nothing, torch.full(nothing.shape, float("-inf"), device=trie.device)
     nodes = torch.zeros(rows, 1, dtype=torch.int64, device=trie.device)
     scores = torch.zeros(rows, 1, device=trie.device)
     log_probs = tree.prompt_log_probs()[:, None]

@@ -307,6 +307,8 @@ class CLLM4RecForCausalLM(CLLM4RecPreTrainedModel, GenerationMixin):
 class CLLM4RecForRecommendation(RecommendsItems, CLLM4RecPreTrainedModel):
     """The recommender (section 3.4): a prompt with a history in, scores of all items out, in one forward pass."""
 
+    users_have_tokens = True
+
     def forward(
         self,
         input_ids: torch.Tensor,

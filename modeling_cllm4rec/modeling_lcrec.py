@@ -47,6 +47,7 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
     """
 
     config_class = LCRecConfig
+    users_have_tokens = False
     base_model_prefix = ""  # as in CLLM4Rec: Llama's inner `model.` would be taken for ours
     supports_gradient_checkpointing = True
     _supports_sdpa = True

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,13 @@ from .catalogue import CATALOGUE_FILE, Catalogue, KnownUsers, OnUnknown, Recomme
 
 
 class RecommendsItems(ABC):
-    """Adds `recommend` to a model that turns histories into prompts and prompts into scores of all items."""
+    """Adds `recommend` to a model that turns histories into prompts and prompts into scores of all items.
+
+    Attributes:
+        users_have_tokens: whether a known user is more to the model than a history, so that it may be empty.
+    """
+
+    users_have_tokens: ClassVar[bool]
 
     catalogue: Catalogue | None
     users: KnownUsers | None
@@ -62,7 +68,8 @@ class RecommendsItems(ABC):
             k: how many, at most the number of candidates. Who has fewer unseen candidates gets fewer rows.
             exclude_seen: do not recommend what stands in the history.
             candidates: external item ids to choose from; None means the whole catalogue.
-            on_unknown: `"raise"` names unknown ids; `"skip"` leaves unknown users, items and candidates out.
+            on_unknown: `"raise"` names unknown ids; `"skip"` leaves unknown users, items and candidates out, and known users
+                of whom the model can read nothing (LC-Rec: those whose history is empty).
             batch_size: people scored in one pass.
             search: settings of the model's own search, where it has one (LC-Rec: `num_beams`, `scoring`).
 
@@ -70,7 +77,7 @@ class RecommendsItems(ABC):
             `Recommendations` with columns user, item, rank, score.
 
         Raises:
-            ValueError: unknown ids, an empty history of a person without an ID token, k out of range.
+            ValueError: unknown ids, an empty history of a person without an ID token, k out of range; before anything is scored.
         """
         tables = list(
             self.iter_recommendations(users, histories, k, exclude_seen, candidates, on_unknown, batch_size, **search)
@@ -114,15 +121,21 @@ class RecommendsItems(ABC):
                 raise ValueError("this model knows no users; pass histories= instead")
             user_indices = known.ids.indices_of(users, on_unknown)
             keep = keep[user_indices >= 0]
+        given = None
+        if histories is not None:
+            given = {int(row): self._read_history(int(row), histories[row], users is None, on_unknown) for row in keep}
+        if user_indices is not None:
+            lengths = None if given is None else np.array([len(given[int(row)]) for row in keep], dtype=np.int64)
+            keep = keep[self.readable(user_indices[keep], lengths, on_unknown)]
         names = None if users is None else known.ids.array  # type: ignore[union-attr]
         with tqdm(total=len(keep), desc="recommending", unit="user", disable=not progress) as bar:
             for start in range(0, max(len(keep), 1), batch_size):
                 rows = keep[start : start + batch_size]
                 indices = None if user_indices is None else user_indices[rows]
-                if histories is None:
+                if given is None:
                     read = [known.history(int(index)) for index in indices]  # type: ignore[union-attr]
                 else:
-                    read = [self._read_history(int(row), histories[row], indices is None, on_unknown) for row in rows]
+                    read = [given[int(row)] for row in rows]
                 if len(read):
                     prompts = self.build_prompts(indices, read)
                     best, scores = self.best_items(prompts, read if exclude_seen else None, k, allowed, **search)
@@ -131,6 +144,32 @@ class RecommendsItems(ABC):
                 labels = pa.array(rows) if names is None else names.take(pa.array(indices))
                 yield self._as_table(labels, best, scores)
                 bar.update(len(rows))
+
+    def readable(
+        self, user_indices: np.ndarray, lengths: np.ndarray | None = None, on_unknown: OnUnknown = "raise"
+    ) -> np.ndarray:
+        """Which known users can be recommended to.
+
+        Args:
+            user_indices: (users,) user indices; lengths: (users,) items of the histories given for them, None for those stored.
+
+        Returns:
+            (users,) bool; all True for a model whose users have tokens, or with `on_unknown="raise"`.
+
+        Raises:
+            ValueError: a user of whom there is nothing to read, with `on_unknown="raise"` (the first five are named).
+        """
+        known = self.users
+        if self.users_have_tokens or known is None:
+            return np.ones(len(user_indices), dtype=bool)
+        found = (known.history_lengths(user_indices) if lengths is None else lengths) > 0
+        if on_unknown == "raise" and not found.all():
+            empty = known.ids.ids_of(user_indices[~found][:5])
+            raise ValueError(
+                f"the histories of {int((~found).sum())} users are empty: {empty!r}; this model reads items and has no tokens "
+                "for users: give each at least one known item (histories=), or pass on_unknown='skip' to leave them out"
+            )
+        return np.asarray(found)
 
     def _require_catalogue(self) -> Catalogue:
         if self.catalogue is None:

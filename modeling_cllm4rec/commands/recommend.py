@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.json
 import pyarrow.parquet as pq
@@ -54,7 +55,12 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--k", type=int, default=10, help="recommendations for each (default: 10)")
     flags.add_argument("--include-seen", action="store_true", help="recommend items of the history, too")
     flags.add_argument("--candidates", nargs="+", help="choose among these item ids only")
-    flags.add_argument("--on-unknown", choices=["raise", "skip"], default="raise", help="unknown ids: error, or left out")
+    flags.add_argument(
+        "--on-unknown",
+        choices=["raise", "skip"],
+        default="raise",
+        help="unknown ids, and users of whom the model can read nothing: error, or left out",
+    )
     form = flags.add_mutually_exclusive_group()
     form.add_argument("--output", help="Parquet file for the table; without it, it is printed with titles")
     form.add_argument("--json", action="store_true", help="print JSON lines: user, rank, item, score, title")
@@ -76,8 +82,10 @@ def questions(arguments: argparse.Namespace, model: RecommendsItems) -> Iterator
     if arguments.users:
         yield {"users": model.users.ids.parse(arguments.users), "histories": None, "names": None}
         return
-    for start in range(0, len(model.users), PEOPLE_AT_ONCE):
-        yield {"users": model.users.ids.array.slice(start, PEOPLE_AT_ONCE).to_pylist(), "histories": None, "names": None}
+    everyone = np.arange(len(model.users))
+    everyone = everyone[model.readable(everyone, on_unknown=arguments.on_unknown)]
+    for start in range(0, max(len(everyone), 1), PEOPLE_AT_ONCE):
+        yield {"users": model.users.ids.ids_of(everyone[start : start + PEOPLE_AT_ONCE]), "histories": None, "names": None}
 
 
 def read_histories(path: str) -> pa.Table:

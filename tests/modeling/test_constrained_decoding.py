@@ -151,14 +151,11 @@ class TestItemTrie:
         some = st.lists(st.integers(0, 11), max_size=11)
         candidates = data.draw(st.one_of(st.none(), some.filter(bool)))
         allowed = set(range(12)) if candidates is None else set(candidates)
-        seen = [[item for item in data.draw(some) if allowed != {item}] for _ in range(3)]
+        seen = [data.draw(some) for _ in range(3)]
         left = [allowed - set(row) for row in seen]
         pruned = (np.cumsum([0, *map(len, seen)]), np.concatenate(seen).astype(np.int32))
-        if not all(left):
-            with pytest.raises(ValueError, match="no item is left to be named"):
-                trie.permitted(3, pruned, candidates)
-            return
         permitted = trie.permitted(3, pruned, candidates)
+        assert permitted.rows_with_items().tolist() == [bool(items) for items in left]
         for level in range(LEVELS + 1):
             for node in range(trie.num_nodes(level)):
                 first, last = trie.first_leaf[level][node : node + 2].tolist()
@@ -199,9 +196,11 @@ class TestItemTrie:
 
     def test_pruned_to_nothing(self):
         trie = ItemTrie(random_codes(), CODES)
-        with pytest.raises(ValueError, match=r"row 1 \(1 of 3 rows\): no item is left .* seen all 2 candidates"):
-            trie.permitted(3, (np.array([0, 1, 3, 3]), np.array([5, 5, 6])), candidates=[5, 6])
-        with pytest.raises(ValueError, match=r"row 0 \(2 of 2 rows\): no item is left .* all 0 candidates"):
+        permitted = trie.permitted(3, (np.array([0, 1, 3, 3]), np.array([5, 5, 6])), candidates=[5, 6])
+        assert permitted.rows_with_items().tolist() == [True, False, True]
+        with pytest.raises(ValueError, match=r"permitted: row 1 \(1 of 3 rows\) has seen all candidates, and generate cannot"):
+            TrieLogitsProcessor(trie, FIRST, prompt_length=1, permitted=permitted)
+        with pytest.raises(ValueError, match="candidates are empty: no item is left to be named; give at least one"):
             trie.permitted(2, candidates=[])
 
     def test_items_that_do_not_exist(self):
@@ -414,9 +413,15 @@ class TestBadInput:
             self.search(gpt2, num_beams=num_beams)
 
     def test_a_row_that_may_be_given_nothing(self, gpt2):
+        trie = ItemTrie(random_codes(), CODES)
+        whole = beam_search(gpt2, *padded(), trie, FIRST, 2, candidates=[1, 2])
         seen = (np.array([0, 0, 0, 2]), np.array([1, 2]))
-        with pytest.raises(ValueError, match=r"row 2 \(1 of 3 rows\): no item is left"):
-            beam_search(gpt2, *padded(), ItemTrie(random_codes(), CODES), FIRST, 2, seen=seen, candidates=[1, 2])
+        items, scores = beam_search(gpt2, *padded(), trie, FIRST, 2, seen=seen, candidates=[1, 2])
+        assert torch.equal(items[:2], whole[0][:2]) and torch.equal(scores[:2], whole[1][:2])
+        assert items[2].tolist() == [-1, -1] and scores[2].tolist() == [-np.inf, -np.inf]
+        everyone = (np.array([0, 2, 4, 6]), np.array([1, 2] * 3))
+        items, scores = beam_search(gpt2, *padded(), trie, FIRST, 2, seen=everyone, candidates=[1, 2])
+        assert items.tolist() == [[-1, -1]] * 3 and scores.shape == (3, 2) and scores.isneginf().all()
 
     def test_a_prompt_that_leaves_no_room(self, model):
         fits = torch.full((1, CONTEXT - LEVELS), 3)

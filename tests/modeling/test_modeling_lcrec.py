@@ -82,6 +82,23 @@ def test_candidates_and_seen_items(gpt2):
     assert set(gpt2.recommend(users=["ann"], k=4, candidates=some, exclude_seen=False).to_pandas()["item"]) == set(some)
 
 
+@pytest.mark.parametrize("scoring", ["beam", "all"])
+def test_who_has_seen_all_candidates_gets_no_rows(gpt2, scoring):
+    table = gpt2.recommend(users=["user 1", "ann"], k=1, candidates=["ä"], scoring=scoring).table
+    assert table["user"].to_pylist() == ["ann"] and table["item"].to_pylist() == ["ä"]
+    assert gpt2.recommend(users=["user 1"], k=1, candidates=["ä"], scoring=scoring).table.equals(table.slice(0, 0))
+    some = gpt2.recommend(users=["🎸"], k=4, candidates=["item 2", "item 3", "ä", "item 0"], scoring=scoring)
+    assert set(some.items("🎸")) == {"ä", "item 0"}
+
+
+def test_users_without_a_history_are_left_out_when_asked(gpt2):
+    gpt2.remove_items(["ä"])
+    table = gpt2.recommend(users=USERS, k=2, on_unknown="skip").table
+    assert table["user"].to_pylist() == ["ann"] * 2 + ["🎸"] * 2
+    asked = {"users": ["nobody", *USERS], "histories": [["ä"], ["ä"], ["item 2"], ["item 1", "ä"]], "on_unknown": "skip"}
+    assert gpt2.recommend(**asked, k=1).table["user"].to_pylist() == ["user 1", "🎸"]
+
+
 def test_templates_differ(gpt2):
     scores = [gpt2.score_prompts(gpt2.build_prompts(None, [np.array([1, 2])], template)) for template in (0, 1)]
     assert not torch.allclose(*scores)
@@ -212,9 +229,23 @@ class TestBadInput:
         with pytest.raises(ValueError, match="scoring is 'sample'; allowed are 'beam' and 'all'"):
             gpt2.recommend(users=["ann"], k=1, scoring="sample")
 
-    def test_a_tree_pruned_to_nothing(self, gpt2):
-        with pytest.raises(ValueError, match="(?i)nothing|no item"):
-            gpt2.recommend(users=["user 1"], k=1, candidates=["ä"])
+    def test_no_candidates(self, gpt2):
+        with pytest.raises(ValueError, match="candidates are empty: no item is left to be named"):
+            gpt2.best_items(gpt2.build_prompts(None, [np.array([1])]), None, 1, np.zeros(0, np.int64))
+
+    def test_users_without_a_history_are_named_before_any_work(self, gpt2, monkeypatch):
+        gpt2.remove_items(["ä"])
+        monkeypatch.setattr(gpt2, "build_prompts", lambda *_: pytest.fail("work was begun"))
+        told = r"the histories of 1 users are empty: \['user 1'\]; this model reads items .* or pass on_unknown='skip'"
+        with pytest.raises(ValueError, match=told):
+            gpt2.recommend(users=USERS, k=1, batch_size=1)
+        with pytest.raises(ValueError, match=told):
+            gpt2.recommend(users=["ann", "user 1"], histories=[["item 1"], []], k=1)
+        with pytest.raises(ValueError, match=r"histories\[1\] is empty"):
+            gpt2.recommend(histories=[["item 1"], []], k=1, batch_size=1)
+        gpt2.users = gpt2.users.without_histories()
+        with pytest.raises(ValueError, match="saved without its users' histories; pass histories= beside users="):
+            gpt2.recommend(users=["ann"], k=1)
 
     def test_empty_histories_and_queries(self, gpt2):
         with pytest.raises(ValueError, match=r"histories\[0\] is empty"):

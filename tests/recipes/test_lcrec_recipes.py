@@ -100,6 +100,24 @@ def test_recommend(mains: Mains, run: Path, data_folder: Path, tmp_path: Path, c
     ]
 
 
+def test_recommend_to_everyone_when_a_history_is_gone(
+    mains: Mains, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = LCRecForRecommendation.from_pretrained(run)
+    assert model.catalogue is not None and model.users is not None
+    first, *others = model.users.ids.array.to_pylist()
+    model.remove_items(model.catalogue.ids.ids_of(np.unique(model.users.history(0))))
+    model.save_pretrained(tmp_path / "model")
+    gone = [user for number, user in enumerate([first, *others]) if not len(model.users.history(number))]
+    command = ("--model", tmp_path / "model", "--k", "2", "--output", tmp_path / "everyone.parquet")
+    assert mains["recommend"](*command) == 2
+    assert f"the histories of {len(gone)} users are empty: [{first!r}" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "everyone.parquet").exists()
+    assert mains["recommend"](*command, "--on-unknown", "skip") == 0
+    found = pq.read_table(tmp_path / "everyone.parquet")["user"].to_pylist()
+    assert found == [user for user in [first, *others] if user not in gone for _ in range(2)]
+
+
 def test_one_line_for_bad_input(
     mains: Mains, run: Path, data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
