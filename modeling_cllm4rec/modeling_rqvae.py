@@ -79,7 +79,7 @@ class RQVAEModel(PreTrainedModel):
 
         Args:
             embeddings: (B, input_dim) float.
-            uniform_last: spread the batch evenly over the codes of the last level (training).
+            uniform_last: spread the batch evenly over the codes of the last level (training), see `quantize`.
         """
         latents = self.encoder(embeddings)
         codes, quantized, quantization_loss = self.quantize(latents, uniform_last)
@@ -94,7 +94,8 @@ class RQVAEModel(PreTrainedModel):
         """Residual quantization: c_h the nearest code vector to r_h, r_{h+1} = r_h - v.
 
         Args:
-            latents: (B, d); uniform_last: the last level by optimal transport over the batch.
+            latents: (B, d); uniform_last: the last level by optimal transport over the batch. Fewer rows than codes cannot
+                fill the codes evenly (the plan of a few rows is next to random), so they take their nearest ones.
 
         Returns:
             Codes (B, H), quantized latents (B, d), and the quantization loss (): the sum over levels of
@@ -103,10 +104,11 @@ class RQVAEModel(PreTrainedModel):
         config = self.config
         rest, codes = latents, []
         loss = latents.new_zeros(())
+        spread = uniform_last and config.sinkhorn_epsilon > 0 and len(latents) >= config.codebook_size
         quantized = torch.zeros_like(latents)
         for level, vectors in enumerate(self.codebooks):
             distances = torch.cdist(rest.detach(), vectors.detach()).square()
-            if uniform_last and config.sinkhorn_epsilon and level + 1 == config.num_levels:
+            if spread and level + 1 == config.num_levels:
                 chosen = sinkhorn(distances, config.sinkhorn_epsilon, config.sinkhorn_iterations).argmax(1)
             else:
                 chosen = distances.argmin(1)

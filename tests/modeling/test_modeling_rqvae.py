@@ -71,6 +71,16 @@ def test_uniform_last_level_spreads_the_batch():
     assert spread.min() >= 5 and spread.max() <= 15
 
 
+@pytest.mark.parametrize(("rows", "spreads"), [(1, False), (3, False), (31, False), (32, True), (64, True)])
+def test_fewer_rows_than_codes_take_their_nearest_ones(rows, spreads):
+    model = small_model(num_levels=1, codebook_size=32, hidden_dims=(), latent_dim=4, input_dim=4)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        model.codebooks.copy_(torch.randn(1, 32, 4, generator=generator))
+    points = torch.randn(rows, 4, generator=generator)
+    assert torch.equal(model(points, uniform_last=True).codes, model(points).codes) != spreads
+
+
 @given(st.integers(0, 1000))
 def test_codes_equal_the_plain_definition(seed):
     generator = torch.Generator().manual_seed(seed)
