@@ -1,14 +1,15 @@
-"""The paper's variants (its ablation study), and further ones, as switches of one CLLM4Rec recipe."""
+"""The papers' variants (their ablation studies), and further ones, as switches of one recipe."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from modeling_cllm4rec.benchmark.jobs import Job
-from modeling_cllm4rec.benchmark.recipes import STAGES, Recipe, adjusted, check_recipe
+from modeling_cllm4rec.benchmark.lcrec_ladder import lcrec_variants
+from modeling_cllm4rec.benchmark.recipes import STAGES, Changed, Recipe, adjusted, arguments_of, check_recipe
 
 RECIPE = "recipe"
 """Name of the row that the others are compared with."""
@@ -16,7 +17,7 @@ LAMBDAS = (0.0, 0.1, 1.0, 10.0)
 
 
 class Variant(NamedTuple):
-    """A recipe with some settings replaced.
+    """What replaces some settings of a CLLM4Rec recipe.
 
     Attributes:
         about: what it is, in a few words.
@@ -57,7 +58,7 @@ VARIANTS: dict[str, Variant] = {
     "rows=text": Variant("ID rows started from the words of item texts", {"init_ids": "text"}, {}),
     "rows=random": Variant("ID rows started at random", {"init_ids": "random"}, {}),
 }
-"""Name -> what it changes; the first six are the paper's."""
+"""Name -> what it changes in a recipe of CLLM4Rec; the first six are the paper's."""
 
 
 def make_variant_jobs(
@@ -65,6 +66,7 @@ def make_variant_jobs(
     variants: Sequence[str] | None,
     seeds: Sequence[int],
     *,
+    system: Literal["cllm4rec", "lcrec"] = "cllm4rec",
     backbone: str | None = None,
     epochs_share: float = 1.0,
     command: str = "",
@@ -72,9 +74,10 @@ def make_variant_jobs(
     """The jobs of an ablation, the recipe itself first.
 
     Args:
-        recipe: of CLLM4Rec.
-        variants: some of `VARIANTS`; None takes all.
+        recipe: of the system.
+        variants: some of `VARIANTS`, or of LC-Rec's `LADDER`; None takes all.
         seeds: of each variant.
+        system: whose recipe it is.
         backbone: language model in place of the recipe's.
         epochs_share: share of the recipe's epochs.
         command: how the program was called, without variants and seeds.
@@ -85,29 +88,33 @@ def make_variant_jobs(
     Raises:
         ValueError: a variant that does not exist (the nearest names), no seed, or a recipe whose settings are not allowed.
     """
-    names = list(VARIANTS) if variants is None else list(dict.fromkeys([RECIPE, *variants]))
+    base = adjusted(recipe, system, backbone, epochs_share)
+    there = {RECIPE: Changed(VARIANTS[RECIPE].about, base)}
+    there |= cllm4rec_variants(base) if system == "cllm4rec" else lcrec_variants(base)
+    names = list(there) if variants is None else list(dict.fromkeys([RECIPE, *variants]))
     for name in names:
-        if name not in VARIANTS:
-            near = difflib.get_close_matches(name, VARIANTS, n=3, cutoff=0.4)
-            raise ValueError(f"variants: there is no {name!r}; nearest: {', '.join(near or VARIANTS)}")
+        if name not in there:
+            near = difflib.get_close_matches(name, there, n=3, cutoff=0.4)
+            raise ValueError(f"variants: there is no {name!r}; nearest: {', '.join(near or there)}")
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds are {list(seeds)}; there must be at least one, each 0 or more and there once")
-    base = adjusted(recipe, "cllm4rec", backbone, epochs_share)
+    check_recipe(base, system)
+    settings = {name: _all_settings(variant, system) for name, variant in there.items()}
+    same = tuple(name for name in there if name != RECIPE and settings[name] == settings[RECIPE])
     jobs: list[Job] = []
-    same = _same_as(base)
     for name in names:
         if name in same:
             continue
-        changed = _with(base, VARIANTS[name])
-        check_recipe(changed, "cllm4rec")
+        about, changed, anonymous = there[name]
+        check_recipe(changed, system)
         jobs += [
             Job(
                 name,
-                "cllm4rec",
+                system,
                 seed,
-                changed,
-                anonymous=VARIANTS[name].anonymous,
-                about=VARIANTS[name].about,
+                dict(changed),
+                anonymous=anonymous,
+                about=about,
                 command=f"{command} --variants {name} --seed {seed}",
             )
             for seed in seeds
@@ -115,21 +122,20 @@ def make_variant_jobs(
     return jobs, {"recipe": base, "same_as_recipe": same}
 
 
-def _same_as(recipe: Recipe) -> tuple[str, ...]:
-    """The variants that change no setting of a recipe."""
-    plain = _all_settings(recipe, False)
-    others = (name for name in VARIANTS if name != RECIPE)
-    return tuple(name for name in others if _all_settings(_with(recipe, VARIANTS[name]), VARIANTS[name].anonymous) == plain)
+def cllm4rec_variants(recipe: Recipe) -> dict[str, Changed]:
+    """A recipe of CLLM4Rec as each of `VARIANTS` changes it."""
+    return {name: Changed(one.about, _with(recipe, one), one.anonymous) for name, one in VARIANTS.items()}
 
 
-def _with(recipe: Recipe, variant: Variant) -> dict[str, Any]:
+def _with(recipe: Recipe, variant: Variant) -> dict[str, dict[str, Any] | None]:
     finetune = None if variant.finetune is None else {**recipe["finetune"], **variant.finetune}
     return {"pretrain": {**recipe["pretrain"], **variant.pretrain}, "finetune": finetune}
 
 
-def _all_settings(recipe: dict[str, Any], anonymous: bool) -> dict[str, Any]:
-    """Every setting of both stages, those that the recipe leaves at their defaults too."""
-    made: dict[str, Any] = {"anonymous": anonymous}
-    for stage, kind in STAGES["cllm4rec"].items():
-        made[stage] = None if recipe[stage] is None else dataclasses.asdict(kind(**recipe[stage], data="data", output="output"))
+def _all_settings(changed: Changed, system: str) -> dict[str, Any]:
+    """Every setting of all stages, those that the recipe leaves at their defaults too."""
+    made: dict[str, Any] = {"anonymous": changed.anonymous}
+    for stage, kind in STAGES[system].items():
+        settings = changed.recipe[stage]
+        made[stage] = None if settings is None else dataclasses.asdict(arguments_of(kind, settings, stage))
     return made

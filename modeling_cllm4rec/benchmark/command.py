@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from modeling_cllm4rec.benchmark.ablation import VARIANTS, make_variant_jobs
-from modeling_cllm4rec.benchmark.held_out_people import hold_out_people
+from modeling_cllm4rec.benchmark.held_out_people import draw_people, hold_out_people
 from modeling_cllm4rec.benchmark.jobs import FOLDERS, SETTING_FILE, Case, Job, Setting, claim, make_setting, shown
+from modeling_cllm4rec.benchmark.lcrec_ladder import LADDER
 from modeling_cllm4rec.benchmark.models import MODELS, make_jobs
 from modeling_cllm4rec.benchmark.page import write_page
 from modeling_cllm4rec.benchmark.plots import check_plots
-from modeling_cllm4rec.benchmark.recipes import read_cllm4rec_recipe, read_recipes
+from modeling_cllm4rec.benchmark.recipes import read_one_recipe, read_recipes
 from modeling_cllm4rec.benchmark.report import REPORT_FILE, RESULTS_FILE, write_report
 from modeling_cllm4rec.benchmark.running import Place, run_jobs
 from modeling_cllm4rec.commands.running import run_command
@@ -28,13 +29,14 @@ QUALITY = """example:
 """
 ABLATION = """example:
   {program} ablation --data data/beauty --config recipes/configs/beauty.yaml --variants LLM-CF,LLM-FixOrd --seeds 3
+  {program} ablation --data data/scientific --config recipes/configs/scientific_benchmark.yaml --train-users 4000
 """
 REPORT = """example:
   {program} report --reports reports/* --output docs/benchmark.md
 """
 PASSED_ON = (
     *("data", "config", "backbone", "metrics", "test_history", "mask_validation", "sampled_negatives", "hold_out_users"),
-    *("tune", "tune_metric", "epochs_share", "max_users"),
+    *("tune", "tune_metric", "epochs_share", "max_users", "train_users"),
 )
 """Flags that change numbers: they stand in the command beside a row."""
 
@@ -51,17 +53,21 @@ def add_commands(commands: Any, program: str = PROGRAM, default_config: Path | N
     quality = commands.add_parser(
         "quality", help="models beside baselines, with intervals and verdicts", epilog=QUALITY.format(program=program), **shape
     )
-    quality.add_argument("--models", required=True, type=_list, help=f"{','.join(MODELS)}; ease+ials for a sum; name=folder for a trained model")
+    models = f"{','.join(MODELS)}; ease+ials for a sum; name=folder for a trained model"
+    quality.add_argument("--models", required=True, type=_list, help=models)
     quality.add_argument("--config", type=Path, default=default_config, help="YAML: settings of baselines, recipes of systems")
     quality.add_argument("--tune", type=int, default=0, help="trials of the search for each baseline's settings, on validation")
     quality.add_argument("--tune-metric", help="what the search maximizes (default: the first metric)")
     quality.add_argument("--hold-out-users", type=float, default=0.0, help="share of the people to be met only when they ask")
     _add_shared(quality)
     ablation = commands.add_parser(
-        "ablation", help="the paper's variants as switches of one recipe", epilog=ABLATION.format(program=program), **shape
+        "ablation", help="the papers' variants as switches of one recipe", epilog=ABLATION.format(program=program), **shape
     )
-    ablation.add_argument("--config", required=True, type=Path, help="YAML file of pretraining and finetuning: the recipe")
-    ablation.add_argument("--variants", type=_list, help=f"some of {','.join(VARIANTS)} (default: all)")
+    ablation.add_argument(
+        "--config", required=True, type=Path, help="the recipe: YAML file of pretraining and finetuning, or with one system's key"
+    )
+    variants = f"of CLLM4Rec some of {','.join(VARIANTS)}; of LC-Rec of recipe,{','.join(LADDER)} (default: all)"
+    ablation.add_argument("--variants", type=_list, help=variants)
     _add_shared(ablation)
     for parser in (quality, ablation):
         parser.set_defaults(program=program, default_config=default_config)
@@ -92,6 +98,9 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--sampled-negatives", type=int, default=0, help="measure among so many random items, too; labelled so")
     parser.add_argument("--max-users", type=int, help="evaluate a fixed random sample of so many users (default: all)")
+    parser.add_argument(
+        "--train-users", type=int, help="train and evaluate on a fixed random sample of so many people (default: all)"
+    )
     parser.add_argument("--batch-size", type=int, default=256, help="people who are scored at a time")
     parser.add_argument("--resamples", type=int, default=1000, help="resamples of the bootstrap")
     parser.add_argument("--no-plots", action="store_true", help="draw no plots (they need matplotlib)")
@@ -115,11 +124,15 @@ def run(arguments: argparse.Namespace) -> None:
         if getattr(arguments, name) < 1:
             raise ValueError(f"{name} is {getattr(arguments, name)}; it must be 1 or more")
     data = RecommendationData.load(arguments.data)
+    if arguments.train_users is not None:
+        data = draw_people(data, arguments.train_users)
     jobs, setting = plan(arguments, data)
     output = arguments.output or Path("reports") / data.folder.resolve().name
     if arguments.overwrite:
         throw_away(output)
     claim(output, setting)
+    if arguments.train_users is not None:
+        data = data.save(output / "data" / data.folder.name, overwrite=True)
     places: dict[Case, Place] = {"everyone": Place(data.folder, data.folder)}
     if setting.hold_out_users:
         known, unseen = hold_out_people(data, setting.hold_out_users, output / "data")
@@ -147,7 +160,8 @@ def plan(arguments: argparse.Namespace, data: RecommendationData) -> tuple[list[
     if arguments.command == "ablation":
         measured["kind"] = "ablation"
         setting = make_setting(data, **measured)
-        jobs, recipe = make_variant_jobs(read_cllm4rec_recipe(arguments.config), arguments.variants, seeds, **shared)
+        system, read = read_one_recipe(arguments.config)
+        jobs, recipe = make_variant_jobs(read, arguments.variants, seeds, system=system, **shared)
         return jobs, make_setting(data, **measured, **recipe)
     searched = {name: getattr(arguments, name) for name in ("tune", "tune_metric", "hold_out_users")}
     setting = make_setting(data, **measured, **searched)

@@ -1,7 +1,8 @@
-"""Strong generalization: some people are kept out of training whole, and met for the first time when they ask."""
+"""Random people of a data folder: those who are kept out of training whole and met when they ask, or the only ones there are."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,27 @@ def hold_out_people(data: RecommendationData, share: float, folder: Path) -> tup
     drawn[np.random.default_rng(DRAW_SEED).choice(candidates, count, replace=False)] = True
     known, unseen = (_people(data, chosen).save(place, True) for chosen, place in zip((~drawn, drawn), places, strict=True))
     return known, unseen
+
+
+def draw_people(data: RecommendationData, count: int) -> RecommendationData:
+    """The data of some people, drawn at random, as if there were no others. The whole catalogue stays.
+
+    Args:
+        data: the data folder.
+        count: of people.
+
+    Returns:
+        Data named after the folder and the count, not written yet.
+
+    Raises:
+        ValueError: `count` is below 1, or leaves nobody out.
+    """
+    if not 0 < count < data.num_users:
+        raise ValueError(f"train_users is {count}; it must be 1 or more and below the {data.num_users} people of the data")
+    drawn = np.zeros(data.num_users, dtype=bool)
+    drawn[np.random.default_rng(DRAW_SEED).choice(data.num_users, count, replace=False)] = True
+    people = _people(data, drawn)
+    return dataclasses.replace(people, folder=(place := data.folder.resolve()).with_name(f"{place.name}-{count}-people"))
 
 
 def _people(data: RecommendationData, chosen: np.ndarray) -> RecommendationData:

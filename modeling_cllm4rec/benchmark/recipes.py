@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from modeling_cllm4rec.baselines import BASELINES, check_settings
 from modeling_cllm4rec.training.alignment import AlignArguments
@@ -34,6 +34,20 @@ EPOCHS = ("epochs", "warmup_epochs")
 
 Recipe = dict[str, dict[str, Any]]
 """Stage -> its settings."""
+
+
+class Changed(NamedTuple):
+    """A recipe with some settings replaced.
+
+    Attributes:
+        about: what it is, in a few words.
+        recipe: stage -> its settings; None leaves a stage out.
+        anonymous: the model is not told who asks.
+    """
+
+    about: str
+    recipe: Mapping[str, dict[str, Any] | None]
+    anonymous: bool = False
 
 
 class Recipes(NamedTuple):
@@ -72,9 +86,20 @@ def read_recipes(path: Path | None) -> Recipes:
     return Recipes({name: dict(settings or {}) for name, settings in baselines.items()}, systems)
 
 
-def read_cllm4rec_recipe(path: Path) -> Recipe:
-    """The recipe in a YAML file for `pretrain` and `finetune`."""
-    return cllm4rec_recipe(read_yaml(path), str(path))
+def read_one_recipe(path: Path) -> tuple[Literal["cllm4rec", "lcrec"], Recipe]:
+    """The system and the recipe in a YAML file for `pretrain` and `finetune`, or in a benchmark's one with a single system.
+
+    Raises:
+        ValueError: it has recipes of both systems, or one that cannot be read.
+    """
+    content = read_yaml(path)
+    if content.get("cllm4rec") and content.get("lcrec"):
+        raise ValueError(f"{path} has recipes of cllm4rec and lcrec, and variants are of one; name a file with one of them")
+    if content.get("lcrec"):
+        return "lcrec", read_recipes(path).systems["lcrec"]
+    if content.get("cllm4rec"):
+        return "cllm4rec", read_recipes(path).systems["cllm4rec"]
+    return "cllm4rec", cllm4rec_recipe(content, str(path))
 
 
 def cllm4rec_recipe(content: Mapping[str, Any], place: str) -> Recipe:
@@ -107,14 +132,16 @@ def check_recipe(recipe: Mapping[str, Mapping[str, Any] | None], system: str) ->
     Raises:
         ValueError: a value that is not allowed, or no backbone.
     """
-    made = [
-        kind(**settings, data="data", output="output", **({"index": "index"} if stage == "align" else {}))
-        for stage, kind in STAGES[system].items()
-        if (settings := recipe[stage]) is not None
-    ]
+    stages = STAGES[system].items()
+    made = [arguments_of(kind, settings, stage) for stage, kind in stages if (settings := recipe[stage]) is not None]
     precisions = {arguments.precision for arguments in made if isinstance(arguments, TrainingArguments)}
     if len(precisions) > 1:
         raise ValueError(f"{system}: precision is {' and '.join(sorted(precisions))}; one process trains all stages: set it once")
+
+
+def arguments_of(kind: type[Any], settings: Mapping[str, Any], stage: str) -> Any:
+    """The arguments of a stage, in no folder yet."""
+    return kind(**settings, data="data", output="output", **({"index": "index"} if stage == "align" else {}))
 
 
 def _baselines(path: Path, value: Any) -> dict[str, Any]:

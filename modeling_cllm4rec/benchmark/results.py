@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from modeling_cllm4rec.baselines import BASELINES
 from modeling_cllm4rec.benchmark.ablation import RECIPE, VARIANTS
 from modeling_cllm4rec.benchmark.jobs import Case, Condition, Setting
+from modeling_cllm4rec.benchmark.lcrec_ladder import LADDER
 from modeling_cllm4rec.benchmark.measuring import HISTORY_LENGTH, POPULARITY
 from modeling_cllm4rec.benchmark.models import title
 from modeling_cllm4rec.benchmark.slices import quarter_bins
@@ -163,7 +164,7 @@ def short(value: float) -> str:
 
 def _order(model: str) -> tuple[int, str]:
     """Baselines and variants as they stand in their lists, sums behind the last of their baselines, then all others by name."""
-    known = [*BASELINES, *VARIANTS]
+    known = [*BASELINES, *VARIANTS, *LADDER]
     parts = [model] if model in known else model.split("+")
     return (max(known.index(part) if part in known else len(known) for part in parts), model)
 
@@ -179,7 +180,7 @@ def _row(folder: Path, results: list[dict[str, Any]], condition: Condition, sett
     if not done:
         return row
     if job["system"] != "folder" and any(one["job"]["recipe"] != done[0]["job"]["recipe"] for one in done):
-        raise ValueError(f"{folder}: the seeds of {row.title} have different settings; run all of them again, or pass --overwrite")
+        raise ValueError(f"{folder}: seeds of {row.title} have different settings; run all of them again, or pass --overwrite")
     measured = [next(one for one in result["measured"] if tuple(one["condition"]) == condition) for result in done]
     tables = [pq.read_table(folder / one["per_user"]) for one in measured]
     for table in tables[1:]:

@@ -81,3 +81,38 @@ def test_variant_that_does_not_exist() -> None:
         make_variant_jobs({"pretrain": {}, "finetune": {}}, None, [1])
     with pytest.raises(ValueError, match=r"seeds are \[2, 2\]"):
         make_variant_jobs(RECIPE, None, [2, 2])
+
+
+LCREC: dict[str, dict[str, Any]] = {
+    "index": {"method": "rk-means", "codebook_size": 8, "co_occurrence": 0.5},
+    "align": {"backbone": "gpt2", "tasks": ["seqrec", "item2index=0.3", "itemsearch=0.1", "preferenceobtain=0.05"]},
+}
+
+
+def test_rungs_of_lcrec() -> None:
+    """The tasks of the recipe up to each rung, with its shares; what the recipe has no task of is no rung."""
+    jobs, found = make_variant_jobs(LCREC, None, [3], system="lcrec", command="program ablation")
+    tasks = {job.model: job.recipe["align"]["tasks"] for job in jobs}
+    assert tasks == {
+        "recipe": LCREC["align"]["tasks"],
+        "SEQ": ["seqrec"],
+        "+MUT": ["seqrec", "item2index=0.3"],
+        "+ITE": ["seqrec", "item2index=0.3", "itemsearch=0.1"],
+        "index=random": LCREC["align"]["tasks"],
+        "SEQ:index=random": ["seqrec"],
+    }
+    assert {job.system for job in jobs} == {"lcrec"} and found["same_as_recipe"] == ()
+    indices = {job.model: (job.recipe["index"]["method"], job.recipe["index"]["co_occurrence"]) for job in jobs}
+    assert {name for name, index in indices.items() if index == ("random", 0.0)} == {"index=random", "SEQ:index=random"}
+    assert jobs[1].command == "program ablation --variants SEQ --seed 3"
+
+
+def test_rungs_that_are_the_recipe_are_not_run() -> None:
+    sequences = {**LCREC, "align": {**LCREC["align"], "tasks": ["seqrec"]}}
+    jobs, found = make_variant_jobs(sequences, None, [1], system="lcrec")
+    assert found["same_as_recipe"] == ("SEQ",)
+    assert [job.model for job in jobs] == ["recipe", "index=random", "SEQ:index=random"]
+    with pytest.raises(ValueError, match="variants: there is no '.MUT'; nearest: "):
+        make_variant_jobs(sequences, ["+MUT"], [1], system="lcrec")
+    with pytest.raises(ValueError, match="variants: there is no 'LLM-CF'; nearest: recipe, SEQ, "):
+        make_variant_jobs(LCREC, ["LLM-CF"], [1], system="lcrec")

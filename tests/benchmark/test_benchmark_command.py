@@ -162,6 +162,33 @@ def test_ablation(
     assert rows["mine"].resources["train_seconds"] > 0
 
 
+LCREC = """
+lcrec:
+  index: {method: rk-means, num_levels: 2, codebook_size: 8, encoder: ENCODER, fields: [title]}
+  align: {epochs: 1, batch_size: 32, tasks: [seqrec, item2index=0.2], max_history: 4, num_beams: 10, eval_users: 5}
+"""
+
+
+def test_ladder_of_lcrec_on_some_people(
+    in_process: list[str], data_folder: Path, tiny_backbones: dict[str, Path], tmp_path: Path
+) -> None:
+    """One index for all rungs, one without meaning; a part of the people stands for all."""
+    config, report = tmp_path / "recipe.yaml", tmp_path / "report"
+    config.write_text(LCREC.replace("ENCODER", str(tiny_backbones["gpt2"])))
+    words = ["--data", data_folder, "--config", config, "--backbone", tiny_backbones["gpt2"], "--no-plots", "--keep-models"]
+    words += ["--train-users", 40, "--metrics", "recall@5", "--resamples", 20, "--output", report]
+    assert main(["ablation", *map(str, words), "--variants", "SEQ,SEQ:index=random"]) == 0
+    assert in_process == ["recipe-seed1", "SEQ-seed1", "SEQ-index-random-seed1"]
+    kinds = sorted(path.name.partition("-")[0] for path in (report / "runs").iterdir())
+    assert kinds == ["index"] * 2 + ["lcrec"] * 3
+    setting, (table,) = read_tables(report, 20)
+    assert setting.dataset == "small-world-40-people" and setting.same_as_recipe == ("+MUT",)
+    assert {row.protocol.users for row in table.measured if row.protocol} == {40}
+    assert "--train-users 40 --output reports/again --variants SEQ --seed 1`" in (report / "report.md").read_text()
+    assert main(["ablation", *map(str, words), "--variants", "SEQ"]) == 0
+    assert len(in_process) == 3
+
+
 def test_examples_are_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("quality", "ablation", "report"):
         with pytest.raises(SystemExit):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from modeling_cllm4rec.benchmark.held_out_people import hold_out_people
+from modeling_cllm4rec.benchmark.held_out_people import draw_people, hold_out_people
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 
 
@@ -41,3 +41,15 @@ def test_what_is_there_is_read_again(data: RecommendationData, tmp_path: Path) -
 def test_shares_that_are_not_allowed(data: RecommendationData, tmp_path: Path, share: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         hold_out_people(data, share, tmp_path)
+
+
+def test_some_people_as_if_there_were_no_others(data: RecommendationData) -> None:
+    few = draw_people(data, 25)
+    few.validate()
+    assert (few.num_users, few.num_items, few.folder.name) == (25, data.num_items, "small-world-25-people")
+    assert few.info["statistics"]["train"] == len(few.histories("train").items) < len(data.histories("train").items)
+    assert "25 of 60 people, drawn with seed 0" in few.info["protocol"]["line"]
+    assert draw_people(data, 25).users.equals(few.users)
+    for count in (0, 60):
+        with pytest.raises(ValueError, match=f"train_users is {count}; it must be 1 or more and below the 60 people"):
+            draw_people(data, count)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from modeling_cllm4rec.benchmark.recipes import check_recipe, read_recipes
+from modeling_cllm4rec.benchmark.recipes import check_recipe, read_one_recipe, read_recipes
 
 CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
 
@@ -70,3 +70,13 @@ def test_recipes_that_cannot_train() -> None:
         check_recipe({"pretrain": {}, "finetune": {}}, "cllm4rec")
     with pytest.raises(ValueError, match="cllm4rec: precision is bf16 and no; one process trains all stages: set it once"):
         check_recipe({"pretrain": {"backbone": "gpt2"}, "finetune": {"precision": "bf16"}}, "cllm4rec")
+
+
+def test_recipe_of_an_ablation(tmp_path: Path) -> None:
+    """A file for `pretrain` and `finetune`, or a benchmark's one that has a recipe of one system."""
+    plain = read_one_recipe((written(tmp_path, "cllm4rec: own.yaml")).with_name("own.yaml"))
+    assert plain == read_one_recipe(tmp_path / "benchmark.yaml")
+    assert plain == ("cllm4rec", {"pretrain": {"lr": 0.002, "backbone": "gpt2"}, "finetune": {"lr": 0.002, "epochs": 3}})
+    assert read_one_recipe(CONFIGS / "scientific_benchmark.yaml")[0] == "lcrec"
+    with pytest.raises(ValueError, match="has recipes of cllm4rec and lcrec, and variants are of one; name a file with one"):
+        read_one_recipe(CONFIGS / "benchmark.yaml")

@@ -194,7 +194,7 @@ def test_seeds_of_other_users_or_settings_do_not_mix(folder: Path, write: Write)
         read_tables(folder)
     place.unlink()
     write("random", "baseline", 2, EASE, other="setting")
-    with pytest.raises(ValueError, match="the seeds of random have different settings; run all of them again"):
+    with pytest.raises(ValueError, match="seeds of random have different settings; run all of them again"):
         read_tables(folder)
 
 
