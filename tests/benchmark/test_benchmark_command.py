@@ -165,7 +165,8 @@ def test_ablation(
 LCREC = """
 lcrec:
   index: {method: rk-means, num_levels: 2, codebook_size: 8, encoder: ENCODER, fields: [title]}
-  align: {epochs: 1, batch_size: 32, tasks: [seqrec, item2index=0.2], max_history: 4, num_beams: 10, eval_users: 5}
+  align:
+    {epochs: 1, batch_size: 32, tasks: [seqrec, item2index=0.2], max_history: 4, max_text_tokens: 8, num_beams: 10, eval_users: 5}
 """
 
 
