@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -218,6 +218,74 @@ class KnownUsers:
         return cls(table["user_id"], lists.offsets.to_numpy(), lists.values.to_numpy())
 
 
+def extended_catalogue(
+    catalogue: Catalogue, items: pa.Table | pd.DataFrame | Sequence[Mapping[str, Any]]
+) -> tuple[Catalogue, pa.Table]:
+    """A catalogue with new items behind its own.
+
+    Args:
+        items: `item_id` and any columns.
+
+    Returns:
+        The catalogue, with the columns of both (null where an item has none), and the new items as a table.
+
+    Raises:
+        ValueError: rows that are no dicts, no `item_id`, ids of another type, an id that is there already or stands twice,
+            columns of another type.
+
+    Example:
+        >>> together, new = extended_catalogue(Catalogue(["B1"]), [{"item_id": "B2", "title": "Soap"}])
+        >>> together.ids.array.to_pylist(), together.titles([0, 1])
+        (['B1', 'B2'], [None, 'Soap'])
+    """
+    try:
+        if isinstance(items, pd.DataFrame):
+            items = pa.Table.from_pandas(items, preserve_index=False)
+        elif not isinstance(items, pa.Table):
+            wrong = [row for row in items if not isinstance(row, Mapping)]
+            if wrong:
+                raise ValueError(f"items holds {wrong[0]!r}; give a table, or a list with a dict of item_id and texts for each item")
+            items = pa.Table.from_pylist([dict(row) for row in items]) if len(items) else catalogue.table.slice(0, 0)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise ValueError(f"items: a column mixes types ({error}); give texts as strings, and None where there is none") from error
+    if "item_id" not in items.column_names:
+        raise ValueError(f"items has no column 'item_id', only {items.column_names}; name the ids' column so")
+    new = new_ids(items["item_id"], catalogue.ids)
+    items = items.set_column(
+        items.column_names.index("item_id"), "item_id", new.array.cast(catalogue.ids.array.type)
+    )
+    for name in set(items.column_names) & set(catalogue.table.column_names):
+        column, kind = items[name], catalogue.table[name].type
+        if pa.types.is_null(column.type) or is_text_type(column.type) == is_text_type(kind):
+            continue
+        raise ValueError(f"items: column {name!r} has type {column.type}, in the catalogue {kind}; convert it first")
+    together = pa.concat_tables([catalogue.table, items], promote_options="permissive")
+    return Catalogue(together), items
+
+
+def new_ids(ids: Any, known: IdMap) -> IdMap:
+    """Ids as a map of their own.
+
+    Raises:
+        ValueError: ids of another type than those that are known, one twice or empty, or one that is known already.
+    """
+    new = IdMap(ids, known.name)
+    if len(new) and new.is_text != known.is_text:
+        kinds = ("strings", "integers") if known.is_text else ("integers", "strings")
+        raise ValueError(f"{known.name}: the model's ids are {kinds[0]}, the new ones {kinds[1]}; convert them first")
+    there = known.indices_of(new.array.to_pylist(), on_unknown="skip") >= 0
+    if there.any():
+        twice = [value for value, is_there in zip(new.array.to_pylist(), there, strict=True) if is_there]
+        raise ValueError(f"{len(twice)} of the new {known.name} are known already: {twice[:5]!r}; add only what is new")
+    return new
+
+
+def is_text_type(kind: pa.DataType) -> bool:
+    """Whether a column holds strings or lists of strings."""
+    inner = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
+    return bool(pa.types.is_string(inner) or pa.types.is_large_string(inner) or pa.types.is_null(inner))
+
+
 def _read_parquet(path: str | Path) -> pa.Table:
     try:
         return pq.read_table(path)
@@ -257,4 +325,15 @@ class Recommendations:
         return f"Recommendations({self.table.num_rows} rows)\n{self.table.slice(0, 10).to_pandas().to_string(index=False)}"
 
 
-__all__ = ["CATALOGUE_FILE", "USERS_FILE", "Catalogue", "IdMap", "KnownUsers", "OnUnknown", "Recommendations"]
+__all__ = [
+    "CATALOGUE_FILE",
+    "USERS_FILE",
+    "Catalogue",
+    "IdMap",
+    "KnownUsers",
+    "OnUnknown",
+    "Recommendations",
+    "extended_catalogue",
+    "is_text_type",
+    "new_ids",
+]

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
-from .catalogue import Catalogue, IdMap, KnownUsers
+from .catalogue import Catalogue, IdMap, KnownUsers, extended_catalogue, is_text_type, new_ids
 
 Start = Literal["regression", "words"]
 ITEM_WORDS = ("title", "brand", "categories")
@@ -126,7 +126,7 @@ class GrowsAndShrinks:
             raise ValueError(f"histories is a {type(histories).__name__}; give a dict of user ids and their lists of item ids")
         if not histories:
             return
-        new = _new_ids(list(histories), users.ids)
+        new = new_ids(list(histories), users.ids)
         rows = [catalogue.ids.indices_of(list(items)) for items in histories.values()]
         empty = [user for user, row in zip(histories, rows, strict=True) if not len(row)]
         if empty:
@@ -201,47 +201,6 @@ class GrowsAndShrinks:
                 f"the model came from {place or 'no folder'!r}, where there is no tokenizer.json; pass tokenizer="
             )
         return PreTrainedTokenizerFast(tokenizer_file=file)
-
-
-def extended_catalogue(
-    catalogue: Catalogue, items: pa.Table | pd.DataFrame | Sequence[Mapping[str, Any]]
-) -> tuple[Catalogue, pa.Table]:
-    """A catalogue with new items behind its own.
-
-    Args:
-        items: `item_id` and any columns.
-
-    Returns:
-        The catalogue, with the columns of both (null where an item has none), and the new items as a table.
-
-    Raises:
-        ValueError: no `item_id`, ids of another type, an id that is there already or stands twice, columns of another type.
-
-    Example:
-        >>> together, new = extended_catalogue(Catalogue(["B1"]), [{"item_id": "B2", "title": "Soap"}])
-        >>> together.ids.array.to_pylist(), together.titles([0, 1])
-        (['B1', 'B2'], [None, 'Soap'])
-    """
-    try:
-        if isinstance(items, pd.DataFrame):
-            items = pa.Table.from_pandas(items, preserve_index=False)
-        elif not isinstance(items, pa.Table):
-            items = pa.Table.from_pylist([dict(row) for row in items]) if len(items) else catalogue.table.slice(0, 0)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise ValueError(f"items: a column mixes types ({error}); give texts as strings, and None where there is none") from error
-    if "item_id" not in items.column_names:
-        raise ValueError(f"items has no column 'item_id', only {items.column_names}; name the ids' column so")
-    new = _new_ids(items["item_id"], catalogue.ids)
-    items = items.set_column(
-        items.column_names.index("item_id"), "item_id", new.array.cast(catalogue.ids.array.type)
-    )
-    for name in set(items.column_names) & set(catalogue.table.column_names):
-        column, kind = items[name], catalogue.table[name].type
-        if pa.types.is_null(column.type) or _is_text(column.type) == _is_text(kind):
-            continue
-        raise ValueError(f"items: column {name!r} has type {column.type}, in the catalogue {kind}; convert it first")
-    together = pa.concat_tables([catalogue.table, items], promote_options="permissive")
-    return Catalogue(together), items
 
 
 def text_column(table: pa.Table, name: str) -> list[str]:
@@ -335,27 +294,10 @@ def _replace_weight(table: nn.Embedding, weight: torch.Tensor) -> None:
     table.num_embeddings = len(weight)
 
 
-def _new_ids(ids: Any, known: IdMap) -> IdMap:
-    """Ids as a map of their own.
-
-    Raises:
-        ValueError: ids of another type than those that are known, one twice or empty, or one that is known already.
-    """
-    new = IdMap(ids, known.name)
-    if len(new) and new.is_text != known.is_text:
-        kinds = ("strings", "integers") if known.is_text else ("integers", "strings")
-        raise ValueError(f"{known.name}: the model's ids are {kinds[0]}, the new ones {kinds[1]}; convert them first")
-    there = known.indices_of(new.array.to_pylist(), on_unknown="skip") >= 0
-    if there.any():
-        twice = [value for value, is_there in zip(new.array.to_pylist(), there, strict=True) if is_there]
-        raise ValueError(f"{len(twice)} of the new {known.name} are known already: {twice[:5]!r}; add only what is new")
-    return new
-
-
 def _check_all_told(items: pa.Table, columns: Sequence[str]) -> None:
     """Raise ValueError for items without text, or text columns that hold no texts."""
     for name in columns:
-        if not _is_text(items[name].type):
+        if not is_text_type(items[name].type):
             kind = items[name].type
             raise ValueError(f"items: column {name!r} has type {kind}; a text column holds strings or lists of strings")
     texts = zip(*(text_column(items, name) for name in columns), strict=True)
@@ -366,11 +308,6 @@ def _check_all_told(items: pa.Table, columns: Sequence[str]) -> None:
             f"{len(silent)} of {items.num_rows} new items have no text in any of {list(columns)}: {named!r}; give them one: "
             "without interactions and texts there is nothing to know about them"
         )
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    inner = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
-    return bool(pa.types.is_string(inner) or pa.types.is_large_string(inner) or pa.types.is_null(inner))
 
 
 def _required(part: Any, name: str, what: str) -> Any:
@@ -384,7 +321,6 @@ __all__ = [
     "GrowsAndShrinks",
     "Start",
     "append_rows",
-    "extended_catalogue",
     "mean_word_rows",
     "regress_rows",
     "text_column",

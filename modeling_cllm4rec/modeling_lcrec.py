@@ -6,12 +6,14 @@ This file and its flat siblings stand alone: they are copied into every saved fo
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+import importlib
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import torch
 from torch.nn import functional as F
@@ -19,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import cached_file
 
-from .catalogue import Catalogue, KnownUsers, Recommendations
+from .catalogue import Catalogue, KnownUsers, Recommendations, extended_catalogue
 from .configuration_lcrec import LCRecConfig
 from .constrained_decoding import ItemTrie
 from .index_prompts import index_prompt
@@ -34,6 +36,8 @@ from .top_items import top_permitted_items
 
 Scoring = Literal["beam", "all"]
 INDEXER_FOLDER = "rqvae"
+ENCODES_TEXTS = "modeling_cllm4rec.corpora.item_embeddings"
+"""What turns item texts into vectors; saved folders stand alone and come without it."""
 
 
 class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderModel):
@@ -446,34 +450,68 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
             )
         return self.indexer
 
-    def add_items(self, items: pa.Table, embeddings: np.ndarray) -> None:
+    def add_items(
+        self,
+        items: pa.Table | pd.DataFrame | Sequence[Mapping[str, Any]],
+        embeddings: np.ndarray | None = None,
+        *,
+        encoder: str | None = None,
+        progress: bool = False,
+    ) -> None:
         """Take new items into the catalogue without training: each gets the nearest index that is free.
 
         Args:
-            items: `item_id` and any of the catalogue's text columns; embeddings: (new, input_dim) of their texts, made as
-                `config.item_encoder` says (`corpora.item_embeddings`).
+            items: `item_id` and text columns.
+            embeddings: (new, input_dim) of their texts, made as `config.item_encoder` says; None makes them.
+            encoder: place of the encoder of texts, where `config.item_encoder` names one by its folder's name only.
+            progress: show a bar while texts are encoded.
 
         Raises:
-            ValueError: an item that the catalogue has already, no indexer, embeddings of another width or with NaN, or more
-                items than there are indices.
+            ValueError: no `item_id`, ids of another type, an item that the catalogue has already, no indexer, embeddings of
+                another width or with NaN, a model that does not say how texts become embeddings, items without the texts that
+                are encoded, or more items than there are indices.
+            FileNotFoundError: the encoder is not there.
+            ImportError: what encodes texts is not installed (what to install).
+
+        Example:
+            >>> model.add_items([{"item_id": "B9", "title": "Rose soap", "description": "For hands."}])  # doctest: +SKIP
         """
-        catalogue, indexer = self._require_catalogue(), self.require_indexer()
+        indexer, table = self.require_indexer(), self._require_catalogue().table
+        together, new = extended_catalogue(Catalogue(table.drop_columns(["codes"])), items)
+        if not new.num_rows:
+            return
+        vectors = self._embedded(new, encoder, progress) if embeddings is None else np.asarray(embeddings)
         width = indexer.config.input_dim
-        if embeddings.shape != (items.num_rows, width):
-            raise ValueError(f"embeddings have shape {embeddings.shape}; {items.num_rows} items need ({items.num_rows}, {width})")
-        if not np.isfinite(embeddings).all():
+        if vectors.shape != (new.num_rows, width):
+            made = "; encoder is not that of the index" if embeddings is None else ""
+            raise ValueError(f"embeddings have shape {vectors.shape}; {new.num_rows} items need ({new.num_rows}, {width}){made}")
+        if not np.isfinite(vectors).all():
             raise ValueError("embeddings hold NaN or infinite values; make them anew")
-        columns = catalogue.table.drop_columns(["codes"])
-        new = pa.table(
-            {
-                name: items[name] if name in items.column_names else pa.nulls(items.num_rows, columns[name].type)
-                for name in columns.column_names
-            }
-        ).cast(columns.schema)
-        together = Catalogue(pa.concat_tables([columns, new]))
-        latents = indexer.latents(embeddings)
-        free = nearest_free_codes(latents, indexer.codebook_array, self.index.codes)
+        free = nearest_free_codes(indexer.latents(vectors), indexer.codebook_array, self.index.codes)
         self._set_items(together, np.concatenate([self.index.codes, free]))
+
+    def _embedded(self, items: pa.Table, encoder: str | None, progress: bool) -> np.ndarray:
+        """(new, d) vectors of texts, made as those of the model's items."""
+        settings = dict(self.config.item_encoder or {})
+        if not settings:
+            raise ValueError(
+                "this model does not say how texts become embeddings (config.item_encoder is empty); give embeddings=, or index "
+                "and align it again"
+            )
+        settings["encoder"] = encoder or settings["encoder"]
+        try:  # no import statement: transformers would ask for the package wherever a saved folder is loaded
+            embed_items = importlib.import_module(ENCODES_TEXTS).embed_items
+        except ImportError as error:
+            raise ImportError(
+                f"texts are encoded by the package cllm4rec: pip install cllm4rec, or give embeddings= made by {settings}"
+            ) from error
+        try:
+            return np.asarray(embed_items(items, **settings, device=str(self.device), progress=progress))
+        except OSError as error:
+            raise FileNotFoundError(
+                f"the encoder of item texts, {settings['encoder']!r}, could not be read ({error}); give encoder= its folder or its "
+                "name on the Hub, or embeddings="
+            ) from error
 
     def remove_items(self, item_ids: Sequence[Any]) -> None:
         """Take items out of the catalogue; they are never recommended again, and leave the stored histories.

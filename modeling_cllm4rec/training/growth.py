@@ -15,7 +15,6 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling_cllm4rec.corpora.batches import collate, plan_batches
 from modeling_cllm4rec.corpora.documents import ITEM_TEXTS
-from modeling_cllm4rec.corpora.item_embeddings import embed_items
 from modeling_cllm4rec.corpora.prompts import Prompts, cut
 from modeling_cllm4rec.growing import Start, text_column
 from modeling_cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
@@ -81,9 +80,10 @@ def add_items(
     Raises:
         ValueError: items that cannot be added (which), or an LC-Rec model that has no indexer or does not say how
             texts become embeddings.
+        FileNotFoundError, ImportError: the encoder is not there, see `LCRecForRecommendation.add_items`.
     """
     if isinstance(model, LCRecForRecommendation):
-        model.add_items(items, _embeddings(model, items, encoder, progress))
+        model.add_items(items, encoder=encoder, progress=progress)
         return tokenizer
     first = model.config.num_items
     model.add_items(items, start=start, boldness=boldness, tokenizer=tokenizer)
@@ -96,15 +96,6 @@ def resized_tokenizer(tokenizer: PreTrainedTokenizerBase, model: CLLM4RecForReco
     """A saved model's tokenizer with the model's numbers of users and items."""
     config = model.config
     return CLLM4RecTokenizer.from_pretrained(tokenizer.name_or_path, num_users=config.num_users, num_items=config.num_items)
-
-
-def _embeddings(model: LCRecForRecommendation, items: pa.Table, encoder: str | None, progress: bool) -> np.ndarray:
-    """(new, d) vectors of texts, made as those of the model's items."""
-    model.require_indexer()  # told before anything is encoded
-    settings = model.config.item_encoder
-    if not settings:
-        raise ValueError("this model does not say how texts become embeddings (item_encoder); index and align it again")
-    return embed_items(items, **{**settings, "encoder": encoder or settings["encoder"]}, progress=progress)
 
 
 def settle_items(

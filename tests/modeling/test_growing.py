@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 from transformers import AutoTokenizer
 
-from modeling_cllm4rec.catalogue import Catalogue, KnownUsers
-from modeling_cllm4rec.growing import RIDGES, append_rows, extended_catalogue, mean_word_rows, regress_rows
+from modeling_cllm4rec.catalogue import Catalogue, KnownUsers, extended_catalogue
+from modeling_cllm4rec.growing import RIDGES, append_rows, mean_word_rows, regress_rows
 from modeling_cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation, CLLM4RecModel
 
 pytestmark = pytest.mark.parametrize("backbone", ["gpt2"], indirect=True)
