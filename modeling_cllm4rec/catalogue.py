@@ -244,7 +244,7 @@ def extended_catalogue(
         elif not isinstance(items, pa.Table):
             wrong = [row for row in items if not isinstance(row, Mapping)]
             if wrong:
-                raise ValueError(f"items holds {wrong[0]!r}; give a table, or a list with a dict of item_id and texts for each item")
+                raise ValueError(f"items holds {wrong[0]!r}; give a table, or a list with a dict (item_id, texts) for each item")
             items = pa.Table.from_pylist([dict(row) for row in items]) if len(items) else catalogue.table.slice(0, 0)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise ValueError(f"items: a column mixes types ({error}); give texts as strings, and None where there is none") from error

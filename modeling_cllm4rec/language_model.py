@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import json
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,22 @@ def tokenizer_of(name_or_path: str | Path) -> PreTrainedTokenizerBase | None:
     return None
 
 
+def check_whole(name_or_path: str | Path) -> None:
+    """Refuse a folder or Hub name that holds LoRA matrices alone, whichever language model they were trained for.
+
+    Raises:
+        ValueError: there is an adapter (its base is named).
+    """
+    file = cached_file(name_or_path, "adapter_config.json", _raise_exceptions_for_missing_entries=False)
+    if file is not None:
+        base = json.loads(Path(file).read_text(encoding="utf-8")).get("base_model_name_or_path")
+        raise ValueError(
+            f"backbone: {name_or_path} is an adapter (adapter_config.json) of the base {base!r}, no whole language model; fold "
+            "it into that base first (peft.AutoPeftModelForCausalLM.from_pretrained(ADAPTER).merge_and_unload()), save the whole "
+            "with the base's tokenizer in a folder, and name that"
+        )
+
+
 def greedy_generation(own: GenerationConfig, tokenizer: PreTrainedTokenizerBase | None) -> GenerationConfig:
     """How a model writes by default: always the likeliest word, up to the token that closes a text.
 
@@ -107,6 +124,7 @@ def check_fields(config_class: type[PreTrainedConfig], arguments: dict[str, Any]
 __all__ = [
     "HoldsLanguageModel",
     "check_fields",
+    "check_whole",
     "greedy_generation",
     "is_left_padded",
     "real_positions",

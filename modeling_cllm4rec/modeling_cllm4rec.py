@@ -26,7 +26,15 @@ from transformers.modeling_outputs import BaseModelOutput, CausalLMOutputWithPas
 from .catalogue import Catalogue, KnownUsers
 from .configuration_cllm4rec import CLLM4RecConfig
 from .growing import GrowsAndShrinks
-from .language_model import HoldsLanguageModel, check_fields, greedy_generation, is_left_padded, real_positions, tokenizer_of
+from .language_model import (
+    HoldsLanguageModel,
+    check_fields,
+    check_whole,
+    greedy_generation,
+    is_left_padded,
+    real_positions,
+    tokenizer_of,
+)
 from .losses import ItemLoss, multinomial_nll
 from .prompt_assembly import assemble, pad_right
 from .recommending import RecommendsItems
@@ -185,7 +193,7 @@ class CLLM4RecPreTrainedModel(GrowsAndShrinks, HoldsLanguageModel, SavedFolderMo
 
         Raises:
             ValueError: a count and ids, or neither; ids that mix types or stand twice; a field that the configuration does
-                not have; a backbone whose shape or output layer cannot be used.
+                not have; a backbone whose shape or output layer cannot be used, or an adapter.
 
         Example:
             >>> model = CLLM4RecForRecommendation.from_backbone(
@@ -196,6 +204,7 @@ class CLLM4RecPreTrainedModel(GrowsAndShrinks, HoldsLanguageModel, SavedFolderMo
             users = KnownUsers(users)
         if catalogue is not None and not isinstance(catalogue, Catalogue):
             catalogue = Catalogue(catalogue)
+        check_whole(name_or_path)
         backbone = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype)
         text_config = copy.deepcopy(backbone.config)
         text_config.name_or_path = ""  # not to be published: it may be a path of this machine

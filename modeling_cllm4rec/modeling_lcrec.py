@@ -27,7 +27,7 @@ from .constrained_decoding import ItemTrie
 from .index_prompts import index_prompt
 from .index_search import beam_search, check_tree_attention, score_all
 from .item_index import ItemIndex, nearest_free_codes
-from .language_model import HoldsLanguageModel, check_fields, greedy_generation, tokenizer_of
+from .language_model import HoldsLanguageModel, check_fields, check_whole, greedy_generation, tokenizer_of
 from .modeling_rqvae import RQVAEModel
 from .prompt_assembly import pad_right
 from .recommending import RecommendsItems
@@ -349,7 +349,7 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
 
         Raises:
             ValueError: an index of another number of items than the catalogue's, index tokens amid the backbone's own, a field
-                that the configuration does not have.
+                that the configuration does not have, an adapter in place of a whole language model.
         """
         check_fields(LCRecConfig, config_arguments)
         catalogue = catalogue if isinstance(catalogue, Catalogue) else Catalogue(catalogue)
@@ -358,6 +358,7 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
                 f"the index names {index.num_items} items and the catalogue has {len(catalogue)}: it is that of another "
                 "catalogue; run `cllm4rec index-items` on this data"
             )
+        check_whole(name_or_path)
         backbone = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype)
         words: Any = backbone.get_input_embeddings()
         own_words = words.num_embeddings
@@ -509,8 +510,8 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
             return np.asarray(embed_items(items, **settings, device=str(self.device), progress=progress))
         except OSError as error:
             raise FileNotFoundError(
-                f"the encoder of item texts, {settings['encoder']!r}, could not be read ({error}); give encoder= its folder or its "
-                "name on the Hub, or embeddings="
+                f"the encoder of item texts, {settings['encoder']!r}, could not be read ({error}); give encoder= its folder or "
+                "its name on the Hub, or embeddings="
             ) from error
 
     def remove_items(self, item_ids: Sequence[Any]) -> None:

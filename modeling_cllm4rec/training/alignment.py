@@ -31,6 +31,7 @@ from modeling_cllm4rec.evaluation.evaluator import evaluate
 from modeling_cllm4rec.evaluation.search import SearchingRecommender
 from modeling_cllm4rec.hub.model_card import give_card, save_record, training_record
 from modeling_cllm4rec.item_index import ItemIndex
+from modeling_cllm4rec.language_model import check_whole
 from modeling_cllm4rec.losses import word_nll
 from modeling_cllm4rec.modeling_lcrec import INDEXER_FOLDER, LCRecForRecommendation
 from modeling_cllm4rec.modeling_rqvae import RQVAEModel
@@ -290,7 +291,8 @@ def new_lcrec_model(
 
     Raises:
         FileNotFoundError: there is no such backbone, or no index.
-        ValueError: the index is that of another catalogue, or `init_tokens` is `text` and no item has a text.
+        ValueError: the index is that of another catalogue, the backbone an adapter alone, or `init_tokens` is `text` and no
+            item has a text.
     """
     if data.num_items < 10:
         raise ValueError(f"the catalogue has {data.num_items} items; {SELECTION} selects the epoch and needs 10 or more")
@@ -317,6 +319,7 @@ def _model_around(
 ) -> tuple[LCRecForRecommendation, PreTrainedTokenizerBase]:
     index, indexer, item_encoder = load_index(arguments.index, data)
     try:
+        check_whole(backbone)
         tokenizer = AutoTokenizer.from_pretrained(backbone)
     except OSError as error:
         raise FileNotFoundError(

@@ -18,6 +18,7 @@ from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.documents import HistoryCorpus, TextCorpus, initial_item_rows
 from modeling_cllm4rec.corpora.prompts import cut, recommendation_pieces
 from modeling_cllm4rec.hub.model_card import save_record, training_record
+from modeling_cllm4rec.language_model import check_whole
 from modeling_cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation
 from modeling_cllm4rec.prompt_assembly import assemble
 from modeling_cllm4rec.training.arguments import PretrainArguments
@@ -171,10 +172,11 @@ def new_model(
 
     Raises:
         FileNotFoundError: there is no such backbone.
-        ValueError: it is of a kind that does not fit, or `init_ids` is `text` and no item has a text.
+        ValueError: it is of a kind that does not fit, an adapter alone, or `init_ids` is `text` and no item has a text.
     """
     train = data.histories("train")
     try:
+        check_whole(arguments.backbone)
         width = AutoConfig.from_pretrained(arguments.backbone).get_text_config().hidden_size
         rows = id_table_memory(data.num_users, data.num_items, width, bool(arguments.average_decay))
         check_memory(rows, arguments.max_memory, FEWER_ROWS)

@@ -250,12 +250,12 @@ class TestChangesOfTheCatalogue:
         with pytest.raises(ValueError, match=r"embeddings have shape \(1, 3\); 1 items need \(1, 6\)"):
             gpt2.add_items(new, np.zeros((1, 3), np.float32))
         for items, message in [
-            (pa.table({"item_id": ["item 3"], "title": ["again"]}), r"1 of the new item_id are known already: \['item 3'\]"),
+            (pa.table({"item_id": ["item 3"], "title": ["again"]}), "1 of the new item_id are known already:"),
             (pa.table({"item_id": ["n 1", "n 1"]}), r"item_id names some ids twice: \['n 1'\]"),
             (pa.table({"item_id": [7]}), "item_id: the model's ids are strings, the new ones integers; convert them first"),
             ([{"item_id": 7, "title": "new"}], "item_id: the model's ids are strings, the new ones integers"),
             (pa.table({"id": ["n 1"]}), r"items has no column 'item_id', only \['id'\]"),
-            (["a lamp"], "items holds 'a lamp'; give a table, or a list with a dict of item_id and texts for each item"),
+            (["a lamp"], "items holds 'a lamp'; give a table, or a list with a dict .* for each item"),
             ([{"item_id": "n 1", "title": 3}], "items: column 'title' has type int64, in the catalogue string"),
         ]:
             with pytest.raises(ValueError, match=message):

@@ -8,15 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from modeling_cllm4rec.catalogue import IdMap
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.evaluation.search import SearchingRecommender, evaluate_templates
+from modeling_cllm4rec.item_index import ItemIndex
+from modeling_cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
 from modeling_cllm4rec.modeling_lcrec import LCRecForRecommendation
 from modeling_cllm4rec.training.alignment import AlignArguments, AlignmentStage, align, load_index, new_lcrec_model
+from modeling_cllm4rec.training.arguments import PretrainArguments
 from modeling_cllm4rec.training.indexing import IndexArguments, index_items
+from modeling_cllm4rec.training.pretraining import pretrain
 
 MakeAlign = Callable[..., AlignArguments]
 
@@ -191,9 +197,6 @@ class TestBadInput:
             align(align_arguments(index=str(tmp_path)))
 
     def test_an_index_of_another_catalogue(self, align_arguments: MakeAlign, data: RecommendationData, tmp_path: Path) -> None:
-        from modeling_cllm4rec.catalogue import IdMap
-        from modeling_cllm4rec.item_index import ItemIndex
-
         ItemIndex(np.arange(40)[:, None] // np.array([8, 1]) % 8, 8).save(
             tmp_path / "index.parquet", IdMap([f"other {number}" for number in range(40)], "item_id")
         )
@@ -203,6 +206,31 @@ class TestBadInput:
     def test_a_backbone_that_is_none(self, align_arguments: MakeAlign, tmp_path: Path) -> None:
         with pytest.raises(OSError, match="backbone: .* is no folder with a language model"):
             align(align_arguments(backbone=str(tmp_path / "nothing")))
+
+    @pytest.mark.parametrize("base", ["gpt2", "some/other-base"])
+    def test_an_adapter_in_place_of_a_backbone(
+        self, base: str, align_arguments: MakeAlign, tiny_backbones: dict[str, Path], tmp_path: Path
+    ) -> None:
+        base = str(tiny_backbones.get(base, base))
+        adapted = peft.get_peft_model(
+            AutoModelForCausalLM.from_pretrained(tiny_backbones["gpt2"]),
+            peft.LoraConfig(target_modules="all-linear", fan_in_fan_out=True),
+        )
+        adapted.peft_config["default"].base_model_name_or_path = base
+        adapted.save_pretrained(tmp_path / "adapter")
+        arguments = align_arguments(backbone=str(tmp_path / "adapter"))
+        told = f"backbone: .*adapter is an adapter .* of the base '{base}', no whole language model; fold it into that base first"
+        with pytest.raises(ValueError, match=told):
+            align(arguments)
+        with pytest.raises(ValueError, match=told):
+            pretrain(PretrainArguments(data=arguments.data, output=arguments.output, backbone=arguments.backbone))
+        with pytest.raises(ValueError, match=told):
+            CLLM4RecForRecommendation.from_backbone(tmp_path / "adapter", num_users=1, num_items=2)
+        index = ItemIndex(np.array([[0], [1]]), 2)
+        with pytest.raises(ValueError, match=told):
+            LCRecForRecommendation.from_backbone(
+                tmp_path / "adapter", index=index, first_index_token=999, catalogue=["p", "q"]
+            )
 
     def test_resuming_with_another_index(self, align_arguments: MakeAlign, data: RecommendationData, tmp_path: Path) -> None:
         align(align_arguments(stop_after_steps=2, init_tokens="random"))
