@@ -2,7 +2,7 @@
 
     python recipes/benchmark.py quality --data data/beauty --models popularity,ease,cllm4rec --seeds 5 --output reports/beauty
     python recipes/benchmark.py ablation --data data/beauty --config recipes/configs/beauty.yaml --output reports/beauty-ablation
-    python recipes/benchmark.py report --reports reports/beauty --output docs/benchmark.md
+    python recipes/benchmark.py report --reports reports/beauty --output docs/results.md --readme README.md
     python recipes/benchmark.py speed --data data/mine --backbone gpt2
     python recipes/benchmark.py decode --model path/of/a/causal-lm
     python recipes/benchmark.py beams --model runs/lcrec-mine --data data/mine

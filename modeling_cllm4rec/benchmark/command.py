@@ -32,7 +32,7 @@ ABLATION = """example:
   {program} ablation --data data/scientific --config recipes/configs/scientific_benchmark.yaml --train-users 4000
 """
 REPORT = """example:
-  {program} report --reports reports/* --output docs/benchmark.md
+  {program} report --reports reports/* --output docs/results.md --readme README.md
 """
 PASSED_ON = (
     *("data", "config", "backbone", "metrics", "test_history", "mask_validation", "sampled_negatives", "hold_out_users"),
@@ -76,6 +76,7 @@ def add_commands(commands: Any, program: str = PROGRAM, default_config: Path | N
     )
     report.add_argument("--reports", required=True, nargs="+", type=Path, help="report folders")
     report.add_argument("--output", required=True, type=Path, help="the page, a Markdown file; a generated one is replaced")
+    report.add_argument("--readme", type=Path, help="another page: what stands between the marks of the head is replaced there")
     report.add_argument("--resamples", type=int, default=1000, help="resamples of the bootstrap")
 
 
@@ -115,7 +116,7 @@ def run(arguments: argparse.Namespace) -> None:
         ChildProcessError: after the report, if a job failed.
     """
     if arguments.command == "report":
-        write_page(arguments.reports, arguments.output, arguments.resamples)
+        write_page(arguments.reports, arguments.output, arguments.resamples, arguments.readme)
         print(f"page: {arguments.output}")
         return
     if not arguments.no_plots:

@@ -89,8 +89,8 @@ def table_key(table: Table) -> str:
     return f"{table.case}-{table.condition.key}"
 
 
-def metric_table(table: Table) -> list[str]:
-    """A row each, a column per metric: the mean over seeds, its standard deviation over seeds, the interval over users."""
+def metric_table(table: Table, intervals: bool = True) -> list[str]:
+    """A row each, a column per metric: the mean over seeds, its standard deviation over seeds, and the interval over users."""
     lines = [
         "| model | seeds | " + " | ".join(map(table.label, table.metrics)) + " |",
         "|---" * (2 + len(table.metrics)) + "|",
@@ -100,7 +100,7 @@ def metric_table(table: Table) -> list[str]:
             error = next(iter(row.errors.values())).replace("|", "/")
             lines.append(f"| {row.title} | - | failed: {error} |" + " |" * (len(table.metrics) - 1))
             continue
-        cells = [_cell(row, metric, table) for metric in table.metrics]
+        cells = [_cell(row, metric, table, intervals) for metric in table.metrics]
         lines.append(f"| {row.title} | {len(row.seeds)} | " + " | ".join(cells) + " |")
     protocol = table.measured[0].protocol if table.measured else None
     notes = [f"{row.title}: seed {seed} failed: {error}." for row in table.measured for seed, error in row.errors.items()]
@@ -158,11 +158,11 @@ def _introduction(setting: Setting, tables: list[Table]) -> list[str]:
     return lines
 
 
-def _cell(row: Row, metric: str, table: Table) -> str:
+def _cell(row: Row, metric: str, table: Table, intervals: bool) -> str:
     value = short(row.means[metric])
     if metric in row.deviations:
         value += f" ± {short(row.deviations[metric])}"
-    if metric in row.estimates:
+    if intervals and metric in row.estimates:
         value += f" [{short(row.estimates[metric].low)}, {short(row.estimates[metric].high)}]"
     best = max(other.means[metric] for other in table.measured)
     return f"**{value}**" if metric in row.estimates and row.means[metric] == best else value

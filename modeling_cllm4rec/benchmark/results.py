@@ -125,10 +125,13 @@ def read_tables(folder: Path, n_resamples: int = 1000) -> tuple[Setting, list[Ta
 
 def verdicts(table: Table) -> list[str]:
     """One plain sentence for each metric and each model that is no baseline (of an ablation: each variant)."""
+    return [line for row in table.measured if not row.is_baseline for line in verdicts_of(row, table)]
+
+
+def verdicts_of(row: Row, table: Table) -> list[str]:
+    """One plain sentence for each metric of a row."""
     return [
         verdict(row.title, table.references[metric], difference, table.label(metric))
-        for row in table.measured
-        if not row.is_baseline
         for metric, difference in row.differences.items()
     ]
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from modeling_cllm4rec.benchmark.jobs import Condition, Job, Setting, file_name
-from modeling_cllm4rec.benchmark.page import HEAD, HEAD_END, write_page
+from modeling_cllm4rec.benchmark.page import HEAD, HEAD_END, head_of, write_page
 from modeling_cllm4rec.benchmark.report import MARKER, write_report
 from modeling_cllm4rec.benchmark.results import Estimate, read_tables, verdict, verdicts
 from modeling_cllm4rec.evaluation.intervals import bootstrap_interval, paired_difference_interval
@@ -211,13 +211,36 @@ def test_folder_without_results(folder: Path) -> None:
 
 
 def test_page_of_reports(filled: Path, tmp_path: Path) -> None:
-    page = tmp_path / "docs" / "benchmark.md"
+    page = tmp_path / "docs" / "results.md"
     text = write_page([filled], page, 50)
     assert text.startswith(MARKER) and page.read_text() == text
-    head = text.partition(HEAD)[2].partition(HEAD_END)[0]
+    head = head_of(text)
     assert "CLLM4Rec is above EASE" in head and "How each row" not in head
+    assert "| EASE | 1 | .1" in head and "| EASE | 1 | .1056 [" not in head, "means alone"
+    assert "- Everyone, history train, masked train: CLLM4Rec is" in head, "verdicts of every protocol, not of the first alone"
+    assert "SAMPLED METRICS, 3 random items, not comparable with full ranking: CLLM4Rec is" in head
     assert "### How each row came about" in text and "![" not in text and "/home" not in text
     assert write_page([filled], page, 50) == text  # a generated page is replaced
+
+
+def test_head_of_the_page_stands_in_the_readme(filled: Path, tmp_path: Path) -> None:
+    readme, page = tmp_path / "README.md", tmp_path / "results.md"
+    readme.write_text(f"# Mine\n\n{HEAD}\nold\n{HEAD_END}\n\nMore.\n")
+    text = write_page([filled], page, 50, readme)
+    assert readme.read_text() == f"# Mine\n\n{head_of(text)}\n\nMore.\n"
+    readme.write_text("# Mine")
+    with pytest.raises(ValueError, match="README.md has no place for the head; put the lines <!-- head of the results"):
+        write_page([filled], page, 50, readme)
+    assert readme.read_text() == "# Mine"
+    with pytest.raises(FileNotFoundError, match="readme: there is no .*none.md; name a page that has the lines"):
+        write_page([filled], page, 50, tmp_path / "none.md")
+
+
+def test_variants_are_not_in_the_head(filled: Path, tmp_path: Path) -> None:
+    setting = Setting.load(filled)
+    dataclasses.replace(setting, kind="ablation").save(filled)
+    text = write_page([filled], tmp_path / "results.md", 50)
+    assert "variants of the recipe" not in head_of(text) and "## books: variants of the recipe" in text
 
 
 def test_page_that_somebody_typed_is_kept(filled: Path, tmp_path: Path) -> None:
