@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from transformers import LogitsProcessor
 
+from .item_index import row_numbers
+
 SeenItems = tuple[Any, Any]
 """Compressed rows of item indices (arrays or tensors): row b has seen `items[indptr[b] : indptr[b + 1]]`."""
 
@@ -46,7 +48,7 @@ class ItemTrie:
         codes = _checked_codes(codes, codebook_size)
         self.codebook_size = codebook_size
         self.num_items, self.num_levels = codes.shape
-        order = _lexicographic_order(codes, codebook_size)
+        order = np.argsort(row_numbers(codes, codebook_size))
         codes = np.take(codes, order, axis=0)
         starts_node = np.ones(codes.shape, dtype=bool)  # [leaf, h - 1]: a node of level h begins at this leaf
         np.logical_or.accumulate(codes[1:] != codes[:-1], axis=1, out=starts_node[1:])
@@ -287,16 +289,6 @@ def _checked_codes(codes: Any, codebook_size: int) -> np.ndarray:
             f"codes lie in [0, {codebook_size}); the index belongs to another codebook ({len(outside)} such codes)"
         )
     return codes
-
-
-def _lexicographic_order(codes: np.ndarray, codebook_size: int) -> np.ndarray:
-    """(J,) items sorted by their codes: by one integer for each item, several times faster than by columns."""
-    number, limit = np.zeros(len(codes), dtype=np.int64), 1  # all numbers are below the limit
-    for column in codes.T:
-        if limit > 2**62 // codebook_size:  # their ranks will do
-            number, limit = np.unique(number, return_inverse=True)[1].astype(np.int64), len(codes)
-        number, limit = number * codebook_size + column, limit * codebook_size
-    return np.argsort(number)
 
 
 def _check_unique(codes: np.ndarray, order: np.ndarray, differs: np.ndarray) -> None:

@@ -26,7 +26,7 @@ from .configuration_lcrec import LCRecConfig
 from .constrained_decoding import ItemTrie
 from .index_prompts import index_prompt
 from .index_search import beam_search, check_tree_attention, score_all
-from .item_index import ItemIndex, nearest_free_codes
+from .item_index import ItemIndex, codes_of, nearest_free_codes
 from .language_model import HoldsLanguageModel, check_fields, check_whole, greedy_generation, tokenizer_of
 from .modeling_rqvae import RQVAEModel
 from .prompt_assembly import pad_right
@@ -130,9 +130,7 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
         catalogue = self._require_catalogue()
         if "codes" not in catalogue.table.column_names:
             raise ValueError("the catalogue has no column 'codes': it is not that of an LC-Rec model")
-        lists = catalogue.table["codes"].combine_chunks()
-        codes = lists.values.to_numpy().reshape(len(catalogue), -1).astype(np.int32)
-        return ItemIndex(codes, self.config.codebook_size)
+        return ItemIndex(codes_of(catalogue.table["codes"]), self.config.codebook_size)
 
     @cached_property
     def trie(self) -> ItemTrie:

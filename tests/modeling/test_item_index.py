@@ -19,6 +19,7 @@ from modeling_cllm4rec.item_index import (
     index_token,
     nearest_codes,
     nearest_free_codes,
+    row_numbers,
     shared_codes,
     sinkhorn,
     squared_distances_to,
@@ -68,6 +69,19 @@ def test_new_items_never_take_what_is_taken(world, count):
     count = min(count, codebooks.shape[1] ** len(codebooks) - len(taken))
     new = nearest_free_codes(np.random.default_rng(0).normal(size=(count, 2)), codebooks, taken)
     assert len(shared_codes(np.concatenate([taken, new]))) == 0
+
+
+@given(st.integers(0, 30), st.integers(1, 4), st.sampled_from([1, 2, 3, 2**31 - 1]), st.integers(0, 100))
+def test_shared_codes_are_those_that_stand_twice(items, levels, size, seed):
+    generator = np.random.default_rng(seed)
+    codes = generator.integers(0, size, (items, levels)).astype(np.int32)
+    codes = codes[generator.integers(0, items, items)] if items and seed % 2 else codes
+    rows = [tuple(row) for row in codes.tolist()]
+    assert shared_codes(codes).tolist() == [item for item, row in enumerate(rows) if rows.count(row) > 1]
+    numbers = row_numbers(codes, size)
+    order = sorted(range(items), key=rows.__getitem__)
+    assert sorted(range(items), key=numbers.__getitem__) == order
+    assert len(set(numbers.tolist())) == len(set(rows))
 
 
 def test_twins_part_at_the_last_level_jointly_at_the_least_distance():
@@ -176,6 +190,13 @@ class TestItemIndex:
             ItemIndex.load(path)
         with pytest.raises(ValueError, match="is no readable index"):
             ItemIndex.load(tmp_path / "nowhere.parquet")
+
+    @pytest.mark.parametrize("ragged", [[[1, 2], [3]], [[1, 2], None], [None, None]])
+    def test_codes_of_different_lengths(self, ragged, tmp_path):
+        table = pa.table({"item_id": ["p", "q"], "codes": pa.array(ragged, pa.list_(pa.int32()))})
+        pq.write_table(table.replace_schema_metadata({"codebook_size": "4"}), tmp_path / "index.parquet")
+        with pytest.raises(ValueError, match="codes: all items need codes of the same number of levels, but they have"):
+            ItemIndex.load(tmp_path / "index.parquet")
 
     def test_ids_of_another_catalogue(self, tmp_path):
         with pytest.raises(ValueError, match="got 1 item ids for an index of 2 items"):

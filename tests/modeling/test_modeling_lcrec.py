@@ -206,7 +206,7 @@ class TestChangesOfTheCatalogue:
         ].tolist() == found.tolist()
 
     def test_texts_alone_are_encoded_as_the_index_was(self, tiny_backbones):
-        encoder = {"encoder": "gpt2", "fields": ["title"], "pooling": "separate", "on_missing_text": "raise", "max_text_tokens": 9}
+        encoder = {"encoder": "gpt2", "fields": ["title"], "pooling": "separate", "max_text_tokens": 9}
         new = [{"item_id": "n 1", "title": "a lamp"}, {"item_id": "n 2", "title": "green tea"}]
         grown = []
         for form in (new, pd.DataFrame(new), pa.Table.from_pylist(new)):

@@ -44,7 +44,7 @@ def test_one_run(recipes: dict[str, Any], tiny_backbone: Path, tmp_path: Path) -
         assert schemes[recipes["decoding"].USUAL]["ratio"] == 1
         assert all(row["least_ratio"] <= row["ratio"] <= row["most_ratio"] for row in schemes.values())
     assert all(check["largest_difference"] < 1e-3 for check in report["checks"].values())
-    assert [row["items"] for row in report["masks"]] == [30, 300]
+    assert [row["items"] for row in report["masks"]] == [30, 300] and all(row["load_s"] > 0 for row in report["masks"])
     table = (tmp_path / "decode.md").read_text()
     assert "| 2 | " in table and "| 300 | " in table and str(tiny_backbone.parent) not in table
 
