@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -175,7 +176,7 @@ def command_line(arguments: argparse.Namespace) -> str:
 
     What it writes goes into another folder, so that nothing is taken from the report that is being checked.
     """
-    words = [arguments.program, arguments.command]
+    words = [arguments.command]
     for name in PASSED_ON:
         value = getattr(arguments, name, None)
         plain = {"epochs_share": 1.0, "mask_validation": "no", "config": arguments.default_config}
@@ -184,7 +185,7 @@ def command_line(arguments: argparse.Namespace) -> str:
         flag = "--" + name.replace("_", "-")
         parts = value if isinstance(value, list) else [shown(value) if name in ("data", "config", "backbone") else value]
         words += [flag, *map(str, parts)]
-    return " ".join([*words, "--output", "reports/again"])
+    return f"{arguments.program} {shlex.join([*words, '--output', 'reports/again'])}"
 
 
 def throw_away(output: Path) -> None:

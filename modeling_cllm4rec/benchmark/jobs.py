@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -269,12 +270,13 @@ def file_name(name: str) -> str:
 
 
 def shown(path: str | Path) -> str:
-    """A path as a report shows it: of an absolute one the last name only.
+    """A path as a report shows it: from the working directory if it lies below it, otherwise the last name only.
 
-    >>> shown("/home/ann/data/beauty"), shown("data/beauty")
-    ('beauty', 'data/beauty')
+    >>> shown("/home/ann/data/beauty"), shown("data/beauty"), shown(Path.cwd() / "runs" / "beauty")
+    ('beauty', 'data/beauty', 'runs/beauty')
     """
-    return Path(path).name if Path(path).is_absolute() else str(path)
+    place = Path(os.path.abspath(path))  # links are not followed: a data folder may be one
+    return place.relative_to(Path.cwd()).as_posix() if place.is_relative_to(Path.cwd()) else place.name
 
 
 def write_json(path: Path, values: Any) -> None:

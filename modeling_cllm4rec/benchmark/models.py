@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from modeling_cllm4rec.baselines import BASELINES, baseline_settings, members
-from modeling_cllm4rec.benchmark.jobs import Job
+from modeling_cllm4rec.benchmark.jobs import Job, shown
 from modeling_cllm4rec.benchmark.recipes import STAGES, Recipes, adjusted, check_recipe
 from modeling_cllm4rec.hub.model_card import read_records
 
@@ -179,8 +180,9 @@ def _folder_job(name: str, path: str, others: Sequence[Job], command: str) -> Jo
     while seed in taken:
         seed += 1
     recipe = {"path": str(folder.resolve()), "sha256": folder_sha256(folder)}
-    about = f"trained before, folder {folder.resolve().name}"
-    return Job(name, "folder", seed, recipe, about=about, command=f"{command} --models {name}={folder.resolve().name}")
+    return Job(
+        name, "folder", seed, recipe, about="trained before", command=f"{command} --models {shlex.quote(f'{name}={shown(path)}')}"
+    )
 
 
 def _unseen(job: Job) -> Job:

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from modeling_cllm4rec.benchmark.jobs import Setting
+from modeling_cllm4rec.benchmark.jobs import Setting, shown
 from modeling_cllm4rec.benchmark.measuring import HISTORY_LENGTH, POPULARITY
 from modeling_cllm4rec.benchmark.recipes import OF_A_JOB
 from modeling_cllm4rec.benchmark.results import Estimate, Row, Table, read_tables, short, verdicts
@@ -26,7 +26,7 @@ SLICES = {
     HISTORY_LENGTH: "by length of the given history (items)",
 }
 _NAME = r"[^\s/'\"`|,;:()]+"
-_PATH = re.compile(rf"(?<![\w.:/<])(?:/(?:{_NAME}/)+|(?:\.\.?/)+(?:{_NAME}/)*)({_NAME})")
+_PATH = re.compile(rf"(?<![\w.:/<])(?:/(?:{_NAME}/)+|(?:\.\.?/)+(?:{_NAME}/)*){_NAME}")
 
 
 def write_report(folder: Path, n_resamples: int = 1000, plots: bool = True) -> str:
@@ -110,12 +110,12 @@ def metric_table(table: Table, intervals: bool = True) -> list[str]:
 
 
 def without_paths(text: str) -> str:
-    """A text with the last name only of each path that is absolute or begins with a dot.
+    """A text with each path that is absolute or begins with a dot as `shown` shows it.
 
     >>> without_paths("no file /home/ann/runs/a.json in runs/b, n/a")
     'no file a.json in runs/b, n/a'
     """
-    return _PATH.sub(r"\1", text)
+    return _PATH.sub(lambda found: shown(found.group()), text)
 
 
 def _introduction(setting: Setting, tables: list[Table]) -> list[str]:

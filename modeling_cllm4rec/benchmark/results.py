@@ -247,9 +247,13 @@ def _compare(table: Table, n_resamples: int) -> None:
 
 
 def _command(jobs: list[dict[str, Any]]) -> str:
-    """The command of a row: that of its first job, with all seeds."""
-    command, flag, _ = jobs[0]["command"].partition("--seed ")
-    return command + flag + (" ".join(str(seed) for seed in sorted(job["seed"] for job in jobs)) if flag else "")
+    """The command of a row: that of its first job, with all seeds, or with all folders of a model that was trained before."""
+    jobs = sorted(jobs, key=lambda job: job["seed"])
+    flag = "--models " if jobs[0]["system"] == "folder" else "--seed "
+    command = jobs[0]["command"].partition(flag)[0]
+    if flag == "--models ":
+        return command + flag + ",".join(job["command"].partition(flag)[2] for job in jobs)
+    return command + flag + " ".join(str(job["seed"]) for job in jobs)
 
 
 def _estimate(values: FloatArray, n_resamples: int) -> Estimate:

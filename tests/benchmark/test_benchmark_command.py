@@ -62,6 +62,20 @@ def test_sum_of_baselines_takes_what_was_found_for_each(quality: Quality, in_pro
         assert rows["ease+itemknn"].settings[name] == rows[name].settings
 
 
+def test_commands_name_places_from_the_working_directory(
+    quality: Quality, data_folder: Path, tiny_backbones: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Absolute or not, inside of it a path can be typed again; of others the last name is all that a report shows."""
+    monkeypatch.chdir(data_folder.parent)
+    assert quality("--models", "popularity", "--backbone", tiny_backbones["gpt2"]) == 0
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "`cllm4rec benchmark quality --data small-world --backbone gpt2 --metrics" in text
+    monkeypatch.chdir(data_folder.parents[1])
+    assert quality("--models", "random") == 0
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert f"--data {data_folder.parent.name}/small-world --metrics" in text and str(data_folder) not in text
+
+
 def test_models_are_added_to_a_report(quality: Quality, tmp_path: Path) -> None:
     assert quality("--models", "popularity") == 0
     assert quality("--models", "ease") == 0

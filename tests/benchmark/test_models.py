@@ -67,8 +67,9 @@ def test_unseen_people_have_jobs_of_their_own(tmp_path: Path) -> None:
 
 def test_folders_of_one_name_are_runs_of_one_model(tmp_path: Path) -> None:
     first, second = saved_model(tmp_path / "a", seed=42), saved_model(tmp_path / "b", b"v", seed=42)
-    jobs = make_jobs([f"mine={first}", f"mine={second}"], [1], NONE)
+    jobs = make_jobs([f"mine={first}", f"mine={second}"], [1], NONE, command="p")
     assert [job.seed for job in jobs] == [42, 43]
+    assert [job.command for job in jobs] == [f"p --models mine={name}" for name in "ab"]
     assert jobs[0].recipe["sha256"] != jobs[1].recipe["sha256"]
 
 

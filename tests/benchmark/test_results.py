@@ -15,8 +15,8 @@ import pytest
 
 from modeling_cllm4rec.benchmark.jobs import Condition, Job, Setting, file_name
 from modeling_cllm4rec.benchmark.page import HEAD, HEAD_END, head_of, write_page
-from modeling_cllm4rec.benchmark.report import MARKER, write_report
-from modeling_cllm4rec.benchmark.results import Estimate, read_tables, verdict, verdicts
+from modeling_cllm4rec.benchmark.report import MARKER, without_paths, write_report
+from modeling_cllm4rec.benchmark.results import Estimate, read_tables, short, verdict, verdicts
 from modeling_cllm4rec.evaluation.intervals import bootstrap_interval, paired_difference_interval
 
 USERS = np.arange(40, dtype=np.int32)
@@ -48,7 +48,8 @@ def write(folder: Path) -> Write:
     """Write the result of a job whose users have these values of recall@5."""
 
     def one(model: str, system: Any, seed: int, values: np.ndarray | str, users: np.ndarray = USERS, **recipe: Any) -> Path:
-        job = Job(model, system, seed, {"settings": recipe}, about="made by hand", command=f"p --models {model} --seed {seed}")
+        command = f"p --models {model}=runs/{seed}" if system == "folder" else f"p --models {model} --seed {seed}"
+        job = Job(model, system, seed, {"settings": recipe}, about="made by hand", command=command)
         result: dict[str, Any] = {"job": dataclasses.asdict(job), "fingerprint": "f"}
         if isinstance(values, str):
             result |= {"status": "failed", "error": values}
@@ -156,6 +157,23 @@ def test_report_says_what_it_must(filled: Path) -> None:
     full, sampled = text.split("SAMPLED METRICS, 3 random items, not comparable with full ranking")
     assert "recall@5 (sampled) - EASE" in sampled and "on recall@5 (sampled)." in sampled
     assert "(sampled)" not in full and "| recall@5 (sampled) | coverage@5 (sampled) |" in sampled
+
+
+def test_folders_of_one_name_are_seeds_of_one_row(folder: Path, write: Write) -> None:
+    write("ease", "baseline", 1, EASE)
+    for seed in (7, 42):
+        write("mine", "folder", seed, OURS[seed % 2])
+    text = write_report(folder, 50, plots=False)
+    row = next(row for row in read_tables(folder, 50)[1][0].rows if row.model == "mine")
+    assert row.seeds == [7, 42] and row.deviations["recall@5"] > 0
+    assert f"| mine | 2 | **{short(row.means['recall@5'])} ± " in text
+    assert "`p --models mine=runs/7,mine=runs/42`" in text, "the command names all of them"
+
+
+def test_paths_below_the_working_directory_stay(filled: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    place = tmp_path / "runs" / "a.json"
+    assert without_paths(f"no {place} in ./runs/b or ../c, /home/d") == "no runs/a.json in runs/b or c, d"
 
 
 def test_results_as_parquet(filled: Path) -> None:
