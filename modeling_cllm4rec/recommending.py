@@ -123,9 +123,9 @@ class RecommendsItems(ABC):
             keep = keep[user_indices >= 0]
         given = None
         if histories is not None:
-            given = {int(row): self._read_history(int(row), histories[row], users is None, on_unknown) for row in keep}
+            given = {row: self._read_history(row, histories[row], users is None, on_unknown) for row in keep.tolist()}
         if user_indices is not None:
-            lengths = None if given is None else np.array([len(given[int(row)]) for row in keep], dtype=np.int64)
+            lengths = None if given is None else np.array([len(given[row]) for row in keep.tolist()], dtype=np.int64)
             keep = keep[self.readable(user_indices[keep], lengths, on_unknown)]
         names = None if users is None else known.ids.array  # type: ignore[union-attr]
         with tqdm(total=len(keep), desc="recommending", unit="user", disable=not progress) as bar:
@@ -135,7 +135,7 @@ class RecommendsItems(ABC):
                 if given is None:
                     read = [known.history(int(index)) for index in indices]  # type: ignore[union-attr]
                 else:
-                    read = [given[int(row)] for row in rows]
+                    read = [given[row] for row in rows.tolist()]
                 if len(read):
                     prompts = self.build_prompts(indices, read)
                     best, scores = self.best_items(prompts, read if exclude_seen else None, k, allowed, **search)

@@ -307,7 +307,7 @@ def as_markdown(report: dict[str, Any]) -> str:
             "",
             f"The mask of one step for {setting['mask_rows']} beams over {MASK_VOCABULARY:,} tokens, and the time to build it.",
             "",
-            "| items | Python function, ms | our processor, ms | dictionaries built in s | our tree built in s | catalogue read in s |",
+            "| items | Python function, ms | our processor, ms | dictionaries built in s | our tree built in s | load in s |",
             "|---" * 6 + "|",
         ]
         for row in report["masks"]:

@@ -74,7 +74,7 @@ def training(kind: str, shape: dict[str, Any], world: dict[str, int], **more: An
         AcceleratorState._reset_state(reset_partial_state=True)  # the backbone's trainer has made one in 32 bits
         shared: dict[str, Any] = {"data": str(data.folder), "output": str(folder / "run"), "epochs": 1, **more}
         stage = STAGES[kind](data, backbone, shared)
-        accelerator = make_accelerator(stage.arguments, stage.name)
+        accelerator = make_accelerator(stage.arguments)
         with frozen_weights_in(torch.bfloat16 if stage.arguments.precision == "bf16" else None, stage.model.backbone):
             estimate = estimates.training_memory(stage, accelerator.device)
         print(estimate.line(), file=sys.stderr)

@@ -40,7 +40,14 @@ from modeling_cllm4rec.training.arguments import TrainingArguments, check_at_lea
 from modeling_cllm4rec.training.backbones import untrained_backbone
 from modeling_cllm4rec.training.estimates import LargestBatch
 from modeling_cllm4rec.training.indexing import INDEX_FILE, SETTINGS_FILE
-from modeling_cllm4rec.training.loop import Step, as_on_the_main_process, documents_of_a_step, make_accelerator, run
+from modeling_cllm4rec.training.loop import (
+    Step,
+    as_on_the_main_process,
+    check_folder,
+    documents_of_a_step,
+    make_accelerator,
+    run,
+)
 from modeling_cllm4rec.training.parameters import choose_index_rows, merge_lora
 from modeling_cllm4rec.training.progress import Progress
 from tokenization.tokenization_lcrec import add_index_tokens
@@ -362,8 +369,10 @@ def align(arguments: AlignArguments) -> tuple[LCRecForRecommendation, Progress]:
     Example:
         >>> align(AlignArguments(data="data", index="runs/index", output="runs/mine", backbone="gpt2"))  # doctest: +SKIP
     """
-    accelerator = make_accelerator(arguments, AlignmentStage.name)
+    accelerator = make_accelerator(arguments)
     data = RecommendationData.load(arguments.data)
+    if accelerator.is_main_process:
+        check_folder(AlignmentStage.name, arguments, data)
     model, tokenizer = new_lcrec_model(data, arguments)
     with accelerator.main_process_first():
         stage = AlignmentStage(model, tokenizer, data, arguments, accelerator.is_main_process)

@@ -20,7 +20,14 @@ from modeling_cllm4rec.hub.model_card import give_card, save_record, training_re
 from modeling_cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation, Side
 from modeling_cllm4rec.training.arguments import FinetuneArguments
 from modeling_cllm4rec.training.estimates import LargestBatch
-from modeling_cllm4rec.training.loop import Step, as_on_the_main_process, documents_of_a_step, make_accelerator, run
+from modeling_cllm4rec.training.loop import (
+    Step,
+    as_on_the_main_process,
+    check_folder,
+    documents_of_a_step,
+    make_accelerator,
+    run,
+)
 from modeling_cllm4rec.training.objectives import holdout_terms, next_word_terms
 from modeling_cllm4rec.training.parameters import choose_trainable, merge_lora
 from modeling_cllm4rec.training.progress import Progress
@@ -172,7 +179,7 @@ def finetune(arguments: FinetuneArguments) -> tuple[CLLM4RecForRecommendation, P
     Example:
         >>> finetune(FinetuneArguments(data="data/mine", output="runs/mine"))  # doctest: +SKIP
     """
-    accelerator = make_accelerator(arguments, FinetuningStage.name)
+    accelerator = make_accelerator(arguments)
     data = RecommendationData.load(arguments.data)
     model, tokenizer = load_start(arguments, data)
     model.config.max_history_tokens = arguments.max_history_tokens
@@ -195,6 +202,8 @@ def finetune_from(
         record: name under which the run stands in the model's card.
         earlier: folder with the record of the training so far, which stays said in the card.
     """
+    if accelerator.is_main_process:
+        check_folder(FinetuningStage.name, arguments, data)
     with accelerator.main_process_first():
         stage = FinetuningStage(model, tokenizer, data, arguments, accelerator.is_main_process)
     sides: tuple[Side, ...] = SIDES if arguments.content_every else ("collaborative",)

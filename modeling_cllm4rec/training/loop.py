@@ -47,6 +47,9 @@ NOT_PART_OF_A_RUN = (
 """Arguments that a resumed run may change: they do not change what is computed (or are checked by content)."""
 
 
+RECORD_FILE = "run.json"
+
+
 class Step(NamedTuple):
     """One optimizer step: a kind of document, and the numbers of the documents, over all processes."""
 
@@ -97,8 +100,8 @@ class Stage(Protocol):
         ...
 
 
-def make_accelerator(arguments: TrainingArguments, stage: str) -> Accelerator:
-    """The processes, the device and the trackers of a run.
+def make_accelerator(arguments: TrainingArguments) -> Accelerator:
+    """The processes and the device of a run; nothing is written.
 
     Raises:
         ValueError: a kind of parallel training that this loop does not do (sharded parameters), or a tracker that is not
@@ -115,47 +118,64 @@ def make_accelerator(arguments: TrainingArguments, stage: str) -> Accelerator:
             f"distributed_type {accelerator.distributed_type.value} is not supported: parameters must be whole on every process; "
             "launch with plain data parallelism (multi-GPU, multi-CPU)"
         )
-    if arguments.report_to != "none":
-        if not accelerator.log_with:  # accelerate leaves out what is not installed, without a word
-            raise ValueError(f"report_to: {arguments.report_to} is not installed; run: pip install {arguments.report_to}")
-        plain = {key: value for key, value in dataclasses.asdict(arguments).items() if isinstance(value, (int, float, str))}
-        accelerator.init_trackers(f"cllm4rec-{stage}", config=plain)
+    if arguments.report_to != "none" and not accelerator.log_with:  # accelerate leaves out what is not installed, silently
+        raise ValueError(f"report_to: {arguments.report_to} is not installed; run: pip install {arguments.report_to}")
     return accelerator
 
 
-def claim_folder(folder: Path, arguments: TrainingArguments, data: RecommendationData) -> None:
-    """Refuse to write over another run, and write down what this one is.
+def run_identity(arguments: TrainingArguments, data: RecommendationData) -> dict[str, Any]:
+    """What a run is: two of the same compute the same."""
+    identity = {key: value for key, value in dataclasses.asdict(arguments).items() if key not in NOT_PART_OF_A_RUN}
+    return {**identity, "data_sha256": data_fingerprint(data), **arguments.fingerprints()}
+
+
+def check_folder(stage: str, arguments: TrainingArguments, data: RecommendationData) -> None:
+    """Refuse to write over another run or into a data folder; nothing is written. To be asked before a stage is made.
 
     Raises:
         FileExistsError: checkpoints are there and neither resume nor overwrite was asked for, or it is a data folder.
         ValueError: resume was asked for, but the run there had other arguments or other data (named).
     """
-    identity = {key: value for key, value in dataclasses.asdict(arguments).items() if key not in NOT_PART_OF_A_RUN}
-    identity |= {"data_sha256": data_fingerprint(data), **arguments.fingerprints()}
-    record = folder / "run.json"
+    folder = stage_folder(stage, arguments)
+    record = folder / RECORD_FILE
     if (arguments.run_folder / INFO_FILE).exists():
         raise FileExistsError(
             f"output: {arguments.run_folder} is a data folder, which is never written into; choose another --output"
         )
+    if not record.exists() or arguments.overwrite:
+        return
+    if not arguments.resume:
+        raise FileExistsError(
+            f"output: {folder} holds a run already; pass --resume to go on with it, --overwrite to throw it away, or "
+            "choose another --output"
+        )
+    before = json.loads(record.read_text(encoding="utf-8"))
+    identity = run_identity(arguments, data)
+    changed = {key: (before.get(key), value) for key, value in identity.items() if before.get(key) != value}
+    if changed:
+        raise ValueError(
+            f"resume: the run in {folder} had other arguments (then, now): {changed}; give the same, or --overwrite"
+        )
+
+
+def claim_folder(stage: str, arguments: TrainingArguments, data: RecommendationData) -> None:
+    """Write down what this run is, and throw away the one that is to be written over; errors as `check_folder`."""
+    check_folder(stage, arguments, data)
+    folder = stage_folder(stage, arguments)
+    record = folder / RECORD_FILE
     if arguments.overwrite:
         shutil.rmtree(folder, ignore_errors=True)
     if record.exists():
-        if not arguments.resume:
-            raise FileExistsError(
-                f"output: {folder} holds a run already; pass --resume to go on with it, --overwrite to throw it away, or "
-                "choose another --output"
-            )
-        before = json.loads(record.read_text(encoding="utf-8"))
-        changed = {key: (before.get(key), value) for key, value in identity.items() if before.get(key) != value}
-        if changed:
-            raise ValueError(
-                f"resume: the run in {folder} had other arguments (then, now): {changed}; give the same, or --overwrite"
-            )
         return
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = record.with_name(record.name + ".unfinished")
-    unfinished.write_text(json.dumps(identity), encoding="utf-8")
+    unfinished.write_text(json.dumps(run_identity(arguments, data)), encoding="utf-8")
     unfinished.replace(record)
+
+
+def stage_folder(stage: str, arguments: TrainingArguments) -> Path:
+    """Where a stage's record and checkpoints lie."""
+    return arguments.run_folder / "checkpoints" / stage
 
 
 def documents_of_a_step(arguments: TrainingArguments) -> int:
@@ -191,7 +211,7 @@ def run(stage: Stage, accelerator: Accelerator) -> Progress:
     and items from (seed, epoch): a resumed run computes the same bits as an uninterrupted one.
     """
     arguments, model = stage.arguments, stage.model
-    folder = arguments.run_folder / "checkpoints" / stage.name
+    folder = stage_folder(stage.name, arguments)
     model.to(accelerator.device)
     if arguments.gradient_checkpointing:
         model.backbone.activation_checkpointing_enable()
@@ -202,8 +222,11 @@ def run(stage: Stage, accelerator: Accelerator) -> Progress:
             logger.info("%s: an estimate of %s", stage.name, estimate.line())
         check_memory(estimate, arguments.max_memory, advice_for(estimate, arguments), accelerator.device)
         if accelerator.is_main_process:
-            claim_folder(folder, arguments, stage.data)
+            claim_folder(stage.name, arguments, stage.data)
         accelerator.wait_for_everyone()
+        if arguments.report_to != "none":
+            plain = {key: value for key, value in dataclasses.asdict(arguments).items() if isinstance(value, (int, float, str))}
+            accelerator.init_trackers(f"cllm4rec-{stage.name}", config=plain)
         return _epochs(stage, accelerator, folder, fingerprint)
 
 

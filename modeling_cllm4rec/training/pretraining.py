@@ -23,7 +23,7 @@ from modeling_cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation
 from modeling_cllm4rec.prompt_assembly import assemble
 from modeling_cllm4rec.training.arguments import PretrainArguments
 from modeling_cllm4rec.training.estimates import FEWER_ROWS, LargestBatch, check_memory, id_table_memory
-from modeling_cllm4rec.training.loop import Step, documents_of_a_step, make_accelerator, run
+from modeling_cllm4rec.training.loop import Step, check_folder, documents_of_a_step, make_accelerator, run
 from modeling_cllm4rec.training.objectives import LossTerms, Weights, next_item_terms, next_word_terms
 from modeling_cllm4rec.training.parameters import choose_trainable, merge_lora
 from modeling_cllm4rec.training.progress import Progress
@@ -235,8 +235,10 @@ def pretrain(arguments: PretrainArguments) -> tuple[CLLM4RecForRecommendation, P
     Example:
         >>> pretrain(PretrainArguments(data="data/mine", output="runs/mine", backbone="gpt2"))  # doctest: +SKIP
     """
-    accelerator: Accelerator = make_accelerator(arguments, PretrainingStage.name)
+    accelerator: Accelerator = make_accelerator(arguments)
     data = RecommendationData.load(arguments.data)
+    if accelerator.is_main_process:
+        check_folder(PretrainingStage.name, arguments, data)
     model, tokenizer = new_model(data, arguments)
     with accelerator.main_process_first():
         stage = PretrainingStage(model, tokenizer, data, arguments)

@@ -125,7 +125,7 @@ def update(arguments: UpdateArguments) -> tuple[CLLM4RecForRecommendation, Progr
         raise FileNotFoundError(f"start: there is no folder {arguments.start}; name a trained model")
     if Path(arguments.start).resolve() == arguments.run_folder.resolve():
         raise ValueError(f"start and output are both {arguments.output}; choose another output, the old model stays as it is")
-    accelerator = make_accelerator(arguments, "update")
+    accelerator = make_accelerator(arguments)
     data = RecommendationData.load(arguments.data)
     model = load_recommender(arguments.start)
     if not isinstance(model, CLLM4RecForRecommendation):

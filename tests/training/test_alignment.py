@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -231,6 +232,15 @@ class TestBadInput:
             LCRecForRecommendation.from_backbone(
                 tmp_path / "adapter", index=index, first_index_token=999, catalogue=["p", "q"]
             )
+
+    def test_an_output_folder_that_is_a_data_folder(
+        self, align_arguments: MakeAlign, data_folder: Path, tiny_backbones: dict[str, Path], tmp_path: Path
+    ) -> None:
+        copy = tmp_path / "copy"
+        shutil.copytree(data_folder, copy)
+        with pytest.raises(FileExistsError, match="output: .*copy is a data folder, which is never written into"):
+            align(align_arguments(output=str(copy), intention_writer=str(tiny_backbones["llama"])))
+        assert sorted(path.name for path in copy.iterdir()) == sorted(path.name for path in data_folder.iterdir())
 
     def test_resuming_with_another_index(self, align_arguments: MakeAlign, data: RecommendationData, tmp_path: Path) -> None:
         align(align_arguments(stop_after_steps=2, init_tokens="random"))

@@ -150,14 +150,24 @@ def test_an_output_folder_that_holds_another_run(finetune_arguments: MakeFinetun
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("stage", ["finetune", "pretrain"])
 def test_an_output_folder_that_is_a_data_folder(
-    overwrite: bool, finetune_arguments: MakeFinetune, data_folder: Path, tmp_path: Path
+    stage: str,
+    overwrite: bool,
+    finetune_arguments: MakeFinetune,
+    pretrain_arguments: MakePretrain,
+    data_folder: Path,
+    tmp_path: Path,
 ) -> None:
-    """Its users.parquet and README.md would be replaced by those of the model."""
+    """Its users.parquet and README.md would be replaced by those of the model; no corpus and no trackers are written either."""
     copy = tmp_path / "copy"
     shutil.copytree(data_folder, copy)
+    changes: dict[str, Any] = {"output": str(copy), "overwrite": overwrite, "report_to": "tensorboard"}
     with pytest.raises(FileExistsError, match="output: .*copy is a data folder, which is never written into"):
-        finetune(finetune_arguments(output=str(copy), overwrite=overwrite))
+        if stage == "finetune":
+            finetune(finetune_arguments(**changes, content_every=2))
+        else:
+            pretrain(pretrain_arguments(**changes))
     assert {path.name: path.read_bytes() for path in copy.iterdir()} == {
         path.name: path.read_bytes() for path in data_folder.iterdir()
     }
