@@ -2,32 +2,62 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Any
 
+import httpx2
+from huggingface_hub import get_hf_file_metadata, hf_hub_url
 from transformers import AutoModel
+from transformers.utils import CONFIG_NAME
 
 import modeling_cllm4rec as _registers_the_model_types  # noqa: F401
 from modeling_cllm4rec.recommending import RecommendsItems
 
 __all__ = ["load_recommender"]
 
+PROBE_SECONDS = 10.0
+
 
 def load_recommender(name: str | Path) -> Any:
     """The `CLLM4RecForRecommendation` or `LCRecForRecommendation` that a folder or a Hub name holds.
+
+    What can only be a path is not looked for on the Hub. The Hub is asked once, since the libraries would ask a Hub that is not
+    reached for about a minute; what lies in its cache is then loaded from there.
 
     Raises:
         FileNotFoundError: there is none.
         ValueError: it is a model that does not recommend.
     """
+    unreached = None if Path(name).is_dir() else _hub_unreached(str(name))
+    from_cache = {"local_files_only": True, "adapter_kwargs": {"local_files_only": True}} if unreached else {}
     try:
-        model = AutoModel.from_pretrained(name)
+        model = AutoModel.from_pretrained(name, **from_cache)
     except OSError as error:
         raise FileNotFoundError(
-            f"--model: {name} is no folder with a model and could not be read from the Hub ({error})"
+            f"--model: {name} is no folder with a model and could not be read from the Hub ({unreached or error})"
         ) from error
     if not isinstance(model, RecommendsItems):
         raise ValueError(
             f"--model: {name} holds a {type(model).__name__}, which does not recommend; name a finetuned or aligned model"
         )
     return model
+
+
+def _hub_unreached(name: str) -> Exception | None:
+    """Why the Hub does not give a model of this name; None if it does.
+
+    Raises:
+        FileNotFoundError: the name can only be a path, or begins with a folder that is here.
+    """
+    path = Path(name)
+    if name.startswith((".", "/", "~", "\\")) or len(path.parts) > 2 or (len(path.parts) == 2 and path.parent.is_dir()):
+        beside = [one.name for one in path.parent.iterdir() if one.is_dir()] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, beside, n=1)
+        hint = f"did you mean {path.parent / near[0]}?" if near else "name the folder of a run, or a model on the Hub"
+        raise FileNotFoundError(f"--model: {name} is no folder with a model: there is no such folder; {hint}")
+    try:
+        get_hf_file_metadata(hf_hub_url(name, CONFIG_NAME), timeout=PROBE_SECONDS)
+    except (OSError, ValueError, httpx2.HTTPError) as error:
+        return error
+    return None

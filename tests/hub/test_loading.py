@@ -1,0 +1,68 @@
+"""A recommender by name: what is no folder is refused quickly and in one line."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modeling_cllm4rec.commands.main import main
+from modeling_cllm4rec.hub import loading
+
+Run = Callable[..., Any]
+UNREACHED = {"HF_ENDPOINT": "http://127.0.0.1:9"}
+"""Nobody listens there."""
+RECOMMEND = """
+import contextlib, io, json, time
+from modeling_cllm4rec.commands.main import main
+from modeling_cllm4rec.hub import loading
+
+began, said = time.monotonic(), io.StringIO()
+with contextlib.redirect_stderr(said):
+    code = main(["recommend", "--model", arguments["model"], "--k", "2"])
+lines = [line for line in said.getvalue().splitlines() if "%|" not in line]
+print(json.dumps({"code": code, "seconds": time.monotonic() - began, "lines": lines}))
+"""
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(*_: object, **__: object) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(loading, "get_hf_file_metadata", ask)
+    monkeypatch.setattr(loading.AutoModel, "from_pretrained", ask)
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("name", ["runs/beuaty", "./beauty", "/nowhere/beauty", "a/b/c", "../x", "~/runs/x"])
+def test_what_can_only_be_a_path_is_not_looked_for_on_the_hub(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here" / "runs" / "beauty").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    hint = r"did you mean runs/beauty\?" if name.startswith("runs") else "name the folder of a run, or a model on the Hub"
+    with pytest.raises(FileNotFoundError, match=f"--model: {name} is no folder with a model: .*; {hint}"):
+        loading.load_recommender(name)
+
+
+def test_a_hub_that_is_not_reached_is_asked_once(run: Run) -> None:
+    said = run(RECOMMEND, package=True, environment=UNREACHED, model="you/typo")
+    assert said["code"] == 2 and said["seconds"] < 20
+    (line,) = said["lines"]
+    assert "you/typo is no folder with a model and could not be read from the Hub (" in line and "refused" in line
+
+
+def test_a_model_in_the_cache_needs_no_hub(
+    run: Run, make_folder: Callable[[Path, Path], Path], tiny_backbones: dict[str, Path], tmp_path: Path
+) -> None:
+    cached = tmp_path / "hub" / "models--you--mine"
+    make_folder(tiny_backbones["gpt2"], cached / "snapshots" / ("a" * 40))
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("a" * 40)
+    environment = {**UNREACHED, "HF_HUB_CACHE": str(tmp_path / "hub")}
+    said = run(RECOMMEND, package=True, environment=environment, model="you/mine")
+    assert said["code"] == 0 and said["seconds"] < 20 and said["lines"] == []
+
+
+def test_a_name_that_the_hub_cannot_have(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recommend", "--model", "a name"]) == 2
+    assert "--model: a name is no folder with a model" in capsys.readouterr().err
