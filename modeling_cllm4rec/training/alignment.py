@@ -143,8 +143,11 @@ class AlignArguments(TrainingArguments):
         _ = self.task_weights
 
     def fingerprints(self) -> dict[str, str]:
-        """The index by content."""
-        return {"index_sha256": hashlib.sha256((Path(self.index) / INDEX_FILE).read_bytes()).hexdigest()}
+        """The index and, where given, the templates by content."""
+        files = {"index": Path(self.index) / INDEX_FILE}
+        if self.templates:
+            files["templates"] = Path(self.templates)
+        return {f"{name}_sha256": hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
 
     @property
     def task_weights(self) -> dict[str, float]:

@@ -233,6 +233,16 @@ class TestBadInput:
                 tmp_path / "adapter", index=index, first_index_token=999, catalogue=["p", "q"]
             )
 
+    def test_resuming_with_changed_templates(self, align_arguments: MakeAlign, tmp_path: Path) -> None:
+        file = tmp_path / "templates.yaml"
+        file.write_text("answer: 'Answer:'\n", encoding="utf-8")
+        given = {"templates": str(file), "init_tokens": "random"}
+        align(align_arguments(stop_after_steps=2, **given))
+        assert align(align_arguments(stop_after_steps=3, resume=True, **given))[1].step == 3
+        file.write_text("answer: 'The answer:'\n", encoding="utf-8")
+        with pytest.raises(ValueError, match="had other arguments .*'templates_sha256'"):
+            align(align_arguments(resume=True, **given))
+
     def test_an_output_folder_that_is_a_data_folder(
         self, align_arguments: MakeAlign, data_folder: Path, tiny_backbones: dict[str, Path], tmp_path: Path
     ) -> None:
