@@ -124,7 +124,7 @@ class Job:
         seed: start of all random numbers of its training.
         case: who is recommended to: `everyone`, or `unseen-people`, who were kept out of training whole.
         recipe: of a baseline `{"name", "settings"}`; of a language model the settings of its stages, by stage; of a trained
-            folder `{"path", "sha256"}`.
+            folder `{"path", "sha256", "settings"}`, the last ones those of its training.
         anonymous: the model is not told who asks.
         about: what it is, in a few words.
         command: what runs this job alone.
@@ -151,6 +151,16 @@ class Job:
         if self.system == "folder":  # known by its content, wherever it lies
             values["recipe"] = {"sha256": self.recipe["sha256"]}
         return fingerprint(values)
+
+
+def training_fingerprint(job: Mapping[str, Any]) -> str:
+    """SHA-256 of what all seeds of a row must share: how a job's model comes about, but for the seed.
+
+    Args:
+        job: the fields of a `Job`.
+    """
+    recipe = job["recipe"]
+    return fingerprint({**{name: job[name] for name in ("system", "anonymous")}, "settings": recipe.get("settings", recipe)})
 
 
 def make_setting(

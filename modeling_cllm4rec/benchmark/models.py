@@ -11,8 +11,9 @@ from typing import Any
 
 from modeling_cllm4rec.baselines import BASELINES, baseline_settings, members
 from modeling_cllm4rec.benchmark.jobs import Job, shown
-from modeling_cllm4rec.benchmark.recipes import STAGES, Recipes, adjusted, check_recipe
+from modeling_cllm4rec.benchmark.recipes import OF_A_JOB, STAGES, Recipes, adjusted, check_recipe
 from modeling_cllm4rec.hub.model_card import read_records
+from modeling_cllm4rec.hub.repeating import NOT_REPEATED
 
 DETERMINISTIC = ("popularity", "itemknn", "ease", "ease-recency", "textknn")
 """Baselines without any random number: one seed says all."""
@@ -92,8 +93,8 @@ def make_jobs(
         command: how the program was called, without models and seeds.
 
     Raises:
-        ValueError: a name that is none (the nearest ones), one twice, a system without a recipe, or a baseline that needs a
-            backbone and has none.
+        ValueError: a name that is none (the nearest ones), one twice, a system without a recipe, a baseline that needs a
+            backbone and has none, or folders of one name that were trained with different settings.
         FileNotFoundError: a trained folder that is not there.
     """
     if not models:
@@ -179,10 +180,41 @@ def _folder_job(name: str, path: str, others: Sequence[Job], command: str) -> Jo
     seed = int(records[-1]["arguments"]["seed"]) if records else 0
     while seed in taken:
         seed += 1
-    recipe = {"path": str(folder.resolve()), "sha256": folder_sha256(folder)}
+    digest = folder_sha256(folder)
+    recipe = {"path": str(folder.resolve()), "sha256": digest, "settings": _settings_of_training(folder, digest)}
+    for other in others:
+        if other.model == name:
+            _check_same_training(name, other.recipe, recipe)
     return Job(
         name, "folder", seed, recipe, about="trained before", command=f"{command} --models {shlex.quote(f'{name}={shown(path)}')}"
     )
+
+
+def _settings_of_training(folder: Path, digest: str) -> dict[str, Any]:
+    """What a saved model was trained with, by stage, but for seeds and places; where nobody wrote it down, the model itself."""
+    left_out = (*OF_A_JOB, *NOT_REPEATED)
+    return {
+        stage: {name: value for name, value in record["arguments"].items() if name not in left_out}
+        for stage, record in read_records(folder).items()
+    } or {"model": {"sha256": digest}}
+
+
+def _check_same_training(name: str, first: dict[str, Any], second: dict[str, Any]) -> None:
+    """Refuse to take two trainings of different settings for seeds of one model.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    there, here = (
+        {f"{stage}: {key}": value for stage, settings in one["settings"].items() for key, value in settings.items()}
+        for one in (first, second)
+    )
+    differs = {key: (there.get(key), here.get(key)) for key in {**there, **here} if there.get(key) != here.get(key)}
+    if differs:
+        raise ValueError(
+            f"models: the folders {shown(first['path'])} and {shown(second['path'])} of {name} are not seeds of one training: "
+            f"{differs}; give each a name of its own"
+        )
 
 
 def _unseen(job: Job) -> Job:

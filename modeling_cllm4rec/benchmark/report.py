@@ -104,6 +104,7 @@ def metric_table(table: Table, intervals: bool = True) -> list[str]:
         lines.append(f"| {row.title} | {len(row.seeds)} | " + " | ".join(cells) + " |")
     protocol = table.measured[0].protocol if table.measured else None
     notes = [f"{row.title}: seed {seed} failed: {error}." for row in table.measured for seed, error in row.errors.items()]
+    notes += [f"{row.title}: seed {seed} is left out: {why}." for row in table.rows for seed, why in row.left_out.items()]
     if protocol is not None:
         notes.insert(0, f"Protocol: {protocol}.")
     return [*lines, "", " ".join(notes)]

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from modeling_cllm4rec.baselines import BASELINES
 from modeling_cllm4rec.benchmark.ablation import RECIPE, VARIANTS
-from modeling_cllm4rec.benchmark.jobs import Case, Condition, Setting
+from modeling_cllm4rec.benchmark.jobs import Case, Condition, Setting, training_fingerprint
 from modeling_cllm4rec.benchmark.lcrec_ladder import LADDER
 from modeling_cllm4rec.benchmark.measuring import HISTORY_LENGTH, POPULARITY
 from modeling_cllm4rec.benchmark.models import title
@@ -51,6 +51,7 @@ class Row:
             most; None where nobody knows.
         settings: of the training, of the first seed.
         errors: what went wrong, by seed.
+        left_out: seeds that were run otherwise than the others, and how.
     """
 
     model: str
@@ -70,6 +71,7 @@ class Row:
     machines: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     errors: dict[int, str] = field(default_factory=dict)
+    left_out: dict[int, str] = field(default_factory=dict)
     per_user: dict[str, FloatArray] = field(default_factory=dict, repr=False)
 
 
@@ -112,7 +114,7 @@ def read_tables(folder: Path, n_resamples: int = 1000) -> tuple[Setting, list[Ta
     for case in get_args(Case):
         of_case = [result for result in results if result["job"]["case"] == case]
         for condition in setting.conditions if of_case else ():
-            models = sorted({result["job"]["model"] for result in of_case}, key=_order)
+            models = sorted({result["job"]["model"] for result in of_case if not result.get("stale")}, key=_order)
             rows = [
                 _row(folder, [one for one in of_case if one["job"]["model"] == model], condition, setting, n_resamples)
                 for model in models
@@ -172,17 +174,19 @@ def _order(model: str) -> tuple[int, str]:
     return (max(known.index(part) if part in known else len(known) for part in parts), model)
 
 
-def _row(folder: Path, results: list[dict[str, Any]], condition: Condition, setting: Setting, n_resamples: int) -> Row:
+def _row(folder: Path, found: list[dict[str, Any]], condition: Condition, setting: Setting, n_resamples: int) -> Row:
+    results = [one for one in found if not one.get("stale")]
     job = results[0]["job"]
     is_baseline = job["system"] == "baseline" if setting.kind == "quality" else job["model"] == RECIPE
     row = Row(job["model"], title(job["model"]) if setting.kind == "quality" else job["model"], is_baseline, job["about"], "")
     done = sorted((one for one in results if one["status"] == "done"), key=lambda one: one["job"]["seed"])
     row.errors = {one["job"]["seed"]: one["error"] for one in results if one["status"] == "failed"}
+    row.left_out = {one["job"]["seed"]: one["stale"] for one in found if one.get("stale")}
     row.seeds = [one["job"]["seed"] for one in done]
     row.command = _command([one["job"] for one in results])
     if not done:
         return row
-    if job["system"] != "folder" and any(one["job"]["recipe"] != done[0]["job"]["recipe"] for one in done):
+    if len({training_fingerprint(one["job"]) for one in done}) > 1:
         raise ValueError(f"{folder}: seeds of {row.title} have different settings; run all of them again, or pass --overwrite")
     measured = [next(one for one in result["measured"] if tuple(one["condition"]) == condition) for result in done]
     tables = [pq.read_table(folder / one["per_user"]) for one in measured]

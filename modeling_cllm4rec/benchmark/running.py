@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
 
-from modeling_cllm4rec.benchmark.jobs import Case, Job, Setting, fingerprint, write_json
+from modeling_cllm4rec import __version__
+from modeling_cllm4rec.benchmark.jobs import Case, Job, Setting, fingerprint, training_fingerprint, write_json
 from modeling_cllm4rec.benchmark.models import baselines_of
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,8 @@ def run_jobs(
 ) -> int:
     """Run what is not finished yet; results are files in `jobs/`, of failed jobs with their `error`.
 
+    Earlier results of the same models that were made otherwise are set aside, see `set_aside`.
+
     Args:
         output: the report folder.
         places: the data of each case.
@@ -56,6 +59,7 @@ def run_jobs(
     """
     failed = 0
     (output / "logs").mkdir(exist_ok=True)
+    set_aside(jobs, output)
     with tqdm(total=len(jobs), desc="benchmark", unit="job", disable=not progress) as bar:
         for job in jobs:
             bar.set_postfix_str(job.key)
@@ -72,12 +76,30 @@ def run_jobs(
     return failed
 
 
+def set_aside(jobs: Sequence[Job], output: Path) -> None:
+    """Mark results that cannot be seeds of one row with these jobs: `stale` says why. Those that can be again lose the mark."""
+    wanted = {(job.model, job.case): training_fingerprint(dataclasses.asdict(job)) for job in jobs}
+    for path in sorted((output / "jobs").glob("*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        key = (result["job"]["model"], result["job"]["case"])
+        if key not in wanted:
+            continue
+        why = "" if training_fingerprint(result["job"]) == wanted[key] else "run with other settings"
+        if result["status"] == "done" and result["versions"]["cllm4rec"] != __version__:
+            why = f"run by cllm4rec {result['versions']['cllm4rec']}"
+        if why != result.get("stale", ""):
+            write_json(path, {**result, "stale": why})
+            logger.info("%s: %s", path.stem, f"left out, as it was {why}" if why else "is in the report again")
+
+
 def is_finished(result: Path, wanted: str) -> bool:
-    """Whether a result is there and was made by equal settings on equal data."""
+    """Whether a result is there and was made by equal settings on equal data, with this version of the package."""
     if not result.is_file():
         return False
     found = json.loads(result.read_text(encoding="utf-8"))
-    return found["status"] == "done" and found["fingerprint"] == wanted
+    if found["status"] != "done" or found.get("stale"):
+        return False
+    return bool(found["fingerprint"] == wanted and found["versions"]["cllm4rec"] == __version__)
 
 
 def _run_job(job: Job, setting: Setting, output: Path, place: Place, batch_size: int) -> str:

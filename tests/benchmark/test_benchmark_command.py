@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,6 +75,24 @@ def test_commands_name_places_from_the_working_directory(
     assert quality("--models", "random") == 0
     text = (tmp_path / "report" / "report.md").read_text()
     assert f"--data {data_folder.parent.name}/small-world --metrics" in text and str(data_folder) not in text
+
+
+def test_seeds_of_other_settings_are_left_out_and_named(quality: Quality, in_process: list[str], tmp_path: Path) -> None:
+    """After a change of the YAML file, what ran before is in no mean; changed back, nothing is run again."""
+    config = tmp_path / "benchmark.yaml"
+    for factors, seeds in (("8", "3"), ("9", "2")):
+        config.write_text(f"baselines: {{ials: {{factors: {factors}, iterations: 2, progress: false}}}}")
+        assert quality("--models", "ials", "--config", config, "--seeds", seeds) == 0
+    (row,) = read_tables(tmp_path / "report", 20)[1][0].rows
+    assert (row.seeds, row.left_out) == ([1, 2], {3: "run with other settings"})
+    assert row.settings["factors"] == 9 and row.command.endswith("--seed 1 2")
+    assert "iALS: seed 3 is left out: run with other settings." in (tmp_path / "report" / "report.md").read_text()
+    config.write_text("baselines: {ials: {factors: 8, iterations: 2, progress: false}}")
+    in_process.clear()
+    assert quality("--models", "ials", "--config", config, "--seeds", "3") == 0
+    assert in_process == ["ials-seed1", "ials-seed2"]
+    (row,) = read_tables(tmp_path / "report", 20)[1][0].rows
+    assert (row.seeds, row.left_out) == ([1, 2, 3], {})
 
 
 def test_models_are_added_to_a_report(quality: Quality, tmp_path: Path) -> None:
@@ -174,6 +193,22 @@ def test_ablation(
     values = evaluate(load_recommender(trained), data, "test", metrics=["recall@5"], n_resamples=0, progress=False).metrics
     assert rows["mine"].means["recall@5"] == pytest.approx(values["recall@5"])
     assert rows["mine"].resources["train_seconds"] > 0
+
+    shutil.copytree(trained, tmp_path / "second")
+    record = json.loads((trained / "training.json").read_text())
+    record["finetune"]["arguments"]["seed"] = 2
+    (tmp_path / "second" / "training.json").write_text(json.dumps(record))
+    both = f"mine={trained},mine={tmp_path / 'second'}"
+    quality = ["quality", "--data", data_folder, "--models", both, "--metrics", "recall@5", "--no-plots", "--resamples", 20]
+    assert main([str(word) for word in [*quality, "--output", tmp_path / "quality"]]) == 0
+    row = next(row for row in read_tables(tmp_path / "quality", 20)[1][0].rows if row.model == "mine")
+    assert row.seeds == [1, 2] and row.deviations["recall@5"] == 0
+    record["finetune"]["arguments"]["lr"] = 0.5
+    (tmp_path / "second" / "training.json").write_text(json.dumps(record))
+    quality[quality.index(both)] = f"mine={tmp_path / 'second'}"
+    assert main([str(word) for word in [*quality, "--output", tmp_path / "quality"]]) == 0
+    row = next(row for row in read_tables(tmp_path / "quality", 20)[1][0].rows if row.model == "mine")
+    assert (row.seeds, row.left_out) == ([2], {1: "run with other settings"})
 
 
 LCREC = """

@@ -73,6 +73,19 @@ def test_folders_of_one_name_are_runs_of_one_model(tmp_path: Path) -> None:
     assert jobs[0].recipe["sha256"] != jobs[1].recipe["sha256"]
 
 
+def test_folders_that_are_no_seeds_of_one_model_are_refused(tmp_path: Path) -> None:
+    first, second = saved_model(tmp_path / "a", seed=42), saved_model(tmp_path / "b", b"v", seed=43)
+    record = {"finetune": {"arguments": {"seed": 43, "output": "elsewhere", "lr": 0.1}, "seconds": 2.0}}
+    (second / "training.json").write_text(json.dumps(record))
+    message = r"folders a and b of mine are not seeds of one training: \{'finetune: lr': \(None, 0.1\)\}; give each a name"
+    with pytest.raises(ValueError, match=message):
+        make_jobs([f"mine={first}", f"mine={second}"], [1], NONE)
+    assert len(make_jobs([f"mine={first}", f"other={second}"], [1], NONE)) == 2
+    unknown = [saved_model(tmp_path / name, name.encode()) for name in ("c", "d")]
+    with pytest.raises(ValueError, match="folders c and d of mine are not seeds of one training: {'model: sha256'"):
+        make_jobs([f"mine={folder}" for folder in unknown], [1], NONE)
+
+
 @pytest.mark.parametrize(
     ("models", "seeds", "message"),
     [

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from modeling_cllm4rec import __version__
 from modeling_cllm4rec.benchmark import running
-from modeling_cllm4rec.benchmark.jobs import Job, Setting
+from modeling_cllm4rec.benchmark.jobs import Job, Setting, write_json
 from modeling_cllm4rec.benchmark.running import Place, is_finished, run_jobs
 
 JOBS = [Job(name, "baseline", 1, {"name": name, "settings": {}}) for name in ("first", "second")]
@@ -43,7 +44,9 @@ def test_finished_jobs_are_not_run_again(monkeypatch: pytest.MonkeyPatch, settin
     code = (
         "import json, sys, pathlib; task = json.load(sys.stdin)\n"
         "if task['job']['model'] == 'second' and not pathlib.Path(task['output'], 'again').exists(): sys.exit('not yet')\n"
-        "pathlib.Path(task['result']).write_text(json.dumps({'status': 'done', 'fingerprint': task['fingerprint']}))"
+        "made = {'status': 'done', 'fingerprint': task['fingerprint'], 'job': task['job']}\n"
+        f"made['versions'] = {{'cllm4rec': {__version__!r}}}\n"
+        "pathlib.Path(task['result']).write_text(json.dumps(made))"
     )
     monkeypatch.setattr(running, "WORKER", (sys.executable, "-c", code))
     (tmp_path / "runs").mkdir()
@@ -58,6 +61,17 @@ def test_finished_jobs_are_not_run_again(monkeypatch: pytest.MonkeyPatch, settin
     assert is_finished(first, JOBS[0].fingerprint(setting))
     assert not is_finished(first, "another")
     assert not is_finished(tmp_path / "none.json", "any")
+
+
+def test_results_of_another_version_are_made_again(monkeypatch: pytest.MonkeyPatch, setting: Setting, tmp_path: Path) -> None:
+    monkeypatch.setattr(running, "WORKER", (sys.executable, "-c", "raise ValueError('run again')"))
+    done = {"status": "done", "fingerprint": JOBS[0].fingerprint(setting), "versions": {"cllm4rec": "0.0.1"}}
+    others = {"job": dataclasses.asdict(dataclasses.replace(JOBS[0], seed=2)), **done}
+    for seed, result in ((1, {"job": dataclasses.asdict(JOBS[0]), **done}), (2, others)):
+        write_json(tmp_path / "jobs" / f"first-seed{seed}.json", result)
+    assert run(setting, tmp_path) == 2
+    assert "run again" in json.loads((tmp_path / "jobs" / "first-seed1.json").read_text())["error"]
+    assert json.loads((tmp_path / "jobs" / "first-seed2.json").read_text())["stale"] == "run by cllm4rec 0.0.1"
 
 
 def test_a_search_that_fails_is_said(monkeypatch: pytest.MonkeyPatch, setting: Setting, tmp_path: Path) -> None:
