@@ -16,6 +16,7 @@ from modeling_cllm4rec.commands.running import print_json, run_command
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.matching import check_same_ids
 from modeling_cllm4rec.evaluation.evaluator import DEFAULT_METRICS, EvaluationReport, comparison_table, evaluate
+from modeling_cllm4rec.evaluation.protocol import Protocol
 from modeling_cllm4rec.evaluation.search import evaluate_templates
 from modeling_cllm4rec.hub.loading import load_recommender
 from modeling_cllm4rec.hub.model_card import update_card
@@ -98,8 +99,24 @@ def run(arguments: argparse.Namespace) -> dict[str, EvaluationReport]:
             model, data, arguments.split, templates, search.get("num_beams"), search.get("scoring", "beam"), **shared
         )
     if arguments.output is not None or Path(arguments.model).is_dir():
-        save(reports["LC-Rec" if searches else "CLLM4Rec"], arguments, data)
+        report = reports["LC-Rec" if searches else "CLLM4Rec"]
+        save(report, report_name(report.protocol, arguments, search, model.config), arguments, data)
     return reports
+
+
+def report_name(protocol: Protocol, arguments: argparse.Namespace, search: dict[str, Any], config: Any) -> str:
+    """The name of the report's files: what an evaluation was of, and whatever in it is not as it is by default.
+
+    So a quick look at five users does not replace what was measured on all.
+    """
+    parts = [f"{protocol.split} given {protocol.test_history}", *protocol.departures]
+    if "num_beams" in search and search["num_beams"] != config.search_beams:
+        parts.append(f"{search['num_beams']} beams")
+    if search.get("scoring") == "all":
+        parts.append("all scored")
+    if arguments.templates != FIRST_TEMPLATE:
+        parts.append(f"templates {' '.join(arguments.templates)}")
+    return "-".join(["evaluation", *parts]).replace(" ", "-").replace("+", "-")
 
 
 def template_numbers(words: list[str], model: LCRecForRecommendation) -> list[int]:
@@ -116,11 +133,10 @@ def template_numbers(words: list[str], model: LCRecForRecommendation) -> list[in
     return [int(word) for word in words]
 
 
-def save(report: EvaluationReport, arguments: argparse.Namespace, data: RecommendationData) -> None:
+def save(report: EvaluationReport, name: str, arguments: argparse.Namespace, data: RecommendationData) -> None:
     """Write the model's report, and where it lies beside the model, renew the card."""
     folder = Path(arguments.output or arguments.model)
     folder.mkdir(parents=True, exist_ok=True)
-    name = f"evaluation-{arguments.split}-given-{arguments.test_history.replace('+', '-')}"
     report.command = arguments.command
     report.save(folder / f"{name}.json", overwrite=True)
     report.save_per_user(folder / f"{name}.parquet", overwrite=True)

@@ -77,6 +77,16 @@ class Protocol:
             f"{self.split} items left out; recall over {self.recall}; ties {self.ties}; {self.decoding}"
         )
 
+    @property
+    def departures(self) -> tuple[str, ...]:
+        """In words, what is not as an evaluation is by default: other masked items than those given, a sample of the users.
+
+        >>> Protocol("beauty", "given split", "test", "train", "none", items=50, users=9, excluded_users=1).departures
+        ('masked none',)
+        """
+        masked = () if self.masked == self.test_history else (f"masked {self.masked}",)
+        return masked if self.sample == "all" else (*masked, f"{self.users} users")
+
     def to_dict(self) -> dict[str, str | int]:
         """All fields, ready for JSON."""
         return dataclasses.asdict(self)

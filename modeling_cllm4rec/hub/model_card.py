@@ -17,6 +17,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from modeling_cllm4rec import __version__
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
+from modeling_cllm4rec.evaluation.protocol import ALL_SCORED
 from modeling_cllm4rec.evaluation.report import EvaluationReport
 from modeling_cllm4rec.evaluation.training_curves import RECORD_FILE, keep_curves
 from modeling_cllm4rec.hub.repeating import NOT_STATED, backbone_record, changed_arguments, training_command
@@ -107,8 +108,8 @@ def make_card(
     header: dict[str, Any] = {"library_name": "transformers", "tags": ["recommendation", tag]}
     if backbone is not None and not backbone["local"]:
         header["base_model"] = backbone["name"]
-    if reports:
-        results = [result for report in reports for result in _results(report)]
+    results = [result for report in reports for result in _results(report)]
+    if results:
         header = ModelCardData(model_name=name, eval_results=results, **header).to_dict()
     parts = [
         ["---", yaml.safe_dump(header, sort_keys=False).strip(), "---", "", f"# {name}", "", about, ""],
@@ -124,8 +125,15 @@ def make_card(
 
 
 def _results(report: EvaluationReport) -> list[EvalResult]:
-    """The entries of the `model-index`; what a number's interval is stands among its arguments."""
-    results = []
+    """The entries of the `model-index`; what a number's interval is stands among its arguments.
+
+    A number of other conditions than the usual ones is none of them: it stands in the text, with its protocol.
+    """
+    results: list[EvalResult] = []
+    if report.protocol.departures:
+        return results
+    how = [f"{report.protocol.test_history} histories"]
+    how += [report.protocol.decoding] if report.protocol.decoding != ALL_SCORED else []
     for metric, value in report.metrics.items():
         interval = [round(end, 5) for end in report.intervals.get(metric, ())]
         results.append(
@@ -135,7 +143,7 @@ def _results(report: EvaluationReport) -> list[EvalResult]:
                 dataset_name=report.protocol.dataset,
                 dataset_split=report.protocol.split,
                 metric_type=metric,
-                metric_name=f"{metric} ({report.protocol.test_history} histories)",
+                metric_name=f"{metric} ({', '.join(how)})",
                 metric_value=round(value, 5),
                 metric_args={"interval_95": interval, "bootstrap_resamples": report.n_resamples} if interval else None,
             )
@@ -221,7 +229,8 @@ def update_card(folder: Path, data: RecommendationData) -> str:
     Returns:
         The card's text.
     """
-    reports = [EvaluationReport.load(report) for report in sorted(folder.glob("evaluation-*.json"))]
+    reports = [EvaluationReport.load(report) for report in sorted(folder.glob("evaluation-*.json"), key=lambda file: file.stem)]
+    reports.sort(key=lambda report: bool(report.protocol.departures))
     card = make_card(folder.resolve().name, read_records(folder), data.info, reports, (folder / CURVES_FILE).is_file())
     (folder / "README.md").write_text(card, encoding="utf-8")
     return card

@@ -1,5 +1,6 @@
 """The generated card: from records of what was run, readable by `huggingface_hub`."""
 
+import dataclasses
 import json
 from dataclasses import dataclass
 
@@ -26,7 +27,7 @@ class SomeArguments:
 
 
 def report(split: str = "test", history: str = "train", recall: float = 0.1234567) -> EvaluationReport:
-    protocol = Protocol("mine: a 'world'", "random split, seed 7", split, history, "train", items=20, users=10, excluded_users=1)
+    protocol = Protocol("mine: a 'world'", "random split, seed 7", split, history, history, items=20, users=10, excluded_users=1)
     return EvaluationReport(protocol, {"recall@20": recall, "ndcg@10": 0.5}, {"recall@20": (0.05, 0.2)}, 1.5, 0, 100)
 
 
@@ -53,6 +54,20 @@ def test_the_model_index_holds_every_metric_with_its_protocol():
         (name, "validation", "ndcg@10 (train histories)"): 0.5,
     }
     assert {result.task_type for result in data.eval_results} == {"recommendation"}
+
+
+def test_other_conditions_than_the_usual_stand_in_the_text_only():
+    few = report()
+    few.protocol = dataclasses.replace(few.protocol, users=5, sample="a random sample of 10, seed 0")
+    unmasked = report()
+    unmasked.protocol = dataclasses.replace(unmasked.protocol, masked="none")
+    card = ModelCard(make_card("mine", {}, INFO, [few, unmasked]))
+    assert card.data.eval_results is None
+    assert f"Protocol: {few.protocol}." in card.text and f"Protocol: {unmasked.protocol}." in card.text
+    searched = report()
+    searched.protocol = dataclasses.replace(searched.protocol, decoding="constrained search with 20 beams, template 0")
+    names = {result.metric_name for result in ModelCard(make_card("mine", {}, INFO, [searched])).data.eval_results}
+    assert "recall@20 (train histories, constrained search with 20 beams, template 0)" in names
 
 
 def test_the_text_says_what_was_run(record):

@@ -79,6 +79,11 @@ def test_evaluate(mains: Mains, run: Path, data_folder: Path, tmp_path: Path, ca
     assert "mean over 17 templates" in printed and "7 users (a random sample of" in printed
     assert mains["eval"](*shared, "--scoring", "all", "--max-users", "7") == 0
     assert "all indices scored" in capsys.readouterr().out
+    assert {path.stem.removeprefix("evaluation-test-given-") for path in tmp_path.glob("*.json")} == {
+        "train-validation",
+        "train-7-users-10-beams-templates-all",
+        "train-7-users-all-scored",
+    }
 
 
 def test_recommend(mains: Mains, run: Path, data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

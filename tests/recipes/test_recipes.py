@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -218,6 +219,21 @@ def test_evaluation_given_validation_too(
     assert report.protocol.masked == report.protocol.test_history == "train+validation"
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert [row.split("|")[1].strip() for row in rows] == ["model", "---", "CLLM4Rec"]
+
+
+def test_a_quick_look_replaces_nothing(run: Path, data_folder: Path, evaluate: Main, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    argv = ["--model", folder, "--data", data_folder, *METRICS, "--baselines"]
+    assert evaluate(*argv) == 0
+    header, _, text = (folder / "README.md").read_text().removeprefix("---\n").partition("\n---\n")
+    assert evaluate(*argv, "--max-users", "5", "--mask", "none") == 0
+    names = {path.stem for path in folder.glob("evaluation-*.json")}
+    assert names == {"evaluation-test-given-train", "evaluation-test-given-train-masked-none-5-users"}
+    later_header, _, later = (folder / "README.md").read_text().removeprefix("---\n").partition("\n---\n")
+    assert later_header == header and "recall@10 (train histories)" in header
+    assert later.index("60 users") < later.index("masked none; ") < later.index("5 users (a random sample of")
+    assert "--max-users 5 --mask none" in later and "--max-users" not in text
 
 
 @pytest.mark.parametrize(
