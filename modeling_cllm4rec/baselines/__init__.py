@@ -160,7 +160,7 @@ def tune(
         data: the data folder; its test split is never looked at.
         trials: the budget: how often it is fitted and evaluated. The first trial has the default settings.
         seed: start of the random numbers of the search and of each fit.
-        metric: what is to be highest, such as `recall@20`.
+        metric: what is to be highest, such as `recall@20`; of several joined by + the sum.
         space: setting -> what may be drawn, see `search_spaces.yaml`; None takes the one that stands there.
         fixed: settings that all trials share, such as `epochs`; they are not drawn.
         max_users: evaluate on a fixed random sample of so many users; None takes all.

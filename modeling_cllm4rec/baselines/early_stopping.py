@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from modeling_cllm4rec.baselines.validating import validate
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
-from modeling_cllm4rec.evaluation.evaluator import Recommender, evaluate
+from modeling_cllm4rec.evaluation.evaluator import Recommender
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ class Stopping:
         epochs: most passes over the data.
         patience: stop after so many validations without a better one; 0 never stops early.
         validate_every: epochs between validations.
-        metric: what is to be highest on validation, with train histories as inputs.
+        metric: what is to be highest on validation, with train histories as inputs; of several joined by + the sum.
         validation_users: validate on a fixed random sample of so many users; None takes all.
     """
 
@@ -103,7 +104,7 @@ def train_until_best(
                 raise FloatingPointError(f"{title}: the loss of epoch {epoch} is not finite; lower lr (it is {lr})")
             if epoch % stopping.validate_every and epoch < stopping.epochs:
                 continue
-            metric = _validate(recommender, data, stopping)
+            metric = validate(recommender, data, stopping.metric, stopping.validation_users)
             if not validations or metric > max(past.metric for past in validations):
                 best = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
             validations.append(Validation(epoch, float(np.mean(losses)), metric))
@@ -168,16 +169,3 @@ def autocast(device: torch.device, precision: TrainingPrecision) -> torch.autoca
 
 def _best(validations: list[Validation]) -> Validation:
     return max(validations, key=lambda validation: validation.metric)  # of equal ones the first
-
-
-def _validate(recommender: Recommender, data: RecommendationData, stopping: Stopping) -> float:
-    report = evaluate(
-        recommender,
-        data,
-        "validation",
-        metrics=[stopping.metric],
-        progress=False,
-        n_resamples=0,
-        max_users=stopping.validation_users,
-    )
-    return report.metrics[stopping.metric]

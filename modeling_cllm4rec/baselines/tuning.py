@@ -15,8 +15,9 @@ import pyarrow as pa
 import yaml
 from tqdm.auto import tqdm
 
+from modeling_cllm4rec.baselines.validating import validate
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
-from modeling_cllm4rec.evaluation.evaluator import Recommender, evaluate
+from modeling_cllm4rec.evaluation.evaluator import Recommender
 
 SPACES = Path(__file__).with_name("search_spaces.yaml")
 KINDS = ("choice", "uniform", "log_uniform")
@@ -69,7 +70,7 @@ def tune_settings(
         defaults: settings of the first trial.
         trials: fits and evaluations, the budget.
         seed: start of the random numbers.
-        metric: what is to be highest.
+        metric: what is to be highest; of several joined by + the sum.
         max_users: evaluate on a fixed random sample of so many users.
         title: stands before the bar.
         progress: show the bar.
@@ -88,10 +89,7 @@ def tune_settings(
     with tqdm(total=trials, desc=f"tuning {title}".strip(), unit="trial", disable=not progress) as bar:
         while settings is not None:
             start = time.perf_counter()
-            report = evaluate(
-                fit(settings), data, "validation", metrics=[metric], progress=False, n_resamples=0, max_users=max_users
-            )
-            tried[json.dumps(settings)] = report.metrics[metric]
+            tried[json.dumps(settings)] = validate(fit(settings), data, metric, max_users)
             seconds.append(time.perf_counter() - start)
             bar.update()
             bar.set_postfix({metric: max(tried.values())})

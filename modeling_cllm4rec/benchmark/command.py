@@ -12,7 +12,7 @@ from typing import Any
 
 from modeling_cllm4rec.benchmark.ablation import VARIANTS, make_variant_jobs
 from modeling_cllm4rec.benchmark.held_out_people import draw_people, hold_out_people
-from modeling_cllm4rec.benchmark.jobs import FOLDERS, SETTING_FILE, Case, Job, Setting, claim, make_setting, shown
+from modeling_cllm4rec.benchmark.jobs import FOLDERS, SETTING_FILE, Case, Job, Setting, claim, make_setting, selection_of, shown
 from modeling_cllm4rec.benchmark.lcrec_ladder import LADDER
 from modeling_cllm4rec.benchmark.models import MODELS, make_jobs
 from modeling_cllm4rec.benchmark.page import write_page
@@ -167,8 +167,8 @@ def plan(arguments: argparse.Namespace, data: RecommendationData) -> tuple[list[
         return jobs, make_setting(data, **measured, **recipe)
     searched = {name: getattr(arguments, name) for name in ("tune", "tune_metric", "hold_out_users")}
     setting = make_setting(data, **measured, **searched)
-    hold_out = bool(setting.hold_out_users)
-    return make_jobs(arguments.models, seeds, read_recipes(arguments.config), hold_out=hold_out, **shared), setting
+    shared |= {"hold_out": bool(setting.hold_out_users), "selection": selection_of(setting.metrics)}
+    return make_jobs(arguments.models, seeds, read_recipes(arguments.config), **shared), setting
 
 
 def command_line(arguments: argparse.Namespace) -> str:

@@ -7,13 +7,14 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.evaluation.evaluator import METRICS, parse_metrics
+from modeling_cllm4rec.training import alignment, finetuning
 from modeling_cllm4rec.training.loop import data_fingerprint
 
 System = Literal["baseline", "cllm4rec", "lcrec", "lcrec-vanilla", "lcrec-cid", "tiger", "folder"]
@@ -200,7 +201,7 @@ def make_setting(
     if not 0 < values.get("epochs_share", 1.0) <= 1:
         raise ValueError(f"epochs_share is {values['epochs_share']}; it must lie above 0 and be at most 1")
     values["tune_metric"] = values.get("tune_metric") or metrics[0]
-    parse_metrics([values["tune_metric"]], data.num_items)
+    parse_metrics(values["tune_metric"].split("+"), data.num_items)
     return Setting(
         kind=kind,
         dataset=data.folder.resolve().name,
@@ -211,6 +212,19 @@ def make_setting(
         conditions=(*ways, *sampled),
         **values,
     )
+
+
+def selection_of(metrics: Sequence[str]) -> str:
+    """What baselines stop early by, so that all models of a report are chosen alike: what CLLM4Rec or LC-Rec choose their epoch
+    by, where that is reported, otherwise the first metric.
+
+    >>> selection_of(["recall@20", "recall@40", "ndcg@100"]), selection_of(["recall@5", "ndcg@20"])
+    ('recall@20+recall@40+ndcg@100', 'recall@5')
+    """
+    for chosen in (finetuning.SELECTION, (alignment.SELECTION,)):
+        if set(chosen) <= set(metrics):
+            return "+".join(chosen)
+    return metrics[0]
 
 
 def conditions(test_history: str, mask_validation: str) -> tuple[Condition, ...]:

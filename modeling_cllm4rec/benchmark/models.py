@@ -78,6 +78,7 @@ def make_jobs(
     backbone: str | None = None,
     epochs_share: float = 1.0,
     hold_out: bool = False,
+    selection: str = "",
     command: str = "",
 ) -> list[Job]:
     """The jobs of a comparison.
@@ -90,6 +91,7 @@ def make_jobs(
         backbone: language model in place of the recipes'.
         epochs_share: share of the recipes' epochs.
         hold_out: measure unseen people, too; trained folders have met everyone and are left out there.
+        selection: what baselines that train by epochs stop early by, where their settings do not say; empty leaves the default.
         command: how the program was called, without models and seeds.
 
     Raises:
@@ -108,7 +110,7 @@ def make_jobs(
             jobs.append(_folder_job(name, path, jobs, command))
             continue
         _check_name(name)
-        recipe = _recipe(name, recipes, backbone, epochs_share)
+        recipe = _recipe(name, recipes, backbone, epochs_share, selection)
         deterministic = set(name.split("+")) <= set(DETERMINISTIC)
         for seed in seeds[:1] if deterministic else seeds:
             system: Any = name if name in SYSTEMS else "baseline"
@@ -145,13 +147,15 @@ def _check_name(name: str) -> None:
         raise ValueError(f"models: there is no {part!r}; nearest: {', '.join(near or allowed)}{hint}")
 
 
-def _recipe(name: str, recipes: Recipes, backbone: str | None, epochs_share: float) -> dict[str, Any]:
+def _recipe(name: str, recipes: Recipes, backbone: str | None, epochs_share: float, selection: str) -> dict[str, Any]:
     if "+" in name:
-        parts = {part: _recipe(part, recipes, backbone, epochs_share)["settings"] for part in members(name)}
+        parts = {part: _recipe(part, recipes, backbone, epochs_share, selection)["settings"] for part in members(name)}
         return {"name": name, "settings": parts}
     if name not in SYSTEMS:
-        settings = recipes.baselines.get(name, {})
-        if "backbone" in baseline_settings(name):
+        settings, known = recipes.baselines.get(name, {}), baseline_settings(name)
+        if "metric" in known and selection:
+            settings = {"metric": selection, **settings}
+        if "backbone" in known:
             settings = settings if backbone is None else {**settings, "backbone": backbone}
             if not settings.get("backbone"):
                 raise ValueError(

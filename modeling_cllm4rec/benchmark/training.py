@@ -14,6 +14,7 @@ import torch
 from transformers import AutoTokenizer
 
 from modeling_cllm4rec.baselines import baseline_settings, fit_baseline, members, tune
+from modeling_cllm4rec.baselines.tuning import search_spaces
 from modeling_cllm4rec.benchmark.jobs import Job, Setting, fingerprint, write_json
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.matching import check_same_ids
@@ -53,10 +54,14 @@ class Trained(NamedTuple):
 
 
 def tune_baseline(job: Job, setting: Setting, data: RecommendationData) -> dict[str, Any]:
-    """The best settings of a baseline on validation, and all trials, ready for JSON."""
+    """The best settings of a baseline on validation, and all trials, ready for JSON.
+
+    What the recipe sets and no trial draws holds in each trial, as it will in the training.
+    """
     start = time.perf_counter()
-    fixed = {name: value for name, value in job.recipe["settings"].items() if name == "backbone"}
-    found = tune(job.recipe["name"], data, setting.tune, 0, setting.tune_metric, fixed=fixed, max_users=setting.max_users)
+    name, drawn = job.recipe["name"], search_spaces()[job.recipe["name"]]
+    fixed = {key: value for key, value in job.recipe["settings"].items() if key not in drawn}
+    found = tune(name, data, setting.tune, 0, setting.tune_metric, fixed=fixed, max_users=setting.max_users)
     return {"settings": found.settings, "trials": found.trials.to_pylist(), "seconds": time.perf_counter() - start}
 
 

@@ -123,6 +123,16 @@ def test_tuning_chooses_on_validation(data):
     assert again.trials.column("settings") == found.trials.column("settings")
 
 
+def test_several_metrics_are_added(data):
+    metrics = ["recall@5", "ndcg@10"]
+    fitted = fit_baseline("multvae", data, **QUICK["multvae"], metric="recall@5+ndcg@10")
+    report = evaluate(fitted, data, "validation", metrics=metrics, progress=False, n_resamples=0)
+    assert max(one.metric for one in fitted.validations) == pytest.approx(sum(report.metrics[name] for name in metrics))
+    found = tune("ease", data, trials=1, metric="recall@5+ndcg@10", progress=False)
+    report = evaluate(fit_baseline("ease", data), data, "validation", metrics=metrics, progress=False, n_resamples=0)
+    assert found.trials["recall@5+ndcg@10"].to_pylist() == pytest.approx([sum(report.metrics[name] for name in metrics)])
+
+
 def test_tuning_ends_where_the_space_is_used_up(data):
     assert tune("popularity", data, trials=5, progress=False).trials.num_rows == 1
     space = {"neighbours": {"choice": [3, 7]}}

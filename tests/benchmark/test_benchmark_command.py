@@ -40,6 +40,7 @@ def test_baselines_with_everything(
     trials = json.loads((tmp_path / "report" / "tuning" / "ease-everyone.json").read_text())
     assert len(trials["trials"]) == 3 and set(trials["settings"]) == {"regularization"}
     assert "20% of the people were kept out of training whole" in report and "3 trials each" in report
+    assert "Epochs are chosen on validation, too: of baselines by ndcg@10, if" in report
     assert len(in_process) == 8 + 6  # jobs, and searches
     in_process.clear()
     assert quality("--models", "popularity,random,ease", *flags) == 0

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from modeling_cllm4rec.benchmark.jobs import Condition, Job, Setting, claim, conditions, make_setting
+from modeling_cllm4rec.benchmark.jobs import Condition, Job, Setting, claim, conditions, make_setting, selection_of
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
+from modeling_cllm4rec.training import alignment, finetuning
 
 
 def test_conditions_side_by_side() -> None:
@@ -34,6 +35,12 @@ def test_data_split_by_time_is_asked_with_validation(data: RecommendationData) -
     made = make_setting(ordered)
     assert made.conditions == (Condition("train+validation", "train+validation"),)
     assert made.metrics == ("recall@10", "recall@20", "ndcg@10")
+
+
+def test_what_all_models_are_chosen_by() -> None:
+    assert selection_of(["ndcg@10", "ndcg@100", "recall@40", "recall@20"]) == "+".join(finetuning.SELECTION)
+    assert selection_of(["recall@10", "ndcg@10"]) == alignment.SELECTION
+    assert selection_of(["recall@10", "ndcg@5"]) == "recall@10"
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,15 @@ def test_sum_of_baselines_with_the_settings_of_each() -> None:
     assert title("ease+ials") == "EASE + iALS"
 
 
+def test_baselines_stop_early_by_what_is_reported() -> None:
+    """Their own setting has the last word; who does not train by epochs is not told."""
+    recipes = Recipes({"sasrec": {"metric": "recall@3"}}, {})
+    jobs = make_jobs(["multvae", "sasrec", "ease", "ease+multvae"], [1], recipes, selection="recall@5")
+    settings = {job.model: job.recipe["settings"] for job in jobs}
+    assert settings["multvae"] == {"metric": "recall@5"} and settings["sasrec"] == {"metric": "recall@3"}
+    assert settings["ease"] == {} and settings["ease+multvae"] == {"ease": {}, "multvae": {"metric": "recall@5"}}
+
+
 def test_unseen_people_have_jobs_of_their_own(tmp_path: Path) -> None:
     trained = saved_model(tmp_path / "m")
     jobs = make_jobs(["ease", f"mine={trained}"], [1], NONE, hold_out=True)

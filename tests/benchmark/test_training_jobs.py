@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,11 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+from modeling_cllm4rec.baselines import fit_baseline
+from modeling_cllm4rec.baselines.validating import validate
 from modeling_cllm4rec.benchmark.jobs import Job, Setting, make_setting
 from modeling_cllm4rec.benchmark.measuring import measure
-from modeling_cllm4rec.benchmark.training import finished, pairs_to_score, train
+from modeling_cllm4rec.benchmark.training import finished, pairs_to_score, train, tune_baseline
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.corpora.prompts import Prompts, cut, next_item_pieces
 from modeling_cllm4rec.evaluation.search import SearchingRecommender
@@ -103,6 +107,21 @@ def test_a_trained_folder_of_other_people_is_refused(
     known = hold_out_people(data, 0.2, tmp_path / "data")[0]
     with pytest.raises(ValueError, match="is a checkpoint of other users"):
         train(Job("mine", "folder", 1, {"path": str(folder), "sha256": ""}), setting, known, tmp_path)
+
+
+def test_a_search_holds_what_the_recipe_sets_beside_the_space(data: RecommendationData, setting: Setting) -> None:
+    """As the training will: of what no trial draws, the recipe's value, not the default."""
+    recipe = {"name": "ials", "settings": {"fit_on": "train+validation", "factors": 8, "progress": False}}
+    setting = dataclasses.replace(setting, tune=2, tune_metric="ndcg@5")
+    found = tune_baseline(Job("ials", "baseline", 1, recipe), setting, data)
+    assert "fit_on" not in found["settings"] and "factors" in found["settings"]
+    for trial in found["trials"]:
+        settings = json.loads(trial["settings"])
+        values = [
+            validate(fit_baseline("ials", data, fit_on=splits, progress=False, **settings), data, "ndcg@5")
+            for splits in ("train", "train+validation")
+        ]
+        assert trial["ndcg@5"] == pytest.approx(values[1]) != values[0]
 
 
 def test_a_stage_that_is_done_is_not_done_again(tmp_path: Path) -> None:
