@@ -37,8 +37,8 @@ def beam_search(
     """The likeliest items after each prompt, as constrained beam search finds them: real ones, none twice, best first.
 
     The score of an item is ln p of its index: the sum over levels of the log softmax over the whole vocabulary, as
-    `generate` computes it. With as many beams as permitted items the result is exact. Of equal scores the lower item index
-    comes first. A branch where nothing is permitted never takes a beam.
+    `generate` and `score_all` compute it, so what the beams find needs no second scoring. With as many beams as permitted items
+    none is missed. Of equal scores the lower item index comes first. A branch where nothing is permitted never takes a beam.
 
     Args:
         language_model: any causal language model, in evaluation mode, with attention "eager" or "sdpa".
@@ -105,7 +105,8 @@ def score_all(
     Returns:
         (B, J) float32.
     """
-    _check_piece(nodes_at_a_time)
+    if nodes_at_a_time < 1:
+        raise ValueError(f"nodes_at_a_time is {nodes_at_a_time}; it must be 1 or more")
     tree = _PromptTree(language_model, input_ids, attention_mask, trie, first_index_token)
     prompt_log_probs = tree.prompt_log_probs()  # (B, K)
     if trie.num_levels == 1:
@@ -116,43 +117,6 @@ def score_all(
         piece = _piece(trie, start, min(start + nodes_at_a_time, trie.num_nodes(last)))
         scores[:, trie.leaf_items[piece[-1]]] = _score_piece(tree, piece, prompt_log_probs)
     return scores
-
-
-@torch.no_grad()
-def score_items(
-    language_model: PreTrainedModel,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    trie: ItemTrie,
-    first_index_token: int,
-    items: torch.Tensor,
-    nodes_at_a_time: int = 256,
-) -> torch.Tensor:
-    """Exact ln p of the indices of a shortlist of items for each prompt.
-
-    Args:
-        items: (B, m) item indices, -1 for none (as `beam_search` fills up its result).
-        nodes_at_a_time: tokens that are fed for each prompt in one pass.
-
-    The other arguments and the errors are those of `beam_search`.
-
-    Returns:
-        (B, m) float32, -inf where `items` is -1.
-    """
-    _check_piece(nodes_at_a_time)
-    if ((items < -1) | (items >= trie.num_items)).any() or items.ndim != 2 or len(items) != len(input_ids):
-        raise ValueError(
-            f"items have shape {tuple(items.shape)} and lie in [{int(items.min())}, {int(items.max())}]; expected one row for "
-            f"each of {len(input_ids)} prompts, of item indices 0 to {trie.num_items - 1}, or -1 for none"
-        )
-    tree = _PromptTree(language_model, input_ids, attention_mask, trie, first_index_token)
-    codes = trie.item_codes(items.clamp(min=0).flatten()).view(*items.shape, trie.num_levels)  # (B, m, H)
-    scores = tree.prompt_log_probs().gather(1, codes[..., 0])
-    fed = trie.num_levels - 1  # tokens of an index that are read, not only predicted
-    if fed:
-        parts = codes.split(max(1, nodes_at_a_time // fed), dim=1)
-        scores = scores + torch.cat([_score_chains(tree, part) for part in parts], dim=1)
-    return scores.masked_fill(items < 0, float("-inf"))
 
 
 @torch.no_grad()
@@ -346,26 +310,6 @@ def _score_piece(tree: _PromptTree, piece: list[torch.Tensor], prompt_log_probs:
     return scores
 
 
-def _score_chains(tree: _PromptTree, codes: torch.Tensor) -> torch.Tensor:
-    """(B, m) ln p of all but the first of (B, m, H) codes, from one pass."""
-    number, fed = codes.shape[1], codes.shape[2] - 1
-    levels = torch.arange(1, fed + 1, device=codes.device)
-    tokens = codes[..., :-1] + tree.first_index_token + (levels - 1) * tree.trie.codebook_size
-    chain = torch.ones(fed, fed, device=codes.device).tril()
-    visible = torch.kron(torch.eye(number, device=codes.device), chain).bool()[None]
-    states = tree.read(tokens.flatten(1), levels.repeat(number), visible).unflatten(1, (number, fed))
-    tree.forget()
-    scores = torch.zeros(codes.shape[:2], device=codes.device)
-    for level in range(1, fed + 1):
-        scores += tree.code_log_probs(states[:, :, level - 1], level + 1).gather(2, codes[..., level, None]).squeeze(2)
-    return scores
-
-
-def _check_piece(nodes_at_a_time: int) -> None:
-    if nodes_at_a_time < 1:
-        raise ValueError(f"nodes_at_a_time is {nodes_at_a_time}; it must be 1 or more")
-
-
 def _check_prompts(
     config: PreTrainedConfig, input_ids: torch.Tensor, mask: torch.Tensor, lengths: torch.Tensor, num_levels: int
 ) -> None:
@@ -405,4 +349,4 @@ def _check_windows(config: PreTrainedConfig, length: int) -> None:
         )
 
 
-__all__ = ["beam_search", "check_tree_attention", "score_all", "score_items"]
+__all__ = ["beam_search", "check_tree_attention", "score_all"]

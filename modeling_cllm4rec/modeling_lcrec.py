@@ -209,7 +209,8 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
 
         Args:
             num_beams: beams of the search, at least k (default: the configuration's); it is never changed silently.
-            scoring: `"beam"` searches; `"all"` scores every item, which is exact and slower.
+            scoring: `"beam"` searches, and what it finds has its exact score; `"all"` scores every item, so that none is
+                missed, and is slower.
 
         Raises:
             ValueError: k is larger than the number of beams, or a setting or a choice that does not exist.

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from modeling_cllm4rec.constrained_decoding import ItemTrie, TrieLogitsProcessor
-from modeling_cllm4rec.index_search import beam_search, check_tree_attention, score_all, score_items
+from modeling_cllm4rec.index_search import beam_search, check_tree_attention, score_all
 
 FIRST, LEVELS, CODES, ITEMS, VOCABULARY, CONTEXT = 20, 3, 4, 30, 40, 24  # tokens 32 to 39: padding of the vocabulary
 END = 1
@@ -373,19 +373,15 @@ class TestScoring:
         assert scores.shape == (len(PROMPTS), ITEMS) and scores.dtype == torch.float32
         np.testing.assert_allclose(scores, brute_force(model, codes), rtol=1e-4, atol=1e-4)
 
-    @pytest.mark.parametrize("nodes_at_a_time", [1, 5, 1000])
-    @pytest.mark.parametrize("levels", [1, 3])
-    def test_a_shortlist_equals_brute_force(self, model, levels, nodes_at_a_time):
-        codes = random_codes(min(ITEMS, CODES**levels), levels)
-        items = torch.tensor([[3, 0, -1], [2, 2, 1], [-1, 1, 0]])
-        scores = score_items(model, *padded(), ItemTrie(codes, CODES), FIRST, items, nodes_at_a_time=nodes_at_a_time)
-        expected = np.where(items >= 0, np.take_along_axis(brute_force(model, codes), items.clamp(min=0).numpy(), 1), -np.inf)
-        np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-4)
+    def test_one_level(self, model):
+        codes = random_codes(CODES, 1)
+        scores = score_all(model, *padded(), ItemTrie(codes, CODES), FIRST)
+        np.testing.assert_allclose(scores, brute_force(model, codes), rtol=1e-4, atol=1e-4)
 
-    def test_a_shortlist_by_beams_keeps_its_scores(self, model):
+    def test_what_few_beams_find_has_its_exact_score(self, model):
         items, scores = searched(model, random_codes(), 6)
-        again = score_items(model, *padded(), ItemTrie(random_codes(), CODES), FIRST, torch.from_numpy(items))
-        np.testing.assert_allclose(again, scores, rtol=1e-4, atol=1e-4)
+        exact = score_all(model, *padded(), ItemTrie(random_codes(), CODES), FIRST)
+        np.testing.assert_allclose(np.take_along_axis(exact.numpy(), items, 1), scores, rtol=1e-4, atol=1e-4)
 
     def test_logits_in_pieces_are_the_same(self, gpt2, monkeypatch):
         trie = ItemTrie(random_codes(), CODES)
@@ -445,11 +441,8 @@ class TestBadInput:
         with pytest.raises(ValueError, match=r"training mode, where dropout makes scores random; call \.eval\(\)"):
             self.search(make_model("gpt2").train())
 
-    def test_shortlist_and_pieces(self, gpt2):
+    def test_pieces(self, gpt2):
         trie = ItemTrie(random_codes(), CODES)
-        for items in (torch.tensor([[ITEMS]] * 3), torch.tensor([[-2]] * 3), torch.tensor([[1]])):
-            with pytest.raises(ValueError, match="expected one row for each of 3 prompts, of item indices 0 to 29, or -1"):
-                score_items(gpt2, *padded(), trie, FIRST, items)
         with pytest.raises(ValueError, match="nodes_at_a_time is 0"):
             score_all(gpt2, *padded(), trie, FIRST, nodes_at_a_time=0)
 
