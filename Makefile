@@ -3,10 +3,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 DOCS_STAMP := .venv/.installed-docs
+ALL_STAMP := .venv/.installed-all
+EXTRAS := app,baselines,benchmark,dev,docs,lcrec,onnx,serve,tensorboard,vectors
+# What skips without an extra. PYTEST_FLAGS=--every-extra makes such a skip a failure.
+EXTRA_TESTS := tests/app tests/baselines tests/exports tests/serving tests/benchmark/test_results.py \
+    tests/corpora/test_item_embeddings.py tests/evaluation/test_training_curves.py tests/training/test_indexing.py
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint types docs bench
+.PHONY: help setup setup-all demo test test-extras test-slow lint types docs bench
 
 help:  ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -29,14 +34,24 @@ $(DOCS_STAMP): $(STAMP)
 	@$(PIP_INSTALL) -e ".[docs]"
 	@touch $@
 
+setup-all: $(ALL_STAMP)  ## the same with every extra
+
+$(ALL_STAMP): $(STAMP)
+	@echo "set-up: all extras"
+	@$(PIP_INSTALL) -e ".[$(EXTRAS)]"
+	@touch $@ $(DOCS_STAMP)
+
 demo: $(STAMP)  ## generate a small world, pretrain, finetune, evaluate, recommend
 	$(BIN)/python recipes/demo.py
 
 test: lint types  ## set-up, lint, types and the fast tests
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
+test-extras: $(ALL_STAMP)  ## the fast tests that need an extra
+	$(BIN)/python -m pytest -n 2 -m "not slow" --every-extra $(EXTRA_TESTS)
+
 test-slow: $(STAMP)  ## the tests that `make test` leaves out
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
 
 lint: $(STAMP)  ## style, likely bugs, missing docstrings, pickle
 	$(BIN)/python -m ruff check .

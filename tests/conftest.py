@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -32,8 +33,26 @@ from modeling_cllm4rec.corpora.small_world import SmallWorld, make_small_world  
 hypothesis.settings.register_profile("shared-machine", deadline=None)
 hypothesis.settings.load_profile("shared-machine")
 
+NO_EXTRA = re.compile(r"needs (the extra|implicit|playwright|matplotlib)|could not import|extra \w+ is not installed")
+"""Why a test is skipped where a package of an extra is not there."""
 CONTEXT = 128
 END_OF_TEXT = "<|endoftext|>"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--every-extra", action="store_true", help="all extras are installed: a test skipped for lack of one fails")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail a run with `--every-extra` in which a test was skipped for lack of an extra, and say which."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or not session.config.getoption("every_extra"):
+        return
+    skipped = [(report.nodeid, report.longrepr[2]) for report in reporter.stats.get("skipped", ())]
+    missing = [f"{name}: {reason}" for name, reason in skipped if NO_EXTRA.search(reason)]
+    if missing:
+        reporter.write_line("\n--every-extra, but these were skipped:\n" + "\n".join(missing), red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture(scope="session")

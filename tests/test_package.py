@@ -4,6 +4,7 @@ import configparser
 import importlib
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import modeling_cllm4rec
 import tokenization
@@ -104,7 +106,50 @@ def test_both_packages_ship_their_types():
 def test_make_help_lists_the_targets():
     listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     targets = [line.split()[1] for line in listed.splitlines()]
-    assert {"demo", "test", "test-slow", "lint", "types", "docs", "bench", "help"} <= set(targets)
+    assert {"demo", "test", "test-extras", "test-slow", "setup-all", "lint", "types", "docs", "bench", "help"} <= set(targets)
+
+
+def make_variable(name: str) -> list[str]:
+    """The words of a variable of the Makefile."""
+    text = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
+    (line,) = [line for line in text.splitlines() if line.startswith(f"{name} := ")]
+    return line.split(" := ")[1].replace(",", " ").split()
+
+
+def test_make_installs_every_extra():
+    assert make_variable("EXTRAS") == sorted(SETUP["options.extras_require"])
+
+
+def test_make_tests_whatever_skips_without_an_extra():
+    skips = re.compile(r"""importorskip\(["'](?!tensorboard|sklearn)|needs implicit|skipif\(importlib.util.find_spec""")
+    places = tuple(make_variable("EXTRA_TESTS"))
+    files = {path.relative_to(ROOT).as_posix(): path for path in (ROOT / "tests").rglob("*.py")}
+    skipping = [name for name, path in files.items() if skips.search(path.read_text(encoding="utf-8"))]
+    assert len(skipping) > 5
+    assert [name for name in skipping if not name.startswith((*places, "tests/test_package.py"))] == []
+
+
+def test_all_that_the_extras_bring_is_pinned():
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {canonicalize_name(line.split("==")[0]) for line in lines if not line.startswith("#")}
+    extras = SETUP["options.extras_require"]
+    asked = [SETUP["options"]["install_requires"], *(extras[name] for name in extras)]
+    todo = [Requirement(line) for part in asked for line in part.splitlines() if line.strip()]
+    brought: set[tuple[str, str]] = set()
+    while todo:
+        one = todo.pop()
+        for extra in ("", *one.extras):
+            name = canonicalize_name(one.name)
+            if (name, extra) in brought:
+                continue
+            brought.add((name, extra))
+            try:
+                further = importlib.metadata.requires(name) or []
+            except importlib.metadata.PackageNotFoundError:  # an extra that is not installed here; CI installs them all
+                continue
+            requirements = map(Requirement, further)
+            todo += [line for line in requirements if line.marker is None or line.marker.evaluate({"extra": extra})]
+    assert {name for name, _ in brought} - pinned - {"setuptools"} == set()
 
 
 @pytest.fixture(scope="module")
