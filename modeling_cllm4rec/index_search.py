@@ -9,7 +9,7 @@ This file stands alone: it is copied into every saved folder.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
@@ -23,6 +23,20 @@ LOGITS_AT_A_TIME = 2**24
 TREE_ATTENTION = ("eager", "sdpa")
 
 
+class FoundItems(NamedTuple):
+    """What a search of n beams found, best first; less than n where a row has fewer permitted items.
+
+    Attributes:
+        items: (B, n) int64 item indices, -1 for none.
+        scores: (B, n) float32, -inf for none.
+        codes: (B, n, H) int64 codes of the tokens that the beams wrote, -1 for none.
+    """
+
+    items: torch.Tensor
+    scores: torch.Tensor
+    codes: torch.Tensor
+
+
 @torch.no_grad()
 def beam_search(
     language_model: PreTrainedModel,
@@ -33,7 +47,7 @@ def beam_search(
     num_beams: int,
     seen: SeenItems | None = None,
     candidates: Any = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> FoundItems:
     """The likeliest items after each prompt, as constrained beam search finds them: real ones, none twice, best first.
 
     The score of an item is ln p of its index: the sum over levels of the log softmax over the whole vocabulary, as
@@ -48,9 +62,6 @@ def beam_search(
         num_beams: n, never changed: neither by memory nor by the number of items.
         seen: item indices of each row that must not be named; candidates: item indices that may be named at all.
 
-    Returns:
-        (B, n) int64 item indices, -1 where a row has fewer permitted items, and (B, n) float32 scores, -inf there.
-
     Raises:
         ValueError: num_beams below 1, no candidates at all, a prompt that is empty or leaves no room for an index, a model in
             training mode or with another kind of attention.
@@ -61,14 +72,17 @@ def beam_search(
     permitted = trie.permitted(rows, seen, candidates)
     tree = _PromptTree(language_model, input_ids, attention_mask, trie, first_index_token)
     if not permitted.rows_with_items().any():
-        nothing = torch.full((rows, num_beams), -1, device=trie.device)
-        return nothing, torch.full(nothing.shape, float("-inf"), device=trie.device)
+        nothing = torch.full((rows, num_beams, trie.num_levels), -1, device=trie.device)
+        return FoundItems(nothing[..., 0], torch.full(nothing.shape[:2], float("-inf"), device=trie.device), nothing)
     nodes = torch.zeros(rows, 1, dtype=torch.int64, device=trie.device)
     scores = torch.zeros(rows, 1, device=trie.device)
     log_probs = tree.prompt_log_probs()[:, None]
     visible = torch.zeros(rows, 1, 0, dtype=torch.bool, device=trie.device)
+    codes = torch.zeros(rows, 1, 0, dtype=torch.int64, device=trie.device)
     for level in range(1, trie.num_levels + 1):
         nodes, scores, parents = _expand(permitted, level, nodes, scores, log_probs, num_beams)
+        written = trie.codes(level, nodes.clamp(min=0))
+        codes = torch.cat([codes.take_along_dim(parents[..., None], dim=1), written[..., None]], dim=2)
         if level < trie.num_levels:
             own = torch.eye(nodes.shape[1], dtype=torch.bool, device=trie.device).expand(rows, -1, -1)
             above = visible.take_along_dim(parents[..., None], dim=1)
@@ -77,9 +91,11 @@ def beam_search(
             log_probs = tree.code_log_probs(states, level + 1)
     missing = num_beams - nodes.shape[1]
     items = torch.where(nodes >= 0, trie.leaf_items[nodes.clamp(min=0)], -1)
-    return (
+    codes = codes.masked_fill(nodes[..., None] < 0, -1)
+    return FoundItems(
         torch.nn.functional.pad(items, (0, missing), value=-1),
         torch.nn.functional.pad(scores, (0, missing), value=float("-inf")),
+        torch.nn.functional.pad(codes, (0, 0, 0, missing), value=-1),
     )
 
 
@@ -349,4 +365,4 @@ def _check_windows(config: PreTrainedConfig, length: int) -> None:
         )
 
 
-__all__ = ["beam_search", "check_tree_attention", "score_all"]
+__all__ = ["FoundItems", "beam_search", "check_tree_attention", "score_all"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import string
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,20 @@ class ItemIndex:
     def num_levels(self) -> int:
         """Number H of codes of an item."""
         return int(self.codes.shape[1])
+
+    @cached_property
+    def _items(self) -> dict[bytes, int]:
+        return {row.tobytes(): item for item, row in enumerate(self.codes)}
+
+    def items_of(self, codes: np.ndarray) -> np.ndarray:
+        """(...) item indices of (..., H) codes, -1 where no item has them: a plain look-up, without any tree.
+
+        Example:
+            >>> ItemIndex(np.array([[2, 0], [2, 1]]), codebook_size=4).items_of(np.array([[2, 1], [3, 3]])).tolist()
+            [1, -1]
+        """
+        rows = np.ascontiguousarray(codes, dtype=np.int32).reshape(-1, self.num_levels)
+        return np.array([self._items.get(row.tobytes(), -1) for row in rows], dtype=np.int64).reshape(codes.shape[:-1])
 
     def index_words(self, item: int) -> str:
         """The index of an item in words."""

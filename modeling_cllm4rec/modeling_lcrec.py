@@ -25,7 +25,7 @@ from .catalogue import Catalogue, KnownUsers, Recommendations, extended_catalogu
 from .configuration_lcrec import LCRecConfig
 from .constrained_decoding import ItemTrie
 from .index_prompts import index_prompt
-from .index_search import beam_search, check_tree_attention, score_all
+from .index_search import FoundItems, beam_search, check_tree_attention, score_all
 from .item_index import ItemIndex, codes_of, nearest_free_codes
 from .language_model import HoldsLanguageModel, check_fields, check_whole, greedy_generation, tokenizer_of
 from .modeling_rqvae import RQVAEModel
@@ -221,6 +221,19 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
             return top_permitted_items(self.score_prompts(prompts), seen, k, allowed)
         if scoring != "beam":
             raise ValueError(f"scoring is {scoring!r}; allowed are 'beam' and 'all'")
+        found = self.search_indices(prompts, seen, k, allowed, num_beams)
+        return found.items.cpu().numpy(), found.scores.cpu().numpy()
+
+    @torch.no_grad()
+    def search_indices(
+        self,
+        prompts: Sequence[np.ndarray],
+        seen: Sequence[np.ndarray] | None,
+        k: int,
+        allowed: np.ndarray | None = None,
+        num_beams: int | None = None,
+    ) -> FoundItems:
+        """The k best items of each prompt by a beam search, with the codes that it wrote; errors as `best_items`."""
         beams = self.config.search_beams if num_beams is None else num_beams
         if beams < 1:
             raise ValueError(f"num_beams is {beams}; it must be 1 or more")
@@ -233,11 +246,10 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
         forbidden = None if seen is None else _compressed(seen)
         was_training = self.training
         self.eval()
-        with torch.no_grad():
-            first_token, trie = self.config.first_index_token, self._trie_here()
-            items, scores = beam_search(self.backbone, ids, mask, trie, first_token, beams, seen=forbidden, candidates=allowed)
+        first_token, trie = self.config.first_index_token, self._trie_here()
+        found = beam_search(self.backbone, ids, mask, trie, first_token, beams, seen=forbidden, candidates=allowed)
         self.train(was_training)
-        return items[:, :k].cpu().numpy(), scores[:, :k].cpu().numpy()
+        return FoundItems(*(part[:, :k] for part in found))
 
     @torch.no_grad()
     def score_prompts(self, prompts: Sequence[np.ndarray]) -> torch.Tensor:

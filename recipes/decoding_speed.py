@@ -168,7 +168,7 @@ def decoders(world: World) -> dict[str, Decoder]:
 
     def ours(prompts: Prompts, num_beams: int) -> tuple[np.ndarray, np.ndarray]:
         ids, mask = world.pad(prompts, "right")
-        items, scores = beam_search(world.model, ids, mask, world.trie, world.first_index_token, num_beams)
+        items, scores, _ = beam_search(world.model, ids, mask, world.trie, world.first_index_token, num_beams)
         return items.cpu().numpy(), scores.cpu().numpy()
 
     return {

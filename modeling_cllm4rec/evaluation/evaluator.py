@@ -85,7 +85,7 @@ class Searcher(TypingProtocol):
         """The k best of the items that each of (batch,) histories has not seen.
 
         Returns:
-            (batch, k) item indices, best first; -1 where fewer were found.
+            (batch, k) item indices, best first; -1 where fewer were found, `ranking.NO_ITEM` where what was found is no item.
         """
         ...
 
@@ -115,6 +115,8 @@ def evaluate(
 
     Users who have nothing in `split` have no metric: they are not scored, and a warning and the protocol count them.
     Users whose given history is empty are scored like everyone; whether it can is up to the recommender.
+    What a searcher names though it is no item, stands in the list already or was seen, keeps its place as a miss, is counted
+    in the report's `illegal_items`, and a warning says so.
 
     Args:
         recommender: scores histories.
@@ -162,16 +164,18 @@ def evaluate(
         request.label: np.zeros(data.num_items, dtype=bool) for request in requests if request.metric == "coverage"
     }
     largest_k = max(request.k for request in requests)
+    illegal = 0
     with tqdm(total=len(users), desc=f"evaluating {split}", unit="user", disable=not progress) as bar:
         for rows in _batches_by_length(np.diff(histories.indptr)[users], batch_size):
             batch = users[rows]
             given = select_users(histories, batch)
-            ranked = _rank(recommender, batch, given, None if seen is None else select_users(seen, batch), largest_k)
+            ranked, wrong = _rank(recommender, batch, given, None if seen is None else select_users(seen, batch), largest_k)
+            illegal += wrong
             batch_truth = select_users(truth, batch)
             hit, sizes = ranking.hits(ranked, batch_truth), ranking.truth_sizes(batch_truth)
             for label, metric, k in requests:
                 if metric == "coverage":
-                    shown[label] |= ranking.items_shown(ranked, data.num_items, k)
+                    shown[label] |= ranking.items_shown(ranked, data.num_items + largest_k, k)[: data.num_items]
                 else:
                     per_user[label][rows] = PER_USER_METRICS[metric](hit, sizes, k)
             bar.update(len(batch))
@@ -186,7 +190,13 @@ def evaluate(
         intervals = {
             label: bootstrap_interval(values, n_resamples=n_resamples, seed=seed) for label, values in per_user.items()
         }
-    return EvaluationReport(protocol, means, intervals, seconds, seed, n_resamples, users, per_user)
+    if illegal:
+        told = f"{illegal} recommendations are no items, stand twice in a list or were seen: they are misses"
+        warnings.warn(told, stacklevel=2)
+    searched = None if hasattr(recommender, "score_histories") else illegal
+    return EvaluationReport(
+        protocol, means, intervals, seconds, seed, n_resamples, users, per_user, illegal_items=searched
+    )
 
 
 def _rank(
@@ -195,11 +205,11 @@ def _rank(
     histories: Histories,
     seen: Histories | None,
     k: int,
-) -> npt.NDArray[np.int64]:
-    """(batch, k) best unseen items, -1 where there are fewer.
+) -> tuple[npt.NDArray[np.int64], int]:
+    """(batch, k) best unseen items, -1 where there are fewer, and how many are illegal: these are numbers from J on.
 
     Raises:
-        ValueError: what came back has another shape, names an item that is none, or one twice or seen.
+        ValueError: what came back has another shape.
     """
     rows, num_items = len(users), recommender.num_items
     if hasattr(recommender, "score_histories"):
@@ -209,20 +219,12 @@ def _rank(
                 f"score_histories returned shape {np.shape(scores)} for {rows} users and {num_items} items; "
                 f"it must be ({rows}, {num_items})"
             )
-        return top_k(scores, k, seen)[0]
+        return top_k(scores, k, seen)[0], 0
     ranked = np.asarray(recommender.rank_histories(users, histories, seen, k))
     if ranked.shape != (rows, k):
         raise ValueError(f"rank_histories returned shape {ranked.shape} for {rows} users and k {k}; it must be ({rows}, {k})")
-    if ranked.min() < -1 or ranked.max() >= num_items:
-        raise ValueError(f"rank_histories named an item that is none ({ranked.min()} to {ranked.max()} of {num_items} items)")
-    taken = np.zeros((rows, num_items + 1), dtype=np.int32)  # the last column takes the -1
-    np.add.at(taken, (np.arange(rows)[:, None], ranked), 1)
-    if seen is not None:
-        taken[np.repeat(np.arange(rows), np.diff(seen.indptr)), seen.items] *= 2
-    if (taken[:, :num_items] > 1).any():
-        row, item = np.argwhere(taken[:, :num_items] > 1)[0]
-        raise ValueError(f"rank_histories named item {item} twice, or though it was seen, for user {users[row]}")
-    return ranked
+    illegal = ranking.illegal_items(ranked, num_items, seen)
+    return np.where(illegal, num_items + np.arange(k), ranked), int(illegal.sum())
 
 
 def top_k(

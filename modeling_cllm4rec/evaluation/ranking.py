@@ -20,6 +20,8 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.integer]
 
 PADDING = -1
+NO_ITEM = -2
+"""In a ranked list, a place where something was named that is no item."""
 
 
 def hits(ranked: IntArray, truth: Histories) -> BoolArray:
@@ -130,6 +132,33 @@ def mrr_at_k(hit: BoolArray, sizes: IntArray, k: int) -> FloatArray:
     hit, possible = _checked(hit, sizes, k)
     reciprocal = np.where(hit.any(axis=1), 1.0 / (hit.argmax(axis=1) + 1.0), 0.0)
     return np.where(np.isnan(possible), np.nan, reciprocal)
+
+
+def illegal_items(ranked: IntArray, num_items: int, seen: Histories | None = None) -> BoolArray:
+    """Mark what no list may hold: what is no item, an item's second place in a list, and what was seen.
+
+    Args:
+        ranked: (users, K) item indices, -1 for padding; anything else outside [0, num_items) is no item.
+        seen: the items of the same users that may not be recommended.
+
+    Returns:
+        (users, K) booleans.
+
+    >>> illegal_items(np.array([[3, 3, 1, -2, -1]]), 4, Histories(np.array([0, 1]), np.array([1], dtype=np.int32)))
+    array([[False,  True,  True,  True, False]])
+    """
+    ranked = np.asarray(ranked, dtype=np.int64)
+    illegal = (ranked < PADDING) | (ranked >= num_items)
+    order = np.argsort(ranked, axis=1, kind="stable")
+    ordered = np.take_along_axis(ranked, order, axis=1)
+    again = np.zeros_like(illegal)
+    np.put_along_axis(again, order[:, 1:], (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != PADDING), axis=1)
+    illegal |= again
+    if seen is not None:
+        rows = np.repeat(np.arange(len(ranked)), np.diff(seen.indptr))
+        named = np.arange(len(ranked))[:, None] * num_items + ranked
+        illegal |= np.isin(named, rows * num_items + seen.items) & (ranked != PADDING)
+    return illegal
 
 
 def items_shown(ranked: IntArray, num_items: int, k: int) -> BoolArray:

@@ -35,6 +35,8 @@ class EvaluationReport:
         user_indices: (users,) the evaluated users; empty in a report that was loaded.
         per_user: name to (users,) values in the order of `user_indices`; empty in a report that was loaded.
         command: the command line that measured it, None where it was none.
+        illegal_items: recommendations of a search that are no items, stand twice in a list or were seen: misses. None where
+            all items were scored, so that there can be none, and in a report that did not count them.
     """
 
     protocol: Protocol
@@ -48,6 +50,16 @@ class EvaluationReport:
     )
     per_user: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict, compare=False, repr=False)
     command: str | None = None
+    illegal_items: int | None = None
+
+    @property
+    def protocol_line(self) -> str:
+        """The protocol, and of a search how many illegal items it named."""
+        return f"{self.protocol}{self._illegal}"
+
+    @property
+    def _illegal(self) -> str:
+        return "" if self.illegal_items is None else f"; illegal items {self.illegal_items}"
 
     @property
     def users(self) -> int:
@@ -59,7 +71,7 @@ class EvaluationReport:
         return {
             "format": FORMAT,
             "protocol": self.protocol.to_dict(),
-            "protocol_line": str(self.protocol),
+            "protocol_line": self.protocol_line,
             "metrics": dict(self.metrics),
             "intervals": {name: list(ends) for name, ends in self.intervals.items()},
             "seconds": self.seconds,
@@ -67,6 +79,7 @@ class EvaluationReport:
             "seed": self.seed,
             "n_resamples": self.n_resamples,
             "command": self.command,
+            "illegal_items": self.illegal_items,
         }
 
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> Path:
@@ -120,6 +133,7 @@ class EvaluationReport:
                 seed=values["seed"],
                 n_resamples=values["n_resamples"],
                 command=values.get("command"),
+                illegal_items=values.get("illegal_items"),
             )
         except KeyError as error:
             raise ValueError(f"{path} lacks the field {error}; evaluate again") from error
@@ -133,7 +147,7 @@ class EvaluationReport:
                 low, high = self.intervals[name]
                 ends = f"{low:.4f} to {high:.4f}"
             lines.append(f"| {name} | {value:.4f} | {ends} |")
-        return "\n".join([*lines, "", f"Protocol: {self.protocol}."])
+        return "\n".join([*lines, "", f"Protocol: {self.protocol_line}."])
 
 
 def comparison_table(reports: Mapping[str, EvaluationReport]) -> str:
@@ -167,7 +181,9 @@ def comparison_table(reports: Mapping[str, EvaluationReport]) -> str:
         cells = [_cell(value, report.intervals.get(metric)) for metric, value in report.metrics.items()]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     decoding = [
-        f"{name}: {report.protocol.decoding}." for name, report in reports.items() if report.protocol.decoding != ALL_SCORED
+        f"{name}: {report.protocol.decoding}{report._illegal}."
+        for name, report in reports.items()
+        if report.protocol.decoding != ALL_SCORED
     ]
     common = dataclasses.replace(first.protocol, decoding=ALL_SCORED) if decoding else first.protocol
     return "\n".join([*lines, "", " ".join([f"Protocol: {common}.", *decoding])])

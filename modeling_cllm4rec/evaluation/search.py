@@ -12,6 +12,7 @@ import numpy.typing as npt
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.evaluation.evaluator import evaluate
 from modeling_cllm4rec.evaluation.intervals import bootstrap_interval
+from modeling_cllm4rec.evaluation.ranking import NO_ITEM, PADDING
 from modeling_cllm4rec.evaluation.report import EvaluationReport
 from modeling_cllm4rec.modeling_lcrec import LCRecForRecommendation, Scoring
 
@@ -48,11 +49,15 @@ class SearchingRecommender:
     def rank_histories(
         self, user_indices: npt.NDArray[np.integer] | None, histories: Histories, seen: Histories | None, k: int
     ) -> npt.NDArray[np.int64]:
-        """(batch, k) best unseen items."""
+        """(batch, k) best unseen items; those of a search are read from the codes that it wrote, not from its tree."""
         rows = np.split(histories.items, histories.indptr[1:-1])
         forbidden = None if seen is None else np.split(seen.items, seen.indptr[1:-1])
         prompts = self.model.build_prompts(None, rows, self.template)
-        return self.model.best_items(prompts, forbidden, k, None, num_beams=self.num_beams, scoring=self.scoring)[0]
+        if self.scoring != "beam":
+            return self.model.best_items(prompts, forbidden, k, None, num_beams=self.num_beams, scoring=self.scoring)[0]
+        codes = self.model.search_indices(prompts, forbidden, k, num_beams=self.num_beams).codes.cpu().numpy()
+        items = self.model.index.items_of(codes)
+        return np.where((codes < 0).all(axis=-1), PADDING, np.where(items < 0, NO_ITEM, items))
 
 
 def evaluate_templates(
@@ -92,5 +97,6 @@ def evaluate_templates(
         metrics={name: float(np.mean([report.metrics[name] for report in reports])) for name in first.metrics},
         intervals=intervals,
         seconds=sum(report.seconds for report in reports),
+        illegal_items=sum(report.illegal_items or 0 for report in reports),
         per_user=per_user,
     )

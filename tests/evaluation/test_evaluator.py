@@ -224,17 +224,23 @@ class TestSearch:
         assert str(report.protocol).endswith("constrained search with 3 beams")
 
     @pytest.mark.parametrize(
-        ("found", "message"),
-        [
-            ([6, 2], r"named an item that is none \(-?\d to 6 of 6 items\)"),
-            ([-2, 2], r"named an item that is none \(-2 to"),
-            ([3, 3], "named item 3 twice, or though it was seen, for user 0"),
-            ([3, 1], "named item 1 twice, or though it was seen, for user 0"),
-        ],
+        ("found", "recall", "shown"),
+        [([6, 3], 1.0, [1, 3, 4]), ([-2, 3], 1.0, [1, 3, 4]), ([3, 3], 1.0, [1, 3, 4]), ([1, 2], 0.0, [1, 2, 4])],
     )
-    def test_items_that_are_none_or_twice_or_seen_are_an_error(self, data, found, message):
-        with pytest.raises(ValueError, match=message):
-            run(data, Beams(found, [1, 4], [4, 3]))
+    def test_items_that_are_none_or_twice_or_seen_are_counted(self, data, found, recall, shown):
+        with pytest.warns(UserWarning, match="^1 recommendations are no items, stand twice in a list or were seen"):
+            report = run(data, Beams(found, [1, 4], [4, -1]), metrics=["recall@1", "recall@2", "coverage@2"])
+        assert report.illegal_items == 1
+        assert report.per_user["recall@2"].tolist() == [recall, 0.5, 0.0]
+        assert report.per_user["recall@1"][0] == (found[0] == 3)  # what is illegal keeps its place
+        assert report.metrics["coverage@2"] == pytest.approx(len(shown) / 6)
+        assert report.protocol_line.endswith("constrained search with 3 beams; illegal items 1")
+
+    def test_none_of_them_is_said_too(self, data):
+        report = run(data, Beams([3, 2], [1, 4], [4, -1]))
+        assert report.illegal_items == 0 and report.to_dict()["illegal_items"] == 0
+        assert report.to_markdown().endswith("illegal items 0.")
+        assert run(data).illegal_items is None
 
     def test_shape(self, data):
         with pytest.raises(ValueError, match=r"rank_histories returned shape \(3, 1\) for 3 users and k 2"):

@@ -28,17 +28,19 @@ def report():
 
 
 def test_models_that_decode_otherwise_stand_in_one_table_and_it_is_said(report):
-    beams = dataclasses.replace(report, protocol=dataclasses.replace(PROTOCOL, decoding="constrained search with 9 beams"))
+    protocol = dataclasses.replace(PROTOCOL, decoding="constrained search with 9 beams")
+    beams = dataclasses.replace(report, protocol=protocol, illegal_items=0)
     table = comparison_table({"a": report, "b": beams})
-    assert table.endswith("all items scored. b: constrained search with 9 beams.")
+    assert table.endswith("all items scored. b: constrained search with 9 beams; illegal items 0.")
 
 
 def test_json_there_and_back(report, tmp_path):
+    report.illegal_items = 0
     path = report.save(tmp_path / "new" / "report.json")
     assert EvaluationReport.load(path) == report
     assert [file.name for file in path.parent.iterdir()] == ["report.json"]
     written = json.loads(path.read_text())
-    assert written["protocol_line"] == str(PROTOCOL)
+    assert written["protocol_line"] == f"{PROTOCOL}; illegal items 0" and written["illegal_items"] == 0
     assert written["users"] == 2
     assert written["intervals"] == {"recall@20": [0.125, 0.375]}
 

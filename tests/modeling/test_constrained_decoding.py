@@ -21,6 +21,7 @@ from transformers import (
 
 from modeling_cllm4rec.constrained_decoding import ItemTrie, TrieLogitsProcessor
 from modeling_cllm4rec.index_search import beam_search, check_tree_attention, score_all
+from modeling_cllm4rec.item_index import ItemIndex
 
 FIRST, LEVELS, CODES, ITEMS, VOCABULARY, CONTEXT = 20, 3, 4, 30, 40, 24  # tokens 32 to 39: padding of the vocabulary
 END = 1
@@ -93,7 +94,7 @@ def ranked(scores: np.ndarray, permitted: np.ndarray | None = None) -> tuple[lis
 
 
 def searched(model: PreTrainedModel, codes: np.ndarray, num_beams: int, **pruned: Any) -> tuple[np.ndarray, np.ndarray]:
-    items, scores = beam_search(model, *padded(), ItemTrie(codes, CODES), FIRST, num_beams, **pruned)
+    items, scores, _ = beam_search(model, *padded(), ItemTrie(codes, CODES), FIRST, num_beams, **pruned)
     assert items.shape == scores.shape == (len(PROMPTS), num_beams)
     assert items.dtype == torch.int64 and scores.dtype == torch.float32
     return items.numpy(), scores.numpy()
@@ -268,12 +269,21 @@ class TestBeamSearch:
     def test_with_beams_for_all_it_is_brute_force(self, model, side):
         codes = random_codes()
         expected = brute_force(model, codes)
-        items, scores = beam_search(model, *padded(side), ItemTrie(codes, CODES), FIRST, ITEMS + 5)
+        items, scores, _ = beam_search(model, *padded(side), ItemTrie(codes, CODES), FIRST, ITEMS + 5)
         for row in range(len(PROMPTS)):
             order, values = ranked(expected[row])
             assert items[row].tolist() == order + [-1] * 5
             np.testing.assert_allclose(scores[row, :ITEMS], values, rtol=1e-4, atol=1e-4)
             assert (scores[row, ITEMS:] == -np.inf).all()
+
+    @pytest.mark.parametrize("num_beams", [1, 7, ITEMS + 5])
+    def test_the_codes_that_were_written_are_those_of_the_items(self, gpt2, num_beams):
+        codes = random_codes()
+        seen = (np.array([0, 2, 2, 2 + ITEMS]), np.array([1, 2, *range(ITEMS)]))
+        found = beam_search(gpt2, *padded(), ItemTrie(codes, CODES), FIRST, num_beams, seen=seen)
+        written = np.where(found.items[..., None] < 0, -1, codes[found.items])
+        assert np.array_equal(found.codes, written) and found.codes.shape == (3, num_beams, LEVELS)
+        assert np.array_equal(ItemIndex(codes, CODES).items_of(found.codes.numpy()), found.items)
 
     @pytest.mark.parametrize("num_beams", [1, 3, 7])
     def test_equals_generate(self, model, num_beams):
@@ -412,11 +422,11 @@ class TestBadInput:
         trie = ItemTrie(random_codes(), CODES)
         whole = beam_search(gpt2, *padded(), trie, FIRST, 2, candidates=[1, 2])
         seen = (np.array([0, 0, 0, 2]), np.array([1, 2]))
-        items, scores = beam_search(gpt2, *padded(), trie, FIRST, 2, seen=seen, candidates=[1, 2])
+        items, scores, _ = beam_search(gpt2, *padded(), trie, FIRST, 2, seen=seen, candidates=[1, 2])
         assert torch.equal(items[:2], whole[0][:2]) and torch.equal(scores[:2], whole[1][:2])
         assert items[2].tolist() == [-1, -1] and scores[2].tolist() == [-np.inf, -np.inf]
         everyone = (np.array([0, 2, 4, 6]), np.array([1, 2] * 3))
-        items, scores = beam_search(gpt2, *padded(), trie, FIRST, 2, seen=everyone, candidates=[1, 2])
+        items, scores, _ = beam_search(gpt2, *padded(), trie, FIRST, 2, seen=everyone, candidates=[1, 2])
         assert items.tolist() == [[-1, -1]] * 3 and scores.shape == (3, 2) and scores.isneginf().all()
 
     def test_a_prompt_that_leaves_no_room(self, model):

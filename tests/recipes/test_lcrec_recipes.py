@@ -74,6 +74,7 @@ def test_evaluate(mains: Mains, run: Path, data_folder: Path, tmp_path: Path, ca
     assert "| LC-Rec |" in printed and "hit_rate@10" in printed and "constrained search with 12 beams, template 0" in printed
     report = json.loads((tmp_path / "evaluation-test-given-train-validation.json").read_text())
     assert set(report["metrics"]) == {"hit_rate@1", "hit_rate@5", "hit_rate@10", "ndcg@5", "ndcg@10"}
+    assert report["illegal_items"] == 0 and "template 0; illegal items 0." in printed
     assert mains["eval"](*shared, "--templates", "all", "--max-users", "7", "--num-beams", "10", "--baselines") == 0
     printed = capsys.readouterr().out
     assert "mean over 17 templates" in printed and "7 users (a random sample of" in printed

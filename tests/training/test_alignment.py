@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modeling_cllm4rec.catalogue import IdMap
+from modeling_cllm4rec.constrained_decoding import ItemTrie
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.evaluation.search import SearchingRecommender, evaluate_templates
 from modeling_cllm4rec.item_index import ItemIndex
@@ -165,9 +166,27 @@ def test_evaluation_over_templates_is_the_mean(align_arguments: MakeAlign) -> No
     exact = evaluate_templates(model, data, "test", [0], scoring="all", **shared)
     wide = evaluate_templates(model, data, "test", [0], num_beams=data.num_items, **shared)
     assert exact.metrics == wide.metrics  # as many beams as items are exact
+    assert both.illegal_items == exact.illegal_items == 0
     assert SearchingRecommender(model, scoring="all").decoding == "all indices scored, template 0"
     with pytest.raises(ValueError, match="templates is empty"):
         evaluate_templates(model, data, "test", [])
+
+
+def test_illegal_items_are_found_without_the_tree(align_arguments: MakeAlign) -> None:
+    """A tree whose leaves name other items, or a path that is no item's: the evaluation reads what was written."""
+    data = RecommendationData.load(align_arguments().data)
+    model, _ = new_lcrec_model(data, align_arguments())
+    shared = {"metrics": ["hit_rate@10", "ndcg@10"], "progress": False, "n_resamples": 0}
+    right = evaluate_templates(model, data, "test", [0], num_beams=10, **shared)
+    trie = model.trie
+    trie.leaf_items = trie.leaf_items.roll(1)
+    again = evaluate_templates(model, data, "test", [0], num_beams=10, **shared)
+    assert (again.metrics, again.illegal_items) == (right.metrics, 0)
+    free = np.setdiff1d(np.arange(64), model.index.codes @ np.array([8, 1]))[:1]
+    model.__dict__["trie"] = ItemTrie(np.concatenate([model.index.codes[1:], [[free[0] // 8, free[0] % 8]]]), 8)
+    with pytest.warns(UserWarning, match="recommendations are no items, stand twice in a list or were seen"):
+        wrong = evaluate_templates(model, data, "test", [0], num_beams=39, metrics=["hit_rate@39"], progress=False)
+    assert wrong.illegal_items is not None and wrong.illegal_items > 0
 
 
 class TestBadInput:
