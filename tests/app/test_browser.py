@@ -201,6 +201,8 @@ def test_on_a_phone_nothing_sticks_out(browser, address, scheme):
     assert phone.overflow() <= 0
     boxes = [box for box in (one.bounding_box() for one in phone.page.locator("button:visible, input:visible").all()) if box]
     assert all(box["x"] >= 0 and box["x"] + box["width"] <= 360 for box in boxes)
+    take, pick = (phone.page.get_by_role("button", name=name, exact=True).bounding_box() for name in ("Take", "Any user"))
+    assert take["y"] == pick["y"] and take["x"] < pick["x"]  # side by side
     assert phone.page.evaluate("getComputedStyle(document.body).backgroundColor") == (
         "rgb(250, 248, 245)" if scheme == "light" else "rgb(23, 21, 19)"
     )
