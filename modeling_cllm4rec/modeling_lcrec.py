@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import cached_file
 
-from .catalogue import Catalogue, KnownUsers, Recommendations, extended_catalogue
+from .catalogue import Catalogue, KnownUsers, OnUnknown, Recommendations, extended_catalogue
 from .configuration_lcrec import LCRecConfig
 from .constrained_decoding import ItemTrie
 from .index_prompts import index_prompt
@@ -139,7 +139,16 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer of the model's folder, which queries need."""
+        """The tokenizer of the model's folder, which queries need.
+
+        Raises:
+            ValueError: the model came from no folder.
+        """
+        if not self.name_or_path:
+            raise ValueError(
+                "this model came from no folder, so it has no tokenizer to read queries with; save both and load the model, or "
+                "set model.tokenizer"
+            )
         return AutoTokenizer.from_pretrained(self.name_or_path, config=self.config)  # else it would ask to trust our code
 
     def set_indexer(self, indexer: RQVAEModel | None) -> None:
@@ -175,12 +184,15 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
             raise ValueError("this model has no recommendation prompts yet: align it (`cllm4rec align`)")
         if not 0 <= template < len(templates):
             raise ValueError(f"template is {template}; the model has templates 0 to {len(templates) - 1}")
-        codes = [self.index.codes[self._last_items(number, items)] for number, items in enumerate(histories)]
+        codes = []
+        for number, items in enumerate(histories):
+            name = f"history {number}" if user_indices is None else f"the history of user index {user_indices[number]}"
+            codes.append(self.index.codes[self._last_items(name, items)])
         return [self._prompt(templates[template], one) for one in codes]
 
-    def _last_items(self, number: int, history: np.ndarray) -> np.ndarray:
+    def _last_items(self, name: str, history: np.ndarray) -> np.ndarray:
         if not len(history):
-            raise ValueError(f"history {number} is empty: LC-Rec reads items only; give at least one known item")
+            raise ValueError(f"{name} is empty: LC-Rec reads items only; give at least one known item")
         return np.asarray(history, dtype=np.int64)[-self.config.max_history :]
 
     def _prompt(self, pieces: list[Any], codes: np.ndarray, query: Sequence[int] = ()) -> np.ndarray:
@@ -208,7 +220,8 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
         """The k best items of each prompt; the score is ln p of an item's index after the prompt.
 
         Args:
-            num_beams: beams of the search, at least k (default: the configuration's); it is never changed silently.
+            num_beams: beams of the search, at least k (default: the configuration's); it is never changed silently. Only for
+                a search.
             scoring: `"beam"` searches, and what it finds has its exact score; `"all"` scores every item, so that none is
                 missed, and is slower.
 
@@ -218,6 +231,8 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
         if search:
             raise ValueError(f"unknown settings {sorted(search)}; allowed are num_beams and scoring")
         if scoring == "all":
+            if num_beams is not None:
+                raise ValueError(f'num_beams is {num_beams}, but scoring="all" scores every item and has no beams; leave one out')
             return top_permitted_items(self.score_prompts(prompts), seen, k, allowed)
         if scoring != "beam":
             raise ValueError(f"scoring is {scoring!r}; allowed are 'beam' and 'all'")
@@ -286,6 +301,8 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
         candidates: Sequence[Any] | None = None,
         exclude_seen: bool = True,
         template: int = 0,
+        on_unknown: OnUnknown = "raise",
+        batch_size: int = 64,
         **search: Any,
     ) -> Recommendations:
         """The k best items for what people say they look for (intention tasks, section III-C.2 of the paper).
@@ -297,13 +314,16 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
             candidates: external item ids to choose from; None means the whole catalogue.
             exclude_seen: do not recommend what stands in the history.
             template: number of the template.
+            on_unknown: `"raise"` names unknown items; `"skip"` leaves them out of histories and candidates.
+            batch_size: queries searched for in one pass.
             search: `num_beams` and `scoring` as in `best_items`.
 
         Returns:
             `Recommendations`; the user is the query's number.
 
         Raises:
-            ValueError: an empty query, a history for some people only, an empty history, unknown items.
+            ValueError: an empty query, a history for some people only, an empty history, unknown items, k out of range, or
+                settings as in `best_items`; before anything is searched.
 
         Example:
             >>> model.search(["a gentle cleanser for dry skin"], k=3)  # doctest: +SKIP
@@ -321,16 +341,28 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
         pieces = prompts["alone" if histories is None else "history"]
         if not 0 <= template < len(pieces):
             raise ValueError(f"template is {template}; the model has templates 0 to {len(pieces) - 1}")
-        choices = None if candidates is None else np.unique(catalogue.ids.indices_of(candidates))
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be 1 or more")
+        choices = None if candidates is None else np.unique(self._known_items(candidates, on_unknown))
         if not 1 <= k <= (len(catalogue) if choices is None else len(choices)):
             raise ValueError(f"k is {k}; it must lie between 1 and the number of items to choose from")
-        words = self.tokenizer(list(queries), add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        read = [catalogue.ids.indices_of(history) for history in histories] if histories is not None else None
-        codes = self.index.codes
-        rows = [codes[:0]] * len(queries) if read is None else [codes[self._last_items(i, one)] for i, one in enumerate(read)]
+        read = last = [np.zeros(0, np.int64)] * len(queries)
+        if histories is not None:
+            read = [self._known_items(history, on_unknown) for history in histories]
+            last = [self._last_items(f"histories[{number}]", items) for number, items in enumerate(read)]
+        words = self.tokenizer(list(queries), add_special_tokens=False, split_special_tokens=True)["input_ids"] if queries else []
+        rows = [self.index.codes[items] for items in last]
         asked = [self._prompt(pieces[template], row, query) for row, query in zip(rows, words, strict=True)]
-        best, scores = self.best_items(asked, read if exclude_seen else None, k, choices, **search)
-        return Recommendations(self._as_table(pa.array(np.arange(len(queries))), best, scores))
+        tables = [self._as_table(pa.array(np.arange(0)), np.zeros((0, k), np.int64), np.zeros((0, k), np.float32))]
+        for start in range(0, len(asked), batch_size):
+            part = slice(start, start + batch_size)
+            best, scores = self.best_items(asked[part], read[part] if exclude_seen else None, k, choices, **search)
+            tables.append(self._as_table(pa.array(np.arange(start, start + len(best))), best, scores))
+        return Recommendations(pa.concat_tables(tables))
+
+    def _known_items(self, items: Sequence[Any], on_unknown: OnUnknown) -> np.ndarray:
+        found = self._require_catalogue().ids.indices_of(items, on_unknown)
+        return found[found >= 0]
 
     @classmethod
     def from_backbone(

@@ -120,7 +120,12 @@ def tables(arguments: argparse.Namespace, model: RecommendsItems) -> Iterator[pa
     if arguments.query:
         if not isinstance(model, LCRecForRecommendation):
             raise ValueError(f"--query: {arguments.model} is no LC-Rec model and reads no queries; give --users or --histories")
-        yield model.search(arguments.query, arguments.k, candidates=candidates, **search).table
+        if arguments.include_seen:
+            raise ValueError("--include-seen: a query is asked without a history, so nothing was seen; leave it out")
+        size = batch_size(arguments, model)
+        yield model.search(
+            arguments.query, arguments.k, candidates=candidates, on_unknown=arguments.on_unknown, batch_size=size, **search
+        ).table
         return
     for question in questions(arguments, model):
         names = question.pop("names")

@@ -52,7 +52,7 @@ class SearchingRecommender:
         """(batch, k) best unseen items; those of a search are read from the codes that it wrote, not from its tree."""
         rows = np.split(histories.items, histories.indptr[1:-1])
         forbidden = None if seen is None else np.split(seen.items, seen.indptr[1:-1])
-        prompts = self.model.build_prompts(None, rows, self.template)
+        prompts = self.model.build_prompts(user_indices, rows, self.template)
         if self.scoring != "beam":
             return self.model.best_items(prompts, forbidden, k, None, num_beams=self.num_beams, scoring=self.scoring)[0]
         codes = self.model.search_indices(prompts, forbidden, k, num_beams=self.num_beams).codes.cpu().numpy()

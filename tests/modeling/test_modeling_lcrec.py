@@ -141,6 +141,36 @@ def test_a_query_finds_items(backbone, tmp_path):
     assert len(after) == 10 and not {"ä", "item 3"} & set(after.to_pandas()["item"])
 
 
+def test_queries_are_searched_for_in_batches(tiny_backbones, tmp_path, monkeypatch):
+    model, tokenizer = lcrec_models.new_lcrec(tiny_backbones["gpt2"], max_history=2)
+    model.tokenizer = tokenizer
+    queries = ["a gentle cleanser", "staples", "tea", "a lamp for the night", "soap"]
+    asked = {"queries": queries, "histories": [["ä", "item 3", "item 5"]] * 5, "k": 3}
+    whole = model.search(**asked).table
+    sizes, best_items = [], model.best_items
+
+    def counted(prompts, *rest):
+        sizes.append(len(prompts))
+        return best_items(prompts, *rest)
+
+    monkeypatch.setattr(model, "best_items", counted)
+    parts = model.search(**asked, batch_size=2).table
+    assert sizes == [2, 2, 1]
+    assert parts.drop(["score"]).equals(whole.drop(["score"])) and parts.schema == whole.schema
+    np.testing.assert_allclose(parts["score"], whole["score"], rtol=1e-4, atol=1e-4)
+    assert not {"ä", "item 3", "item 5"} & set(whole["item"].to_pylist())  # seen, though only the last two are read
+    nothing = model.search([], k=3).table
+    assert nothing.num_rows == 0 and nothing.schema == whole.schema
+
+
+def test_unknown_items_beside_a_query_are_left_out_when_asked(tiny_backbones):
+    model, model.tokenizer = lcrec_models.new_lcrec(tiny_backbones["gpt2"])
+    asked = {"queries": ["soap"], "k": 1, "histories": [["x", "item 1"]], "candidates": ["ä", "item 1", "y"]}
+    with pytest.raises(ValueError, match=r"1 unknown item_id: \['y'\]"):
+        model.search(**asked)
+    assert model.search(**asked, on_unknown="skip").items(0) == ["ä"]
+
+
 def test_the_last_items_of_a_long_history_are_read(tiny_backbones):
     model, _ = lcrec_models.new_lcrec(tiny_backbones["gpt2"], max_history=2)
     long, short = model.build_prompts(None, [np.array([5, 6, 7, 8]), np.array([7, 8])])
@@ -276,6 +306,9 @@ class TestBadInput:
             gpt2.recommend(users=["ann"], k=6)
         with pytest.raises(ValueError, match="num_beams is 0; it must be 1 or more"):
             gpt2.recommend(users=["ann"], k=1, num_beams=0)
+        for beams in (7, -7):
+            with pytest.raises(ValueError, match=f"num_beams is {beams}, but scoring=.all. scores every item and has no"):
+                gpt2.recommend(users=["ann"], k=1, scoring="all", num_beams=beams)
         with pytest.raises(ValueError, match="scoring is 'sample'; allowed are 'beam' and 'all'"):
             gpt2.recommend(users=["ann"], k=1, scoring="sample")
 
@@ -307,6 +340,14 @@ class TestBadInput:
             gpt2.search("soap")
         with pytest.raises(ValueError, match="got 1 queries and 2 histories"):
             gpt2.search(["soap"], histories=[["ä"], ["ä"]])
+        with pytest.raises(ValueError, match=r"histories\[1\] is empty: LC-Rec reads items only"):
+            gpt2.search(["soap", "tea"], histories=[["ä"], []])
+        with pytest.raises(ValueError, match="batch_size is 0; it must be 1 or more"):
+            gpt2.search(["soap"], batch_size=0)
+        with pytest.raises(ValueError, match="came from no folder, so it has no tokenizer to read queries with; save both"):
+            gpt2.search(["soap"])
+        with pytest.raises(ValueError, match="the history of user index 2 is empty"):
+            gpt2.build_prompts(np.array([1, 2]), [np.array([1]), np.array([], np.int64)])
 
     def test_an_index_of_another_catalogue(self, tiny_backbones):
         with pytest.raises(ValueError, match="the index names 3 items and the catalogue has 12"):

@@ -98,6 +98,9 @@ def test_recommend(mains: Mains, run: Path, data_folder: Path, tmp_path: Path, c
     capsys.readouterr()
     assert mains["recommend"](*shared, "--query", "something for a quiet evening", "--num-beams", "20") == 0
     assert len(capsys.readouterr().out.splitlines()) == 4
+    some = ("--query", "tea", "--candidates", items[0], "nowhere", "--on-unknown", "skip")
+    assert mains["recommend"]("--model", run, "--k", "1", *some) == 0
+    assert capsys.readouterr().out.split("\t")[2] == items[0]
     assert mains["recommend"](*shared, "--users", str(data.users["user_id"][0].as_py()), "--scoring", "all") == 0
     exact = capsys.readouterr().out
     assert mains["recommend"](*shared, "--users", str(data.users["user_id"][0].as_py()), "--num-beams", "40") == 0
@@ -130,6 +133,9 @@ def test_one_line_for_bad_input(
     cases = [
         (mains["recommend"], ("--model", run, "--k", "13"), "k is 13, but a search with 12 beams finds 12 items at most"),
         (mains["recommend"], ("--model", run, "--query", " "), r"queries[0] is ' '; say in words"),
+        (mains["recommend"], ("--model", run, "--query", "tea", "--include-seen"), "--include-seen: a query is asked without a"),
+        (mains["recommend"], ("--model", run, "--query", "tea", "--batch-size", "0"), "batch_size is 0; it must be 1 or more"),
+        (mains["recommend"], ("--model", run, "--query", "tea", "--num-beams", "5", "--scoring", "all"), "has no beams; leave one"),
         (mains["eval"], ("--model", run, "--data", data_folder, "--templates", "99"), "the model has templates 0 to 16"),
         (mains["align"], ("--config", run.parent / "align.yaml"), "holds a run already; pass --resume"),
         (mains["index_items"], ("--config", run.parent / "index.yaml"), "holds an index already; pass --resume"),
