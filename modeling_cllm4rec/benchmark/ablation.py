@@ -115,6 +115,7 @@ def make_variant_jobs(
                 dict(changed),
                 anonymous=anonymous,
                 about=about,
+                chosen="as in the recipe",
                 command=f"{command} --variants {name} --seed {seed}",
             )
             for seed in seeds

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from modeling_cllm4rec.benchmark import budgets
 from modeling_cllm4rec.benchmark.ablation import VARIANTS, make_variant_jobs
 from modeling_cllm4rec.benchmark.held_out_people import draw_people, hold_out_people
 from modeling_cllm4rec.benchmark.jobs import FOLDERS, SETTING_FILE, Case, Job, Setting, claim, make_setting, selection_of, shown
@@ -22,6 +23,8 @@ from modeling_cllm4rec.benchmark.report import REPORT_FILE, RESULTS_FILE, write_
 from modeling_cllm4rec.benchmark.running import Place, run_jobs
 from modeling_cllm4rec.commands.running import run_command
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
+
+logger = logging.getLogger(__name__)
 
 PROGRAM = "cllm4rec benchmark"
 QUALITY = """example:
@@ -135,6 +138,8 @@ def run(arguments: argparse.Namespace) -> None:
     claim(output, setting)
     if arguments.train_users is not None:
         data = data.save(output / "data" / data.folder.name, overwrite=True)
+    for model, chosen in {job.model: job.chosen for job in jobs}.items():
+        logger.info("%s: settings: %s", model, "to be searched for" if budgets.DEFAULTS in chosen and setting.tune else chosen)
     places: dict[Case, Place] = {"everyone": Place(data.folder, data.folder)}
     if setting.hold_out_users:
         known, unseen = hold_out_people(data, setting.hold_out_users, output / "data")

@@ -128,6 +128,7 @@ class Job:
             folder `{"path", "sha256", "settings"}`, the last ones those of its training.
         anonymous: the model is not told who asks.
         about: what it is, in a few words.
+        chosen: how its settings were chosen, in words.
         command: what runs this job alone.
     """
 
@@ -138,6 +139,7 @@ class Job:
     case: Case = "everyone"
     anonymous: bool = False
     about: str = ""
+    chosen: str = ""
     command: str = field(default="", compare=False)
 
     @property
@@ -148,7 +150,7 @@ class Job:
     def fingerprint(self, setting: Setting) -> str:
         """SHA-256 of all that its numbers depend on: recipe, seed, data, protocol."""
         values = {**dataclasses.asdict(self), "setting": dataclasses.asdict(setting)}
-        del values["command"], values["about"]
+        del values["command"], values["about"], values["chosen"]
         if self.system == "folder":  # known by its content, wherever it lies
             values["recipe"] = {"sha256": self.recipe["sha256"]}
         return fingerprint(values)

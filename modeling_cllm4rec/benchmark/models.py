@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
 import shlex
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from modeling_cllm4rec.baselines import BASELINES, baseline_settings, members
+from modeling_cllm4rec.benchmark import budgets
 from modeling_cllm4rec.benchmark.jobs import Job, shown
 from modeling_cllm4rec.benchmark.recipes import OF_A_JOB, STAGES, Recipes, adjusted, check_recipe
 from modeling_cllm4rec.hub.model_card import read_records
@@ -107,15 +109,17 @@ def make_jobs(
     for word in models:
         name, is_folder, path = word.partition("=")
         if is_folder:
-            jobs.append(_folder_job(name, path, jobs, command))
+            jobs.append(_folder_job(name, path, jobs, recipes, command))
             continue
         _check_name(name)
         recipe = _recipe(name, recipes, backbone, epochs_share, selection)
+        chosen = recipes.chosen.get(name, budgets.RECIPE) if name in SYSTEMS else budgets.of_baseline(name, recipes.chosen)
         deterministic = set(name.split("+")) <= set(DETERMINISTIC)
         for seed in seeds[:1] if deterministic else seeds:
             system: Any = name if name in SYSTEMS else "baseline"
             about = SUMMARIES.get(name, ENSEMBLE) + (", deterministic" if deterministic else "")
-            jobs.append(Job(name, system, seed, recipe, about=about, command=f"{command} --models {name} --seed {seed}"))
+            run = f"{command} --models {name} --seed {seed}"
+            jobs.append(Job(name, system, seed, recipe, about=about, chosen=chosen, command=run))
     keys = [job.key for job in jobs]
     for key in keys:
         if keys.count(key) > 1:
@@ -173,7 +177,7 @@ def _recipe(name: str, recipes: Recipes, backbone: str | None, epochs_share: flo
     return recipe
 
 
-def _folder_job(name: str, path: str, others: Sequence[Job], command: str) -> Job:
+def _folder_job(name: str, path: str, others: Sequence[Job], recipes: Recipes, command: str) -> Job:
     folder = Path(path)
     if name in BASELINES or not name:
         raise ValueError(f"models: {name}={path}: a baseline is fitted, not read; give a trained model another name")
@@ -189,9 +193,9 @@ def _folder_job(name: str, path: str, others: Sequence[Job], command: str) -> Jo
     for other in others:
         if other.model == name:
             _check_same_training(name, other.recipe, recipe)
-    return Job(
-        name, "folder", seed, recipe, about="trained before", command=f"{command} --models {shlex.quote(f'{name}={shown(path)}')}"
-    )
+    run = f"{command} --models {shlex.quote(f'{name}={shown(path)}')}"
+    chosen = _chosen_of_folder(recipe["settings"], recipes)
+    return Job(name, "folder", seed, recipe, about="trained before", chosen=chosen, command=run)
 
 
 def _settings_of_training(folder: Path, digest: str) -> dict[str, Any]:
@@ -201,6 +205,16 @@ def _settings_of_training(folder: Path, digest: str) -> dict[str, Any]:
         stage: {name: value for name, value in record["arguments"].items() if name not in left_out}
         for stage, record in read_records(folder).items()
     } or {"model": {"sha256": digest}}
+
+
+def _chosen_of_folder(settings: dict[str, dict[str, Any]], recipes: Recipes) -> str:
+    """How the settings of a trained folder were chosen: known if a recipe of the YAML file, whatever its backbone, made it."""
+    for system, recipe in recipes.systems.items():
+        stages = [stage for stage in recipe if stage in settings]
+        wanted = {(stage, name): value for stage in stages for name, value in recipe[stage].items() if name != "backbone"}
+        if stages and all(settings[stage].get(name) == value for (stage, name), value in wanted.items()):
+            return recipes.chosen.get(system, budgets.RECIPE)
+    return budgets.UNKNOWN
 
 
 def _check_same_training(name: str, first: dict[str, Any], second: dict[str, Any]) -> None:
@@ -222,4 +236,4 @@ def _check_same_training(name: str, first: dict[str, Any], second: dict[str, Any
 
 
 def _unseen(job: Job) -> Job:
-    return Job(job.model, job.system, job.seed, job.recipe, "unseen-people", True, job.about, job.command)
+    return dataclasses.replace(job, case="unseen-people", anonymous=True)

@@ -7,9 +7,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from modeling_cllm4rec.baselines import BASELINES, check_settings
+from modeling_cllm4rec.benchmark import budgets
 from modeling_cllm4rec.training.alignment import AlignArguments
 from modeling_cllm4rec.training.arguments import (
     FinetuneArguments,
@@ -22,7 +24,7 @@ from modeling_cllm4rec.training.indexing import IndexArguments
 
 INDEXED = ("lcrec", "lcrec-vanilla", "lcrec-cid", "tiger")
 """Recipes of an index and what is trained on it: LC-Rec, LC-Rec with other indices, and a small decoder from scratch."""
-SECTIONS = ("baselines", "cllm4rec", *INDEXED)
+SECTIONS = ("baselines", "chosen", "cllm4rec", *INDEXED)
 STAGES: dict[str, dict[str, type[Any]]] = {
     "cllm4rec": {"pretrain": PretrainArguments, "finetune": FinetuneArguments},
     **{name: {"index": IndexArguments, "align": AlignArguments} for name in INDEXED},
@@ -51,18 +53,24 @@ class Changed(NamedTuple):
 
 
 class Recipes(NamedTuple):
-    """A benchmark's YAML file, read: settings of baselines, and of each system that it has a recipe for."""
+    """A benchmark's YAML file, read: settings of baselines, and of each system that it has a recipe for.
+
+    Attributes:
+        chosen: baseline or system -> how its settings were chosen, in words.
+    """
 
     baselines: dict[str, dict[str, Any]]
     systems: dict[str, Recipe]
+    chosen: Mapping[str, str] = MappingProxyType({})
 
 
 def read_recipes(path: Path | None) -> Recipes:
     """Read a benchmark's YAML file; None is an empty one.
 
-    `baselines:` holds a mapping of settings for each, or the list of a file's name and of a key in it; `cllm4rec:` what a
-    file for `pretrain` and `finetune` holds, or such a file's name; `lcrec:` (and the other names of
-    `INDEXED`) has `index:` and `align:`, each likewise. File names are relative to the file that names them.
+    `baselines:` holds a mapping of settings for each, or the list of a file's name and of a key in it; `tuned:` among a
+    baseline's settings says how they were searched for. `cllm4rec:` holds what a file for `pretrain` and `finetune` holds, or
+    such a file's name; `lcrec:` (and the other names of `INDEXED`) has `index:` and `align:`, each likewise. `chosen:` says of
+    each system how its recipe was chosen. File names are relative to the file that names them.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -72,9 +80,18 @@ def read_recipes(path: Path | None) -> Recipes:
         return Recipes({}, {})
     content = read_yaml(path)
     _refuse_unknown(path, content, SECTIONS)
-    baselines = _baselines(path, content.get("baselines") or {})
+    chosen: dict[str, str] = {}
+    value, data = content.get("baselines") or {}, ""
+    if isinstance(value, list):
+        data = str(value[-1])
+    baselines = {name: dict(settings or {}) for name, settings in _baselines(path, value).items()}
     for name, settings in baselines.items():
-        check_settings(name, settings or {})
+        place, budget = f"{path}: {name}: tuned", settings.pop("tuned", None)
+        check_settings(name, settings)
+        chosen[name] = budgets.OWN
+        if budget is not None:
+            _refuse_unknown(place, budget, budgets.TUNED_KEYS)
+            chosen[name] = budgets.tuned_in_words(place, budget, data)
     systems: dict[str, Recipe] = {}
     if content.get("cllm4rec"):
         systems["cllm4rec"] = cllm4rec_recipe(*_section(path, content["cllm4rec"], "cllm4rec"))
@@ -83,7 +100,12 @@ def read_recipes(path: Path | None) -> Recipes:
         _refuse_unknown(place, section, tuple(STAGES[name]))
         parts = {stage: _section(path, section.get(stage) or {}, f"{name}: {stage}") for stage in STAGES[name]}
         systems[name] = {stage: _settings(*parts[stage], kind, stage) for stage, kind in STAGES[name].items()}
-    return Recipes({name: dict(settings or {}) for name, settings in baselines.items()}, systems)
+    choices = content.get("chosen") or {}
+    _refuse_unknown(f"{path}: chosen", choices, tuple(STAGES))
+    for name, choice in choices.items():
+        _refuse_unknown(place := f"{path}: chosen: {name}", choice, budgets.CHOSEN_KEYS)
+        chosen[name] = budgets.chosen_in_words(place, choice)
+    return Recipes(baselines, systems, chosen)
 
 
 def read_one_recipe(path: Path) -> tuple[Literal["cllm4rec", "lcrec"], Recipe]:

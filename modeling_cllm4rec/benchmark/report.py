@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from modeling_cllm4rec.benchmark import budgets
 from modeling_cllm4rec.benchmark.jobs import Setting, selection_of, shown
 from modeling_cllm4rec.benchmark.measuring import HISTORY_LENGTH, POPULARITY
 from modeling_cllm4rec.benchmark.recipes import OF_A_JOB
@@ -135,13 +136,11 @@ def _introduction(setting: Setting, tables: list[Table]) -> list[str]:
         "Differences are paired by user.",
     ]
     if setting.kind == "quality":
-        searched = f"searched for on validation by {setting.tune_metric}, {setting.tune} trials each"
         lines += [
             "",
             "Compared is with the best baseline, which is chosen on the reported test metric itself: the harshest choice.",
             "",
-            f"Settings of baselines: {searched if setting.tune else 'of the recipe'}. Settings of language models: of the "
-            "recipe, not searched for by this command.",
+            "How the settings of each row were chosen stands below, beside its command.",
             "",
             "Epochs are chosen on validation, too: of baselines by "
             + f"{_in_sum(selection_of(setting.metrics).split('+'))}, if their settings name no other metric, of CLLM4Rec by "
@@ -150,6 +149,9 @@ def _introduction(setting: Setting, tables: list[Table]) -> list[str]:
     elif setting.same_as_recipe:
         same = ", ".join(setting.same_as_recipe)
         lines += ["", f"These variants change nothing in this recipe, and are not run again: {same}."]
+    untuned = list(dict.fromkeys(row.title for row in rows if budgets.DEFAULTS in row.chosen))
+    if untuned:
+        lines += ["", f"**Not tuned**: {', '.join(untuned)}: settings: {budgets.DEFAULTS}."]
     if setting.epochs_share < 1:
         lines += ["", f"**Shortened**: language models were trained for {setting.epochs_share:g} of their recipe's epochs."]
     if setting.max_users is not None:
@@ -220,8 +222,8 @@ def _slice_tables(table: Table) -> list[str]:
 def _origins(tables: list[Table]) -> list[str]:
     """Of each row: seeds, time, memory, the command that runs it again; and settings below."""
     lines = [
-        "| model | what it is | seeds | training | per user | peak memory | run it again |",
-        "|---" * 7 + "|",
+        "| model | what it is | how its settings were chosen | seeds | training | per user | peak memory | run it again |",
+        "|---" * 8 + "|",
     ]
     settings: list[str] = []
     first = {(table.case, row.model): row for table in reversed(tables) for row in table.rows}
@@ -230,6 +232,7 @@ def _origins(tables: list[Table]) -> list[str]:
         cost = row.resources
         cells = [
             row.about or "-",
+            row.chosen or "-",
             ", ".join(map(str, row.seeds)) or "-",
             _in_words(cost.get("train_seconds"), "{:,.1f} s"),
             _in_words(cost.get("milliseconds_per_user"), "{:.2f} ms"),

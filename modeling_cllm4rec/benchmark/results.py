@@ -41,6 +41,7 @@ class Row:
     Attributes:
         model: its name on the command line; `title`: in tables.
         is_baseline: whether it is one that others are compared with.
+        chosen: how its settings were chosen, in words.
         seeds: those that are in the numbers.
         means: metric -> mean over seeds.
         deviations: metric -> standard deviation over seeds (n - 1); only where there are several.
@@ -59,6 +60,7 @@ class Row:
     is_baseline: bool
     about: str
     command: str
+    chosen: str = ""
     seeds: list[int] = field(default_factory=list)
     means: dict[str, float] = field(default_factory=dict)
     deviations: dict[str, float] = field(default_factory=dict)
@@ -195,7 +197,7 @@ def _row(folder: Path, found: list[dict[str, Any]], condition: Condition, settin
             raise ValueError(f"{folder}: the seeds of {row.title} were measured on other users; pass --overwrite")
     row.protocol = Protocol.from_dict(measured[0]["protocol"])
     row.machines = [f"{one['machine']}, {one['threads']} threads" for one in done]
-    row.versions, row.settings = done[0]["versions"], done[0]["settings"]
+    row.versions, row.settings, row.chosen = done[0]["versions"], done[0]["settings"], done[0]["job"].get("chosen", "")
     row.per_user = {"user_index": tables[0]["user_index"].to_numpy()}
     for metric in setting.metrics:
         of_seeds = [one["metrics"][metric] for one in measured]

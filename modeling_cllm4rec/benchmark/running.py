@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from tqdm.auto import tqdm
 
 from modeling_cllm4rec import __version__
+from modeling_cllm4rec.benchmark import budgets
 from modeling_cllm4rec.benchmark.jobs import Case, Job, Setting, fingerprint, training_fingerprint, write_json
 from modeling_cllm4rec.benchmark.models import baselines_of
 
@@ -116,19 +117,23 @@ def _run_job(job: Job, setting: Setting, output: Path, place: Place, batch_size:
     }
     if setting.tune and job.system == "baseline":
         searched: dict[str, dict[str, Any]] = {}
+        chosen: dict[str, str] = {}
         for recipe in baselines_of(job.recipe):
             found, error = _search(dataclasses.replace(job, recipe=recipe), setting, output, task)
             if error:
                 return f"the search for its settings failed: {error}"
-            searched[recipe["name"]] = {**recipe["settings"], **found}
+            searched[recipe["name"]] = {**recipe["settings"], **found["settings"]}
+            budget = {"trials": len(found["trials"]), "metric": setting.tune_metric}
+            chosen[recipe["name"]] = budgets.tuned_in_words(recipe["name"], budget)
         task["tuned"] = searched.get(job.recipe["name"], searched)
+        task["job"]["chosen"] = budgets.of_baseline(job.recipe["name"], chosen)
     task |= {"fingerprint": job.fingerprint(setting), "result": str(output / "jobs" / f"{job.key}.json")}
     Path(task["result"]).parent.mkdir(exist_ok=True)
     return _run_process(task, _log(output, job.key))
 
 
 def _search(job: Job, setting: Setting, output: Path, task: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """The settings that were found for a single baseline, once for all who ask; or the error."""
+    """What the search for a single baseline's settings gave, once for all who ask; or the error."""
     place = output / "tuning" / f"{job.recipe['name']}-{job.case}.json"
     mark = fingerprint({"recipe": job.recipe, "case": job.case, "setting": dataclasses.asdict(setting)})
     if not is_finished(place, mark):
@@ -136,7 +141,7 @@ def _search(job: Job, setting: Setting, output: Path, task: dict[str, Any]) -> t
         changed = {"job": dataclasses.asdict(job), "tunes": True, "fingerprint": mark, "result": str(place)}
         if error := _run_process({**task, **changed}, _log(output, place.stem)):
             return {}, error
-    return json.loads(place.read_text(encoding="utf-8"))["settings"], ""
+    return json.loads(place.read_text(encoding="utf-8")), ""
 
 
 def _run_process(task: dict[str, Any], log: Path) -> str:

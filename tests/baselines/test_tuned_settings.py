@@ -1,4 +1,4 @@
-"""The tuned values in recipes/configs/baselines.yaml are ones that the baselines take."""
+"""The tuned values in recipes/configs/baselines.yaml are ones that the baselines take, and each has its budget."""
 
 from pathlib import Path
 
@@ -15,4 +15,5 @@ def test_tuned_settings_fit_the_baselines():
     for folder, by_name in tuned.items():
         assert isinstance(folder, str)
         for name, settings in by_name.items():
+            assert settings.pop("tuned")["trials"] > 0
             check_settings(name, settings)

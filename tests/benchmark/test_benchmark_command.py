@@ -39,12 +39,24 @@ def test_baselines_with_everything(
     assert tables[-1].case == "unseen-people" and tables[-1].rows[0].protocol.users == 12
     trials = json.loads((tmp_path / "report" / "tuning" / "ease-everyone.json").read_text())
     assert len(trials["trials"]) == 3 and set(trials["settings"]) == {"regularization"}
-    assert "20% of the people were kept out of training whole" in report and "3 trials each" in report
+    assert "20% of the people were kept out of training whole" in report
     assert "Epochs are chosen on validation, too: of baselines by ndcg@10, if" in report
+    assert "| EASE | linear model of items from items, deterministic | tuned on validation, 3 trials by recall@5 |" in report
+    assert "| popularity | number of users, deterministic | nothing to tune |" in report and "Not tuned" not in report
     assert len(in_process) == 8 + 6  # jobs, and searches
     in_process.clear()
     assert quality("--models", "popularity,random,ease", *flags) == 0
     assert in_process == []
+
+
+def test_baselines_with_defaults_are_said_to_be_untuned(
+    quality: Quality, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    assert quality("--models", "popularity,ease") == 0
+    assert "ease: settings: defaults, not tuned on this data; add --tune N" in caplog.messages
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "**Not tuned**: EASE: settings: defaults, not tuned on this data; add --tune N." in text
 
 
 def test_a_cell_comes_back_from_its_command(quality: Quality, tmp_path: Path) -> None:

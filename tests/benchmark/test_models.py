@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from modeling_cllm4rec.baselines import BASELINES
+from modeling_cllm4rec.benchmark import budgets
 from modeling_cllm4rec.benchmark.models import DETERMINISTIC, MODELS, SUMMARIES, TITLES, make_jobs, title
 from modeling_cllm4rec.benchmark.recipes import Recipes
 
@@ -93,6 +94,18 @@ def test_folders_that_are_no_seeds_of_one_model_are_refused(tmp_path: Path) -> N
     unknown = [saved_model(tmp_path / name, name.encode()) for name in ("c", "d")]
     with pytest.raises(ValueError, match="folders c and d of mine are not seeds of one training: {'model: sha256'"):
         make_jobs([f"mine={folder}" for folder in unknown], [1], NONE)
+
+
+def test_a_folder_is_of_a_recipe_if_its_training_was(tmp_path: Path) -> None:
+    """Whatever its backbone was; of other settings nobody knows here how they were chosen."""
+    folder = saved_model(tmp_path / "m", seed=1)
+    record = '{"finetune": {"arguments": {"seed": 1, "lr": 0.1, "epochs": 3, "backbone": "mine"}, "seconds": 1.0}}'
+    (folder / "training.json").write_text(record)
+    chosen = {"cllm4rec": "recipe, chosen on validation of books among 13 configurations"}
+    for lr, wanted in ((0.1, chosen["cllm4rec"]), (0.2, budgets.UNKNOWN)):
+        recipe: dict[str, Any] = {"pretrain": {"backbone": "gpt2"}, "finetune": {"lr": lr, "backbone": "gpt2"}}
+        (job,) = make_jobs([f"mine={folder}"], [1], Recipes({}, {"cllm4rec": recipe}, chosen))
+        assert job.chosen == wanted
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from modeling_cllm4rec.benchmark.recipes import check_recipe, read_one_recipe, read_recipes
+from modeling_cllm4rec.benchmark.recipes import Recipes, check_recipe, read_one_recipe, read_recipes
 
 CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
 
@@ -27,7 +27,7 @@ def test_shipped_recipes_are_complete(path: Path) -> None:
 
 
 def test_no_file_is_an_empty_one() -> None:
-    assert read_recipes(None) == ({}, {})
+    assert read_recipes(None) == Recipes({}, {})
 
 
 def test_inline_and_named_sections_are_the_same(tmp_path: Path) -> None:

@@ -1,0 +1,80 @@
+"""How the settings of a row were chosen, and at what cost: in words, for the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from modeling_cllm4rec.baselines import members
+from modeling_cllm4rec.baselines.tuning import search_spaces
+
+TUNED_KEYS, CHOSEN_KEYS = ("trials", "metric", "fixed"), ("data", "tried")
+"""What may stand under `tuned` and under `chosen` of the benchmark's YAML file."""
+NOTHING = "nothing to tune"
+DEFAULTS = "defaults, not tuned on this data; add --tune N"
+OWN = "set in the YAML file, which states no search"
+RECIPE = "recipe of the YAML file, which does not say how it was chosen"
+UNKNOWN = "not known here"
+
+
+def tuned_in_words(place: str, value: Mapping[str, Any], data: str = "") -> str:
+    """What `tuned:` beside a baseline's settings says.
+
+    Args:
+        place: where it stands, for errors.
+        value: `trials`, `metric` and, where some settings were not drawn, `fixed`, their names.
+        data: on whose validation split.
+
+    Raises:
+        ValueError: a key is missing, or a value is not allowed.
+
+    >>> tuned_in_words("a.yaml", {"trials": 6, "metric": "recall@20", "fixed": ["iterations"]}, "beauty")
+    'tuned on validation of beauty, 6 trials by recall@20 (iterations fixed)'
+    """
+    _needs(place, value, "trials", "metric")
+    fixed = value.get("fixed", [])
+    if not isinstance(fixed, list):
+        raise ValueError(f"{place}: fixed is {fixed!r}; it must be a list of settings")
+    words = f"tuned on validation{f' of {data}' if data else ''}, {_count(place, 'trials', value['trials'])} trials"
+    return f"{words} by {value['metric']}" + (f" ({', '.join(fixed)} fixed)" if fixed else "")
+
+
+def chosen_in_words(place: str, value: Mapping[str, Any]) -> str:
+    """What `chosen:` says of the recipe of a system.
+
+    Args:
+        place: where it stands, for errors.
+        value: `data`, on whose validation split it was chosen, and `tried`, among how many configurations.
+
+    Raises:
+        ValueError: a key is missing, or a value is not allowed.
+
+    >>> chosen_in_words("a.yaml", {"data": "beauty", "tried": 13})
+    'recipe, chosen on validation of beauty among 13 configurations'
+    """
+    _needs(place, value, "data")
+    tried = f" among {_count(place, 'tried', value['tried'])} configurations" if "tried" in value else ""
+    return f"recipe, chosen on validation of {value['data']}{tried}"
+
+
+def of_baseline(name: str, chosen: Mapping[str, str]) -> str:
+    """How the settings of a baseline were chosen; of several joined by +, of each.
+
+    >>> of_baseline("popularity+ease", {})
+    'popularity: nothing to tune; ease: defaults, not tuned on this data; add --tune N'
+    """
+    if len(parts := members(name)) > 1:
+        return "; ".join(f"{part}: {of_baseline(part, chosen)}" for part in parts)
+    return chosen.get(name, DEFAULTS) if search_spaces()[name] else NOTHING
+
+
+def _needs(place: str, value: Mapping[str, Any], *names: str) -> None:
+    for name in names:
+        if name not in value:
+            raise ValueError(f"{place}: {name} is missing; say it, or leave {place.rpartition(': ')[2]} away")
+
+
+def _count(place: str, name: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{place}: {name} is {value!r}; it must be a whole number, 1 or more")
+    return value
