@@ -90,7 +90,7 @@ class AlignArguments(TrainingArguments):
         default="raise", metadata={"help": "items without a description: an error, or left to the tasks that read titles"}
     )
     intention_writer: str = field(
-        default="", metadata={"help": "text-generation model that writes intentions and preferences (default: plain rules)"}
+        default="", metadata={"help": "causal language model that writes intentions and preferences, on the device of the run (default: plain rules)"}
     )
     seqrec: Literal["together", "apart"] = field(
         default="together",
@@ -170,7 +170,11 @@ class AlignArguments(TrainingArguments):
 
 
 class AlignmentStage:
-    """Documents, loss and validation of the alignment."""
+    """Documents, loss and validation of the alignment.
+
+    Args:
+        device: where the intention writer runs, if one is asked for.
+    """
 
     name = "align"
     scores_at_once = 0  # a search scores no catalogue
@@ -182,6 +186,7 @@ class AlignmentStage:
         data: RecommendationData,
         arguments: AlignArguments,
         is_main_process: bool = True,
+        device: str = "cpu",
     ) -> None:
         self.model, self.data, self.arguments, self.is_main_process = model, data, arguments, is_main_process
         config, intentions = model.config, None
@@ -189,7 +194,13 @@ class AlignmentStage:
             file = arguments.run_folder / "intentions.jsonl"
             file.parent.mkdir(parents=True, exist_ok=True)
             intentions = write_intentions(
-                data, arguments.intention_writer, cache=file, seed=arguments.seed, max_history=arguments.max_history
+                data,
+                arguments.intention_writer,
+                cache=file,
+                seed=arguments.seed,
+                max_history=arguments.max_history,
+                device=device,
+                progress=is_main_process,
             )
         self.corpus = AlignmentCorpus(
             data,
@@ -378,7 +389,7 @@ def align(arguments: AlignArguments) -> tuple[LCRecForRecommendation, Progress]:
         check_folder(AlignmentStage.name, arguments, data)
     model, tokenizer = new_lcrec_model(data, arguments)
     with accelerator.main_process_first():
-        stage = AlignmentStage(model, tokenizer, data, arguments, accelerator.is_main_process)
+        stage = AlignmentStage(model, tokenizer, data, arguments, accelerator.is_main_process, str(accelerator.device))
     adapted = choose_index_rows(model, arguments)
     progress = run(stage, accelerator)
     if progress.finished and accelerator.is_main_process:

@@ -12,7 +12,8 @@ import numpy as np
 import peft
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from accelerate import Accelerator
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from modeling_cllm4rec.catalogue import IdMap
 from modeling_cllm4rec.constrained_decoding import ItemTrie
@@ -21,6 +22,7 @@ from modeling_cllm4rec.evaluation.search import SearchingRecommender, evaluate_t
 from modeling_cllm4rec.item_index import ItemIndex
 from modeling_cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
 from modeling_cllm4rec.modeling_lcrec import LCRecForRecommendation
+from modeling_cllm4rec.training import alignment
 from modeling_cllm4rec.training.alignment import AlignArguments, AlignmentStage, align, load_index, new_lcrec_model
 from modeling_cllm4rec.training.arguments import PretrainArguments
 from modeling_cllm4rec.training.indexing import IndexArguments, index_items
@@ -170,6 +172,27 @@ def test_evaluation_over_templates_is_the_mean(align_arguments: MakeAlign) -> No
     assert SearchingRecommender(model, scoring="all").decoding == "all indices scored, template 0"
     with pytest.raises(ValueError, match="templates is empty"):
         evaluate_templates(model, data, "test", [])
+
+
+def test_a_writer_writes_on_the_device_of_the_run(
+    align_arguments: MakeAlign, tiny_backbones: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tiny_backbones["gpt2"], n_positions=4096))
+    writer.save_pretrained(tmp_path / "writer")
+    AutoTokenizer.from_pretrained(tiny_backbones["gpt2"]).save_pretrained(tmp_path / "writer")
+    devices, write = [], alignment.write_intentions
+
+    def noted(*data: Any, **settings: Any) -> Any:
+        devices.append(settings["device"])
+        return write(*data, **settings, max_new_tokens=2)
+
+    monkeypatch.setattr(alignment, "write_intentions", noted)
+    arguments = align_arguments(intention_writer=str(tmp_path / "writer"), tasks=["itemsearch=0.2", "preferenceobtain=0.2"])
+    progress = align(arguments)[1]
+    assert progress.finished and devices == [str(Accelerator().device)]
+    assert "written by writer (" in (arguments.run_folder / "README.md").read_text(encoding="utf-8")
+    lines = (arguments.run_folder / "intentions.jsonl").read_text(encoding="utf-8").splitlines()
+    assert 40 <= len(lines) <= 100  # 40 items, and each of 60 users with two training items or more
 
 
 def test_illegal_items_are_found_without_the_tree(align_arguments: MakeAlign) -> None:
