@@ -71,7 +71,7 @@ def body(setting: Setting, tables: list[Table], pictures: dict[str, list[str]], 
     for table in tables:
         lines += [f"{level} {heading(table)}", "", *metric_table(table), ""]
         lines += [f"- {line}" for line in verdicts(table)] + [""]
-        lines += _difference_table(table) + _slice_tables(table)
+        lines += _difference_table(table) + _baseline_tables(table) + _slice_tables(table)
         lines += [f"![{Path(picture).stem}]({picture})" for picture in pictures.get(table_key(table), [])]
         lines.append("")
     lines += [f"{level} How each row came about", "", *_origins(tables), ""]
@@ -200,6 +200,22 @@ def _difference_table(table: Table) -> list[str]:
     return [*lines, ""]
 
 
+def _baseline_tables(table: Table) -> list[str]:
+    """For each model that is no baseline, its paired difference to each baseline, where there are several."""
+    lines: list[str] = []
+    for row in table.measured:
+        metrics = list(row.to_baselines)
+        others = list(row.to_baselines[metrics[0]]) if metrics else []
+        if len(others) < 2:
+            continue
+        heads = " | ".join(map(table.label, metrics))
+        lines += [f"| {row.title} minus | {heads} |", "|---" * (1 + len(metrics)) + "|"]
+        for other in others:
+            lines.append(f"| {other} | " + " | ".join(_signed(row.to_baselines[metric][other]) for metric in metrics) + " |")
+        lines.append("")
+    return lines
+
+
 def _signed(difference: Estimate) -> str:
     sign = "+" if difference.mean > 0 else ""
     return f"{sign}{short(difference.mean)} [{short(difference.low)}, {short(difference.high)}]"
@@ -266,6 +282,7 @@ _SCHEMA = pa.schema(
         *((name, pa.string()) for name in ("case", "test_history", "mask", "model", "title", "metric", "reference", "errors")),
         *((name, pa.int32()) for name in ("sampled_negatives", "seeds", "users")),
         *((name, pa.float64()) for name in ("mean", "deviation", "low", "high", *_DIFFERENCE)),
+        ("to_baselines", pa.list_(pa.struct([("baseline", pa.string()), *((name, pa.float64()) for name in _DIFFERENCE)]))),
         *((name, pa.float64()) for name in ("train_seconds", "milliseconds_per_user", "peak_bytes", "peak_device_bytes")),
     ]
 )
@@ -293,6 +310,10 @@ def _records(table: Table, row: Row) -> list[dict[str, Any]]:
                 "deviation": row.deviations.get(metric),
                 **dict(zip(("low", "high"), estimate[1:3] if estimate else (None, None), strict=True)),
                 **dict(zip(_DIFFERENCE, difference[:3] if difference else (None, None, None), strict=True)),
+                "to_baselines": [
+                    {"baseline": other, **dict(zip(_DIFFERENCE, one[:3], strict=True))}
+                    for other, one in row.to_baselines.get(metric, {}).items()
+                ],
                 **row.resources,
             }
         )

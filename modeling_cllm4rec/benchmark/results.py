@@ -47,6 +47,7 @@ class Row:
         deviations: metric -> standard deviation over seeds (n - 1); only where there are several.
         estimates: metric -> of each user's mean over seeds, with its interval; coverage has none.
         differences: metric -> to the reference, paired by user.
+        to_baselines: metric -> title of each baseline -> the difference to it, paired by user; baselines have none.
         slices: name of slices -> label -> estimate of the first metric.
         resources: `train_seconds`, `milliseconds_per_user`, `peak_bytes`, `peak_device_bytes`: the mean over seeds, of memory the
             most; None where nobody knows.
@@ -66,6 +67,7 @@ class Row:
     deviations: dict[str, float] = field(default_factory=dict)
     estimates: dict[str, Estimate] = field(default_factory=dict)
     differences: dict[str, Estimate] = field(default_factory=dict)
+    to_baselines: dict[str, dict[str, Estimate]] = field(default_factory=dict)
     slices: dict[str, dict[str, Estimate]] = field(default_factory=dict)
     resources: dict[str, float | None] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
@@ -234,7 +236,7 @@ def _slices(tables: list[pa.Table], metric: str, n_resamples: int) -> dict[str, 
 
 
 def _compare(table: Table, n_resamples: int) -> None:
-    """Choose the reference of each metric, and measure the paired difference of each other row to it."""
+    """Choose the reference of each metric; measure the difference of each other row to it, and of models to all baselines."""
     candidates = [row for row in table.measured if row.is_baseline]
     for metric in table.metrics:
         able = [row for row in candidates if metric in row.estimates]
@@ -243,13 +245,20 @@ def _compare(table: Table, n_resamples: int) -> None:
         best = max(able, key=lambda row: row.means[metric])
         table.references[metric] = best.title
         for row in table.measured:
-            if row is best:
-                continue
-            if not np.array_equal(row.per_user["user_index"], best.per_user["user_index"]):
-                raise ValueError(f"{row.title} and {best.title} were measured on other users; pass --overwrite")
-            ours, theirs = row.per_user[metric], best.per_user[metric]
-            ends = paired_difference_interval(ours, theirs, n_resamples=n_resamples)
-            row.differences[metric] = Estimate(float(np.mean(ours - theirs)), *ends, len(ours))
+            if row.is_baseline and row is not best:
+                row.differences[metric] = _difference(row, best, metric, n_resamples)
+            elif not row.is_baseline:
+                row.to_baselines[metric] = {other.title: _difference(row, other, metric, n_resamples) for other in able}
+                row.differences[metric] = row.to_baselines[metric][best.title]
+
+
+def _difference(row: Row, other: Row, metric: str, n_resamples: int) -> Estimate:
+    """Of two rows, paired by user."""
+    if not np.array_equal(row.per_user["user_index"], other.per_user["user_index"]):
+        raise ValueError(f"{row.title} and {other.title} were measured on other users; pass --overwrite")
+    ours, theirs = row.per_user[metric], other.per_user[metric]
+    ends = paired_difference_interval(ours, theirs, n_resamples=n_resamples)
+    return Estimate(float(np.mean(ours - theirs)), *ends, len(ours))
 
 
 def _command(jobs: list[dict[str, Any]]) -> str:

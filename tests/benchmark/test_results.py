@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,8 @@ def test_report_says_what_it_must(filled: Path) -> None:
     assert "CLLM4Rec: seed 3 failed: FileNotFoundError: no file x.json | here." in text
     assert "`p --models cllm4rec --seed 1 2 3`" in text
     assert "2 without test items left out" in text
+    table = text.partition("| CLLM4Rec minus | recall@5 |")[2].partition("\n\n")[0]
+    assert re.findall(r"^\| ([\w-]+) \| \+\.\d{4} \[\.\d{4}, \.\d{4}\] \|$", table, re.MULTILINE) == ["popularity", "EASE"]
     assert 'CLLM4Rec: `{"backbone": "mine"}`' in text
     full, sampled = text.split("SAMPLED METRICS, 3 random items, not comparable with full ranking")
     assert "recall@5 (sampled) - EASE" in sampled and "on recall@5 (sampled)." in sampled
@@ -182,6 +185,11 @@ def test_results_as_parquet(filled: Path) -> None:
     assert len(rows) == 2 * 4 * 2
     ours = next(row for row in rows if row["model"] == "cllm4rec" and row["metric"] == "recall@5")
     assert ours["reference"] == "EASE" and ours["difference_low"] > 0 and ours["seeds"] == 2
+    other = next(one for one in ours["to_baselines"] if one["baseline"] == "popularity")
+    values = np.mean(OURS, axis=0)
+    assert other["difference"] == pytest.approx((values - POPULAR).mean())
+    assert (other["difference_low"], other["difference_high"]) == paired_difference_interval(values, POPULAR, n_resamples=50)
+    assert {one["baseline"] for one in ours["to_baselines"]} == {"popularity", "EASE"}
     failed = next(row for row in rows if row["model"] == "sasrec")
     assert failed["mean"] is None and "SIGKILL" in failed["errors"]
     assert {row["sampled_negatives"] for row in rows} == {0, 3}
