@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from modeling_cllm4rec.benchmark.machine import peak_memory
+from modeling_cllm4rec.hub.machine import peak_memory
 from modeling_cllm4rec.losses import ItemLoss, multinomial_nll
 from modeling_cllm4rec.top_items import top_items
 

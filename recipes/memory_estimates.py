@@ -23,9 +23,9 @@ import torch
 from accelerate.state import AcceleratorState
 from catalogue_growth import measure
 
-from modeling_cllm4rec.benchmark.machine import peak_memory
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.preparation import prepare_tables
+from modeling_cllm4rec.hub.machine import peak_memory
 from modeling_cllm4rec.training import estimates
 from modeling_cllm4rec.training.alignment import AlignArguments, AlignmentStage, new_lcrec_model
 from modeling_cllm4rec.training.arguments import FinetuneArguments, PretrainArguments

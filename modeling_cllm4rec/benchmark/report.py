@@ -15,7 +15,7 @@ from modeling_cllm4rec.benchmark import budgets
 from modeling_cllm4rec.benchmark.jobs import Setting, selection_of, shown
 from modeling_cllm4rec.benchmark.measuring import HISTORY_LENGTH, POPULARITY
 from modeling_cllm4rec.benchmark.recipes import OF_A_JOB
-from modeling_cllm4rec.benchmark.results import Estimate, Row, Table, read_tables, short, verdicts
+from modeling_cllm4rec.benchmark.results import RESOURCES, Estimate, Row, Table, read_tables, short, verdicts
 from modeling_cllm4rec.training import alignment, finetuning
 
 REPORT_FILE, RESULTS_FILE = "report.md", "results.parquet"
@@ -238,8 +238,9 @@ def _slice_tables(table: Table) -> list[str]:
 def _origins(tables: list[Table]) -> list[str]:
     """Of each row: seeds, time, memory, the command that runs it again; and settings below."""
     lines = [
-        "| model | what it is | how its settings were chosen | seeds | training | per user | peak memory | run it again |",
-        "|---" * 8 + "|",
+        "| model | what it is | how its settings were chosen | seeds | training | memory of training | scoring, per user | "
+        "process of the row | memory of that process | run it again |",
+        "|---" * 10 + "|",
     ]
     settings: list[str] = []
     first = {(table.case, row.model): row for table in reversed(tables) for row in table.rows}
@@ -251,14 +252,16 @@ def _origins(tables: list[Table]) -> list[str]:
             row.chosen or "-",
             ", ".join(map(str, row.seeds)) or "-",
             _in_words(cost.get("train_seconds"), "{:,.1f} s"),
+            _memory(cost, "train_"),
             _in_words(cost.get("milliseconds_per_user"), "{:.2f} ms"),
-            _in_words(cost.get("peak_bytes"), "{:.2f} GB", 1e9)
-            + (_in_words(cost["peak_device_bytes"], " + {:.2f} GB on the device", 1e9) if cost.get("peak_device_bytes") else ""),
+            _in_words(cost.get("wall_seconds"), "{:,.1f} s"),
+            _memory(cost, ""),
             f"`{row.command}`",
         ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
         if row.settings and case == "everyone":
             settings.append(f"- {row.title}: `{json.dumps(_without_places(row.settings), ensure_ascii=False)}`")
+    lines += ["", "A row's process loads the data, trains what was not trained before, scores and measures; memory is the peak."]
     return [*lines, "", "Settings:", "", *settings] if settings else lines
 
 
@@ -276,6 +279,13 @@ def _in_words(value: float | None, form: str, unit: float = 1.0) -> str:
     return "-" if value is None else form.format(value / unit)
 
 
+def _memory(cost: dict[str, float | None], prefix: str) -> str:
+    """Peak memory, and that on the accelerator where there was one."""
+    device = cost.get(f"{prefix}peak_device_bytes")
+    beside = _in_words(device, " + {:.2f} GB on the device", 1e9) if device else ""
+    return _in_words(cost.get(f"{prefix}peak_bytes"), "{:.2f} GB", 1e9) + beside
+
+
 _DIFFERENCE = ("difference", "difference_low", "difference_high")
 _SCHEMA = pa.schema(
     [
@@ -283,7 +293,7 @@ _SCHEMA = pa.schema(
         *((name, pa.int32()) for name in ("sampled_negatives", "seeds", "users")),
         *((name, pa.float64()) for name in ("mean", "deviation", "low", "high", *_DIFFERENCE)),
         ("to_baselines", pa.list_(pa.struct([("baseline", pa.string()), *((name, pa.float64()) for name in _DIFFERENCE)]))),
-        *((name, pa.float64()) for name in ("train_seconds", "milliseconds_per_user", "peak_bytes", "peak_device_bytes")),
+        *((name, pa.float64()) for name in RESOURCES),
     ]
 )
 

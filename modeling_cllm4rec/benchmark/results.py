@@ -49,8 +49,7 @@ class Row:
         differences: metric -> to the reference, paired by user.
         to_baselines: metric -> title of each baseline -> the difference to it, paired by user; baselines have none.
         slices: name of slices -> label -> estimate of the first metric.
-        resources: `train_seconds`, `milliseconds_per_user`, `peak_bytes`, `peak_device_bytes`: the mean over seeds, of memory the
-            most; None where nobody knows.
+        resources: those of `RESOURCES`: the mean over seeds, of memory the most; None where nobody knows.
         settings: of the training, of the first seed.
         errors: what went wrong, by seed.
         left_out: seeds that were run otherwise than the others, and how.
@@ -210,12 +209,8 @@ def _row(folder: Path, found: list[dict[str, Any]], condition: Condition, settin
             row.per_user[metric] = _mean_over_seeds(tables, metric)
             row.estimates[metric] = _estimate(row.per_user[metric], n_resamples)
     row.slices = _slices(tables, setting.metrics[0], n_resamples)
-    row.resources = {
-        "train_seconds": _mean([one["train_seconds"] for one in done]),
-        "milliseconds_per_user": _mean([one["milliseconds_per_user"] for one in measured]),
-        "peak_bytes": max(one["peak_bytes"] for one in done),
-        "peak_device_bytes": max(one["peak_device_bytes"] for one in done),
-    }
+    known = [{**one, "milliseconds_per_user": asked["milliseconds_per_user"]} for one, asked in zip(done, measured, strict=True)]
+    row.resources = {name: join([one.get(name) for one in known]) for name, join in RESOURCES.items()}
     return row
 
 
@@ -284,3 +279,15 @@ def _mean_over_seeds(tables: list[pa.Table], column: str) -> FloatArray:
 def _mean(values: list[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None
+
+
+def _most(values: list[float | None]) -> float | None:
+    return max((value for value in values if value is not None), default=None)
+
+
+RESOURCES = {
+    **dict.fromkeys(("train_seconds", "milliseconds_per_user", "wall_seconds"), _mean),
+    **dict.fromkeys(("train_peak_bytes", "train_peak_device_bytes", "peak_bytes", "peak_device_bytes"), _most),
+}
+"""What a model costs -> how that of several seeds is one number. `train_` is of the training, whenever it was; `wall_seconds` and
+the other memory are of the process that made the row: it trains, if nobody did before, and scores."""

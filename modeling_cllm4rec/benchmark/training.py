@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from modeling_cllm4rec.corpora.prompts import next_item_pieces
 from modeling_cllm4rec.evaluation.evaluator import parse_metrics
 from modeling_cllm4rec.evaluation.search import SearchingRecommender
 from modeling_cllm4rec.hub.loading import load_recommender
+from modeling_cllm4rec.hub.machine import peak_device_memory, peak_memory
 from modeling_cllm4rec.hub.model_card import read_records
 from modeling_cllm4rec.modeling_lcrec import LCRecForRecommendation
 from modeling_cllm4rec.training.alignment import AlignArguments, align
@@ -37,18 +39,41 @@ LCREC_BATCH = 64
 """Most people whose search runs at a time."""
 
 
+class Cost(NamedTuple):
+    """What a training took; None where nobody wrote it down.
+
+    Attributes:
+        seconds: of all stages; of a resumed one, all of its runs.
+        peak_bytes: most memory that a process held up to the end of a stage; peak_device_bytes: on the accelerator.
+    """
+
+    seconds: float | None = None
+    peak_bytes: int | None = None
+    peak_device_bytes: int | None = None
+
+    def and_then(self, later: Cost) -> Cost:
+        """Of two stages: the seconds of both, the memory of the one that takes more; unknown where one of them is.
+
+        >>> Cost(2.0, 100, 0).and_then(Cost(3.0, 70, None))
+        Cost(seconds=5.0, peak_bytes=100, peak_device_bytes=None)
+        """
+        seconds = None if self.seconds is None or later.seconds is None else self.seconds + later.seconds
+        peaks = zip(self[1:], later[1:], strict=True)
+        return Cost(seconds, *(None if None in pair else max(pair) for pair in peaks))
+
+
 class Trained(NamedTuple):
     """A recommender and what it took.
 
     Attributes:
         recommender: scores or searches.
-        seconds: of its training (of all stages; of a resumed one, all of its runs); None where nobody wrote it down.
+        cost: of its training.
         settings: what it was trained with.
         batch_size: people at a time, if fewer than asked for.
     """
 
     recommender: Any
-    seconds: float | None
+    cost: Cost
     settings: dict[str, Any]
     batch_size: int | None = None
 
@@ -82,16 +107,16 @@ def train(job: Job, setting: Setting, data: RecommendationData, runs: Path, tune
         planned = {"planned_pairs": pairs_to_score(setting, data)} if "planned_pairs" in known else {}
         start = time.perf_counter()
         recommender = fit_baseline(name, data, seed=job.seed, **planned, **settings)
-        seconds = time.perf_counter() - start
-        return Trained(recommender, seconds, all_settings(name, settings))
+        cost = Cost(time.perf_counter() - start, peak_memory(), peak_device_memory())
+        return Trained(recommender, cost, all_settings(name, settings))
     if job.system == "folder":
         return _read_folder(Path(job.recipe["path"]), data, setting)
-    folder, seconds = (train_cllm4rec if job.system == "cllm4rec" else train_lcrec)(job, data, runs)
+    folder, cost = (train_cllm4rec if job.system == "cllm4rec" else train_lcrec)(job, data, runs)
     recommender = load_recommender(folder)
     if job.system == "cllm4rec" and job.recipe["finetune"] is None:
         prompts = PretrainArguments(**job.recipe["pretrain"], data="data", output="output").templates
         recommender.config.recommendation_prompts = next_item_pieces(prompts, AutoTokenizer.from_pretrained(folder))
-    return _ready(recommender, setting, seconds, dict(job.recipe))
+    return _ready(recommender, setting, cost, dict(job.recipe))
 
 
 def all_settings(name: str, settings: dict[str, Any]) -> dict[str, Any]:
@@ -108,31 +133,31 @@ def pairs_to_score(setting: Setting, data: RecommendationData) -> int:
     return sum(asking * (way.negatives + 1 if way.negatives else data.num_items) for way in setting.conditions)
 
 
-def train_cllm4rec(job: Job, data: RecommendationData, runs: Path) -> tuple[Path, float]:
+def train_cllm4rec(job: Job, data: RecommendationData, runs: Path) -> tuple[Path, Cost]:
     """Pretrain and finetune; variants with the same pretraining share it.
 
     Returns:
-        Folder of the model (the pretrained one where the recipe has no finetuning), and the seconds of both stages.
+        Folder of the model (the pretrained one where the recipe has no finetuning), and what both stages took.
     """
     common: dict[str, Any] = {"data": str(data.folder), "seed": job.seed, "resume": True}
     start = runs / f"pretrain-{_short_name(job, 'pretrain')}"
-    seconds = finished(
+    cost = finished(
         start, lambda: pretrain(PretrainArguments(**job.recipe["pretrain"], **common, output=str(start)))[1].seconds
     )
     pretrained = start / "pretrained"
     if job.recipe["finetune"] is None:
-        return pretrained, seconds
+        return pretrained, cost
     output = runs / f"cllm4rec-{_short_name(job, 'pretrain', 'finetune')}"
     common |= {"output": str(output), "start": str(pretrained)}
-    seconds += finished(output, lambda: finetune(FinetuneArguments(**job.recipe["finetune"], **common))[1].seconds)
-    return output, seconds
+    tuned = finished(output, lambda: finetune(FinetuneArguments(**job.recipe["finetune"], **common))[1].seconds)
+    return output, cost.and_then(tuned)
 
 
-def train_lcrec(job: Job, data: RecommendationData, runs: Path) -> tuple[Path, float]:
+def train_lcrec(job: Job, data: RecommendationData, runs: Path) -> tuple[Path, Cost]:
     """Index the items and align: LC-Rec, with whatever index, and what is trained from scratch on an index.
 
     Returns:
-        Folder of the model, and the seconds of both stages.
+        Folder of the model, and what both stages took.
     """
     common: dict[str, Any] = {"data": str(data.folder), "seed": job.seed, "resume": True}
     index = runs / f"index-{_short_name(job, 'index')}"
@@ -142,41 +167,47 @@ def train_lcrec(job: Job, data: RecommendationData, runs: Path) -> tuple[Path, f
         index_items(IndexArguments(**job.recipe["index"], **common, output=str(index)))
         return time.perf_counter() - begun
 
-    seconds = finished(index, make_index)
+    cost = finished(index, make_index)
     output = runs / f"lcrec-{_short_name(job, 'index', 'align')}"
     common |= {"output": str(output), "index": str(index)}
-    seconds += finished(output, lambda: align(AlignArguments(**job.recipe["align"], **common))[1].seconds)
-    return output, seconds
+    aligned = finished(output, lambda: align(AlignArguments(**job.recipe["align"], **common))[1].seconds)
+    return output, cost.and_then(aligned)
 
 
-def finished(folder: Path, work: Callable[[], float]) -> float:
-    """Seconds of a stage: done now, or found done in its folder. Its checkpoints go when it is done."""
+def finished(folder: Path, work: Callable[[], float]) -> Cost:
+    """What a stage took: done now, or found done in its folder. Its checkpoints go when it is done.
+
+    Args:
+        folder: of the stage.
+        work: does it, and gives its seconds.
+    """
     record = folder / FINISHED_FILE
     if not record.is_file():
-        seconds = work()
+        cost = Cost(work(), peak_memory(), peak_device_memory())
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        write_json(record, {"seconds": seconds})
-    return float(json.loads(record.read_text(encoding="utf-8"))["seconds"])
+        write_json(record, cost._asdict())
+    return Cost(**json.loads(record.read_text(encoding="utf-8")))
 
 
 def _read_folder(folder: Path, data: RecommendationData, setting: Setting) -> Trained:
     recommender = load_recommender(folder)
     check_same_ids(recommender, data, str(folder))
     records = read_records(folder)
-    seconds = sum(record["seconds"] for record in records.values()) if records else None
+    costs = [Cost(*(record.get(name) for name in Cost._fields)) for record in records.values()]
+    cost = reduce(Cost.and_then, costs) if costs else Cost()
     settings = {stage: record["arguments"] for stage, record in records.items()}
-    return _ready(recommender, setting, seconds, settings)
+    return _ready(recommender, setting, cost, settings)
 
 
-def _ready(model: Any, setting: Setting, seconds: float | None, settings: dict[str, Any]) -> Trained:
+def _ready(model: Any, setting: Setting, cost: Cost, settings: dict[str, Any]) -> Trained:
     """On the accelerator, if there is one; LC-Rec with as many beams as the longest list has places."""
     if torch.cuda.is_available():
         model.to("cuda")
     if isinstance(model, LCRecForRecommendation):
         longest = max(request.k for request in parse_metrics(setting.metrics, model.num_items))
         beams = max(longest, model.config.search_beams)
-        return Trained(SearchingRecommender(model, beams), seconds, settings, LCREC_BATCH)
-    return Trained(model, seconds, settings)
+        return Trained(SearchingRecommender(model, beams), cost, settings, LCREC_BATCH)
+    return Trained(model, cost, settings)
 
 
 def _short_name(job: Job, *stages: str) -> str:

@@ -18,10 +18,10 @@ import torch
 
 from modeling_cllm4rec import __version__
 from modeling_cllm4rec.benchmark.jobs import Job, Setting, write_json
-from modeling_cllm4rec.benchmark.machine import peak_device_memory, peak_memory
 from modeling_cllm4rec.benchmark.measuring import measure
 from modeling_cllm4rec.benchmark.training import train, tune_baseline
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
+from modeling_cllm4rec.hub.machine import peak_device_memory, peak_memory
 from modeling_cllm4rec.hub.model_card import LIBRARIES, machine
 
 
@@ -83,7 +83,7 @@ def _trained_and_measured(
     return {
         "job": dataclasses.asdict(job),
         "settings": trained.settings,
-        "train_seconds": trained.seconds,
+        **{f"train_{name}": value for name, value in trained.cost._asdict().items()},
         "measured": measured,
     }
 

@@ -20,6 +20,7 @@ from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.evaluation.protocol import ALL_SCORED
 from modeling_cllm4rec.evaluation.report import EvaluationReport
 from modeling_cllm4rec.evaluation.training_curves import RECORD_FILE, keep_curves
+from modeling_cllm4rec.hub.machine import peak_device_memory, peak_memory
 from modeling_cllm4rec.hub.repeating import NOT_STATED, backbone_record, changed_arguments, training_command
 from modeling_cllm4rec.saved_folder import CURVES_FILE, SavedFolderModel
 
@@ -51,13 +52,18 @@ def machine() -> str:
 
 
 def training_record(arguments: Any, progress: Any) -> dict[str, Any]:
-    """What a stage was asked to do and what came out: arguments, epochs, seconds, history, versions, machine, backbone."""
+    """What a stage was asked to do and what came out: arguments, epochs, seconds, history, versions, machine, backbone.
+
+    `peak_bytes` and `peak_device_bytes` are the most memory that the process held up to here, of several the first one.
+    """
     given = dataclasses.asdict(arguments)
     return {
         "arguments": given,
         "changed": changed_arguments(arguments),
         "processes": torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1,
         "seconds": round(progress.seconds, 3),
+        "peak_bytes": peak_memory(),
+        "peak_device_bytes": peak_device_memory(),
         "steps": progress.step,
         "best_epoch": progress.best_epoch,
         "history": progress.history,

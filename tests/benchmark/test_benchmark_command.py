@@ -205,7 +205,8 @@ def test_ablation(
     rows = {row.model: row for row in read_tables(tmp_path / "quality", 20)[1][0].rows}
     values = evaluate(load_recommender(trained), data, "test", metrics=["recall@5"], n_resamples=0, progress=False).metrics
     assert rows["mine"].means["recall@5"] == pytest.approx(values["recall@5"])
-    assert rows["mine"].resources["train_seconds"] > 0
+    costs = rows["mine"].resources
+    assert costs["train_seconds"] > 0 and costs["train_peak_bytes"] > 10**8 and costs["wall_seconds"] > 0
 
     shutil.copytree(trained, tmp_path / "second")
     record = json.loads((trained / "training.json").read_text())

@@ -86,7 +86,8 @@ def done(folder: Path, job: Job, values: np.ndarray, users: np.ndarray) -> dict[
                 "per_user": place,
             }
         )
-    cost = {"train_seconds": 10.0 * job.seed, "peak_bytes": job.seed * 10**9, "peak_device_bytes": 0}
+    cost = {"train_seconds": 10.0 * job.seed, "peak_bytes": job.seed * 10**9, "peak_device_bytes": 0, "wall_seconds": 30.0}
+    cost |= {"train_peak_bytes": 5 * 10**9, "train_peak_device_bytes": None}
     origin = {"machine": "a machine", "threads": 1, "versions": {"torch": "2"}, "settings": {"backbone": "/home/ann/lm/mine"}}
     return {"status": "done", "measured": measured, **cost, **origin}
 
@@ -157,6 +158,7 @@ def test_report_says_what_it_must(filled: Path) -> None:
     table = text.partition("| CLLM4Rec minus | recall@5 |")[2].partition("\n\n")[0]
     assert re.findall(r"^\| ([\w-]+) \| \+\.\d{4} \[\.\d{4}, \.\d{4}\] \|$", table, re.MULTILINE) == ["popularity", "EASE"]
     assert 'CLLM4Rec: `{"backbone": "mine"}`' in text
+    assert "| made by hand | - | 1, 2 | 15.0 s | 5.00 GB | 2.00 ms | 30.0 s | 2.00 GB | `p" in text
     full, sampled = text.split("SAMPLED METRICS, 3 random items, not comparable with full ranking")
     assert "recall@5 (sampled) - EASE" in sampled and "on recall@5 (sampled)." in sampled
     assert "(sampled)" not in full and "| recall@5 (sampled) | coverage@5 (sampled) |" in sampled

@@ -42,7 +42,7 @@ def test_without_finetuning_the_next_item_head_ranks(
     (row,) = model.build_prompts(np.array([4]), [history.items])
     assert row[-1] == model.config.id_offset + model.config.num_users + 5  # the state of the last item ranks what is next
     again = train(job, setting, data, tmp_path)
-    assert again.seconds == trained.seconds  # found, not trained again
+    assert again.cost == trained.cost  # found, not trained again
     assert np.array_equal(again.recommender.score_histories(None, history), model.score_histories(None, history))
 
 
@@ -61,7 +61,7 @@ def test_lcrec_is_indexed_aligned_and_searched_wide_enough(
     assert isinstance(trained.recommender, SearchingRecommender)
     assert trained.recommender.num_beams == 20 and trained.batch_size == 64
     assert sorted(path.name.partition("-")[0] for path in tmp_path.iterdir()) == ["index", "lcrec"]
-    assert trained.seconds is not None and trained.seconds > 0
+    assert (trained.cost.seconds or 0) > 0 and (trained.cost.peak_bytes or 0) > 10**8
 
 
 def test_tiger_trains_from_scratch_on_an_index(data: RecommendationData, setting: Setting, tmp_path: Path) -> None:
@@ -126,6 +126,7 @@ def test_a_search_holds_what_the_recipe_sets_beside_the_space(data: Recommendati
 
 def test_a_stage_that_is_done_is_not_done_again(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
-    assert finished(tmp_path, lambda: 2.5) == 2.5
+    first = finished(tmp_path, lambda: 2.5)
+    assert first.seconds == 2.5 and first.peak_bytes
     assert not (tmp_path / "checkpoints").exists()
-    assert finished(tmp_path, lambda: 9.0) == 2.5
+    assert finished(tmp_path, lambda: 9.0) == first

@@ -36,6 +36,10 @@ def record() -> dict:
     return training_record(SomeArguments(), Progress(epoch=2, step=30, best_epoch=1, seconds=12.34, history=[{"epoch": 0}]))
 
 
+def test_the_record_says_what_the_training_took(record):
+    assert record["seconds"] == 12.34 and record["peak_bytes"] > 10**7 and record["peak_device_bytes"] >= 0
+
+
 def test_the_model_index_holds_every_metric_with_its_protocol():
     reports = [report(), report(history="train+validation", recall=0.2), report("validation")]
     card = ModelCard(make_card("my model", {}, INFO, reports))
