@@ -90,7 +90,10 @@ class AlignArguments(TrainingArguments):
         default="raise", metadata={"help": "items without a description: an error, or left to the tasks that read titles"}
     )
     intention_writer: str = field(
-        default="", metadata={"help": "causal language model that writes intentions and preferences, on the device of the run (default: plain rules)"}
+        default="",
+        metadata={
+            "help": "causal language model that writes intentions and preferences, on the run's device (default: plain rules)"
+        },
     )
     seqrec: Literal["together", "apart"] = field(
         default="together",

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +17,8 @@ import peft
 import pytest
 import torch
 from accelerate import Accelerator
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from accelerate.state import AcceleratorState
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BertConfig, BertLMHeadModel
 
 from modeling_cllm4rec.catalogue import IdMap
 from modeling_cllm4rec.constrained_decoding import ItemTrie
@@ -26,9 +31,11 @@ from modeling_cllm4rec.training import alignment
 from modeling_cllm4rec.training.alignment import AlignArguments, AlignmentStage, align, load_index, new_lcrec_model
 from modeling_cllm4rec.training.arguments import PretrainArguments
 from modeling_cllm4rec.training.indexing import IndexArguments, index_items
+from modeling_cllm4rec.training.parameters import choose_index_rows, merge_lora, trainable
 from modeling_cllm4rec.training.pretraining import pretrain
 
 MakeAlign = Callable[..., AlignArguments]
+REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -114,16 +121,11 @@ def test_resumed_is_bit_equal(changes: dict[str, Any], align_arguments: MakeAlig
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_accumulated_parts_are_one_batch(align_arguments: MakeAlign, tiny_backbones: dict[str, Path], tmp_path: Path) -> None:
-    still = AutoModelForCausalLM.from_pretrained(
-        tiny_backbones["gpt2"], resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
-    )
-    still.save_pretrained(tmp_path / "still")
-    AutoTokenizer.from_pretrained(tiny_backbones["gpt2"]).save_pretrained(tmp_path / "still")
+def test_accumulated_parts_are_one_batch(align_arguments: MakeAlign, still_backbone: Path, tmp_path: Path) -> None:
     folders = []
     for size, parts in ((16, 1), (4, 4)):
         arguments = align_arguments(
-            backbone=str(tmp_path / "still"),
+            backbone=str(still_backbone),
             output=str(tmp_path / str(parts)),
             batch_size=size,
             gradient_accumulation_steps=parts,
@@ -133,6 +135,145 @@ def test_accumulated_parts_are_one_batch(align_arguments: MakeAlign, tiny_backbo
         folders.append(weights_of(arguments.run_folder))
     for name, value in folders[0].items():
         torch.testing.assert_close(folders[1][name], value, rtol=1e-4, atol=2e-5)
+
+
+TWO_PROCESSES = """
+import json, os, sys
+import torch
+from modeling_cllm4rec.training.alignment import AlignArguments, align
+
+torch.set_num_threads(1)
+assert align(AlignArguments(**json.loads(sys.argv[1])))[1].finished
+os.write(1, f"rank {torch.distributed.get_rank()} of {torch.distributed.get_world_size()}\\n".encode())
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_are_a_larger_batch(align_arguments: MakeAlign, still_backbone: Path, tmp_path: Path) -> None:
+    """By torchrun, at half the batch size; the last batch of an epoch leaves odd parts."""
+    one, two = (
+        align_arguments(backbone=str(still_backbone), output=str(tmp_path / str(size)), batch_size=size) for size in (16, 8)
+    )
+    _, progress = align(one)
+    (tmp_path / "two.py").write_text(TWO_PROCESSES)
+    ended = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(tmp_path / "two.py")]
+        + [json.dumps(dataclasses.asdict(two))],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert sorted(line for line in ended.stdout.splitlines() if line.startswith("rank")) == ["rank 0 of 2", "rank 1 of 2"]
+    theirs = weights_of(two.run_folder)
+    for name, value in weights_of(one.run_folder).items():
+        torch.testing.assert_close(theirs[name], value, rtol=1e-4, atol=2e-5)
+    record = json.loads((two.run_folder / "training.json").read_text(encoding="utf-8"))["align"]
+    assert [epoch["step"] for epoch in record["history"]] == [epoch["step"] for epoch in progress.history]
+
+
+def test_bf16_trains_float32_weights(align_arguments: MakeAlign, tmp_path: Path) -> None:
+    runs = []
+    for precision in ("no", "bf16"):
+        AcceleratorState._reset_state(reset_partial_state=True)  # it remembers the precision
+        runs.append(align(align_arguments(precision=precision, epochs=1, output=str(tmp_path / precision)))[1])
+    full, half = runs
+    assert half.finished and half.history[0]["step"] == full.history[0]["step"]
+    assert half.history[0]["train/align_nll"] != full.history[0]["train/align_nll"]
+    assert half.history[0]["train/align_nll"] == pytest.approx(full.history[0]["train/align_nll"], rel=0.05)
+    assert {one.dtype for one in weights_of(tmp_path / "bf16").values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(("backbone", "tune"), [("gpt2", "full"), ("llama", "lora")])
+def test_gradient_checkpointing_computes_the_same(
+    backbone: str, tune: str, align_arguments: MakeAlign, tiny_backbones: dict[str, Path], tmp_path: Path
+) -> None:
+    """With dropout on, where the backbone has any: the second computation draws the same numbers."""
+    results = []
+    for switched in (False, True):
+        arguments = align_arguments(
+            backbone=str(tiny_backbones[backbone]),
+            output=str(tmp_path / str(switched)),
+            tune=tune,
+            gradient_checkpointing=switched,
+            epochs=1,
+        )
+        model, _ = align(arguments)
+        assert any(getattr(part, "gradient_checkpointing", False) for part in model.backbone.modules()) == switched
+        results.append(weights_of(arguments.run_folder))
+    for name, value in results[0].items():
+        torch.testing.assert_close(results[1][name], value, rtol=0, atol=1e-6)
+
+
+def test_patience_stops_early_and_of_equal_epochs_the_first_is_kept(
+    align_arguments: MakeAlign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values, seen = [1.0, 3.0, 2.0, 3.0, 9.0], []
+
+    def validate(stage: AlignmentStage, epoch: int) -> dict[str, float]:
+        seen.append({name: one.clone() for name, one in stage.model.state_dict().items()})
+        return {"selection": values[epoch]}
+
+    monkeypatch.setattr(AlignmentStage, "validate", validate)
+    arguments = align_arguments(epochs=5, patience=2, tasks=["seqrec"])
+    _, progress = align(arguments)
+    assert (progress.epoch, progress.best_epoch, progress.finished) == (4, 1, True)
+    saved = weights_of(arguments.run_folder)
+    assert all(torch.equal(value, seen[1][name]) for name, value in saved.items())
+    assert not all(torch.equal(value, seen[3][name]) for name, value in saved.items())
+    _, resumed = align(align_arguments(epochs=5, patience=2, tasks=["seqrec"], resume=True))
+    assert resumed.epoch == 4 and len(seen) == 4  # an early end is an end
+
+
+@pytest.mark.parametrize("backbone", ["gpt2", "llama"])
+def test_merged_lora_computes_the_same_and_reloads(
+    backbone: str, align_arguments: MakeAlign, tiny_backbones: dict[str, Path], tmp_path: Path
+) -> None:
+    arguments = align_arguments(tune="lora", backbone=str(tiny_backbones[backbone]))
+    model = new_lcrec_model(RecommendationData.load(arguments.data), arguments)[0].eval()
+    ids = torch.tensor([[3, 4, model.config.first_index_token, model.config.last_index_token]])
+
+    @torch.no_grad()
+    def logits(of: LCRecForRecommendation) -> torch.Tensor:
+        return of.eval()(ids, torch.ones_like(ids)).logits
+
+    before, names = logits(model), [name for name, _ in model.named_parameters()]
+    adapted = choose_index_rows(model, arguments)
+    assert torch.equal(logits(model), before)  # the second LoRA matrix starts at zero
+    with torch.no_grad():
+        for name, parameter in trainable(model).items():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05, generator=torch.Generator().manual_seed(len(name)))
+    moved = logits(model)
+    assert (moved - before).abs().max() > 1e-3
+    merge_lora(adapted)
+    assert [name for name, _ in model.named_parameters()] == names
+    torch.testing.assert_close(logits(model), moved, rtol=0, atol=1e-5)
+    model.save_pretrained(tmp_path / "merged")
+    assert torch.equal(logits(LCRecForRecommendation.from_pretrained(tmp_path / "merged")), logits(model))
+
+
+def test_a_decoder_of_bert(align_arguments: MakeAlign, tiny_backbones: dict[str, Path], tmp_path: Path) -> None:
+    """Its output layer has two layers, and its positions are absolute."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_backbones["gpt2"])
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        bert = BertLMHeadModel(BertConfig(vocab_size=len(tokenizer), **shape, max_position_embeddings=128, is_decoder=True))
+    bert.save_pretrained(tmp_path / "bert")
+    tokenizer.save_pretrained(tmp_path / "bert")
+    arguments = align_arguments(backbone=str(tmp_path / "bert"), lr=1e-2, backbone_lr=1e-3)
+    model, progress = align(arguments)
+    assert progress.finished and progress.history[1]["train/align_nll"] < progress.history[0]["train/align_nll"] - 0.1
+    loaded, asked = LCRecForRecommendation.from_pretrained(arguments.run_folder), {"k": 5, "num_beams": 40}
+    assert model.users is not None and not loaded.training
+    users = model.users.ids.ids_of([0, 1])
+    found, exact = (loaded.recommend(users=users, **how).to_pandas() for how in (asked, {"k": 5, "scoring": "all"}))
+    assert found["item"].tolist() == exact["item"].tolist()
+    np.testing.assert_allclose(found["score"], exact["score"], rtol=1e-4)
+    assert found["item"].tolist() == model.eval().recommend(users=users, **asked).to_pandas()["item"].tolist()
 
 
 def test_the_loss_is_the_mean_over_response_tokens_by_hand(align_arguments: MakeAlign) -> None:
