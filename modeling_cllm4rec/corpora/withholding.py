@@ -43,7 +43,9 @@ class Withheld:
         data = RecommendationData.load(folder)
         for name in (ITEMS_FILE, INTERACTIONS_FILE):
             if not (Path(folder) / name).is_file():
-                raise FileNotFoundError(f"{folder} has no {name}: no items were withheld from it; run recipes/new_items.py split")
+                raise FileNotFoundError(
+                    f"{folder} has no {name}: no items were withheld from it; `withhold_items` writes such a folder"
+                )
         return cls(data, pq.read_table(Path(folder) / ITEMS_FILE), pq.read_table(Path(folder) / INTERACTIONS_FILE))
 
     def part(self, name: str) -> pa.Table:

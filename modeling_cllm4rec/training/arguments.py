@@ -104,6 +104,45 @@ class TrainingArguments:
 
 
 @dataclass
+class TeacherArguments(TrainingArguments):
+    """A baseline whose choices are learned as well; see `training/teaching.py`."""
+
+    teacher: str = field(
+        default="",
+        metadata={"help": "baseline, such as ease, or several joined by +, fitted on the same interactions, to be learned from as well"},
+    )
+    teacher_settings: list[str] = field(
+        default_factory=list,
+        metadata={"help": "settings of the teacher: regularization=300, or of several baselines ease.regularization=300"},
+    )
+    teacher_items: int = field(default=100, metadata={"help": "best items of the teacher that are learned for a history"})
+    teacher_power: float = field(
+        default=1.0, metadata={"help": "the teacher's positive scores, raised to this power, are the shares of its items"}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(self, 1, "teacher_items")
+        if not self.teacher_power > 0:
+            raise ValueError(f"teacher_power is {self.teacher_power}; it must be above 0")
+        if self.teacher_settings and not self.teacher:
+            raise ValueError(f"teacher_settings are {self.teacher_settings}, but there is no teacher; set teacher to a baseline")
+        _ = self.settings_of_teacher
+
+    @property
+    def settings_of_teacher(self) -> dict[str, Any]:
+        """Setting -> value of the teacher; of several baselines baseline -> setting -> value."""
+        settings: dict[str, Any] = {}
+        for word in self.teacher_settings:
+            name, given, value = word.partition("=")
+            if not given:
+                raise ValueError(f"teacher_settings: {word!r} has no = in it; write settings as regularization=300")
+            member, dot, setting = name.partition(".")
+            (settings.setdefault(member, {}) if dot else settings)[setting or name] = yaml.safe_load(value)
+        return settings
+
+
+@dataclass
 class StageArguments(TrainingArguments):
     """What pretraining and finetuning of CLLM4Rec share."""
 
@@ -184,7 +223,7 @@ class PretrainArguments(StageArguments):
 
 
 @dataclass
-class FinetuneArguments(StageArguments):
+class FinetuneArguments(TeacherArguments, StageArguments):
     """Finetuning for recommendation (section 3.4): masked history in, held-out items under the multinomial likelihood."""
 
     start: str = field(default="", metadata={"help": "folder of the pretrained model (default: OUTPUT/pretrained)"})
@@ -193,6 +232,7 @@ class FinetuneArguments(StageArguments):
         default="holdout", metadata={"help": "what is predicted: held-out items as in the paper, or all as the released code"}
     )
     average_holdout: bool = field(default=False, metadata={"help": "average a user's loss over the held-out items"})
+    teacher_weight: float = field(default=1.0, metadata={"help": "weight of the cross-entropy with the teacher's choices"})
     content_every: int = field(default=0, metadata={"help": "one C step after so many recommendation steps; 0 for none"})
     train_on: Literal["train", "train+validation"] = field(
         default="train", metadata={"help": "interactions that are learned from; the model is always selected on validation"}
@@ -206,11 +246,14 @@ class FinetuneArguments(StageArguments):
         if not 0 < self.mask_share < 1:
             raise ValueError(f"mask_share is {self.mask_share}; it must lie between 0 and 1, both excluded")
         check_at_least(self, 1, "eval_batch_size", "eval_every")
-        check_at_least(self, 0, "content_every")
+        check_at_least(self, 0, "content_every", "teacher_weight")
 
 
 SHARED_BY_SECTION: dict[str, type[TrainingArguments]] = {"pretrain": StageArguments, "finetune": StageArguments}
 """Sections of a YAML file whose stages share it: what may stand above them. A command of its own has no section."""
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+"""A link to recipes/configs in a checkout, the files themselves in an installed package."""
 
 Arguments = TypeVar("Arguments", bound=Any)
 
@@ -223,16 +266,19 @@ def parse_arguments(kind: type[Arguments], section: str, argv: Sequence[str] | N
         SystemExit: with code 2 and argparse's own message, a flag whose value is no number where one is needed.
     """
     reader = HfArgumentParser(kind, allow_abbrev=False, **parser)  # type: ignore[arg-type]
-    reader.add_argument("--config", help="YAML file with defaults for the flags")
+    reader.add_argument(
+        "--config", help=f"YAML file with defaults for the flags: a path, or one of {', '.join(packaged_configs())}"
+    )
     given, _ = reader.parse_known_args(_only_config(argv))
     if given.config:
         reader.set_defaults(**read_config(given.config, kind, section))
     words = list(argv) if argv is not None else None
-    arguments, *_, unknown = reader.parse_args_into_dataclasses(words, return_remaining_strings=True)
-    if unknown:
+    _, unknown = reader.parse_known_args(words)
+    if unknown:  # before anything is missed that an unknown flag may have meant
         names = [one.name for one in fields(kind)]
         near = difflib.get_close_matches(unknown[0].lstrip("-").replace("-", "_"), names, n=3, cutoff=0.5)
         raise ValueError(f"unknown flag {unknown[0]!r}; nearest: {['--' + name for name in near or names]}")
+    arguments, *_ = reader.parse_args_into_dataclasses(words)
     return arguments
 
 
@@ -246,17 +292,25 @@ def read_config(path: str | Path, kind: type[Any], section: str) -> dict[str, An
     return stage_settings(read_yaml(path), path, kind, section)
 
 
+def packaged_configs() -> list[str]:
+    """Names of the YAML files that the package brings, those of recipes/configs."""
+    return sorted(file.name for file in CONFIGS.glob("*.yaml"))
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The keys and values of a YAML file.
+    """The keys and values of a YAML file: of that path, or else of that name among those of the package.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: no YAML, or something else than keys and values.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"config: there is no file {path}")
+    file = Path(path)
+    if not file.is_file() and str(path) in packaged_configs():
+        file = CONFIGS / path
+    if not file.is_file():
+        raise FileNotFoundError(f"config: there is no file {path}; name yours, or one of {', '.join(packaged_configs())}")
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):

@@ -129,7 +129,10 @@ def update(arguments: UpdateArguments) -> tuple[CLLM4RecForRecommendation, Progr
     data = RecommendationData.load(arguments.data)
     model = load_recommender(arguments.start)
     if not isinstance(model, CLLM4RecForRecommendation):
-        raise ValueError(f"start: {arguments.start} is no CLLM4Rec model; LC-Rec goes on by recipes/align.py on the new data")
+        raise ValueError(
+            f"start: {arguments.start} is no CLLM4Rec model; of LC-Rec make index and model anew on the new data, by `cllm4rec "
+            "index-items` and `cllm4rec align`, or only add its new items, by `cllm4rec add-items`"
+        )
     tokenizer = grow_to(model, CLLM4RecTokenizer.from_pretrained(arguments.start), data, arguments.start_items)
     if arguments.max_history_tokens is not None:
         model.config.max_history_tokens = arguments.max_history_tokens

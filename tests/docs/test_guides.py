@@ -181,7 +181,7 @@ def test_commands_of_a_page_exist(page: Path) -> None:
             if ours[0] not in COMMANDS:
                 wrong.append(f"line {block.line}: there is no command {ours[0]}")
                 continue
-            kind = ours[1:2] if ours[0] == "export" else []
+            kind = ours[1:2] if ours[0] in ("export", "benchmark") else []
             known = {flag.replace("-", "_") for flag in _flags(ours[0], *kind)}
             given = {word.split("=")[0] for word in ours[1:] if word.startswith("--")}
             wrong += [f"line {block.line}: {ours[0]} {flag}" for flag in given if flag.replace("-", "_") not in known]

@@ -14,12 +14,14 @@ from modeling_cllm4rec.training.arguments import (
     PretrainArguments,
     parse_arguments,
     read_config,
+    read_yaml,
 )
 from modeling_cllm4rec.training.indexing import IndexArguments
 
+ROOT = Path(__file__).parents[2]
 CONFIGS = [
     path
-    for path in sorted((Path(__file__).parents[2] / "recipes" / "configs").glob("*.yaml"))
+    for path in sorted((ROOT / "recipes" / "configs").glob("*.yaml"))
     if not path.stem.endswith(("baselines", "benchmark"))  # those are read by `benchmark quality`
 ]
 BASE = {"data": "data/mine", "output": "runs/mine"}
@@ -170,6 +172,22 @@ def test_bad_yaml(text: str, message: str, tmp_path: Path) -> None:
 def test_a_config_that_is_not_there() -> None:
     with pytest.raises(FileNotFoundError, match="config: there is no file missing.yaml"):
         parse_arguments(FinetuneArguments, "finetune", [*FLAGS, "--config", "missing.yaml"])
+
+
+def test_configs_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = ["--data", "d", "--backbone", "b", "--output", "o", "--config", "beauty.yaml"]
+    packaged = parse_arguments(PretrainArguments, "pretrain", flags)
+    assert packaged.drop_user == read_yaml(ROOT / "recipes" / "configs" / "beauty.yaml")["drop_user"] != 0
+    (tmp_path / "beauty.yaml").write_text("drop_user: 0.25\n")
+    assert parse_arguments(PretrainArguments, "pretrain", flags).drop_user == 0.25  # what is here comes first
+    with pytest.raises(FileNotFoundError, match="there is no file x/beauty.yaml; name yours, or one of .*, demo.yaml"):
+        parse_arguments(PretrainArguments, "pretrain", [*flags[:-1], "x/beauty.yaml"])
+
+
+def test_a_mistyped_flag_is_named_and_not_what_it_would_have_set() -> None:
+    with pytest.raises(ValueError, match=r"unknown flag '--bakbone'; nearest: \['--backbone',"):
+        parse_arguments(PretrainArguments, "pretrain", ["--data", "d", "--output", "o", "--bakbone", "x"])
 
 
 def test_reading_a_config_gives_its_own_keys(tmp_path: Path) -> None:

@@ -1,0 +1,78 @@
+"""The wheel: built, installed outside the repository, and used as somebody does who has nothing else of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from modeling_cllm4rec.corpora.small_world import SmallWorld
+
+ROOT = Path(__file__).parents[1]
+NOT_SOURCE = shutil.ignore_patterns(
+    ".*", "build", "dist", "site", "data", "runs", "reports", "*.egg-info", "__pycache__", "tests"
+)
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the installed wheel; what it needs is that of the environment of the tests."""
+    folder = tmp_path_factory.mktemp("wheel")
+    shutil.copytree(ROOT, folder / "source", symlinks=True, ignore=NOT_SOURCE)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", folder, folder / "source"], check=True)
+    (wheel,) = folder.glob("cllm4rec-*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--target", folder / "packages", wheel], check=True)
+    shutil.rmtree(folder / "source")
+    return folder / "packages"
+
+
+def run(installed: Path, folder: Path, *words: object) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    command = [sys.executable, installed / "bin" / "cllm4rec", *map(str, words)]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_from_a_table_to_recommendations(
+    installed: Path, small_world: SmallWorld, tiny_backbones: dict[str, Path], tmp_path: Path
+) -> None:
+    pq.write_table(small_world.interactions, tmp_path / "reviews.parquet")
+    pq.write_table(small_world.items, tmp_path / "items.parquet")
+    given = ("--config", "demo.yaml", "--data", "data", "--output", "run", "--epochs", 1)
+    run(installed, tmp_path, "prepare", "--interactions", "reviews.parquet", "--items", "items.parquet", "--output", "data")
+    run(installed, tmp_path, "pretrain", *given, "--backbone", tiny_backbones["gpt2"])
+    run(installed, tmp_path, "finetune", *given)
+    found = json.loads(
+        run(installed, tmp_path, "evaluate", "--model", "run", "--data", "data", "--metrics", "recall@10", "--json")
+    )
+    assert set(found) == {"popularity", "CLLM4Rec"}
+    user = small_world.interactions["user_id"][0].as_py()
+    lines = run(installed, tmp_path, "recommend", "--model", "run", "--users", user, "--k", 3, "--json").splitlines()
+    assert [json.loads(line)["rank"] for line in lines] == [1, 2, 3]
+
+
+def test_it_is_the_installed_package_and_it_is_whole(installed: Path, tmp_path: Path) -> None:
+    assert {file.name for file in (installed / "modeling_cllm4rec" / "configs").iterdir()} == {
+        file.name for file in (ROOT / "recipes" / "configs").iterdir()
+    }
+    shipped = {path.relative_to(installed) for path in installed.rglob("*") if path.suffix in (".css", ".js", ".yaml")}
+    sources = [ROOT / name for name in ("modeling_cllm4rec", "tokenization")]
+    assert shipped >= {
+        path.relative_to(ROOT) for folder in sources for path in folder.rglob("*") if path.suffix in (".css", ".js", ".yaml")
+    }
+    code = "import modeling_cllm4rec; print(modeling_cllm4rec.__file__)"
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    where = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert Path(where.stdout.strip()).is_relative_to(installed)
