@@ -30,12 +30,14 @@ class Baseline(NamedTuple):
         recommender: name of its class.
         summary: what it is, in a few words.
         fixed: settings that make it what its name says.
+        unused: settings of its class that change nothing then.
     """
 
     module: str
     recommender: str
     summary: str
     fixed: Mapping[str, Any] = MappingProxyType({})
+    unused: tuple[str, ...] = ()
 
     def load(self) -> Any:
         """Its class, with `fit(data, *, seed, ...)`."""
@@ -50,8 +52,16 @@ BASELINES: dict[str, Baseline] = {
     "ease-recency": Baseline("ease", "EASERecommender", "EASE, late items of a history count more", {"recency": 0.5}),
     "ials": Baseline("ials", "IALSRecommender", "matrix factorization by weighted least squares"),
     "multvae": Baseline("multvae", "MultVAERecommender", "variational autoencoder, multinomial likelihood"),
-    "sasrec": Baseline("sasrec", "SASRecRecommender", "causal transformer, softmax over all items", {"loss": "full"}),
-    "sasrec-sampled": Baseline("sasrec", "SASRecRecommender", "causal transformer, sampled softmax", {"loss": "sampled"}),
+    "sasrec": Baseline(
+        "sasrec",
+        "SASRecRecommender",
+        "causal transformer, softmax over all items",
+        {"loss": "full"},
+        ("num_samples", "sampling_power"),
+    ),
+    "sasrec-sampled": Baseline(
+        "sasrec", "SASRecRecommender", "causal transformer, sampled softmax", {"loss": "sampled"}, ("chunk_size",)
+    ),
     "textknn": Baseline("textknn", "TextKNNRecommender", "nearest neighbours of items by their texts"),
     "tallrec": Baseline("tallrec", "TALLRecRecommender", "language model on titles alone, Yes or No for each candidate"),
 }
@@ -89,7 +99,8 @@ def baseline_settings(name: str) -> dict[str, Any]:
         return {part: baseline_settings(part) for part in parts}
     baseline = BASELINES[name]
     parameters = inspect.signature(baseline.load().fit).parameters
-    return {key: parameters[key].default for key in parameters if key not in ("data", "seed", *baseline.fixed)}
+    others = ("data", "seed", *baseline.fixed, *baseline.unused)
+    return {key: parameters[key].default for key in parameters if key not in others}
 
 
 def fit_baseline(name: str, data: RecommendationData, *, seed: int = 0, **settings: Any) -> Recommender:

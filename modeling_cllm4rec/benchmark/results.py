@@ -161,12 +161,12 @@ def verdict(name: str, reference: str, difference: Estimate, metric: str) -> str
 
 
 def short(value: float) -> str:
-    """A share with four digits and no leading zero.
+    """A share with four digits and no leading zero; what rounds to nothing has no sign.
 
-    >>> short(0.187), short(-0.0012), short(1.0)
-    ('.1870', '-.0012', '1.0000')
+    >>> short(0.187), short(-0.0012), short(1.0), short(-1e-5)
+    ('.1870', '-.0012', '1.0000', '.0000')
     """
-    text = f"{value:.4f}"
+    text = f"{round(value, 4) + 0.0:.4f}"
     return text.replace("0.", ".", 1) if abs(value) < 1 and text.lstrip("-").startswith("0.") else text
 
 

@@ -82,6 +82,13 @@ def test_what_a_name_fixes(fitted):
     assert "recency" not in baseline_settings("ease-recency") and baseline_settings("ease")["recency"] == 0
 
 
+def test_settings_that_change_nothing_are_none(data):
+    assert "num_samples" in baseline_settings("sasrec-sampled") and "num_samples" not in baseline_settings("sasrec")
+    assert "chunk_size" in baseline_settings("sasrec") and "chunk_size" not in baseline_settings("sasrec-sampled")
+    with pytest.raises(ValueError, match="the baseline 'sasrec' has no setting 'num_samples'"):
+        fit_baseline("sasrec", data, num_samples=64)
+
+
 def test_unknown_names_and_settings(data):
     with pytest.raises(ValueError, match="there is no baseline 'eas'; did you mean ease.*; allowed are random, popularity"):
         fit_baseline("eas", data)

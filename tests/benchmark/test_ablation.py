@@ -53,11 +53,20 @@ def test_what_a_variant_changes(name: str, wanted: dict[str, Any]) -> None:
 
 def test_variants_that_are_the_recipe_are_named_and_not_run() -> None:
     jobs, found = make_variant_jobs(RECIPE, None, [1, 2])
-    assert found["same_as_recipe"] == ("LLM-FTALL", "tune=full", "rows=text")
+    assert found["same_as_recipe"] == ("LLM-FTALL", "rows=text")
     assert found["recipe"] == RECIPE
-    assert len(jobs) == 2 * (len(VARIANTS) - 3)
+    assert len(jobs) == 2 * (len(VARIANTS) - 2)
     assert [job.model for job in jobs[:2]] == ["recipe", "recipe"]
     assert len({job.key for job in jobs}) == len(jobs)
+
+
+def test_no_two_variants_are_the_same() -> None:
+    """Of a recipe that is neither of them: or they would be trained twice."""
+    recipe = {stage: {**settings, "tune": "lora", "lambda_c": 3.0, "init_ids": "text"} for stage, settings in RECIPE.items()}
+    del recipe["finetune"]["init_ids"]
+    jobs, _ = make_variant_jobs(recipe, None, [1])
+    made = [(job.recipe, job.anonymous) for job in jobs]
+    assert all(made.count(one) == 1 for one in made)
 
 
 def test_the_recipe_itself_is_always_there() -> None:
