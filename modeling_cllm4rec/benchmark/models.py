@@ -189,12 +189,13 @@ def _folder_job(name: str, path: str, others: Sequence[Job], recipes: Recipes, c
     while seed in taken:
         seed += 1
     digest = folder_sha256(folder)
-    recipe = {"path": str(folder.resolve()), "sha256": digest, "settings": _settings_of_training(folder, digest)}
+    settings = _settings_of_training(folder, digest)
+    recipe = {"path": str(folder.resolve()), "sha256": digest, "settings": settings}
     for other in others:
         if other.model == name:
             _check_same_training(name, other.recipe, recipe)
     run = f"{command} --models {shlex.quote(f'{name}={shown(path)}')}"
-    chosen = _chosen_of_folder(recipe["settings"], recipes)
+    chosen = _chosen_of_folder(settings, recipes)
     return Job(name, "folder", seed, recipe, about="trained before", chosen=chosen, command=run)
 
 

@@ -18,7 +18,7 @@ LEAST_COST = 1e-3
 def check_plots() -> None:
     """Raise ValueError if matplotlib, which draws the plots, is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("plots: matplotlib is not installed; run: pip install 'cllm4rec[benchmark]', or pass --no-plots")
+        raise ValueError("plots: matplotlib is not installed; run: pip install matplotlib, or pass --no-plots")
 
 
 def draw(folder: Path, tables: list[Table]) -> dict[str, list[str]]:

@@ -58,8 +58,8 @@ class Cost(NamedTuple):
         Cost(seconds=5.0, peak_bytes=100, peak_device_bytes=None)
         """
         seconds = None if self.seconds is None or later.seconds is None else self.seconds + later.seconds
-        peaks = zip(self[1:], later[1:], strict=True)
-        return Cost(seconds, *(None if None in pair else max(pair) for pair in peaks))
+        pairs = zip(self[1:], later[1:], strict=True)
+        return Cost(seconds, *(None if one is None or other is None else max(one, other) for one, other in pairs))
 
 
 class Trained(NamedTuple):
