@@ -12,7 +12,7 @@ RUN = {"metrics"}
 """Pages that run as they stand, in an empty folder."""
 NOT_RUN = {
     "app": "a server that runs until it is stopped; tests/app starts it",
-    "results": "runs of hours on public data sets",
+    "measurements": "runs of hours on public data sets",
     "own-data": "trains both systems step by step; the guides do the same with data at hand",
     "serving": "a server that runs until it is stopped, and models by name; tests/serving and tests/exports do the same",
     "architecture": "drawings and signatures",
