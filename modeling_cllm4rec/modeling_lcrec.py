@@ -547,7 +547,8 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
             embed_items = importlib.import_module(ENCODES_TEXTS).embed_items
         except ImportError as error:
             raise ImportError(
-                f"texts are encoded by the package cllm4rec: pip install cllm4rec, or give embeddings= made by {settings}"
+                "texts are encoded by the package modeling_cllm4rec, which is not installed: run pip install . in its repository, "
+                f"or give embeddings= made by {settings}"
             ) from error
         try:
             return np.asarray(embed_items(items, **settings, device=str(self.device), progress=progress))

@@ -91,6 +91,14 @@ def test_constraints_obey_the_lower_bounds():
         assert requirement.specifier.contains(tested[requirement.name.lower()]), requirement
 
 
+def test_nobody_is_told_to_install_what_is_on_no_index():
+    """The name is free there: whoever took it would be installed."""
+    files = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    files += [path for name in ("modeling_cllm4rec", "tokenization", "recipes") for path in (ROOT / name).rglob("*.py")]
+    told = re.compile(r"pip install [^`\n]*cllm4rec(\[|\b[^.])")
+    assert [str(path) for path in files if told.search(path.read_text(encoding="utf-8"))] == []
+
+
 def test_citation_names_both_papers():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     papers = [citation["preferred-citation"], *citation["references"]]

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import yaml
 
-from modeling_cllm4rec import __version__
+import modeling_cllm4rec
+import tokenization
+from modeling_cllm4rec.commands.doctor import requirements
 from modeling_cllm4rec.commands.running import run_command
 
 EPILOG = """example:
@@ -20,6 +22,8 @@ EPILOG = """example:
 Models of a Space lie on the Hub: push them first. Then upload the folder:
   hf upload you/beauty-page space . --repo-type space
 """
+PACKAGES = (modeling_cllm4rec, tokenization)
+SOURCES = (".py", ".yaml", ".css", ".js")
 CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
 APP = '''"""The page of `cllm4rec app` over models of the Hub."""
 
@@ -32,20 +36,20 @@ launch(build_page(ShownModels.load(MODELS)))
 '''
 
 
-def space_files(models: list[str], title: str, requirement: str, gradio_version: str) -> dict[str, str]:
-    """The files of a Space by name.
+def space_files(models: list[str], title: str, required: list[str], gradio_version: str) -> dict[str, str]:
+    """The files of a Space by name, without the package.
 
     Args:
         models: names on the Hub, `owner/name`.
         title: title of the Space.
-        requirement: how pip finds this package with its extra `app`.
+        required: what pip installs there, lines of requirements.txt.
         gradio_version: what the Space installs of gradio.
 
     Raises:
         ValueError: no models, one named twice, or a name that is none of the Hub's.
 
     Example:
-        >>> sorted(space_files(["you/beauty"], "Beauty", "cllm4rec[app]", "6.31.0"))
+        >>> sorted(space_files(["you/beauty"], "Beauty", ["torch"], "6.31.0"))
         ['README.md', 'app.py', 'requirements.txt']
     """
     if not models or len(set(models)) < len(models):
@@ -77,9 +81,31 @@ def space_files(models: list[str], title: str, requirement: str, gradio_version:
     )
     return {
         "app.py": APP.format(models=json.dumps(models)),
-        "requirements.txt": f"--extra-index-url {CPU_WHEELS}\n{requirement}\n",
+        "requirements.txt": "\n".join([f"--extra-index-url {CPU_WHEELS}", *required, ""]),
         "README.md": f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---\n\n{about}",
     }
+
+
+def package_files() -> dict[str, str]:
+    """The source of this package by name: beside `app.py`, the Space needs no release of it."""
+    files = {}
+    for package in PACKAGES:
+        root = Path(str(package.__file__)).parent
+        sources = [path for path in root.rglob("*") if path.suffix in SOURCES]
+        files.update({path.relative_to(root.parent).as_posix(): path.read_text(encoding="utf-8") for path in sources})
+    return files
+
+
+def package_requirements() -> list[str]:
+    """What this package and its page need, as lines of requirements.txt.
+
+    Raises:
+        ValueError: the package is not installed, so nothing says what it needs.
+    """
+    always, extras = requirements()
+    if not always:
+        raise ValueError("this package is only found on the path, so its requirements are unknown; run: pip install .")
+    return [f"{one.name}{one.specifier}" for one in [*always, *extras["app"]]]
 
 
 def write_space(folder: str | Path, files: dict[str, str]) -> None:
@@ -93,6 +119,7 @@ def write_space(folder: str | Path, files: dict[str, str]) -> None:
         raise FileExistsError(f"--output: {folder} holds something already; name a new folder")
     target.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
         (target / name).write_text(text, encoding="utf-8")
 
 
@@ -110,7 +137,8 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--title", help="title of the Space (default: the first model's name)")
     flags.add_argument(
         "--requirement",
-        help="how pip finds this package, as a line of requirements.txt (default: this version from the package index)",
+        help="how pip finds this package with its extra app, as a line of requirements.txt (default: its source is copied into "
+        "the folder, so that nothing need be released)",
     )
     return flags
 
@@ -122,10 +150,12 @@ def main(argv: list[str] | None = None) -> int:
 
     def work() -> None:
         title = arguments.title or arguments.model[0].rpartition("/")[2]
-        requirement = arguments.requirement or f"cllm4rec[app]=={__version__}"
-        files = space_files(arguments.model, title, requirement, version("gradio"))
-        write_space(arguments.output, files)
-        print(f"{', '.join(files)} written to {arguments.output}; upload it by")
+        required = [arguments.requirement] if arguments.requirement else package_requirements()
+        files = space_files(arguments.model, title, required, version("gradio"))
+        write_space(arguments.output, files if arguments.requirement else {**files, **package_files()})
+        print(
+            f"{', '.join(files)} {'' if arguments.requirement else 'and this package '}written to {arguments.output}; upload it by"
+        )
         print(f"hf upload OWNER/NAME {arguments.output} . --repo-type space")
 
     return run_command(flags.prog, work)

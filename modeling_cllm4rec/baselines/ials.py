@@ -81,7 +81,7 @@ def _solver(**settings: Any) -> Any:
         from threadpoolctl import threadpool_limits
     except ImportError as error:
         raise ImportError(
-            'the baseline "ials" needs the library implicit: pip install "cllm4rec[baselines]", or choose another baseline'
+            'the baseline "ials" needs the library implicit: pip install implicit threadpoolctl, or choose another baseline'
         ) from error
     with threadpool_limits(1, "blas"):  # it has threads of its own, and warns where numpy's come on top of them
         return AlternatingLeastSquares(**settings)

@@ -6,6 +6,7 @@ import argparse
 import importlib.metadata
 import os
 import platform
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,7 +63,7 @@ def examine(folder: Path) -> dict[str, Any]:
         "devices": devices,
         "threads": threads,
         "free_bytes": free,
-        "extras": {name: examine_extra(name, needed) for name, needed in extras.items()},
+        "extras": {name: examine_extra(needed) for name, needed in extras.items()},
         "problems": problems,
     }
 
@@ -91,10 +92,11 @@ def version_of(name: str) -> str | None:
         return None
 
 
-def examine_extra(name: str, needed: list[Requirement]) -> dict[str, Any]:
-    """Whether all of an extra is there, what is missing, and the command that installs it."""
-    missing = [one.name for one in needed if not _satisfied(one)]
-    return {"present": not missing, "missing": missing, "install": f"pip install '{DISTRIBUTION}[{name}]'"}
+def examine_extra(needed: list[Requirement]) -> dict[str, Any]:
+    """Whether all of an extra is there, what is missing, and the command that installs it (None: nothing is)."""
+    missing = [one for one in needed if not _satisfied(one)]
+    install = shlex.join(["pip", "install", *(f"{one.name}{one.specifier}" for one in missing)])
+    return {"present": not missing, "missing": [one.name for one in missing], "install": install if missing else None}
 
 
 def _satisfied(requirement: Requirement) -> bool:

@@ -17,12 +17,10 @@ class Command(NamedTuple):
     Attributes:
         target: `module:function`; the function takes the words behind the command and returns an exit code.
         about: what it does, in a few words.
-        extra: the extra of this package that it needs, if any.
     """
 
     target: str
     about: str
-    extra: str | None = None
 
 
 COMMANDS = {
@@ -35,8 +33,8 @@ COMMANDS = {
     "evaluate": Command("modeling_cllm4rec.commands.evaluate:main", "rank the whole catalogue and measure, with intervals"),
     "recommend": Command("modeling_cllm4rec.commands.recommend:main", "recommend to users, histories, everyone, queries"),
     "benchmark": Command("modeling_cllm4rec.benchmark.command:main", "models beside baselines, ablations, a page of results"),
-    "app": Command("modeling_cllm4rec.app.command:main", "a page in the browser to look at models", "app"),
-    "serve": Command("modeling_cllm4rec.serving.command:main", "answer recommendations over HTTP", "serve"),
+    "app": Command("modeling_cllm4rec.app.command:main", "a page in the browser to look at models"),
+    "serve": Command("modeling_cllm4rec.serving.command:main", "answer recommendations over HTTP"),
     "export": Command("modeling_cllm4rec.exports.command:main", "a model as ONNX, as vectors, as a Space"),
     "add-items": Command("modeling_cllm4rec.commands.add_items:main", "new items for a trained model, by their texts alone"),
     "update": Command("modeling_cllm4rec.commands.update:main", "CLLM4Rec: go on training on new interactions"),
@@ -91,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return load(COMMANDS[name].target)(rest)
     except ModuleNotFoundError as missing:
-        print(f"cllm4rec {name}: error: {what_is_missing(missing.name or str(missing), COMMANDS[name])}", file=sys.stderr)
+        print(f"cllm4rec {name}: error: {what_is_missing(missing.name or str(missing))}", file=sys.stderr)
         return RUN_FAILED
 
 
@@ -102,18 +100,17 @@ def load(target: str) -> Main:
     return found
 
 
-def what_is_missing(module: str, command: Command) -> str:
+def what_is_missing(module: str) -> str:
     """What to install where a module was not found.
 
     Example:
-        >>> what_is_missing("gradio.themes", COMMANDS["app"])
-        "gradio is not installed; run: pip install 'cllm4rec[app]'"
+        >>> what_is_missing("gradio.themes")
+        'gradio is not installed; run: pip install gradio'
     """
     package = module.split(".")[0]
     if package == __name__.split(".")[0]:
         return f"this installation has no module {module}; install a version of cllm4rec that has it"
-    source = f"'cllm4rec[{command.extra}]'" if command.extra else package
-    return f"{package} is not installed; run: pip install {source}"
+    return f"{package} is not installed; run: pip install {package}"
 
 
 if __name__ == "__main__":

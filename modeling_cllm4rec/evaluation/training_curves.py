@@ -47,7 +47,7 @@ def plot_training(folder: str | Path) -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"folder: there is no {path}; give the folder of a run that came to its end")
     if not _can_draw():
-        raise ValueError("matplotlib is not installed; run: pip install 'cllm4rec[benchmark]'")
+        raise ValueError("matplotlib is not installed; run: pip install matplotlib")
     found = panels(json.loads(path.read_text(encoding="utf-8")))
     if not found:
         raise ValueError(f"folder: no stage in {path} has losses or metrics of its epochs; there is nothing to draw")
@@ -61,7 +61,7 @@ def keep_curves(folder: Path) -> Path | None:
     if not panels(json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))):
         return None
     if not _can_draw():
-        logger.info("no %s: matplotlib is not installed; run: pip install 'cllm4rec[benchmark]'", CURVES_FILE)
+        logger.info("no %s: matplotlib is not installed; run: pip install matplotlib", CURVES_FILE)
         return None
     return plot_training(folder)
 

@@ -121,7 +121,7 @@ def _in_words(about: dict[str, Any], arguments: argparse.Namespace) -> list[str]
     elif about["index"] is not None:
         lines.append("index: written; its recall is unknown, because the model keeps no histories to ask with")
     elif not arguments.no_index:
-        lines.append("index: none, usearch is not installed; run: pip install 'cllm4rec[vectors]'")
+        lines.append("index: none, usearch is not installed; run: pip install usearch")
     return lines
 
 

@@ -70,7 +70,7 @@ def export_onnx(model: Any, folder: str | Path) -> dict[str, Any]:
     """
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        raise OSError(f"export onnx: {', '.join(missing)} not installed; run: pip install 'cllm4rec[onnx]'")
+        raise OSError(f"export onnx: {', '.join(missing)} not installed; run: pip install {' '.join(missing)}")
     require_scoring_model(model, "export onnx")
     folder = new_output_folder(folder)
     model = model.float().cpu().eval()

@@ -53,7 +53,7 @@ def serve(arguments: argparse.Namespace) -> None:
     """
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        raise OSError(f"{', '.join(missing)} not installed; run: pip install 'cllm4rec[serve]'")
+        raise OSError(f"{', '.join(missing)} not installed; run: pip install {' '.join(missing)}")
     import uvicorn
 
     from modeling_cllm4rec.serving.service import ServiceSettings, make_service

@@ -11,7 +11,7 @@ import pytest
 from modeling_cllm4rec.app.answers import ShownModels
 
 pytestmark = pytest.mark.slow
-gradio = pytest.importorskip("gradio", reason="needs the extra app: pip install 'cllm4rec[app]'")
+gradio = pytest.importorskip("gradio", reason="needs the extra app")
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FIND = "Find items by title"
@@ -231,7 +231,7 @@ def test_a_space_is_the_same_page(saved: Path, browser, tmp_path, monkeypatch):
 
     from modeling_cllm4rec.app.space import space_files
 
-    code = space_files(["you/beauty"], "x", "y", "6.31.0")["app.py"].replace("you/beauty", str(saved))
+    code = space_files(["you/beauty"], "x", ["y"], "6.31.0")["app.py"].replace("you/beauty", str(saved))
     started: list[tuple[gr.Blocks, str]] = []
     real = gr.Blocks.launch
 

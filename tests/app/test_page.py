@@ -2,7 +2,7 @@
 
 import pytest
 
-pytest.importorskip("gradio", reason="needs the extra app: pip install 'cllm4rec[app]'")
+pytest.importorskip("gradio", reason="needs the extra app")
 
 from modeling_cllm4rec.app.page import Page, build_page  # noqa: E402
 from modeling_cllm4rec.app.person import Person  # noqa: E402

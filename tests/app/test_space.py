@@ -1,15 +1,18 @@
 """The folder of a Space."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
-from modeling_cllm4rec.app.space import main, space_files, write_space
+from modeling_cllm4rec.app.space import main, package_files, package_requirements, space_files, write_space
 
 
 def test_the_files_of_a_space():
-    files = space_files(["you/beauty", "you/beauty-lcrec"], "Beauty: a look", "cllm4rec[app]==0.1.0", "6.31.0")
+    files = space_files(["you/beauty", "you/beauty-lcrec"], "Beauty: a look", ["torch>=2", "gradio"], "6.31.0")
     header, text = re.fullmatch(r"---\n(.*?)---\n\n(.*)", files["README.md"], re.DOTALL).groups()
     card = yaml.safe_load(header)
     assert card["title"] == "Beauty: a look"
@@ -17,7 +20,7 @@ def test_the_files_of_a_space():
     assert card["python_version"] == "3.11"
     assert card["models"] == ["you/beauty", "you/beauty-lcrec"]
     assert "https://huggingface.co/you/beauty-lcrec" in text
-    assert files["requirements.txt"].splitlines()[-1] == "cllm4rec[app]==0.1.0"
+    assert files["requirements.txt"].splitlines()[1:] == ["torch>=2", "gradio"]
     compile(files["app.py"], "app.py", "exec")
     assert 'MODELS = ["you/beauty", "you/beauty-lcrec"]' in files["app.py"]
 
@@ -25,7 +28,7 @@ def test_the_files_of_a_space():
 @pytest.mark.parametrize("models", [[], ["you/a", "you/a"]])
 def test_models_are_named_once(models):
     with pytest.raises(ValueError, match="name one or more models, none twice"):
-        space_files(models, "x", "y", "6.31.0")
+        space_files(models, "x", ["y"], "6.31.0")
 
 
 def test_a_folder_of_this_machine_is_refused(tmp_path, monkeypatch):
@@ -33,17 +36,33 @@ def test_a_folder_of_this_machine_is_refused(tmp_path, monkeypatch):
     (tmp_path / "runs" / "beauty").mkdir(parents=True)
     for name in ("runs/beauty", "beauty", "a/b/c", "/a"):
         with pytest.raises(ValueError, match="is no name on the Hub"):
-            space_files([name], "x", "y", "6.31.0")
+            space_files([name], "x", ["y"], "6.31.0")
 
 
 def test_the_command(tmp_path, capsys):
-    pytest.importorskip("gradio", reason="needs the extra app: pip install 'cllm4rec[app]'")
+    pytest.importorskip("gradio", reason="needs the extra app")
     folder = tmp_path / "space"
     assert main(["--model", "you/beauty", "--output", str(folder)]) == 0
-    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "app.py", "requirements.txt"]
+    packages = ["modeling_cllm4rec", "tokenization"]
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "app.py", packages[0], "requirements.txt", packages[1]]
     assert "title: beauty" in (folder / "README.md").read_text(encoding="utf-8")
     assert "upload" in capsys.readouterr().out
     assert main(["--model", "you/beauty", "--output", str(folder)]) == 2
     assert "holds something already" in capsys.readouterr().err
     with pytest.raises(FileExistsError, match="--output"):
         write_space(folder, {})
+    flags = ["--model", "you/beauty", "--output", str(tmp_path / "released"), "--requirement", "cllm4rec[app] @ git+https://x/y"]
+    assert main(flags) == 0
+    lines = (tmp_path / "released" / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    assert lines[1:] == ["cllm4rec[app] @ git+https://x/y"]
+    assert not (tmp_path / "released" / "tokenization").exists()
+
+
+def test_a_space_brings_the_package_along(tmp_path):
+    """Its page is imported from the folder, and pip is asked for nothing that is on no index."""
+    write_space(tmp_path, package_files())
+    code = "import modeling_cllm4rec.app.answers as one; print(one.__file__)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(tmp_path / "modeling_cllm4rec" / "app" / "answers.py")
+    names = [Requirement(line).name for line in package_requirements()]
+    assert {"torch", "transformers", "gradio"} <= set(names) and "cllm4rec" not in names

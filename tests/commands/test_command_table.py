@@ -75,12 +75,12 @@ def test_a_missing_extra_is_named_with_its_command(monkeypatch: pytest.MonkeyPat
 
     page.main = main  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "page_of_a_test", page)
-    monkeypatch.setitem(table.COMMANDS, "app", table.Command("page_of_a_test:main", "", "app"))
+    monkeypatch.setitem(table.COMMANDS, "app", table.Command("page_of_a_test:main", ""))
     assert table.main(["app"]) == RUN_FAILED
-    said = "cllm4rec app: error: a_package_that_nobody_has is not installed; run: pip install 'cllm4rec[app]'"
+    said = "cllm4rec app: error: a_package_that_nobody_has is not installed; run: pip install a_package_that_nobody_has"
     assert said in capsys.readouterr().err
-    assert table.what_is_missing("scipy.sparse", table.COMMANDS["prepare"]) == "scipy is not installed; run: pip install scipy"
-    ours = table.what_is_missing("modeling_cllm4rec.page", table.COMMANDS["app"])
+    assert table.what_is_missing("scipy.sparse") == "scipy is not installed; run: pip install scipy"
+    ours = table.what_is_missing("modeling_cllm4rec.page")
     assert ours == "this installation has no module modeling_cllm4rec.page; install a version of cllm4rec that has it"
 
 

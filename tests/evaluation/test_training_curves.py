@@ -87,7 +87,7 @@ def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     with caplog.at_level(logging.INFO):
         assert keep_curves(tmp_path) is None
     assert [record.message for record in caplog.records] == [
-        "no training_curves.png: matplotlib is not installed; run: pip install 'cllm4rec[benchmark]'"
+        "no training_curves.png: matplotlib is not installed; run: pip install matplotlib"
     ]
     assert not (tmp_path / "training_curves.png").exists()
     with pytest.raises(ValueError, match="matplotlib is not installed; run: pip install"):

@@ -136,7 +136,7 @@ def test_the_command_prints_recall(model_folder, tmp_path, capsys, monkeypatch):
         assert "index: recall@4 1.0000 of the exact answer on 5 users" in out
     monkeypatch.setattr(vectors.importlib.util, "find_spec", lambda name: None)
     assert main([*flags, "--output", str(tmp_path / "b")]) == 0
-    assert "usearch is not installed; run: pip install 'cllm4rec[vectors]'" in capsys.readouterr().out
+    assert "usearch is not installed; run: pip install usearch" in capsys.readouterr().out
     assert main([*flags, "--output", str(tmp_path / "b")]) == 2
     assert "holds something already; name a folder that is new or empty" in capsys.readouterr().err
     assert main([*flags, "--json", "--no-index", "--output", str(tmp_path / "c")]) == 0

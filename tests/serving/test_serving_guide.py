@@ -83,5 +83,5 @@ def test_exports_and_what_is_done_with_them(folder, monkeypatch, capsys, kind, w
 def test_the_extras_exist():
     setup = ConfigParser()
     setup.read(Path(__file__).parents[2] / "setup.cfg", encoding="utf-8")
-    named = set(re.findall(r"cllm4rec\[(\w+)\]", GUIDE))
+    named = set(re.findall(r"'\.\[(\w+)\]'", GUIDE))
     assert named == {"serve", "vectors", "onnx"} and named <= set(setup["options.extras_require"])
