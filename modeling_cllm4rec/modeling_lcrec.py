@@ -547,7 +547,7 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
             embed_items = importlib.import_module(ENCODES_TEXTS).embed_items
         except ImportError as error:
             raise ImportError(
-                "texts are encoded by the package modeling_cllm4rec, which is not installed: run pip install . in its repository, "
+                "texts are encoded by the package modeling_cllm4rec, which is not installed: pip install . in its repository, "
                 f"or give embeddings= made by {settings}"
             ) from error
         try:

@@ -153,9 +153,8 @@ def main(argv: list[str] | None = None) -> int:
         required = [arguments.requirement] if arguments.requirement else package_requirements()
         files = space_files(arguments.model, title, required, version("gradio"))
         write_space(arguments.output, files if arguments.requirement else {**files, **package_files()})
-        print(
-            f"{', '.join(files)} {'' if arguments.requirement else 'and this package '}written to {arguments.output}; upload it by"
-        )
+        source = "" if arguments.requirement else " and the source of this package"
+        print(f"{', '.join(files)}{source} written to {arguments.output}; upload it by")
         print(f"hf upload OWNER/NAME {arguments.output} . --repo-type space")
 
     return run_command(flags.prog, work)

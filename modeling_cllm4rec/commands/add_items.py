@@ -48,19 +48,24 @@ def parser() -> argparse.ArgumentParser:
 def add_growth_flags(flags: argparse.ArgumentParser) -> None:
     """Add the flags that say how items are added."""
     defaults = Settling()
-    rows = flags.add_argument_group("CLLM4Rec")
+    rows = flags.add_argument_group("CLLM4Rec: rows of new items, by which they are recommended")
     rows.add_argument(
         "--start", choices=["regression", "words"], default="regression", help="what rows start from (default: regression)"
     )
     rows.add_argument(
         "--boldness", type=float, default=0.5, help="of a regression: 0 seldom recommends new items, 1 often (default: 0.5)"
     )
-    rows.add_argument("--passes", type=int, default=defaults.passes, help=f"passes over their texts (default: {defaults.passes})")
-    rows.add_argument("--lr", type=float, default=defaults.lr, help=f"learning rate of their rows (default: {defaults.lr})")
-    rows.add_argument(
+    settled = flags.add_argument_group(
+        "CLLM4Rec: settling",
+        "Afterwards the new content rows train on their texts, everything else frozen. It decides\n  what the content LM writes "
+        "of new items; recommendations, which read collaborative rows,\n  are the same without it.",
+    )
+    settled.add_argument("--passes", type=int, default=defaults.passes, help=f"passes over their texts (default: {defaults.passes})")
+    settled.add_argument("--lr", type=float, default=defaults.lr, help=f"learning rate of their rows (default: {defaults.lr})")
+    settled.add_argument(
         "--lambda-c", type=float, default=defaults.lambda_c, help=f"weight of the regularization (default: {defaults.lambda_c})"
     )
-    rows.add_argument("--max-text-tokens", type=int, help="cut longer texts; without it, a text beyond the context is an error")
+    settled.add_argument("--max-text-tokens", type=int, help="cut longer texts; without it, a text beyond the context is an error")
     flags.add_argument("--encoder", help="LC-Rec: place of the encoder of item texts (default: the one that the model names)")
     flags.add_argument("--seed", type=int, default=defaults.seed, help="start of the random numbers")
 

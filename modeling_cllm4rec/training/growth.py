@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 class Settling:
     """How content rows of new items are settled: by passes over their texts.
 
+    It changes what the content LM writes of them. No recommendation changes: those read the collaborative rows, which get worse
+    where the regularization moves them, too (docs/measurements.md, "Items that come later").
+
     Attributes:
         passes: passes over the texts of the new items; 0 leaves the rows where they started.
         lr: learning rate of their rows.

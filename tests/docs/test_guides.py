@@ -53,6 +53,15 @@ def plain_files(folder: Path, interactions: pd.DataFrame, items: pd.DataFrame) -
     items.to_csv(folder / "items.csv", index=False)
 
 
+def changing_files(folder: Path, interactions: pd.DataFrame, items: pd.DataFrame) -> None:
+    """What was there first, the items that came later, and everything up to now."""
+    first = items[items["item_id"] < 36]
+    plain_files(folder, interactions[interactions["item_id"] < 36], first)
+    items[items["item_id"] >= 36].to_csv(folder / "new_items.csv", index=False)
+    interactions.to_csv(folder / "interactions_now.csv", index=False)
+    items.to_csv(folder / "items_now.csv", index=False)
+
+
 def splits_of(interactions: pd.DataFrame) -> list[pd.DataFrame]:
     """Train, validation, test by time."""
     codes = leave_one_out_split(interactions["user_id"].to_numpy(), interactions["timestamp"].to_numpy())
@@ -109,6 +118,7 @@ FILES: dict[str, Files] = {
     "from-csv-to-the-hub": csv_files,
     "own-backbone": plain_files,
     "own-split": plain_files,
+    "changing-catalogue": changing_files,
     "from-recbole": recbole_files,
     "from-cllm4rec-files": cllm4rec_files,
     "from-lcrec-files": lcrec_files,

@@ -15,6 +15,7 @@ import torch
 
 from modeling_cllm4rec.catalogue import KnownUsers
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
+from modeling_cllm4rec.corpora.prompts import Prompts, recommendation_pieces
 from modeling_cllm4rec.corpora.withholding import Withheld, withhold_items
 from modeling_cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation
 from modeling_cllm4rec.training.growth import Settling, add_items, settle_items
@@ -65,6 +66,17 @@ def test_content_rows_are_pulled_to_collaborative_ones(loaded: Loaded) -> None:
         settle_items(model, tokenizer, 40, Settling(passes=20, lr=0.02, lambda_c=lambda_c), progress=False)
         gaps.append((model.item_collaborative.weight - model.item_content.weight)[40:].norm().item())
     assert gaps[1] < gaps[0] * 0.8
+
+
+def test_settling_changes_no_recommendation(loaded: Loaded, pretrained: Path) -> None:
+    """As the help of `add-items` says: it is for what the content LM writes of new items."""
+    scores = []
+    for passes in (0, 5):
+        model = CLLM4RecForRecommendation.from_pretrained(pretrained)
+        model.config.recommendation_prompts = recommendation_pieces(Prompts(), loaded[1])
+        add_items(model, loaded[1], pa.Table.from_pylist(NEW), settling=Settling(passes=passes, lr=0.1), progress=False)
+        scores.append(model.recommend(histories=[["new 1"]], k=41).table)
+    assert scores[0].equals(scores[1])
 
 
 def test_the_seed_decides(loaded: Loaded, pretrained: Path) -> None:
