@@ -98,6 +98,7 @@ def multinomial_nll(
     chunk_size: int = 8192,
     num_samples: int = 4096,
     generator: torch.Generator | None = None,
+    weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """-sum over a row's target items of ln softmax(Z h): the multinomial likelihood over the whole catalogue.
 
@@ -110,6 +111,7 @@ def multinomial_nll(
         item_loss: `"exact"` all J logits at once; `"chunked"` the same value with `chunk_size` logits at a time;
             `"sampled"` an estimate from `num_samples` items, for catalogues where neither fits.
         generator: needed for `"sampled"`.
+        weights: (M, T) what each target counts; None counts each as 1.
 
     Returns:
         (M,) float32 in nats, 0 for a row without targets.
@@ -130,7 +132,8 @@ def multinomial_nll(
     given = targets >= 0
     rows = F.embedding(targets.clamp(min=0), table).to(hidden.dtype)  # (M, T, K)
     logits = torch.einsum("mk,mtk->mt", hidden, rows).float()
-    return ((partition[:, None] - logits) * given).sum(-1)
+    counts = given if weights is None else given * weights
+    return ((partition[:, None] - logits) * counts).sum(-1)
 
 
 class _FrozenHeadNll(torch.autograd.Function):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -54,19 +54,21 @@ class Batch:
         attention_mask: (B, T) 1 for real tokens.
         prompt_lengths: (B,) tokens before the main text.
         targets: (B, H) held-out item indices, -100 where a row has fewer; None outside finetuning.
+        taught: (B, C) items that a teacher chooses for the same prompts, -100 where it has fewer; None without a teacher.
+        shares: (B, C) what each of them counts, 1 in sum for a row.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     prompt_lengths: torch.Tensor
     targets: torch.Tensor | None = None
+    taught: torch.Tensor | None = None
+    shares: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
-        targets = None if self.targets is None else self.targets.to(device)
-        return Batch(
-            self.input_ids.to(device), self.attention_mask.to(device), self.prompt_lengths.to(device), targets
-        )
+        parts = {one.name: getattr(self, one.name) for one in fields(self)}
+        return replace(self, **{name: part.to(device) for name, part in parts.items() if part is not None})
 
 
 def collate(

@@ -31,6 +31,7 @@ from modeling_cllm4rec.training.loop import (
 from modeling_cllm4rec.training.objectives import holdout_terms, next_word_terms
 from modeling_cllm4rec.training.parameters import choose_trainable, merge_lora
 from modeling_cllm4rec.training.progress import Progress
+from modeling_cllm4rec.training.teaching import Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class FinetuningStage:
     ) -> None:
         self.model, self.data, self.arguments, self.is_main_process = model, data, arguments, is_main_process
         self.histories = HistoryCorpus(data.histories(*arguments.train_on.split("+")), arguments.seed, arguments.reorder)
+        self.teacher = Teacher.fit(data, arguments, arguments.train_on) if arguments.teacher else None
         self.texts: TextCorpus | None = None
         if arguments.content_every:
             self.texts = TextCorpus(
@@ -115,16 +117,19 @@ class FinetuningStage:
 
     def loss(self, step: Step, part: np.ndarray, epoch: int, generator: torch.Generator) -> tuple[torch.Tensor, float, int]:
         """This part's share of a recommendation or a C step."""
-        weights, device = self.arguments.weights, self.model.item_content.weight.device
+        arguments, weights, device = self.arguments, self.arguments.weights, self.model.item_content.weight.device
         if step.kind == "content":
             assert self.texts is not None
             words = next_word_terms(self.model, collate(*self.texts.rows(part)).to(device), weights)
             return weights.total(words, len(step.documents)), float(words.nll.detach().sum()), words.tokens
         kept, held = self._masked(part, epoch)
-        prompts = self.model.build_prompts(self.histories.user_tokens(part, epoch, self.arguments.drop_user), kept)
+        prompts = self.model.build_prompts(self.histories.user_tokens(part, epoch, arguments.drop_user), kept)
         batch = collate(prompts, [len(prompt) for prompt in prompts], held).to(device)
+        if self.teacher is not None:
+            taught, shares = self.teacher.choices(kept)
+            batch.taught, batch.shares = torch.from_numpy(taught).to(device), torch.from_numpy(shares).to(device)
         terms = holdout_terms(
-            self.model, batch, weights, self.arguments.item_loss, generator, self.arguments.average_holdout
+            self.model, batch, weights, arguments.item_loss, generator, arguments.average_holdout, arguments.teacher_weight
         )
         total = weights.total(terms, len(step.documents), main_is_words_or_items=False)
         return total, float(terms.nll.detach().sum()), len(part)

@@ -91,20 +91,26 @@ def holdout_terms(
     item_loss: ItemLoss = "exact",
     generator: torch.Generator | None = None,
     average: bool = False,
+    teacher_weight: float = 0.0,
 ) -> LossTerms:
     """The recommendation step: held-out items under the multinomial likelihood, from the prompt's last state.
 
     Args:
         average: divide a user's nll by the number of held-out items, so that every user weighs the same.
+        teacher_weight: what the cross-entropy with the teacher's shares counts beside it, where the batch has them.
     """
     if batch.targets is None:
         raise ValueError("holdout_terms needs a batch with targets")
     hidden = model.prompt_state(batch.input_ids, batch.attention_mask)
     table = model.item_collaborative.weight
-    nll = multinomial_nll(hidden, table, batch.targets, item_loss=item_loss, generator=generator)
     held = (batch.targets >= 0).sum(-1)
+    targets, counts = batch.targets, torch.ones_like(batch.targets, dtype=torch.float32)
     if average:
-        nll = nll / held.clamp(min=1)
+        counts = counts / held.clamp(min=1)[:, None]
+    if batch.taught is not None and batch.shares is not None:
+        targets = torch.cat([targets, batch.taught], dim=1)
+        counts = torch.cat([counts, teacher_weight * batch.shares], dim=1)
+    nll = multinomial_nll(hidden, table, targets, item_loss=item_loss, generator=generator, weights=counts)
     first_item = model.config.id_offset + model.config.num_users
     targets = torch.where(batch.targets >= 0, batch.targets + first_item, 0)
     ids = torch.cat([batch.input_ids, targets], dim=1)

@@ -54,6 +54,15 @@ def test_by_hand():
     assert item_log_partition(torch.ones(1, 1), table).item() == pytest.approx(math.log(8))
 
 
+@given(st.integers(0, 10_000), st.sampled_from(["exact", "chunked"]))
+def test_a_weight_counts_its_target(seed, item_loss):
+    hidden, table, targets = random_case(seed)
+    weights = torch.rand(targets.shape, generator=torch.Generator().manual_seed(seed))
+    nll = multinomial_nll(hidden, table, targets, item_loss=item_loss, chunk_size=4, weights=weights)
+    alone = torch.stack([multinomial_nll(hidden, table, targets[:, [one]]) for one in range(targets.shape[1])], dim=1)
+    torch.testing.assert_close(nll, (alone * weights).sum(-1), **FLOAT)
+
+
 @given(st.integers(0, 10_000), st.integers(1, 14))
 def test_exact_and_chunked_equal_plain_torch_in_value_and_gradients(seed, chunk_size):
     hidden, table, targets = random_case(seed)

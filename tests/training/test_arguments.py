@@ -199,7 +199,7 @@ def test_reading_a_config_gives_its_own_keys(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--epoch", "3"], r"unknown flag '--epoch'; nearest: \['--epochs'\]"),  # no abbreviations
+        (["--epoch", "3"], r"unknown flag '--epoch'; nearest: \['--epochs'"),  # no abbreviations
         (["--conf", "x.yaml"], r"unknown flag '--conf'"),
         (["--mask-shares", "3"], r"unknown flag '--mask-shares'; nearest: \['--mask_share',"),
         (["stray"], r"unknown flag 'stray'"),
@@ -298,6 +298,11 @@ def test_values_that_pretraining_does_not_allow(values: dict[str, Any], message:
     ("values", "message"),
     [
         ({"mask_share": 0.0}, r"mask_share is 0\.0; it must lie between 0 and 1, both excluded"),
+        ({"teacher_power": 0.0}, r"teacher_power is 0\.0; it must be above 0"),
+        ({"teacher_weight": -1.0}, r"teacher_weight is -1\.0; it must be 0 or more"),
+        ({"teacher_items": 0}, r"teacher_items is 0; it must be 1 or more"),
+        ({"teacher_settings": ["shrink=3"]}, r"teacher_settings are \['shrink=3'\], but there is no teacher"),
+        ({"teacher": "ease", "teacher_settings": ["shrink"]}, r"teacher_settings: 'shrink' has no = in it"),
         ({"mask_share": 1.0}, r"mask_share is 1\.0; it must lie between 0 and 1, both excluded"),
         ({"drop_user": 1.1}, r"drop_user is 1\.1; it must lie between 0 and 1"),
         ({"dropout": 1.0}, r"dropout is 1\.0; it must be 0 or more and lie below 1"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -166,21 +167,30 @@ def test_a_limit_may_change_in_a_resumed_run(
 
 def test_pace_is_measured_for_each_kind() -> None:
     pace = Pace({"L": 300, "C": 1000}, done={"L": 100})
+    told = []
     for step in range(14):
-        assert not pace.is_new()
         pace.count("L", 10, 100.0 if step < Pace.FIRST else 0.5)  # the first ones are slow and do not count
-    assert pace.is_new()
-    assert pace.left() == "L 20 documents a second, 60 to go; C not measured yet, 1,000 documents to go: 3 s"
+        if pace.is_new():
+            told.append((step + 1, pace.left()))
+    assert told == [
+        (5, "L 20 documents a second, 150 to go; C not measured yet, 1,000 documents to go: 8 s"),
+        (14, "L 20 documents a second, 60 to go; C not measured yet, 1,000 documents to go: 3 s"),
+    ]
     for _ in range(14):
         pace.count("C", 10, 0.1)
     assert pace.left() == "L 20 documents a second, 60 to go; C 100 documents a second, 860 to go: 12 s"
 
 
-def test_pace_is_logged(pretrain_arguments: Callable[..., PretrainArguments], caplog: pytest.LogCaptureFixture) -> None:
+def test_steps_are_told_first_and_time_after_five(
+    pretrain_arguments: Callable[..., PretrainArguments], caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.INFO):
-        pretrain(pretrain_arguments(batch_size=16))
-    said = [record.message for record in caplog.records if "without validation: " in record.message]
-    assert said and said[0].startswith("pretrain, without validation: ") and "documents a second" in said[0]
+        _, progress = pretrain(pretrain_arguments(batch_size=16))
+    said = [record.message for record in caplog.records if record.message.startswith("pretrain")]
+    ahead = next(number for number, line in enumerate(said) if re.match(r"pretrain: \d+ epochs, \d+ steps: ", line))
+    assert f" {progress.step} steps: " in said[ahead] and "content documents" in said[ahead]
+    paces = [number for number, line in enumerate(said) if line.startswith("pretrain, without validation: ")]
+    assert paces and paces[0] > ahead and "documents a second" in said[paces[0]]
 
 
 # ---- against reality ----

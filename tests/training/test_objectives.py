@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -172,6 +173,24 @@ def test_holdout_equals_a_loop(model: CLLM4RecForRecommendation, prompts: Batch,
     close(terms.nll, values)
     close(terms.mutual, loop_mutual(model, ids))  # held-out items are regularized, too
     assert terms.tokens == 4
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_a_teacher_adds_the_cross_entropy_with_its_shares(
+    model: CLLM4RecForRecommendation, prompts: Batch, average: bool
+) -> None:
+    alone = holdout_terms(model, prompts, Weights(), average=average)
+    items = torch.tensor([[5, 0, 2], [3, -100, -100], [-100, -100, -100]])
+    shares = torch.tensor([[0.7, 0.2, 0.1], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    taught = dataclasses.replace(prompts, taught=items, shares=shares)
+    both = holdout_terms(model, taught, Weights(), average=average, teacher_weight=0.5)
+    for number, (row, _) in enumerate(documents(prompts)):
+        log_p = torch.log_softmax(model.item_collaborative.weight @ states(model, row, "collaborative")[-1], -1)
+        chosen = [(one, share) for one, share in zip(items[number], shares[number], strict=True) if one >= 0]
+        added = -0.5 * sum(float(share) * float(log_p[one]) for one, share in chosen)
+        assert float(both.nll[number] - alone.nll[number]) == pytest.approx(added, rel=1e-4)
+    close(both.mutual, alone.mutual.tolist())  # what a teacher names is not regularized
+    assert both.tokens == alone.tokens
 
 
 def test_holdout_without_targets(model: CLLM4RecForRecommendation, interactions: Batch) -> None:

@@ -73,8 +73,9 @@ def test_resumed_pretraining_is_bit_equal(
         {"item_loss": "sampled", "gradient_accumulation_steps": 2, "batch_size": 8},
         {"patience": 1, "reorder": False},
         {"average_decay": 0.9},
+        {"teacher": "ease", "tune": "full"},
     ],
-    ids=["full", "sampled", "patience", "average"],
+    ids=["full", "sampled", "patience", "average", "teacher"],
 )
 def test_resumed_finetuning_is_bit_equal(
     changes: dict[str, Any], finetune_arguments: MakeFinetune, tmp_path: Path, read_weights: Read, assert_same_bits: Same
