@@ -55,17 +55,17 @@ def add_growth_flags(flags: argparse.ArgumentParser) -> None:
     rows.add_argument(
         "--boldness", type=float, default=0.5, help="of a regression: 0 seldom recommends new items, 1 often (default: 0.5)"
     )
-    settled = flags.add_argument_group(
+    after = flags.add_argument_group(
         "CLLM4Rec: settling",
         "Afterwards the new content rows train on their texts, everything else frozen. It decides\n  what the content LM writes "
         "of new items; recommendations, which read collaborative rows,\n  are the same without it.",
     )
-    settled.add_argument("--passes", type=int, default=defaults.passes, help=f"passes over their texts (default: {defaults.passes})")
-    settled.add_argument("--lr", type=float, default=defaults.lr, help=f"learning rate of their rows (default: {defaults.lr})")
-    settled.add_argument(
+    after.add_argument("--passes", type=int, default=defaults.passes, help=f"passes over their texts (default: {defaults.passes})")
+    after.add_argument("--lr", type=float, default=defaults.lr, help=f"learning rate of their rows (default: {defaults.lr})")
+    after.add_argument(
         "--lambda-c", type=float, default=defaults.lambda_c, help=f"weight of the regularization (default: {defaults.lambda_c})"
     )
-    settled.add_argument("--max-text-tokens", type=int, help="cut longer texts; without it, a text beyond the context is an error")
+    after.add_argument("--max-text-tokens", type=int, help="cut longer texts; without it, a text beyond the context is an error")
     flags.add_argument("--encoder", help="LC-Rec: place of the encoder of item texts (default: the one that the model names)")
     flags.add_argument("--seed", type=int, default=defaults.seed, help="start of the random numbers")
 

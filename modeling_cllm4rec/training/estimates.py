@@ -267,7 +267,7 @@ def advice_for(estimate: MemoryEstimate, arguments: TrainingArguments) -> str:
 
 
 class Pace:
-    """Documents a second, measured on the steps themselves, and what is left by that.
+    """Documents a second, measured on the steps themselves, and what is left by that: told early, and again when it is surer.
 
     Args:
         documents: kind of step -> documents in the whole run.
@@ -278,13 +278,13 @@ class Pace:
         >>> for _ in range(Pace.FIRST + 10):
         ...     pace.count("content", 10, 0.5)
         >>> pace.left()
-        'content 20 documents a second, 260 to go: 13 s'
+        'content 20 documents a second, 280 to go: 14 s'
     """
 
-    FIRST = 4
+    FIRST = 2
     """Steps that are left out of the measurement: they warm caches up."""
-    ENOUGH = 10
-    """Measured steps before anything is said."""
+    TOLD_AFTER = (3, 12)
+    """Measured steps after which something is said."""
 
     def __init__(self, documents: Mapping[str, int], done: Mapping[str, int] | None = None) -> None:
         self.to_go = Counter(dict(documents))
@@ -303,13 +303,13 @@ class Pace:
 
     def is_new(self) -> bool:
         """Whether some kind of step has just been measured often enough to be told."""
-        return any(steps == self.FIRST + self.ENOUGH for steps in self.steps.values())
+        return any(steps - self.FIRST in self.TOLD_AFTER for steps in self.steps.values())
 
     def left(self) -> str:
         """Documents a second of each kind, what is to go, and how long it takes; validation and saving not counted."""
         told, total = [], 0.0
         for kind, number in self.to_go.items():
-            if self.steps[kind] < self.FIRST + self.ENOUGH:
+            if self.steps[kind] < self.FIRST + self.TOLD_AFTER[0]:
                 told.append(f"{kind} not measured yet, {number:,} documents to go")
                 continue
             rate = self._documents[kind] / self._seconds[kind]

@@ -245,7 +245,11 @@ def _epochs(stage: Stage, accelerator: Accelerator, folder: Path, fingerprint: s
     if last is not None:
         progress = _restore(last, parameters, optimizer, schedule, average, fingerprint)
         logger.info("resumed %s after step %d of %d", stage.name, progress.step, total)
-    pace = Pace(_documents(all_steps), _documents(all_steps[: progress.step]))
+    documents = _documents(all_steps)
+    if accelerator.is_main_process:
+        told = ", ".join(f"{number:,} {kind} documents" for kind, number in documents.items())
+        logger.info("%s: %d epochs, %s steps: %s", stage.name, stage.num_epochs, f"{total:,}", told)
+    pace = Pace(documents, _documents(all_steps[: progress.step]))
     del all_steps
     save = _Saver(folder, parameters, optimizer, schedule, average, fingerprint, accelerator)
     started, before = time.perf_counter(), progress.seconds
