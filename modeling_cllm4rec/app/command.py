@@ -44,7 +44,11 @@ def main(argv: list[str] | None = None) -> int:
         from modeling_cllm4rec.app.page import build_page, launch
 
         models = ShownModels.load(arguments.model)
-        launch(build_page(models), server_name=arguments.host, server_port=arguments.port, inbrowser=arguments.open)
+        page = build_page(models)
+        where = {"server_name": arguments.host, "server_port": arguments.port, "inbrowser": arguments.open}
+        _, address, _ = launch(page, **where, quiet=True, prevent_thread_lock=True)  # else it offers to share the page
+        print(f"{', '.join(arguments.model)} on {address} (Ctrl-C ends it)", flush=True)
+        page.block_thread()
 
     return run_command(flags.prog, work)
 

@@ -215,7 +215,9 @@ def _list(words: str) -> list[str]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
-    flags = argparse.ArgumentParser(prog=PROGRAM, description=__doc__, allow_abbrev=False)
+    epilog = f"{QUALITY.format(program=PROGRAM)}\n`{PROGRAM} quality --help` shows the flags of one of them."
+    shape: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+    flags = argparse.ArgumentParser(prog=PROGRAM, description=__doc__, epilog=epilog, **shape)
     add_commands(flags.add_subparsers(dest="command", required=True))
     arguments = flags.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from modeling_cllm4rec.commands.running import run_command
 from modeling_cllm4rec.corpora.readers import read_table
 from modeling_cllm4rec.hub.loading import load_recommender
-from modeling_cllm4rec.hub.model_card import RECORD_FILE
+from modeling_cllm4rec.hub.model_card import RECORD_FILE, read_records
 from modeling_cllm4rec.training.growth import Settling, add_items
 
 EPILOG = """example:
@@ -27,6 +27,7 @@ NOTE = """
 
 {count} items were added after training, by their texts alone. The metrics above were measured without them.
 """
+LATER = "{count} items were added after this training, by their texts alone."
 
 
 def parser() -> argparse.ArgumentParser:
@@ -60,7 +61,9 @@ def add_growth_flags(flags: argparse.ArgumentParser) -> None:
         "Afterwards the new content rows train on their texts, everything else frozen. It decides\n  what the content LM writes "
         "of new items; recommendations, which read collaborative rows,\n  are the same without it.",
     )
-    after.add_argument("--passes", type=int, default=defaults.passes, help=f"passes over their texts (default: {defaults.passes})")
+    after.add_argument(
+        "--passes", type=int, default=defaults.passes, help=f"passes over their texts (default: {defaults.passes})"
+    )
     after.add_argument("--lr", type=float, default=defaults.lr, help=f"learning rate of their rows (default: {defaults.lr})")
     after.add_argument(
         "--lambda-c", type=float, default=defaults.lambda_c, help=f"weight of the regularization (default: {defaults.lambda_c})"
@@ -103,9 +106,11 @@ def run(arguments: argparse.Namespace) -> None:
         model.card += NOTE.format(count=items.num_rows)
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
-    record = Path(arguments.model) / RECORD_FILE
-    if record.is_file():
-        shutil.copyfile(record, output / RECORD_FILE)
+    records = read_records(Path(arguments.model))
+    if records:  # a later card, made of them, says it too
+        last = next(reversed(records.values()))
+        last["notes"] = [*last.get("notes", []), LATER.format(count=items.num_rows)]
+        (output / RECORD_FILE).write_text(json.dumps(records, indent=1), encoding="utf-8")
     print(f"{items.num_rows} items added: {model.num_items} items in {output}", file=sys.stderr)
 
 

@@ -16,7 +16,7 @@ import psutil
 import yaml
 from packaging.requirements import Requirement
 
-from modeling_cllm4rec.commands.running import OK, RUN_FAILED, print_json
+from modeling_cllm4rec.commands.running import RUN_FAILED, print_json, run_command
 
 EPILOG = """example:
   cllm4rec doctor
@@ -254,8 +254,5 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     arguments = parser.parse_args(argv)
     found = examine(Path.cwd())
-    if arguments.json:
-        print_json(found)
-    else:
-        print(report(found))
-    return RUN_FAILED if any(one["serious"] for one in found["problems"]) else OK
+    told = run_command(parser.prog, lambda: print_json(found) if arguments.json else print(report(found)))
+    return RUN_FAILED if any(one["serious"] for one in found["problems"]) else told

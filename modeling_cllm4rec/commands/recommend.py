@@ -127,6 +127,7 @@ def tables(arguments: argparse.Namespace, model: RecommendsItems) -> Iterator[pa
             arguments.query, arguments.k, candidates=candidates, on_unknown=arguments.on_unknown, batch_size=size, **search
         ).table
         return
+    people = 0
     for question in questions(arguments, model):
         names = question.pop("names")
         for table in model.iter_recommendations(
@@ -141,7 +142,18 @@ def tables(arguments: argparse.Namespace, model: RecommendsItems) -> Iterator[pa
         ):
             if question["users"] is None:
                 table = table.set_column(0, "user", names.take(table["user"]))
+            people += table.num_rows // arguments.k
             yield table
+    if not people:
+        raise ValueError(f"--on-unknown skip leaves nobody: {arguments.model} knows none of those that were asked for")
+
+
+def in_words_of_the_shell(parts: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """The tables; what to do about unknown ids is said as a flag."""
+    try:
+        yield from parts
+    except ValueError as error:
+        raise ValueError(str(error).replace("on_unknown='skip'", "--on-unknown skip")) from error
 
 
 def write(parts: Iterator[pa.Table], path: Path) -> int:
@@ -181,7 +193,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def work() -> None:
         model = load_recommender(arguments.model)
-        parts = tables(arguments, model)
+        parts = in_words_of_the_shell(tables(arguments, model))
         if arguments.output:
             rows = write(parts, Path(arguments.output))
             print(f"{rows} recommendations written to {arguments.output}", file=sys.stderr)

@@ -21,7 +21,7 @@ from modeling_cllm4rec.evaluation.protocol import ALL_SCORED
 from modeling_cllm4rec.evaluation.report import EvaluationReport
 from modeling_cllm4rec.evaluation.training_curves import RECORD_FILE, keep_curves
 from modeling_cllm4rec.hub.machine import peak_device_memory, peak_memory
-from modeling_cllm4rec.hub.repeating import NOT_STATED, backbone_record, changed_arguments, training_command
+from modeling_cllm4rec.hub.repeating import NOT_STATED, backbone_record, changed_arguments, license_header, training_command
 from modeling_cllm4rec.saved_folder import CURVES_FILE, SavedFolderModel
 
 SYSTEMS = {
@@ -112,6 +112,7 @@ def make_card(
     tag, about = SYSTEMS["lcrec" if "align" in records else "cllm4rec"]
     backbone = next((record["backbone"] for record in reversed(records.values()) if "backbone" in record), None)
     header: dict[str, Any] = {"library_name": "transformers", "tags": ["recommendation", tag]}
+    header.update(license_header(None if backbone is None else backbone["license"], data_info.get("license")))
     if backbone is not None and not backbone["local"]:
         header["base_model"] = backbone["name"]
     results = [result for report in reports for result in _results(report)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -75,6 +76,25 @@ def _stated_license(name: str) -> str | None:
     return f"{words} ({about['license_name']})" if "license_name" in about else words
 
 
+def license_header(backbone: str | None, data: str | None) -> dict[str, str]:
+    """What a card's YAML says of licences: nothing where that of the backbone is not known.
+
+    Args:
+        backbone, data: as stated. The Hub knows a list of names, and takes others as a name beside `other` only.
+
+    >>> license_header("mit", None), license_header("mit", "cc-by-4.0"), license_header("other (llama)", None)
+    ({'license': 'mit'}, {'license': 'other', 'license_name': 'backbone mit, data cc-by-4.0'}, {'license': 'other', \
+'license_name': 'llama'})
+    """
+    if backbone is None:
+        return {}
+    if data is not None and data != backbone:
+        return {"license": "other", "license_name": f"backbone {backbone}, data {data}"}
+    if re.fullmatch(r"[a-z0-9.-]+", backbone) and backbone != "other":
+        return {"license": backbone}
+    return {"license": "other", "license_name": backbone.removeprefix("other (").removesuffix(")")}
+
+
 def _file(name: str, file: str) -> Path | None:
     try:
         found = cached_file(
@@ -85,4 +105,4 @@ def _file(name: str, file: str) -> Path | None:
     return None if found is None else Path(found)
 
 
-__all__ = ["NOT_STATED", "backbone_record", "changed_arguments", "training_command"]
+__all__ = ["NOT_STATED", "backbone_record", "changed_arguments", "license_header", "training_command"]

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import math
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -50,8 +51,8 @@ class ServiceSettings:
 
     def __post_init__(self) -> None:
         for name, value, least in (("batch_size", self.batch_size, 1), ("queue", self.queue, 256), ("wait_ms", self.wait_ms, 0)):
-            if value is not None and value < least:
-                raise ValueError(f"{name} is {value}; it must be {least} or more")
+            if value is not None and not least <= value < math.inf:
+                raise ValueError(f"{name} is {value}; it must be {least} or more, and a finite number")
 
 
 def make_service(model: Any, settings: ServiceSettings | None = None) -> Starlette:

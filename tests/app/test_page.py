@@ -2,8 +2,9 @@
 
 import pytest
 
-pytest.importorskip("gradio", reason="needs the extra app")
+gr = pytest.importorskip("gradio", reason="needs the extra app")
 
+from modeling_cllm4rec.app.command import main  # noqa: E402
 from modeling_cllm4rec.app.page import Page, build_page  # noqa: E402
 from modeling_cllm4rec.app.person import Person  # noqa: E402
 
@@ -73,3 +74,10 @@ def test_what_only_some_models_offer_is_shown_for_them_only(models, cllm4rec):
     for label in ("Looking for, in words (LC-Rec)", "Beams of LC-Rec’s search"):
         assert both[label]
         assert not alone[label]
+
+
+def test_the_command_says_where_the_page_is_and_nothing_of_sharing_it(saved, monkeypatch, capsys):
+    monkeypatch.setattr(gr.Blocks, "block_thread", gr.Blocks.close)
+    assert main(["--model", str(saved)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith(f"{saved} on http://127.0.0.1:") and not any("share" in line for line in said)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
@@ -38,6 +41,17 @@ def test_a_serious_problem_is_exit_code_1(
     (tmp_path / "evaluate.py").write_text("")
     assert doctor.main([]) == 1
     assert f"! evaluate.py in {tmp_path} hides the library evaluate" in capsys.readouterr().out
+
+
+def test_a_reader_that_goes_away_is_no_trace(tmp_path: Path) -> None:
+    """As in `cllm4rec doctor | head -1`."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "modeling_cllm4rec", "doctor"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert done.returncode == 1 and done.stderr == ""
 
 
 def test_versions() -> None:

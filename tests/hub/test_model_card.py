@@ -159,6 +159,8 @@ def test_licences_use_and_sources(record):
     assert "- source of items: items.csv, SHA-256 ab12" in card.text
     assert "by words that say what is looked for" in card.text
     assert card.data.base_model == "some/model"
+    assert (card.data.license, card.data.license_name) == ("other", "backbone mit, data cc-by-4.0")
+    assert ModelCard(make_card("mine", records, INFO, [report()])).data.license == "mit"
     here = {"pretrain": {**record, "backbone": {"name": "/a/folder", "local": True, "license": None}}}
     assert ModelCard(make_card("mine", here, INFO)).data.base_model is None
 

@@ -22,6 +22,7 @@ from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.item_embeddings import embed_items
 from modeling_cllm4rec.corpora.withholding import Withheld, withhold_items
 from modeling_cllm4rec.hub.loading import load_recommender
+from modeling_cllm4rec.hub.model_card import update_card
 from modeling_cllm4rec.item_index import ItemIndex
 from modeling_cllm4rec.modeling_lcrec import LCRecForRecommendation
 from modeling_cllm4rec.modeling_rqvae import RQVAEModel
@@ -47,7 +48,8 @@ def cllm4rec(withheld: Withheld, tiny_backbones: dict[str, Path], tmp_path_facto
     for part in new_model(withheld.data, PretrainArguments(**values, output=str(folder))):
         part.save_pretrained(folder)
     (folder / "README.md").write_text("# the card\n")
-    (folder / "training.json").write_text("{}")
+    record = {"arguments": {}, "seconds": 1.0, "steps": 7, "versions": {}, "machine": "m"}
+    (folder / "training.json").write_text(json.dumps({"finetune": record}))
     return folder
 
 
@@ -104,7 +106,7 @@ def test_add_items_to_cllm4rec(run_main: Any, cllm4rec: Path, new_items: Path, w
     first = withheld.part("report")["item_id"][0].as_py()
     assert grown.recommend(histories=[[first]], k=35).table.num_rows == 35
     assert "8 items were added after training, by their texts alone" in (output / "README.md").read_text()
-    assert (output / "training.json").exists()
+    assert "8 items were added after this training" in update_card(output, withheld.data)  # a later evaluation does not drop it
 
 
 def test_add_items_to_lcrec(

@@ -360,7 +360,8 @@ def test_recommendations_for_everyone(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--users", "nobody"], r"1 unknown user_id: \['nobody'\]; the model knows 60"),
+        (["--users", "nobody"], r"1 unknown user_id: \['nobody'\]; the model knows 60.* pass --on-unknown skip to leave them"),
+        (["--users", "nobody", "none", "--on-unknown", "skip"], "--on-unknown skip leaves nobody: .* knows none of those"),
         (["--k", "41"], "k is 41; it must lie between 1 and the 40 items"),
         (["--k", "0"], "k is 0; it must lie between 1 and the 40 items"),
         (["--candidates", "nothing"], r"1 unknown item_id: \['nothing'\]"),

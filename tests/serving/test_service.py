@@ -229,6 +229,8 @@ def test_settings_out_of_range(cllm4rec, monkeypatch):
         ({"batch_size": 0}, "batch_size is 0; it must be 1 or more"),
         ({"queue": 255}, "queue is 255; it must be 256 or more"),
         ({"wait_ms": -1}, "wait_ms is -1; it must be 0 or more"),
+        ({"wait_ms": float("nan")}, "wait_ms is nan; it must be 0 or more, and a finite number"),
+        ({"wait_ms": float("inf")}, "wait_ms is inf; it must be 0 or more, and a finite number"),
     ):
         with pytest.raises(ValueError, match=words):
             ServiceSettings(**settings)
