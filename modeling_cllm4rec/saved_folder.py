@@ -22,7 +22,9 @@ from transformers.utils.hub import resolve_revision
 from .catalogue import CATALOGUE_FILE, USERS_FILE, Catalogue, KnownUsers
 from .handler import EndpointHandler  # noqa: F401 (transformers copies what is imported: so the file goes along)
 
-CARD_FILE, CURVES_FILE = "README.md", "training_curves.png"
+CARD_FILE, CURVES_FILE, REQUIREMENTS_FILE = "README.md", "training_curves.png", "requirements.txt"
+REQUIREMENTS = ("pandas>=2.3", "pyarrow>=24.0", "safetensors>=0.8", "torch>=2.13", "transformers>=5.23,<6")
+"""What Inference Endpoints install before they start `handler.py`: their images bring other versions along."""
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 _UPLOAD_ARGUMENTS = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr")
 
@@ -120,7 +122,7 @@ class SavedFolderModel(PreTrainedModel):
     def save_pretrained(  # type: ignore[override]
         self, save_directory: Any, is_main_process: bool = True, *, include_histories: bool = True, **kwargs: Any
     ) -> None:
-        """As `PreTrainedModel.save_pretrained`, and catalogue, users, card and code beside the weights.
+        """As `PreTrainedModel.save_pretrained`, and catalogue, users, card, code and what it requires beside the weights.
 
         Args:
             include_histories: False leaves the users' histories out, for privacy; they are then given at the call.
@@ -141,6 +143,7 @@ class SavedFolderModel(PreTrainedModel):
             source, target = Path(__file__).parent / file, Path(save_directory) / file
             if source.resolve() != target.resolve():
                 shutil.copyfile(source, target)
+        (Path(save_directory) / REQUIREMENTS_FILE).write_text("\n".join([*REQUIREMENTS, ""]), encoding="utf-8")
         if not self.can_generate():
             self.generation_config.save_pretrained(save_directory)
         if self.catalogue is not None:

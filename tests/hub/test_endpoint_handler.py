@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import configparser
 import importlib.util
 from pathlib import Path
+
+from packaging.requirements import Requirement
 
 from modeling_cllm4rec.handler import EndpointHandler
 
@@ -52,6 +55,15 @@ def test_a_moved_folder_answers(tiny_backbones, make_folder, run, tmp_path):
     for name, (answers, module) in found.items():
         assert answers[:-1] == expected[name] and module == "transformers_modules"
         assert "unknown" in answers[-1] and answers[-1].startswith("histories[0]: got")
+
+
+def test_a_folder_says_what_its_code_requires(tiny_backbones, make_folder, tmp_path):
+    lines = (make_folder(tiny_backbones["gpt2"], tmp_path / "mine") / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    ours = {one.name: one.specifier for one in map(Requirement, setup["options"]["install_requires"].split("\n")[1:])}
+    assert {one.name: one.specifier for one in map(Requirement, lines)}.items() <= ours.items()
+    assert {"torch", "transformers", "pyarrow"} <= {Requirement(line).name for line in lines}
 
 
 def test_it_imports_none_of_the_other_files():

@@ -126,7 +126,14 @@ def check_pushed(hub: HubStandIn, pushed: dict[str, str], card: str) -> None:
     assert "A proposal" in messages
     expected = {"config.json", "generation_config.json", "model.safetensors", "catalogue.parquet", "users.parquet", "README.md"}
     assert files["training_curves.png"] == PICTURE
-    expected |= {"training_curves.png", "tokenizer.json", "tokenizer_config.json", "tokenization_cllm4rec.py", *FLAT_FILES}
+    expected |= {
+        "training_curves.png",
+        "requirements.txt",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "tokenization_cllm4rec.py",
+        *FLAT_FILES,
+    }
     assert expected | {".gitattributes"} == set(files)
 
     # The generated card, whatever the tokenizer's push does to it:
