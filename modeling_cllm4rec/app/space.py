@@ -13,7 +13,7 @@ import yaml
 import modeling_cllm4rec
 import tokenization
 from modeling_cllm4rec.commands.doctor import requirements
-from modeling_cllm4rec.commands.running import run_command
+from modeling_cllm4rec.commands.running import print_json, run_command
 
 EPILOG = """example:
   cllm4rec export space --model you/beauty --output space
@@ -140,6 +140,7 @@ def parser() -> argparse.ArgumentParser:
         help="how pip finds this package with its extra app, as a line of requirements.txt (default: its source is copied into "
         "the folder, so that nothing need be released)",
     )
+    flags.add_argument("--json", action="store_true", help="print output and files as JSON")
     return flags
 
 
@@ -153,6 +154,9 @@ def main(argv: list[str] | None = None) -> int:
         required = [arguments.requirement] if arguments.requirement else package_requirements()
         files = space_files(arguments.model, title, required, version("gradio"))
         write_space(arguments.output, files if arguments.requirement else {**files, **package_files()})
+        if arguments.json:
+            print_json({"output": arguments.output, "files": list(files), "source": not arguments.requirement})
+            return
         source = "" if arguments.requirement else " and the source of this package"
         print(f"{', '.join(files)}{source} written to {arguments.output}; upload it by")
         print(f"hf upload OWNER/NAME {arguments.output} . --repo-type space")

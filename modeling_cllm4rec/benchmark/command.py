@@ -21,7 +21,7 @@ from modeling_cllm4rec.benchmark.plots import check_plots
 from modeling_cllm4rec.benchmark.recipes import read_one_recipe, read_recipes
 from modeling_cllm4rec.benchmark.report import REPORT_FILE, RESULTS_FILE, write_report
 from modeling_cllm4rec.benchmark.running import Place, run_jobs
-from modeling_cllm4rec.commands.running import run_command
+from modeling_cllm4rec.commands.running import print_json, run_command
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 
 logger = logging.getLogger(__name__)
@@ -109,6 +109,7 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=256, help="people who are scored at a time")
     parser.add_argument("--resamples", type=int, default=1000, help="resamples of the bootstrap")
     parser.add_argument("--no-plots", action="store_true", help="draw no plots (they need matplotlib)")
+    parser.add_argument("--json", action="store_true", help="print where the report and its numbers lie as JSON, not the report")
     parser.add_argument("--keep-models", action="store_true", help="leave trained language models in OUTPUT/runs")
     parser.add_argument("--overwrite", action="store_true", help="throw away an earlier report in output")
 
@@ -145,8 +146,13 @@ def run(arguments: argparse.Namespace) -> None:
         known, unseen = hold_out_people(data, setting.hold_out_users, output / "data")
         places["unseen-people"] = Place(known.folder, unseen.folder)
     failed = run_jobs(jobs, setting, output, places, batch_size=arguments.batch_size, keep_models=arguments.keep_models)
-    print(write_report(output, arguments.resamples, not arguments.no_plots))
-    print(f"report: {output / REPORT_FILE}")
+    report = write_report(output, arguments.resamples, not arguments.no_plots)
+    if arguments.json:
+        files = {"report": str(output / REPORT_FILE), "results": str(output / RESULTS_FILE)}
+        print_json({**files, "jobs": len(jobs), "failed": failed})
+    else:
+        print(report)
+        print(f"report: {output / REPORT_FILE}")
     if failed:
         raise ChildProcessError(f"{failed} of {len(jobs)} jobs failed, the report says why; the same command tries them again")
 

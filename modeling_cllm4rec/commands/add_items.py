@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 from transformers import AutoTokenizer
 
-from modeling_cllm4rec.commands.running import run_command
+from modeling_cllm4rec.commands.running import print_json, run_command
 from modeling_cllm4rec.corpora.readers import read_table
 from modeling_cllm4rec.hub.loading import load_recommender
 from modeling_cllm4rec.hub.model_card import RECORD_FILE, read_records
@@ -43,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--items", required=True, help="table (Parquet, CSV, JSON lines): item_id and text columns")
     flags.add_argument("--output", required=True, help="folder for the grown model; must not exist or be empty")
     add_growth_flags(flags)
+    flags.add_argument("--json", action="store_true", help="print output, added and items as JSON")
     return flags
 
 
@@ -111,7 +112,10 @@ def run(arguments: argparse.Namespace) -> None:
         last = next(reversed(records.values()))
         last["notes"] = [*last.get("notes", []), LATER.format(count=items.num_rows)]
         (output / RECORD_FILE).write_text(json.dumps(records, indent=1), encoding="utf-8")
-    print(f"{items.num_rows} items added: {model.num_items} items in {output}", file=sys.stderr)
+    if arguments.json:
+        print_json({"output": str(output), "added": items.num_rows, "items": model.num_items})
+    else:
+        print(f"{items.num_rows} items added: {model.num_items} items in {output}", file=sys.stderr)
 
 
 def main(argv: list[str] | None = None) -> int:

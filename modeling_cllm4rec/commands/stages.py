@@ -6,9 +6,12 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from modeling_cllm4rec.commands.running import run_command
+from accelerate import PartialState
+
+from modeling_cllm4rec.commands.running import print_json, run_command
 from modeling_cllm4rec.training.arguments import Arguments, FinetuneArguments, PretrainArguments, parse_arguments
 
 EPILOG = """example:
@@ -17,6 +20,7 @@ EPILOG = """example:
   accelerate launch recipes/{file}.py --config my.yaml
 
 A YAML file of --config sets defaults, flags have the last word. Stopped or killed? Run the same command with --resume.
+With --json, where it ended is printed as JSON: output, model, finished, step, seconds, and metrics of the epoch that was kept.
 """
 
 
@@ -28,6 +32,7 @@ def stage_command(
     example: str,
     argv: list[str] | None,
     name: str | None = None,
+    folder: str = "",
 ) -> int:
     """Parse, run, report.
 
@@ -39,11 +44,14 @@ def stage_command(
         example: flags of the example in `--help`.
         argv: words behind the command; None reads those of the process.
         name: of the command (default: the section's).
+        folder: where the stage saves its model below the output, if not there.
 
     Returns:
         0 when the stage ended (or stopped where it was asked to), otherwise as `run_command`.
     """
     name = name or section
+    words = sys.argv[1:] if argv is None else argv
+    as_json = "--json" in words
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
@@ -51,7 +59,7 @@ def stage_command(
         arguments = parse_arguments(
             kind,
             section,
-            argv,
+            [word for word in words if word != "--json"],
             prog=f"cllm4rec {name}",
             description=description,
             epilog=EPILOG.format(name=name, flags=example, file=name.replace("-", "_")),
@@ -60,8 +68,23 @@ def stage_command(
         _, progress = stage(arguments)
         if not progress.finished:
             print(f"cllm4rec {name}: stopped after step {progress.step}; go on with --resume", file=sys.stderr)
+        if as_json and PartialState().is_main_process:
+            print_json(outcome(Path(arguments.output), folder, progress))
 
     return run_command(f"cllm4rec {name}", work)
+
+
+def outcome(output: Path, folder: str, progress: Any) -> dict[str, Any]:
+    """Where a stage ended, for machines; `model` is None where it was stopped before it had saved one."""
+    kept = progress.history[progress.best_epoch] if progress.history else {}  # the last one where none was chosen
+    return {
+        "output": str(output),
+        "model": str(output / folder) if progress.finished else None,
+        "finished": progress.finished,
+        "step": progress.step,
+        "seconds": round(progress.seconds, 3),
+        "metrics": kept,
+    }
 
 
 def pretrain_main(argv: list[str] | None = None) -> int:
@@ -70,7 +93,13 @@ def pretrain_main(argv: list[str] | None = None) -> int:
 
     about = "Pretrain CLLM4Rec on a data folder: content warm-up, then alternating L and C passes (sections 3.2 and 3.3)."
     return stage_command(
-        PretrainArguments, "pretrain", pretrain, about, "--data data/mine --backbone gpt2 --output runs/mine", argv
+        PretrainArguments,
+        "pretrain",
+        pretrain,
+        about,
+        "--data data/mine --backbone gpt2 --output runs/mine",
+        argv,
+        folder="pretrained",
     )
 
 

@@ -1,5 +1,6 @@
 """The folder of a Space."""
 
+import json
 import re
 import subprocess
 import sys
@@ -52,7 +53,9 @@ def test_the_command(tmp_path, capsys):
     with pytest.raises(FileExistsError, match="--output"):
         write_space(folder, {})
     flags = ["--model", "you/beauty", "--output", str(tmp_path / "released"), "--requirement", "cllm4rec[app] @ git+https://x/y"]
-    assert main(flags) == 0
+    capsys.readouterr()
+    assert main([*flags, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["files"] == ["app.py", "requirements.txt", "README.md"]
     lines = (tmp_path / "released" / "requirements.txt").read_text(encoding="utf-8").splitlines()
     assert lines[1:] == ["cllm4rec[app] @ git+https://x/y"]
     assert not (tmp_path / "released" / "tokenization").exists()

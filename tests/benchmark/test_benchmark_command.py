@@ -45,8 +45,11 @@ def test_baselines_with_everything(
     assert "| popularity | number of users, deterministic | nothing to tune |" in report and "Not tuned" not in report
     assert len(in_process) == 8 + 6  # jobs, and searches
     in_process.clear()
-    assert quality("--models", "popularity,random,ease", *flags) == 0
+    assert quality("--models", "popularity,random,ease", *flags, "--json") == 0
     assert in_process == []
+    told = json.loads(capsys.readouterr().out)
+    files = {"report": f"{tmp_path}/report/report.md", "results": f"{tmp_path}/report/results.parquet"}
+    assert told == {**files, "jobs": 8, "failed": 0}
 
 
 def test_baselines_with_defaults_are_said_to_be_untuned(

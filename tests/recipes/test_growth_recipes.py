@@ -96,9 +96,12 @@ def run_main() -> Callable[[str], Callable[..., int]]:
     return find
 
 
-def test_add_items_to_cllm4rec(run_main: Any, cllm4rec: Path, new_items: Path, withheld: Withheld, tmp_path: Path) -> None:
+def test_add_items_to_cllm4rec(
+    run_main: Any, cllm4rec: Path, new_items: Path, withheld: Withheld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "grown"
-    assert run_main("add_items")("--model", cllm4rec, "--items", new_items, "--output", output) == 0
+    assert run_main("add_items")("--model", cllm4rec, "--items", new_items, "--output", output, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"output": str(output), "added": 8, "items": 36}
     old, grown = load_recommender(cllm4rec), load_recommender(output)
     assert (old.num_items, grown.num_items) == (28, 36)
     assert torch.equal(grown.item_collaborative.weight[:28], old.item_collaborative.weight)

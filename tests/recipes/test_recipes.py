@@ -130,7 +130,12 @@ def test_stop_and_resume(config: Path, run: Path, finetune: Main, tmp_path: Path
     assert finetune(*argv, "--stop_after_steps", "1") == 0
     assert "finetune: stopped after step 1; go on with --resume" in capsys.readouterr().err
     assert not (tmp_path / "run" / "model.safetensors").exists()
-    assert finetune(*argv, "--resume") == 0
+    capsys.readouterr()
+    assert finetune(*argv, "--resume", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["model"] == told["output"] == str(tmp_path / "run") and told["finished"] and told["step"] > 1
+    record = json.loads((tmp_path / "run" / "training.json").read_text())["finetune"]
+    assert told["metrics"] == record["history"][record["best_epoch"]]
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
 
 
