@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from accelerate.state import AcceleratorState
 from pages import ROOT, blocks, flags_of, our_command, run_page, shell_commands
 from scipy import sparse
 from transformers import PreTrainedTokenizerBase
@@ -168,6 +169,27 @@ def test_a_guide_runs(
     FILES[guide](tmp_path, *frames)
     monkeypatch.chdir(tmp_path)
     run_page(ROOT / "docs" / "guides" / f"{guide}.md")
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/own-data.md"])
+def test_own_data_in_five_lines(
+    page: str,
+    frames: tuple[pd.DataFrame, pd.DataFrame],
+    tiny_backbones: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (code,) = [block.code for block in blocks(ROOT / page) if "train_recommender" in block.code]
+    shutil.copytree(tiny_backbones["gpt2"], tmp_path / "gpt2")
+    interactions, items = frames
+    interactions.to_csv(tmp_path / "ratings.csv", index=False)
+    items.to_csv(tmp_path / "items.csv", index=False)
+    monkeypatch.chdir(tmp_path)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    exec(compile(code.replace("epochs=5", "epochs=1"), page, "exec"), {})  # noqa: S102
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 5
+    assert len([line for line in code.splitlines() if line]) == 5
 
 
 def test_every_page_is_in_the_navigation_and_on_the_first_page() -> None:
