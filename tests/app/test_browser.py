@@ -15,6 +15,8 @@ gradio = pytest.importorskip("gradio", reason="needs the extra app")
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FIND = "Find items by title"
+TIMEOUT = 90_000
+"""Milliseconds: only a page that never answers is waited for so long, even where other work takes all cores."""
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,7 @@ class Visitor:
     def __init__(self, browser: sync_api.Browser, address: str, width: int = 1280, scheme: str = "light") -> None:
         context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
         self.page = context.new_page()
-        self.page.set_default_timeout(30_000)
+        self.page.set_default_timeout(TIMEOUT)
         self.foreign: list[str] = []
         self.errors: list[str] = []
         self.page.on("request", lambda request: self.note(request.url, address))
@@ -67,7 +69,7 @@ class Visitor:
 
     def titles(self, heading: str, count: int) -> list[str]:
         section = self.page.get_by_role("region", name=heading)
-        sync_api.expect(section.locator("li.card")).to_have_count(count, timeout=30_000)
+        sync_api.expect(section.locator("li.card")).to_have_count(count, timeout=TIMEOUT)
         return [text.strip() for text in section.locator("li.card .title").all_inner_texts()]
 
     def overflow(self) -> int:

@@ -111,7 +111,7 @@ def test_a_missing_library_matters_to_one_baseline_only(data, monkeypatch):
         return real(name, *rest, **more)
 
     monkeypatch.setattr(builtins, "__import__", without_implicit)
-    with pytest.raises(ImportError, match=r'"ials" needs the library implicit: pip install "cllm4rec\[baselines\]"'):
+    with pytest.raises(ImportError, match=r'"ials" needs the library implicit: pip install implicit threadpoolctl'):
         fit_baseline("ials", data)
     fit_baseline("popularity", data)
 

@@ -162,7 +162,7 @@ class TestBadInput:
         self, data: RecommendationData, embeddings: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-        with pytest.raises(ValueError, match=r"plots: matplotlib is not installed; run: pip install 'cllm4rec\[lcrec\]'"):
+        with pytest.raises(ValueError, match=r"plots: matplotlib is not installed; run: pip install matplotlib"):
             index_items(arguments(data, tmp_path / "index", plots=True), embeddings)
         assert not (tmp_path / "index").exists()
 
