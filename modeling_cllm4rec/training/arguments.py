@@ -109,7 +109,7 @@ class TeacherArguments(TrainingArguments):
 
     teacher: str = field(
         default="",
-        metadata={"help": "baseline, such as ease, or several joined by +, fitted on the same interactions, to be learned from as well"},
+        metadata={"help": "baseline, such as ease, or several joined by +, fitted on the same interactions, to be learned from"},
     )
     teacher_settings: list[str] = field(
         default_factory=list,
