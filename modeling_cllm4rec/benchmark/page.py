@@ -7,13 +7,13 @@ from pathlib import Path
 
 from modeling_cllm4rec.benchmark.jobs import Setting
 from modeling_cllm4rec.benchmark.report import MARKER, body, heading, metric_table, title_of, without_paths
-from modeling_cllm4rec.benchmark.results import Table, read_tables, verdicts_of
+from modeling_cllm4rec.benchmark.results import Table, read_tables, summary_of
 
 HEAD, HEAD_END = "<!-- head of the results, written by benchmark.py report -->", "<!-- end of the head -->"
 
 
 def write_page(folders: Sequence[Path], output: Path, n_resamples: int = 1000, readme: Path | None = None) -> str:
-    """Write a page of all reports: between two marks a short table and all verdicts of each comparison, then each report whole.
+    """Write a page of all reports: between two marks a short table and the verdicts of each comparison, then each report whole.
 
     Args:
         folders: report folders.
@@ -63,11 +63,11 @@ def head_of(text: str) -> str:
 
 
 def _head(setting: Setting, tables: list[Table]) -> list[str]:
-    """A report's first table without intervals, and its verdicts under every protocol."""
+    """A report's first table without intervals, and beside the best baseline its systems under every protocol."""
     lines = [f"**{title_of(setting)}**", "", *metric_table(tables[0], intervals=False), ""]
     for table in tables:
-        said = [" ".join(verdicts_of(row, table)) for row in table.measured if not row.is_baseline]
-        lines += [f"- {heading(table)}: {words}" for words in said if words]
+        said = [(row.title, summary_of(row, table)) for row in table.measured if not row.is_baseline]
+        lines += [f"- **{title}** ({heading(table)}): {words}." for title, words in said if words]
     return [*lines, ""]
 
 

@@ -130,15 +130,28 @@ def read_tables(folder: Path, n_resamples: int = 1000) -> tuple[Setting, list[Ta
 
 def verdicts(table: Table) -> list[str]:
     """One plain sentence for each metric and each model that is no baseline (of an ablation: each variant)."""
-    return [line for row in table.measured if not row.is_baseline for line in verdicts_of(row, table)]
-
-
-def verdicts_of(row: Row, table: Table) -> list[str]:
-    """One plain sentence for each metric of a row."""
     return [
         verdict(row.title, table.references[metric], difference, table.label(metric))
+        for row in table.measured
+        if not row.is_baseline
         for metric, difference in row.differences.items()
     ]
+
+
+def summary_of(row: Row, table: Table) -> str:
+    """The verdicts of a row in one line: above, below or not told apart from whom, on which metrics, by how much.
+
+    Example:
+        >>> summary_of(row, table)  # doctest: +SKIP
+        'above iALS on recall@20 (+.0077 [.0014, .0134]); not told apart from EASE on ndcg@100 (+.0016 [-.0015, .0050])'
+    """
+    groups: dict[str, list[str]] = {}
+    for metric, difference in row.differences.items():
+        mean, low, high = difference[:3]
+        relation = "above" if low > 0 else "below" if high < 0 else "not told apart from"
+        number = f"{'+' if mean > 0 else ''}{short(mean)} [{short(low)}, {short(high)}]"
+        groups.setdefault(f"{relation} {table.references[metric]}", []).append(f"{table.label(metric)} ({number})")
+    return "; ".join(f"{who} on {', '.join(metrics)}" for who, metrics in groups.items())
 
 
 def verdict(name: str, reference: str, difference: Estimate, metric: str) -> str:

@@ -17,7 +17,7 @@ import pytest
 from modeling_cllm4rec.benchmark.jobs import Condition, Job, Setting, file_name
 from modeling_cllm4rec.benchmark.page import HEAD, HEAD_END, head_of, write_page
 from modeling_cllm4rec.benchmark.report import MARKER, without_paths, write_report
-from modeling_cllm4rec.benchmark.results import Estimate, read_tables, short, verdict, verdicts
+from modeling_cllm4rec.benchmark.results import Estimate, read_tables, short, summary_of, verdict, verdicts
 from modeling_cllm4rec.evaluation.intervals import bootstrap_interval, paired_difference_interval
 
 USERS = np.arange(40, dtype=np.int32)
@@ -128,6 +128,20 @@ def test_failures_are_named_and_the_others_stand(filled: Path) -> None:
     rows = {row.model: row for row in read_tables(filled, 50)[1][0].rows}
     assert rows["sasrec"].seeds == [] and "SIGKILL" in rows["sasrec"].errors[1]
     assert list(rows["cllm4rec"].errors) == [3]
+
+
+def test_the_verdicts_of_a_row_in_one_line(filled: Path) -> None:
+    table = read_tables(filled, 50)[1][0]
+    (row,) = [one for one in table.measured if not one.is_baseline]
+    row.differences = {"recall@20": Estimate(0.02, 0.01, 0.03, 9), "recall@40": Estimate(0.5, 0.25, 0.75, 9),
+                       "ndcg@100": Estimate(-0.01, -0.02, 0.001, 9)}
+    table.references = {"recall@20": "A", "recall@40": "A", "ndcg@100": "B"}
+    assert summary_of(row, table) == (
+        "above A on recall@20 (+.0200 [.0100, .0300]), recall@40 (+.5000 [.2500, .7500]); "
+        "not told apart from B on ndcg@100 (-.0100 [-.0200, .0010])"
+    )
+    row.differences = {"recall@20": Estimate(-0.02, -0.03, -0.01, 9)}
+    assert summary_of(row, table) == "below A on recall@20 (-.0200 [-.0300, -.0100])"
 
 
 def test_verdicts_of_systems_only(filled: Path) -> None:
@@ -243,10 +257,10 @@ def test_page_of_reports(filled: Path, tmp_path: Path) -> None:
     text = write_page([filled], page, 50)
     assert text.startswith(MARKER) and page.read_text() == text
     head = head_of(text)
-    assert "CLLM4Rec is above EASE" in head and "How each row" not in head
+    assert "above EASE on" in head and "How each row" not in head
     assert "| EASE | 1 | .1" in head and "| EASE | 1 | .1056 [" not in head, "means alone"
-    assert "- Everyone, history train, masked train: CLLM4Rec is" in head, "verdicts of every protocol, not of the first alone"
-    assert "SAMPLED METRICS, 3 random items, not comparable with full ranking: CLLM4Rec is" in head
+    assert "- **CLLM4Rec** (Everyone, history train, masked train): " in head, "verdicts of every protocol, not of the first alone"
+    assert "SAMPLED METRICS, 3 random items, not comparable with full ranking): " in head
     assert "### How each row came about" in text and "![" not in text and "/home" not in text
     assert write_page([filled], page, 50) == text  # a generated page is replaced
 
