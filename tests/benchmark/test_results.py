@@ -259,7 +259,7 @@ def test_page_of_reports(filled: Path, tmp_path: Path) -> None:
     head = head_of(text)
     assert "above EASE on" in head and "How each row" not in head
     assert "| EASE | 1 | .1" in head and "| EASE | 1 | .1056 [" not in head, "means alone"
-    assert "- **CLLM4Rec** (Everyone, history train, masked train): " in head, "verdicts of every protocol, not of the first alone"
+    assert "- **CLLM4Rec** (Everyone, history train, masked train): " in head, "every protocol, not the first alone"
     assert "SAMPLED METRICS, 3 random items, not comparable with full ranking): " in head
     assert "### How each row came about" in text and "![" not in text and "/home" not in text
     assert write_page([filled], page, 50) == text  # a generated page is replaced
