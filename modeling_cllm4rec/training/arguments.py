@@ -125,8 +125,6 @@ class TeacherArguments(TrainingArguments):
         check_at_least(self, 1, "teacher_items")
         if not self.teacher_power > 0:
             raise ValueError(f"teacher_power is {self.teacher_power}; it must be above 0")
-        if self.teacher_settings and not self.teacher:
-            raise ValueError(f"teacher_settings are {self.teacher_settings}, but there is no teacher; set teacher to a baseline")
         _ = self.settings_of_teacher
 
     @property

@@ -58,6 +58,8 @@ class FinetuningStage:
         self.model, self.data, self.arguments, self.is_main_process = model, data, arguments, is_main_process
         self.histories = HistoryCorpus(data.histories(*arguments.train_on.split("+")), arguments.seed, arguments.reorder)
         self.teacher = Teacher.fit(data, arguments, arguments.train_on) if arguments.teacher else None
+        if arguments.teacher_settings and not arguments.teacher:
+            logger.warning("there is no teacher: teacher_settings %s are not used", arguments.teacher_settings)
         self.texts: TextCorpus | None = None
         if arguments.content_every:
             self.texts = TextCorpus(
