@@ -46,7 +46,8 @@ def train_recommender(
         items: `item_id` and texts (`title`, `brand`, `categories`, `description`); users: `user_id` and `biography`.
         prepare: arguments of `preparation.prepare_tables`, such as `{"split": "temporal", "k_core": 5}`.
         pretraining, finetuning: arguments of one stage, by the names of `PretrainArguments` and `FinetuneArguments`.
-        shared: arguments of both, such as `epochs=5, batch_size=64`.
+        shared: arguments of both, such as `epochs=5, batch_size=64`. Unlike the commands, which leave texts whole, this cuts
+            them after `max_text_tokens=128` unless told otherwise: a single long review would end the run.
 
     Returns:
         The finished model, as it is loaded from `output`.
@@ -67,7 +68,7 @@ def train_recommender(
         pairs = _table(interactions)
     texts = {name: _texts(one, name) for name, one in (("item_id", items), ("user_id", users))}
     data = prepare_tables(pairs, texts["item_id"], texts["user_id"], Path(output) / "data", **settings)
-    common = {"data": str(data.folder), "output": str(output), **shared}
+    common = {"data": str(data.folder), "output": str(output), "max_text_tokens": 128, **shared}
     first = {"init_ids": "text" if _has_words(data) else "random", **common, **(pretraining or {})}
     pretrain(PretrainArguments(backbone=backbone, **first))
     finetune(FinetuneArguments(**{**common, **(finetuning or {})}))

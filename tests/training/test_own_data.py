@@ -12,6 +12,7 @@ import pytest
 from modeling_cllm4rec import train_recommender
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.small_world import SmallWorld
+from modeling_cllm4rec.training import own_data
 
 SHORT: dict[str, Any] = {"batch_size": 32, "max_text_tokens": 8, "epochs": 1, "pretraining": {"content_share": 0.1}}
 
@@ -57,3 +58,14 @@ def test_bad_tables(tmp_path: Path) -> None:
         train_recommender(pd.DataFrame({"who": [1], "item_id": [2]}), "gpt2", tmp_path / "run")
     with pytest.raises(FileNotFoundError, match="there is no such file"):
         train_recommender(tmp_path / "none.csv", "gpt2", tmp_path / "run")
+
+
+def test_texts_are_cut_unless_told_otherwise(small_world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A single long review would end the run: the commands ask what to do, the one call does what is usual."""
+    lengths = []
+    monkeypatch.setattr(own_data, "pretrain", lambda arguments: lengths.append(arguments.max_text_tokens))
+    monkeypatch.setattr(own_data, "finetune", lambda arguments: lengths.append(arguments.max_text_tokens))
+    monkeypatch.setattr(own_data, "load_recommender", lambda folder: folder)
+    for number, settings in enumerate(({}, {"max_text_tokens": 64}, {"max_text_tokens": None})):
+        train_recommender(small_world.interactions, "gpt2", tmp_path / str(number), prepare={"split": "random"}, **settings)
+    assert lengths == [128, 128, 64, 64, None, None]
