@@ -15,5 +15,5 @@ def test_tuned_settings_fit_the_baselines():
     for folder, by_name in tuned.items():
         assert isinstance(folder, str)
         for name, settings in by_name.items():
-            assert settings.pop("tuned")["trials"] > 0
+            assert settings.pop("tuned", {"trials": 1})["trials"] > 0  # what a data set asks for may stand there untuned
             check_settings(name, settings)

@@ -96,17 +96,18 @@ def test_commands_name_places_from_the_working_directory(
 def test_seeds_of_other_settings_are_left_out_and_named(quality: Quality, in_process: list[str], tmp_path: Path) -> None:
     """After a change of the YAML file, what ran before is in no mean; changed back, nothing is run again."""
     config = tmp_path / "benchmark.yaml"
-    for factors, seeds in (("8", "3"), ("9", "2")):
-        config.write_text(f"baselines: {{ials: {{factors: {factors}, iterations: 2, progress: false}}}}")
-        assert quality("--models", "ials", "--config", config, "--seeds", seeds) == 0
+    settings = "baselines: {{multvae: {{hidden_size: {size}, latent_size: 4, epochs: 1, progress: false}}}}"
+    for size, seeds in (("8", "3"), ("9", "2")):
+        config.write_text(settings.format(size=size))
+        assert quality("--models", "multvae", "--config", config, "--seeds", seeds) == 0
     (row,) = read_tables(tmp_path / "report", 20)[1][0].rows
     assert (row.seeds, row.left_out) == ([1, 2], {3: "run with other settings"})
-    assert row.settings["factors"] == 9 and row.command.endswith("--seed 1 2")
-    assert "iALS: seed 3 is left out: run with other settings." in (tmp_path / "report" / "report.md").read_text()
-    config.write_text("baselines: {ials: {factors: 8, iterations: 2, progress: false}}")
+    assert row.settings["hidden_size"] == 9 and row.command.endswith("--seed 1 2")
+    assert "Mult-VAE: seed 3 is left out: run with other settings." in (tmp_path / "report" / "report.md").read_text()
+    config.write_text(settings.format(size=8))
     in_process.clear()
-    assert quality("--models", "ials", "--config", config, "--seeds", "3") == 0
-    assert in_process == ["ials-seed1", "ials-seed2"]
+    assert quality("--models", "multvae", "--config", config, "--seeds", "3") == 0
+    assert in_process == ["multvae-seed1", "multvae-seed2"]
     (row,) = read_tables(tmp_path / "report", 20)[1][0].rows
     assert (row.seeds, row.left_out) == ([1, 2, 3], {})
 

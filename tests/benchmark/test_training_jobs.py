@@ -111,14 +111,14 @@ def test_a_trained_folder_of_other_people_is_refused(
 
 def test_a_search_holds_what_the_recipe_sets_beside_the_space(data: RecommendationData, setting: Setting) -> None:
     """As the training will: of what no trial draws, the recipe's value, not the default."""
-    recipe = {"name": "ials", "settings": {"fit_on": "train+validation", "factors": 8, "progress": False}}
+    recipe = {"name": "itemknn", "settings": {"fit_on": "train+validation", "shrink": 8.0}}
     setting = dataclasses.replace(setting, tune=2, tune_metric="ndcg@5")
-    found = tune_baseline(Job("ials", "baseline", 1, recipe), setting, data)
-    assert "fit_on" not in found["settings"] and "factors" in found["settings"]
+    found = tune_baseline(Job("itemknn", "baseline", 1, recipe), setting, data)
+    assert "fit_on" not in found["settings"] and "shrink" in found["settings"]
     for trial in found["trials"]:
         settings = json.loads(trial["settings"])
         values = [
-            validate(fit_baseline("ials", data, fit_on=splits, progress=False, **settings), data, "ndcg@5")
+            validate(fit_baseline("itemknn", data, fit_on=splits, **settings), data, "ndcg@5")
             for splits in ("train", "train+validation")
         ]
         assert trial["ndcg@5"] == pytest.approx(values[1]) != values[0]

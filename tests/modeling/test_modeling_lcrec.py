@@ -261,7 +261,7 @@ class TestChangesOfTheCatalogue:
         with pytest.raises(ValueError, match=r"shape \(1, 32\); 1 items need \(1, 6\); encoder is not that of the index"):
             model.add_items(new, encoder=str(tiny_backbones["gpt2"]))
         monkeypatch.setitem(sys.modules, ENCODES_TEXTS, None)
-        with pytest.raises(ImportError, match="pip install cllm4rec, or give embeddings= made by .*'some-encoder'"):
+        with pytest.raises(ImportError, match="pip install . in its repository, or give embeddings= made by .*'some-encoder'"):
             model.add_items(new)
         assert model.num_items == 12
 
