@@ -18,17 +18,17 @@ from typing import TYPE_CHECKING, Any
 from modeling_cllm4rec import _auto
 
 if TYPE_CHECKING:
-    from modeling_cllm4rec.catalogue import Catalogue, Recommendations
-    from modeling_cllm4rec.configuration_cllm4rec import CLLM4RecConfig
-    from modeling_cllm4rec.configuration_lcrec import LCRecConfig
-    from modeling_cllm4rec.configuration_rqvae import RQVAEConfig
-    from modeling_cllm4rec.constrained_decoding import ItemTrie, TrieLogitsProcessor
+    from modeling_cllm4rec.cllm4rec.configuration_cllm4rec import CLLM4RecConfig
+    from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForCausalLM, CLLM4RecForRecommendation, CLLM4RecModel
+    from modeling_cllm4rec.cllm4rec.own_data import train_recommender
+    from modeling_cllm4rec.core.catalogue import Catalogue, Recommendations
     from modeling_cllm4rec.corpora.data_folder import RecommendationData
-    from modeling_cllm4rec.modeling_cllm4rec import CLLM4RecForCausalLM, CLLM4RecForRecommendation, CLLM4RecModel
-    from modeling_cllm4rec.modeling_lcrec import LCRecForRecommendation
-    from modeling_cllm4rec.modeling_rqvae import RQVAEModel
-    from modeling_cllm4rec.training.own_data import train_recommender
-    from tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
+    from modeling_cllm4rec.lcrec.configuration_lcrec import LCRecConfig
+    from modeling_cllm4rec.lcrec.configuration_rqvae import RQVAEConfig
+    from modeling_cllm4rec.lcrec.constrained_decoding import ItemTrie, TrieLogitsProcessor
+    from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
+    from modeling_cllm4rec.lcrec.modeling_rqvae import RQVAEModel
+    from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 
     __version__: str
 
@@ -52,21 +52,21 @@ __all__ = [
 ]
 
 _MODULE_OF = {
-    "CLLM4RecConfig": "modeling_cllm4rec.configuration_cllm4rec",
-    "CLLM4RecForCausalLM": "modeling_cllm4rec.modeling_cllm4rec",
-    "CLLM4RecForRecommendation": "modeling_cllm4rec.modeling_cllm4rec",
-    "CLLM4RecModel": "modeling_cllm4rec.modeling_cllm4rec",
-    "CLLM4RecTokenizer": "tokenization.tokenization_cllm4rec",
-    "Catalogue": "modeling_cllm4rec.catalogue",
-    "ItemTrie": "modeling_cllm4rec.constrained_decoding",
-    "LCRecConfig": "modeling_cllm4rec.configuration_lcrec",
-    "LCRecForRecommendation": "modeling_cllm4rec.modeling_lcrec",
-    "RQVAEConfig": "modeling_cllm4rec.configuration_rqvae",
-    "RQVAEModel": "modeling_cllm4rec.modeling_rqvae",
+    "CLLM4RecConfig": "modeling_cllm4rec.cllm4rec.configuration_cllm4rec",
+    "CLLM4RecForCausalLM": "modeling_cllm4rec.cllm4rec.modeling_cllm4rec",
+    "CLLM4RecForRecommendation": "modeling_cllm4rec.cllm4rec.modeling_cllm4rec",
+    "CLLM4RecModel": "modeling_cllm4rec.cllm4rec.modeling_cllm4rec",
+    "CLLM4RecTokenizer": "modeling_cllm4rec.tokenization.tokenization_cllm4rec",
+    "Catalogue": "modeling_cllm4rec.core.catalogue",
+    "ItemTrie": "modeling_cllm4rec.lcrec.constrained_decoding",
+    "LCRecConfig": "modeling_cllm4rec.lcrec.configuration_lcrec",
+    "LCRecForRecommendation": "modeling_cllm4rec.lcrec.modeling_lcrec",
+    "RQVAEConfig": "modeling_cllm4rec.lcrec.configuration_rqvae",
+    "RQVAEModel": "modeling_cllm4rec.lcrec.modeling_rqvae",
     "RecommendationData": "modeling_cllm4rec.corpora.data_folder",
-    "Recommendations": "modeling_cllm4rec.catalogue",
-    "TrieLogitsProcessor": "modeling_cllm4rec.constrained_decoding",
-    "train_recommender": "modeling_cllm4rec.training.own_data",
+    "Recommendations": "modeling_cllm4rec.core.catalogue",
+    "TrieLogitsProcessor": "modeling_cllm4rec.lcrec.constrained_decoding",
+    "train_recommender": "modeling_cllm4rec.cllm4rec.own_data",
 }
 
 

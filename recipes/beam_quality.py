@@ -24,9 +24,9 @@ from modeling_cllm4rec.corpora.matching import check_same_ids
 from modeling_cllm4rec.evaluation.evaluator import evaluate
 from modeling_cllm4rec.evaluation.intervals import bootstrap_interval
 from modeling_cllm4rec.evaluation.report import EvaluationReport
-from modeling_cllm4rec.evaluation.search import SearchingRecommender
 from modeling_cllm4rec.hub.model_card import machine
-from modeling_cllm4rec.modeling_lcrec import LCRecForRecommendation
+from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
+from modeling_cllm4rec.lcrec.search import SearchingRecommender
 
 K = 10
 METRICS = (f"hit_rate@{K}", f"ndcg@{K}")

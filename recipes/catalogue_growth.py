@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from modeling_cllm4rec.core.losses import ItemLoss, multinomial_nll
+from modeling_cllm4rec.core.top_items import top_items
 from modeling_cllm4rec.hub.machine import peak_memory
-from modeling_cllm4rec.losses import ItemLoss, multinomial_nll
-from modeling_cllm4rec.top_items import top_items
 
 TASKS = ("score", "exact", "chunked", "sampled")
 TOP = 100

@@ -23,8 +23,8 @@ from urllib.parse import urlsplit
 import numpy as np
 from tqdm import tqdm
 
-from modeling_cllm4rec.catalogue import USERS_FILE, KnownUsers
 from modeling_cllm4rec.commands.running import run_command
+from modeling_cllm4rec.core.catalogue import USERS_FILE, KnownUsers
 
 EPILOG = """example:
   python recipes/load_test.py --model runs/beauty --output runs/beauty/load-test --seconds 10

@@ -19,11 +19,11 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
+from modeling_cllm4rec.cllm4rec.documents import BIOGRAPHY, ITEM_TEXTS, HistoryCorpus, text_column
+from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation, Side
+from modeling_cllm4rec.cllm4rec.prompts import Prompts, cut
+from modeling_cllm4rec.core.prompt_assembly import assemble, pad_right
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
-from modeling_cllm4rec.corpora.documents import BIOGRAPHY, ITEM_TEXTS, HistoryCorpus, text_column
-from modeling_cllm4rec.corpora.prompts import Prompts, cut
-from modeling_cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation, Side
-from modeling_cllm4rec.prompt_assembly import assemble, pad_right
 
 IGNORED = -100
 

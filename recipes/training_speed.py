@@ -29,19 +29,19 @@ from released_scheme import Improvements, ReleasedScheme
 from torch.nn.utils import clip_grad_norm_
 from tqdm.auto import tqdm
 
+from modeling_cllm4rec.cllm4rec.finetuning import FinetuningStage
+from modeling_cllm4rec.cllm4rec.pretraining import PretrainingStage, new_model
+from modeling_cllm4rec.cllm4rec.prompts import Prompts
 from modeling_cllm4rec.corpora.batches import plan_batches
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.preparation import prepare_tables
-from modeling_cllm4rec.corpora.prompts import Prompts
 from modeling_cllm4rec.corpora.small_world import make_small_world
 from modeling_cllm4rec.hub.model_card import LIBRARIES, machine
 from modeling_cllm4rec.training.arguments import FinetuneArguments, PretrainArguments
 from modeling_cllm4rec.training.backbones import train_backbone
-from modeling_cllm4rec.training.finetuning import FinetuningStage
 from modeling_cllm4rec.training.loop import Step
 from modeling_cllm4rec.training.parameters import choose_trainable, parameter_groups, set_dropout
 from modeling_cllm4rec.training.precision import frozen_weights_in
-from modeling_cllm4rec.training.pretraining import PretrainingStage, new_model
 
 
 class Training(NamedTuple):

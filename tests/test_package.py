@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import modeling_cllm4rec
-import tokenization
+from modeling_cllm4rec import tokenization
 
 ROOT = Path(__file__).resolve().parent.parent
 SETUP = configparser.ConfigParser()
@@ -42,7 +42,7 @@ def test_importing_is_quick_and_imports_nothing_heavy(tmp_path):
     code = """
 import sys, time
 start = time.perf_counter()
-import modeling_cllm4rec, tokenization
+import modeling_cllm4rec, modeling_cllm4rec.tokenization
 seconds = time.perf_counter() - start
 heavy = [name for name in ("torch", "transformers", "tokenizers", "numpy", "pandas", "pyarrow") if name in sys.modules]
 print(seconds < 1, heavy, "transformers.models.cllm4rec" in sys.modules)
@@ -56,7 +56,7 @@ def test_public_names_are_there():
             assert name in dir(module)
             assert getattr(module, name) is not None
     assert modeling_cllm4rec.CLLM4RecTokenizer is tokenization.CLLM4RecTokenizer
-    assert modeling_cllm4rec.CLLM4RecConfig.__module__ == "modeling_cllm4rec.configuration_cllm4rec"
+    assert modeling_cllm4rec.CLLM4RecConfig.__module__ == "modeling_cllm4rec.cllm4rec.configuration_cllm4rec"
 
 
 @pytest.mark.parametrize("module", [modeling_cllm4rec, tokenization])
@@ -94,7 +94,8 @@ def test_constraints_obey_the_lower_bounds():
 def test_nobody_is_told_to_install_what_is_on_no_index():
     """The name is free there: whoever took it would be installed."""
     files = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
-    files += [path for name in ("modeling_cllm4rec", "tokenization", "recipes") for path in (ROOT / name).rglob("*.py")]
+    folders = ("modeling_cllm4rec", "modeling_cllm4rec/tokenization", "recipes")
+    files += [path for name in folders for path in (ROOT / name).rglob("*.py")]
     told = re.compile(r"pip install [^`\n]*cllm4rec(\[|\b[^.])")
     assert [str(path) for path in files if told.search(path.read_text(encoding="utf-8"))] == []
 
@@ -179,10 +180,10 @@ for auto_class in (AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer):
     print(loaded.__module__, loaded.__name__)
 """
 LOADED = """\
-modeling_cllm4rec.configuration_cllm4rec CLLM4RecConfig
-modeling_cllm4rec.modeling_cllm4rec CLLM4RecForRecommendation
-modeling_cllm4rec.modeling_cllm4rec CLLM4RecForCausalLM
-tokenization.tokenization_cllm4rec CLLM4RecTokenizer"""
+modeling_cllm4rec.cllm4rec.configuration_cllm4rec CLLM4RecConfig
+modeling_cllm4rec.cllm4rec.modeling_cllm4rec CLLM4RecForRecommendation
+modeling_cllm4rec.cllm4rec.modeling_cllm4rec CLLM4RecForCausalLM
+modeling_cllm4rec.tokenization.tokenization_cllm4rec CLLM4RecTokenizer"""
 slow = pytest.mark.slow
 
 
@@ -191,12 +192,12 @@ slow = pytest.mark.slow
     [
         "import modeling_cllm4rec",
         "from transformers import AutoModel, AutoTokenizer\nimport modeling_cllm4rec",
-        "from modeling_cllm4rec.modeling_cllm4rec import CLLM4RecModel",
-        pytest.param("import tokenization", marks=slow),
+        "from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecModel",
+        pytest.param("import modeling_cllm4rec.tokenization", marks=slow),
         pytest.param("from modeling_cllm4rec import CLLM4RecForRecommendation", marks=slow),
         pytest.param("from transformers import AutoConfig\nimport modeling_cllm4rec", marks=slow),
-        pytest.param("from tokenization.tokenization_cllm4rec import CLLM4RecTokenizer", marks=slow),
-        pytest.param("import modeling_cllm4rec.configuration_cllm4rec", marks=slow),
+        pytest.param("from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer", marks=slow),
+        pytest.param("import modeling_cllm4rec.cllm4rec.configuration_cllm4rec", marks=slow),
         pytest.param("import transformers, modeling_cllm4rec", marks=slow),
     ],
 )

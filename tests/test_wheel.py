@@ -66,7 +66,7 @@ def test_it_is_the_installed_package_and_it_is_whole(installed: Path, tmp_path: 
         file.name for file in (ROOT / "recipes" / "configs").iterdir()
     }
     shipped = {path.relative_to(installed) for path in installed.rglob("*") if path.suffix in (".css", ".js", ".yaml")}
-    sources = [ROOT / name for name in ("modeling_cllm4rec", "tokenization")]
+    sources = [ROOT / name for name in ("modeling_cllm4rec", "modeling_cllm4rec/tokenization")]
     assert shipped >= {
         path.relative_to(ROOT) for folder in sources for path in folder.rglob("*") if path.suffix in (".css", ".js", ".yaml")
     }

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import modeling_cllm4rec as _registers_the_model_type  # noqa: F401
 
 if TYPE_CHECKING:
-    from tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
+    from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 
 __all__ = ["CLLM4RecTokenizer"]
 
@@ -20,7 +20,7 @@ __all__ = ["CLLM4RecTokenizer"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
-    from tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
+    from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 
     return CLLM4RecTokenizer
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from modeling_cllm4rec.app.reasons import ContentWriter, Recommender, nearest_in_history
 from modeling_cllm4rec.app.title_search import TitleSearch
-from modeling_cllm4rec.catalogue import Catalogue, KnownUsers, Recommendations
+from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers, Recommendations
 from modeling_cllm4rec.hub.loading import load_recommender
-from modeling_cllm4rec.modeling_lcrec import LCRecForRecommendation
+from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
 
 EMPTY_HISTORY = "The history is empty. Find an item by its title and add it, or take a known user."
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from modeling_cllm4rec.app.answers import user_index
-from modeling_cllm4rec.catalogue import Catalogue, KnownUsers
+from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from modeling_cllm4rec.corpora.prompts import Prompts, cut
+from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForCausalLM, CLLM4RecForRecommendation
+from modeling_cllm4rec.cllm4rec.prompts import Prompts, cut
+from modeling_cllm4rec.core.prompt_assembly import assemble
 from modeling_cllm4rec.hub.model_card import RECORD_FILE
-from modeling_cllm4rec.modeling_cllm4rec import CLLM4RecForCausalLM, CLLM4RecForRecommendation
-from modeling_cllm4rec.modeling_lcrec import LCRecForRecommendation
-from modeling_cllm4rec.prompt_assembly import assemble
+from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
 
 Recommender = CLLM4RecForRecommendation | LCRecForRecommendation
 SOMEONE = "Someone"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -11,7 +12,6 @@ from pathlib import Path
 import yaml
 
 import modeling_cllm4rec
-import tokenization
 from modeling_cllm4rec.commands.doctor import requirements
 from modeling_cllm4rec.commands.running import print_json, run_command
 
@@ -22,7 +22,6 @@ EPILOG = """example:
 Models of a Space lie on the Hub: push them first. Then upload the folder:
   hf upload you/beauty-page space . --repo-type space
 """
-PACKAGES = (modeling_cllm4rec, tokenization)
 SOURCES = (".py", ".yaml", ".css", ".js")
 CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
 APP = '''"""The page of `cllm4rec app` over models of the Hub."""
@@ -87,13 +86,12 @@ def space_files(models: list[str], title: str, required: list[str], gradio_versi
 
 
 def package_files() -> dict[str, str]:
-    """The source of this package by name: beside `app.py`, the Space needs no release of it."""
-    files = {}
-    for package in PACKAGES:
-        root = Path(str(package.__file__)).parent
-        sources = [path for path in root.rglob("*") if path.suffix in SOURCES]
-        files.update({path.relative_to(root.parent).as_posix(): path.read_text(encoding="utf-8") for path in sources})
-    return files
+    """Return the source of this package by file name, so that the Space needs no release of it."""
+    root = Path(modeling_cllm4rec.__file__).parent
+    # In a checkout, configs/ and tokenization/ are links, which Path.rglob does not follow.
+    folders = os.walk(root, followlinks=True)
+    sources = [Path(folder, name) for folder, _, names in folders for name in names if name.endswith(SOURCES)]
+    return {path.relative_to(root.parent).as_posix(): path.read_text(encoding="utf-8") for path in sources}
 
 
 def package_requirements() -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from modeling_cllm4rec.catalogue import Catalogue
+from modeling_cllm4rec.core.catalogue import Catalogue
 
 
 class Found(NamedTuple):

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import lapack
 
-from modeling_cllm4rec.baselines.interaction_matrix import FitOn, fitting_histories, interaction_matrix
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
+from modeling_cllm4rec.corpora.interaction_matrix import FitOn, fitting_histories, interaction_matrix
 
 Precision = Literal["float64", "float32"]
 BLOCK = 1024

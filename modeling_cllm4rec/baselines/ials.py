@@ -9,8 +9,8 @@ import numpy.typing as npt
 from scipy import sparse
 
 from modeling_cllm4rec.baselines.early_stopping import check_above_zero, check_counts
-from modeling_cllm4rec.baselines.interaction_matrix import FitOn, fitting_histories, interaction_matrix
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
+from modeling_cllm4rec.corpora.interaction_matrix import FitOn, fitting_histories, interaction_matrix
 
 
 class IALSRecommender:

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from modeling_cllm4rec.baselines.interaction_matrix import FitOn, fitting_histories, interaction_matrix
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
+from modeling_cllm4rec.corpora.interaction_matrix import FitOn, fitting_histories, interaction_matrix
 
 
 class ItemKNNRecommender:

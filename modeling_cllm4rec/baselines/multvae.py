@@ -22,8 +22,8 @@ from modeling_cllm4rec.baselines.early_stopping import (
     device_named,
     train_until_best,
 )
-from modeling_cllm4rec.baselines.interaction_matrix import check_items
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
+from modeling_cllm4rec.corpora.interaction_matrix import check_items
 from modeling_cllm4rec.evaluation.evaluator import select_users
 
 

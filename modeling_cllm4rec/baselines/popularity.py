@@ -7,8 +7,8 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from modeling_cllm4rec.baselines.interaction_matrix import FitOn, fitting_histories
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
+from modeling_cllm4rec.corpora.interaction_matrix import FitOn, fitting_histories
 
 UInt64Array = npt.NDArray[np.uint64]
 

@@ -27,11 +27,11 @@ from modeling_cllm4rec.baselines.early_stopping import (
     device_named,
     train_until_best,
 )
-from modeling_cllm4rec.baselines.interaction_matrix import check_items
+from modeling_cllm4rec.core.losses import multinomial_nll
+from modeling_cllm4rec.core.prompt_assembly import pad_right
 from modeling_cllm4rec.corpora.batches import plan_batches
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
-from modeling_cllm4rec.losses import multinomial_nll
-from modeling_cllm4rec.prompt_assembly import pad_right
+from modeling_cllm4rec.corpora.interaction_matrix import check_items
 
 Loss = Literal["full", "sampled"]
 NO_ITEM = -100

@@ -26,13 +26,13 @@ from modeling_cllm4rec.baselines.early_stopping import (
     check_counts,
     device_named,
 )
-from modeling_cllm4rec.baselines.interaction_matrix import check_items
 from modeling_cllm4rec.baselines.yes_no_prompts import YesNoPrompts
+from modeling_cllm4rec.core.language_model import word_head
+from modeling_cllm4rec.core.prompt_assembly import pad_right
 from modeling_cllm4rec.corpora.batches import plan_batches
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
+from modeling_cllm4rec.corpora.interaction_matrix import check_items
 from modeling_cllm4rec.corpora.item_texts import TITLE, item_texts
-from modeling_cllm4rec.language_model import word_head
-from modeling_cllm4rec.prompt_assembly import pad_right
 
 logger = logging.getLogger(__name__)
 

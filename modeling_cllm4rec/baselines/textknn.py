@@ -9,8 +9,8 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from modeling_cllm4rec.baselines.interaction_matrix import interaction_matrix
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
+from modeling_cllm4rec.corpora.interaction_matrix import interaction_matrix
 from modeling_cllm4rec.corpora.item_embeddings import MINILM, Pooling, item_embeddings
 from modeling_cllm4rec.corpora.item_texts import TITLE, OnMissingText
 

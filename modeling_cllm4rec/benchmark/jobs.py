@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from modeling_cllm4rec.cllm4rec import finetuning
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.evaluation.evaluator import METRICS, parse_metrics
-from modeling_cllm4rec.training import alignment, finetuning
+from modeling_cllm4rec.lcrec import alignment
 from modeling_cllm4rec.training.loop import data_fingerprint
 
 System = Literal["baseline", "cllm4rec", "lcrec", "lcrec-vanilla", "lcrec-cid", "tiger", "folder"]

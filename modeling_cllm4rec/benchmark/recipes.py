@@ -12,7 +12,8 @@ from typing import Any, Literal, NamedTuple
 
 from modeling_cllm4rec.baselines import BASELINES, check_settings
 from modeling_cllm4rec.benchmark import budgets
-from modeling_cllm4rec.training.alignment import AlignArguments
+from modeling_cllm4rec.lcrec.alignment import AlignArguments
+from modeling_cllm4rec.lcrec.indexing import IndexArguments
 from modeling_cllm4rec.training.arguments import (
     FinetuneArguments,
     PretrainArguments,
@@ -20,7 +21,6 @@ from modeling_cllm4rec.training.arguments import (
     read_yaml,
     stage_settings,
 )
-from modeling_cllm4rec.training.indexing import IndexArguments
 
 INDEXED = ("lcrec", "lcrec-vanilla", "lcrec-cid", "tiger")
 """Recipes of an index and what is trained on it: LC-Rec, LC-Rec with other indices, and a small decoder from scratch."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from modeling_cllm4rec.modeling_lcrec import LCRecForRecommendation
+from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
 
 BATCH_SIZE, LCREC_BATCH_SIZE = 256, 64
 

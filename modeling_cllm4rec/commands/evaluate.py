@@ -17,10 +17,10 @@ from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.matching import check_same_ids
 from modeling_cllm4rec.evaluation.evaluator import DEFAULT_METRICS, EvaluationReport, comparison_table, evaluate
 from modeling_cllm4rec.evaluation.protocol import Protocol
-from modeling_cllm4rec.evaluation.search import evaluate_templates
 from modeling_cllm4rec.hub.loading import load_recommender
 from modeling_cllm4rec.hub.model_card import update_card
-from modeling_cllm4rec.modeling_lcrec import LCRecForRecommendation
+from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
+from modeling_cllm4rec.lcrec.search import evaluate_templates
 
 EPILOG = """example:
   cllm4rec evaluate --model runs/mine --data data/mine --split test

@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 
 from modeling_cllm4rec.commands.asking import add_model_arguments, batch_size, search_settings
 from modeling_cllm4rec.commands.running import run_command
+from modeling_cllm4rec.core.recommending import RecommendsItems
 from modeling_cllm4rec.hub.loading import load_recommender
-from modeling_cllm4rec.modeling_lcrec import LCRecForRecommendation
-from modeling_cllm4rec.recommending import RecommendsItems
+from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
 
 EPILOG = """example:
   cllm4rec recommend --model runs/mine --users ann bob --k 10

@@ -89,7 +89,7 @@ def outcome(output: Path, folder: str, progress: Any) -> dict[str, Any]:
 
 def pretrain_main(argv: list[str] | None = None) -> int:
     """Pretrain CLLM4Rec on a data folder."""
-    from modeling_cllm4rec.training.pretraining import pretrain
+    from modeling_cllm4rec.cllm4rec.pretraining import pretrain
 
     about = "Pretrain CLLM4Rec on a data folder: content warm-up, then alternating L and C passes (sections 3.2 and 3.3)."
     return stage_command(
@@ -105,7 +105,7 @@ def pretrain_main(argv: list[str] | None = None) -> int:
 
 def finetune_main(argv: list[str] | None = None) -> int:
     """Finetune a pretrained CLLM4Rec for recommendation."""
-    from modeling_cllm4rec.training.finetuning import finetune
+    from modeling_cllm4rec.cllm4rec.finetuning import finetune
 
     about = "Finetune a pretrained CLLM4Rec for recommendation: masked history in, held-out items out (section 3.4)."
     return stage_command(FinetuneArguments, "finetune", finetune, about, "--data data/mine --output runs/mine", argv)
@@ -113,7 +113,7 @@ def finetune_main(argv: list[str] | None = None) -> int:
 
 def index_items_main(argv: list[str] | None = None) -> int:
     """Give every item of a data folder a semantic index."""
-    from modeling_cllm4rec.training.indexing import IndexArguments, index_items
+    from modeling_cllm4rec.lcrec.indexing import IndexArguments, index_items
 
     about = "Give every item a semantic index: texts to embeddings to unique codes (section III-B of arXiv 2311.09049)."
     flags = "--data data/mine --encoder gpt2 --output runs/mine-index"
@@ -122,7 +122,7 @@ def index_items_main(argv: list[str] | None = None) -> int:
 
 def align_main(argv: list[str] | None = None) -> int:
     """Tune a language model on the alignment tasks of LC-Rec."""
-    from modeling_cllm4rec.training.alignment import AlignArguments, align
+    from modeling_cllm4rec.lcrec.alignment import AlignArguments, align
 
     about = "Tune a language model on tasks between item indices and language (LC-Rec, section III-C of arXiv 2311.09049)."
     flags = "--data data/mine --index runs/mine-index --backbone gpt2 --output runs/mine-lcrec"

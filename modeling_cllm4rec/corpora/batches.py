@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import torch
 
-from modeling_cllm4rec.prompt_assembly import pad_right
+from modeling_cllm4rec.core.prompt_assembly import pad_right
 
 BUCKET_BATCHES = 50
 """Batches that are sorted by length together: enough for little padding, few enough to stay random."""

@@ -18,10 +18,10 @@ from tqdm import tqdm
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from modeling_cllm4rec.catalogue import IdMap
+from modeling_cllm4rec.core.catalogue import IdMap
+from modeling_cllm4rec.core.prompt_assembly import pad_right
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.item_texts import DESCRIPTION, TITLE, OnMissingText, check_text_lengths, item_texts
-from modeling_cllm4rec.prompt_assembly import pad_right
 
 logger = logging.getLogger(__name__)
 

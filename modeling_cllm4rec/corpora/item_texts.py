@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from modeling_cllm4rec.corpora.documents import text_column
+from modeling_cllm4rec.cllm4rec.documents import text_column
 
 OnMissingText = Literal["raise", "title-only"]
 TITLE, DESCRIPTION = "title", "description"

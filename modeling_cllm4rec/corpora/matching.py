@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from modeling_cllm4rec.catalogue import IdMap
+from modeling_cllm4rec.core.catalogue import IdMap
+from modeling_cllm4rec.core.saved_folder import SavedFolderModel
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
-from modeling_cllm4rec.saved_folder import SavedFolderModel
 
 
 def check_same_ids(model: SavedFolderModel, data: RecommendationData, name: str) -> None:

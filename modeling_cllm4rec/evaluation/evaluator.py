@@ -15,12 +15,12 @@ import numpy.typing as npt
 import torch
 from tqdm.auto import tqdm
 
+from modeling_cllm4rec.core.top_items import top_items
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.evaluation import ranking
 from modeling_cllm4rec.evaluation.intervals import bootstrap_interval
 from modeling_cllm4rec.evaluation.protocol import Protocol
 from modeling_cllm4rec.evaluation.report import EvaluationReport, comparison_table
-from modeling_cllm4rec.top_items import top_items
 
 __all__ = ["EvaluationReport", "Recommender", "comparison_table", "evaluate", "select_users", "top_k"]
 

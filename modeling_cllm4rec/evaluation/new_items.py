@@ -15,16 +15,16 @@ from tqdm.auto import tqdm
 
 from modeling_cllm4rec.baselines.popularity import PopularityRecommender, RandomRecommender
 from modeling_cllm4rec.baselines.textknn import TextKNNRecommender
-from modeling_cllm4rec.catalogue import IdMap
+from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
+from modeling_cllm4rec.core.catalogue import IdMap
+from modeling_cllm4rec.core.recommending import RecommendsItems
+from modeling_cllm4rec.core.top_items import top_permitted_items
 from modeling_cllm4rec.corpora.data_folder import Histories
 from modeling_cllm4rec.corpora.withholding import Withheld
 from modeling_cllm4rec.evaluation import ranking
 from modeling_cllm4rec.evaluation.evaluator import Recommender, select_users
 from modeling_cllm4rec.evaluation.intervals import bootstrap_interval
-from modeling_cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
-from modeling_cllm4rec.modeling_lcrec import LCRecForRecommendation
-from modeling_cllm4rec.recommending import RecommendsItems
-from modeling_cllm4rec.top_items import top_permitted_items
+from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
 
 MEASURES = ("new among new", "new among all", "old among all")
 """What is to be found, and among what: the items that were added, or these and all that were there before.

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from modeling_cllm4rec.saved_folder import CURVES_FILE
+from modeling_cllm4rec.core.saved_folder import CURVES_FILE
 
 logger = logging.getLogger(__name__)
 

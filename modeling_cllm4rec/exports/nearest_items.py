@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from modeling_cllm4rec.top_items import top_items
+from modeling_cllm4rec.core.top_items import top_items
 
 INDEX_FILE = "items.usearch"
 CONNECTIVITY, EFFORT_ADDING, EFFORT_SEARCHING = 32, 256, 256

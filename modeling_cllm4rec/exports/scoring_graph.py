@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
+from modeling_cllm4rec.core.language_model import real_positions
 from modeling_cllm4rec.exports.output_folder import new_output_folder, require_scoring_model
-from modeling_cllm4rec.language_model import real_positions
-from modeling_cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
 
 GRAPH_FILE, ABOUT_FILE = "model.onnx", "model.json"
 TOLERANCE = 1e-4

@@ -19,10 +19,10 @@ import torch
 from safetensors.numpy import save_file
 from tqdm.auto import tqdm
 
+from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
+from modeling_cllm4rec.core.prompt_assembly import pad_right
 from modeling_cllm4rec.exports.nearest_items import INDEX_FILE, Recall, build_index, measure_recall
 from modeling_cllm4rec.exports.output_folder import new_output_folder, require_scoring_model
-from modeling_cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
-from modeling_cllm4rec.prompt_assembly import pad_right
 
 ENCODER_FOLDER, ABOUT_FILE = "query_encoder", "vectors.json"
 ITEMS, USERS = "item_vectors", "user_vectors"

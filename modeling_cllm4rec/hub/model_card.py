@@ -16,13 +16,13 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from modeling_cllm4rec import __version__
+from modeling_cllm4rec.core.saved_folder import CURVES_FILE, SavedFolderModel
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.evaluation.protocol import ALL_SCORED
 from modeling_cllm4rec.evaluation.report import EvaluationReport
 from modeling_cllm4rec.evaluation.training_curves import RECORD_FILE, keep_curves
 from modeling_cllm4rec.hub.machine import peak_device_memory, peak_memory
 from modeling_cllm4rec.hub.repeating import NOT_STATED, backbone_record, changed_arguments, license_header, training_command
-from modeling_cllm4rec.saved_folder import CURVES_FILE, SavedFolderModel
 
 SYSTEMS = {
     "cllm4rec": (

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from modeling_cllm4rec.handler import BadRequest, Question
+from modeling_cllm4rec.core.handler import BadRequest, Question
 
 log = logging.getLogger(__name__)
 Answer = Callable[[Sequence[Question]], list[Any]]

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from modeling_cllm4rec.handler import BadRequest
+from modeling_cllm4rec.core.handler import BadRequest
 
 MOST_BYTES = 1_000_000
 BODY_SECONDS = 20.0

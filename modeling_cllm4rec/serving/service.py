@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from modeling_cllm4rec import __version__
-from modeling_cllm4rec.handler import BadRequest, answer, batch_size_of, check_ready, is_searching, read_question
+from modeling_cllm4rec.core.handler import BadRequest, answer, batch_size_of, check_ready, is_searching, read_question
 from modeling_cllm4rec.serving.batching import Batcher, QueueFull
 from modeling_cllm4rec.serving.refusals import MOST_BYTES, JSONAnswer, Refused, read_json, refusal
 

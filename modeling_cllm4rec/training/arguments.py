@@ -14,8 +14,8 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import yaml
 from transformers import HfArgumentParser
 
-from modeling_cllm4rec.corpora.prompts import Prompts
-from modeling_cllm4rec.training.objectives import Weights
+from modeling_cllm4rec.cllm4rec.objectives import Weights
+from modeling_cllm4rec.cllm4rec.prompts import Prompts
 
 INIT_COLUMNS = ("title", "brand", "categories")
 """Texts of an item whose words its rows start from."""

@@ -19,8 +19,8 @@ from transformers import (
     set_seed,
 )
 
+from modeling_cllm4rec.cllm4rec.documents import BIOGRAPHY, ITEM_TEXTS, text_column
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
-from modeling_cllm4rec.corpora.documents import BIOGRAPHY, ITEM_TEXTS, text_column
 
 logger = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ import numpy as np
 import psutil
 import torch
 
-from modeling_cllm4rec.losses import ItemLoss
-from modeling_cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation
+from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation
+from modeling_cllm4rec.core.losses import ItemLoss
 from modeling_cllm4rec.training.arguments import TrainingArguments
 from modeling_cllm4rec.training.parameters import TrainedModel, trainable
 

@@ -13,15 +13,15 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from modeling_cllm4rec.cllm4rec.documents import ITEM_TEXTS
+from modeling_cllm4rec.cllm4rec.growing import Start, text_column
+from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
+from modeling_cllm4rec.cllm4rec.objectives import Weights, next_word_terms
+from modeling_cllm4rec.cllm4rec.prompts import Prompts, cut
+from modeling_cllm4rec.core.prompt_assembly import assemble
 from modeling_cllm4rec.corpora.batches import collate, plan_batches
-from modeling_cllm4rec.corpora.documents import ITEM_TEXTS
-from modeling_cllm4rec.corpora.prompts import Prompts, cut
-from modeling_cllm4rec.growing import Start, text_column
-from modeling_cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
-from modeling_cllm4rec.modeling_lcrec import LCRecForRecommendation
-from modeling_cllm4rec.prompt_assembly import assemble
-from modeling_cllm4rec.training.objectives import Weights, next_word_terms
-from tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
+from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
+from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 
 logger = logging.getLogger(__name__)
 

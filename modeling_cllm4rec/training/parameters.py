@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import peft
 import torch
 
-from modeling_cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation, Side
+from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation, Side
 from modeling_cllm4rec.training.arguments import TrainingArguments
 
 if TYPE_CHECKING:  # one system is trained without importing the other
-    from modeling_cllm4rec.modeling_lcrec import LCRecForRecommendation
+    from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
 
 TrainedModel: TypeAlias = "CLLM4RecForRecommendation | LCRecForRecommendation"
 

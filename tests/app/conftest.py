@@ -11,13 +11,13 @@ import pytest
 
 from modeling_cllm4rec.app.answers import ShownModel, ShownModels
 from modeling_cllm4rec.app.reasons import ContentWriter
-from modeling_cllm4rec.catalogue import Catalogue, KnownUsers
-from modeling_cllm4rec.corpora.prompts import Prompts, recommendation_pieces
-from modeling_cllm4rec.item_index import ItemIndex
-from modeling_cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
-from tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
+from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
+from modeling_cllm4rec.cllm4rec.prompts import Prompts, recommendation_pieces
+from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers
+from modeling_cllm4rec.lcrec.item_index import ItemIndex
+from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 
-_spec = importlib.util.spec_from_file_location("lcrec_models_for_app", Path(__file__).parents[1] / "modeling" / "lcrec_models.py")
+_spec = importlib.util.spec_from_file_location("lcrec_models_for_app", Path(__file__).parents[1] / "lcrec" / "lcrec_models.py")
 assert _spec is not None and _spec.loader is not None
 lcrec_models = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(lcrec_models)

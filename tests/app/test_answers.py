@@ -8,7 +8,7 @@ import torch
 
 from modeling_cllm4rec.app.answers import Question, ShownModel, ShownModels, user_index
 from modeling_cllm4rec.app.reasons import ContentWriter, item_vectors, nearest_in_history
-from modeling_cllm4rec.catalogue import Catalogue, KnownUsers
+from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers
 
 HISTORY = ("B0", "B3")
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modeling_cllm4rec.app.person import Person, any_user, take_user
-from modeling_cllm4rec.catalogue import Catalogue, KnownUsers
+from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers
 
 CATALOGUE = Catalogue(["B0", "B1", "B2"])
 USERS = KnownUsers([17, 4], np.array([0, 2, 2]), np.array([2, 0], np.int32))

@@ -44,8 +44,8 @@ def test_the_command(tmp_path, capsys):
     pytest.importorskip("gradio", reason="needs the extra app")
     folder = tmp_path / "space"
     assert main(["--model", "you/beauty", "--output", str(folder)]) == 0
-    packages = ["modeling_cllm4rec", "tokenization"]
-    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "app.py", packages[0], "requirements.txt", packages[1]]
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "app.py", "modeling_cllm4rec", "requirements.txt"]
+    assert (folder / "modeling_cllm4rec" / "tokenization" / "tokenization_cllm4rec.py").is_file()
     assert "title: beauty" in (folder / "README.md").read_text(encoding="utf-8")
     assert "upload" in capsys.readouterr().out
     assert main(["--model", "you/beauty", "--output", str(folder)]) == 2
@@ -58,7 +58,7 @@ def test_the_command(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["files"] == ["app.py", "requirements.txt", "README.md"]
     lines = (tmp_path / "released" / "requirements.txt").read_text(encoding="utf-8").splitlines()
     assert lines[1:] == ["cllm4rec[app] @ git+https://x/y"]
-    assert not (tmp_path / "released" / "tokenization").exists()
+    assert not (tmp_path / "released" / "modeling_cllm4rec").exists()
 
 
 def test_a_space_brings_the_package_along(tmp_path):

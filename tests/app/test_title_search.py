@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_cllm4rec.app.title_search import TitleSearch
-from modeling_cllm4rec.catalogue import Catalogue
+from modeling_cllm4rec.core.catalogue import Catalogue
 
 TITLES = ["Crème brûlée", "Ice cream, large", "Creamy soup", "Face cream", None, "Soap"]
 

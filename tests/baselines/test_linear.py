@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_cllm4rec.baselines.ease import EASERecommender, memory_gib
-from modeling_cllm4rec.baselines.interaction_matrix import interaction_matrix
 from modeling_cllm4rec.baselines.itemknn import ItemKNNRecommender
 from modeling_cllm4rec.baselines.popularity import PopularityRecommender
+from modeling_cllm4rec.corpora.interaction_matrix import interaction_matrix
 from modeling_cllm4rec.evaluation.ranking import histories_from_lists
 
 

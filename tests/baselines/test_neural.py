@@ -16,8 +16,8 @@ from modeling_cllm4rec.baselines.sasrec import (
     sampled_nll,
     training_pieces,
 )
+from modeling_cllm4rec.core.losses import multinomial_nll
 from modeling_cllm4rec.evaluation.ranking import histories_from_lists
-from modeling_cllm4rec.losses import multinomial_nll
 
 SASREC = {"num_items": 12, "size": 16, "layers": 2, "heads": 2, "dropout": 0.5, "max_length": 6}
 VAE = {"hidden_size": 32, "latent_size": 16}

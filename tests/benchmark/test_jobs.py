@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from modeling_cllm4rec.benchmark.jobs import Condition, Job, Setting, claim, conditions, make_setting, selection_of
+from modeling_cllm4rec.cllm4rec import finetuning
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
-from modeling_cllm4rec.training import alignment, finetuning
+from modeling_cllm4rec.lcrec import alignment
 
 
 def test_conditions_side_by_side() -> None:

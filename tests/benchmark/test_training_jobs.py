@@ -16,9 +16,9 @@ from modeling_cllm4rec.baselines.validating import validate
 from modeling_cllm4rec.benchmark.jobs import Job, Setting, make_setting
 from modeling_cllm4rec.benchmark.measuring import measure
 from modeling_cllm4rec.benchmark.training import finished, pairs_to_score, train, tune_baseline
+from modeling_cllm4rec.cllm4rec.prompts import Prompts, cut, next_item_pieces
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
-from modeling_cllm4rec.corpora.prompts import Prompts, cut, next_item_pieces
-from modeling_cllm4rec.evaluation.search import SearchingRecommender
+from modeling_cllm4rec.lcrec.search import SearchingRecommender
 
 
 def cllm4rec(backbone: Path) -> dict[str, Any]:

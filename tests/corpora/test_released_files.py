@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from modeling_cllm4rec.catalogue import IdMap
+from modeling_cllm4rec.core.catalogue import IdMap
 from modeling_cllm4rec.corpora.interactions import read_interactions
 from modeling_cllm4rec.corpora.readers import read_table
 from modeling_cllm4rec.corpora.released_files import (

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pages import ROOT
 
-from modeling_cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
+from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
 
 PAGE = ROOT / "docs" / "concepts.md"
 NAME = re.compile(r"`([A-Za-z_]\w*(?:\.\w+)+)(?:\([^`]*\))?`")
@@ -26,13 +26,12 @@ def named(text: str) -> list[str]:
 
 
 def resolve(name: str) -> Any:
-    """What a dotted name below `modeling_cllm4rec`, or of `tokenization`, stands for.
+    """What a dotted name below `modeling_cllm4rec` stands for.
 
     Raises:
         AttributeError: there is no such thing.
     """
-    parts = name.split(".")
-    parts = parts if parts[0] == "tokenization" else ["modeling_cllm4rec", *parts]
+    parts = ["modeling_cllm4rec", *name.split(".")]
     for count in range(len(parts), 0, -1):
         try:
             module = importlib.import_module(".".join(parts[:count]))
@@ -58,7 +57,7 @@ def test_both_papers_have_their_names() -> None:
         assert len(set(named(part))) >= least, system
 
 
-@pytest.mark.parametrize("name", ["losses.no_such_loss", "no_such_module.f", "tokenization.tokenization_cllm4rec.Nothing"])
+@pytest.mark.parametrize("name", ["losses.no_such_loss", "no_such_module.f", "modeling_cllm4rec.tokenization.tokenization_cllm4rec.Nothing"])
 def test_a_name_that_there_is_not(name: str) -> None:
     with pytest.raises(AttributeError):
         resolve(name)

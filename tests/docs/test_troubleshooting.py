@@ -27,7 +27,7 @@ def string_of(node: ast.AST) -> str | None:
 def strings() -> list[str]:
     """All strings of the package, but no docstrings."""
     found = []
-    for folder in ("modeling_cllm4rec", "tokenization"):
+    for folder in ("modeling_cllm4rec", "modeling_cllm4rec/tokenization"):
         for file in (ROOT / folder).rglob("*.py"):
             tree = ast.parse(file.read_text(encoding="utf-8"))
             docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}

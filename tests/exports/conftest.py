@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from modeling_cllm4rec.catalogue import Catalogue, KnownUsers
-from modeling_cllm4rec.corpora.prompts import Prompts, recommendation_pieces
-from modeling_cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
-from tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
+from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
+from modeling_cllm4rec.cllm4rec.prompts import Prompts, recommendation_pieces
+from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers
+from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 
 NUM_USERS, NUM_ITEMS = 20, 40
 

@@ -34,7 +34,7 @@ def test_space_is_imported_when_it_is_asked_for(monkeypatch):
 
 
 def test_lcrec_has_no_vectors(tiny_backbones):
-    file = Path(__file__).parents[1] / "modeling" / "lcrec_models.py"
+    file = Path(__file__).parents[1] / "lcrec" / "lcrec_models.py"
     spec = importlib.util.spec_from_file_location("lcrec_models_for_exports", file)
     assert spec is not None and spec.loader is not None
     models = importlib.util.module_from_spec(spec)

@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
 from modeling_cllm4rec.exports import scoring_graph
 from modeling_cllm4rec.exports.command import main
 from modeling_cllm4rec.exports.scoring_graph import ScoringForward, compare, export_onnx, random_prompts
-from modeling_cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
 
 ALL_NEEDED = [pytest.importorskip(name, reason="needs the extra onnx") for name in scoring_graph.NEEDED]
 onnxruntime = ALL_NEEDED[-1]

@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from modeling_cllm4rec.catalogue import Catalogue, KnownUsers
-from modeling_cllm4rec.corpora.prompts import Prompts, recommendation_pieces
-from modeling_cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
-from tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
+from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
+from modeling_cllm4rec.cllm4rec.prompts import Prompts, recommendation_pieces
+from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers
+from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 
 sys.path.append(str(Path(__file__).parent))  # for hub_stand_in
 
@@ -28,11 +28,11 @@ class NotInstalled:
     """Stands before all other finders, also those of an editable installation."""
 
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("modeling_cllm4rec", "tokenization"):
+        if name.split(".")[0] == "modeling_cllm4rec":
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, NotInstalled())
-for name in ("modeling_cllm4rec", "tokenization", "modeling_cllm4rec.modeling_cllm4rec"):
+for name in ("modeling_cllm4rec", "modeling_cllm4rec.cllm4rec.modeling_cllm4rec"):
     try:
         importlib.import_module(name)
     except ModuleNotFoundError:

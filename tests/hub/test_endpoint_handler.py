@@ -8,10 +8,10 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from modeling_cllm4rec.handler import EndpointHandler
+from modeling_cllm4rec.core.handler import EndpointHandler
 
 ROOT = Path(__file__).parents[2]
-_spec = importlib.util.spec_from_file_location("lcrec_models_for_handler", ROOT / "tests" / "modeling" / "lcrec_models.py")
+_spec = importlib.util.spec_from_file_location("lcrec_models_for_handler", ROOT / "tests" / "lcrec" / "lcrec_models.py")
 assert _spec is not None and _spec.loader is not None
 lcrec_models = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(lcrec_models)
@@ -67,5 +67,5 @@ def test_a_folder_says_what_its_code_requires(tiny_backbones, make_folder, tmp_p
 
 
 def test_it_imports_none_of_the_other_files():
-    source = (ROOT / "modeling_cllm4rec" / "handler.py").read_text(encoding="utf-8")
+    source = (ROOT / "modeling_cllm4rec" / "core" / "handler.py").read_text(encoding="utf-8")
     assert "from ." not in source and "modeling_cllm4rec" not in source and "tokenization" not in source

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from modeling_cllm4rec.modeling_lcrec import LCRecForRecommendation
+from modeling_cllm4rec.core.saved_folder import flat_code
+from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
 
 ROOT = Path(__file__).parents[2]
-_spec = importlib.util.spec_from_file_location("lcrec_models_for_hub", ROOT / "tests" / "modeling" / "lcrec_models.py")
+_spec = importlib.util.spec_from_file_location("lcrec_models_for_hub", ROOT / "tests" / "lcrec" / "lcrec_models.py")
 assert _spec is not None and _spec.loader is not None
 lcrec_models = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(lcrec_models)
@@ -65,11 +66,11 @@ def test_a_moved_folder_in_a_fresh_process(package, tiny_backbones, run, tmp_pat
 
 
 def test_the_flat_files_import_only_one_another():
-    source = ROOT / "modeling_cllm4rec"
-    for file in LCRecForRecommendation.flat_files:
-        for node in ast.walk(ast.parse((source / file).read_text(encoding="utf-8"))):
+    code = flat_code(LCRecForRecommendation)
+    for file in code:
+        for node in ast.walk(ast.parse(code[file])):
             if isinstance(node, ast.ImportFrom) and node.level:
-                assert f"{node.module}.py" in LCRecForRecommendation.flat_files
+                assert f"{node.module}.py" in code
             elif isinstance(node, (ast.Import, ast.ImportFrom)):
                 names = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
-                assert not {name.split(".")[0] for name in names} & {"modeling_cllm4rec", "tokenization"}
+                assert not {name.split(".")[0] for name in names} & {"modeling_cllm4rec"}

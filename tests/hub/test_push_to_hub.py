@@ -7,13 +7,14 @@ import yaml
 from hub_stand_in import HubStandIn
 from huggingface_hub import ModelCard
 
-from modeling_cllm4rec.configuration_cllm4rec import AUTO_MAP
+from modeling_cllm4rec.cllm4rec.configuration_cllm4rec import AUTO_MAP
+from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
+from modeling_cllm4rec.core.saved_folder import flat_code
 from modeling_cllm4rec.evaluation.protocol import Protocol
 from modeling_cllm4rec.evaluation.report import EvaluationReport
 from modeling_cllm4rec.hub.model_card import make_card
-from modeling_cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
 
-FLAT_FILES = CLLM4RecForRecommendation.flat_files
+FLAT_FILES = tuple(flat_code(CLLM4RecForRecommendation))
 REPO = "someone/some-repo"
 PICTURE = b"\x89PNG\r\n\x1a\n and so on"
 PUSH = """

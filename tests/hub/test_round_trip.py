@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_cllm4rec.modeling_cllm4rec import CLLM4RecForCausalLM, CLLM4RecForRecommendation
-from tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
+from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForCausalLM, CLLM4RecForRecommendation
+from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 
 REVIEW = "<user_1> says of <item_3>:"
 BACKBONES = ("gpt2", "llama")  # tied, untied

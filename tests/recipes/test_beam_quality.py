@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from modeling_cllm4rec.catalogue import Catalogue, KnownUsers
+from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.evaluation.evaluator import evaluate
-from modeling_cllm4rec.evaluation.search import SearchingRecommender
-from modeling_cllm4rec.item_index import ItemIndex
-from modeling_cllm4rec.modeling_lcrec import LCRecForRecommendation
-from tokenization.tokenization_lcrec import add_index_tokens
+from modeling_cllm4rec.lcrec.item_index import ItemIndex
+from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
+from modeling_cllm4rec.lcrec.search import SearchingRecommender
+from modeling_cllm4rec.tokenization.tokenization_lcrec import add_index_tokens
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

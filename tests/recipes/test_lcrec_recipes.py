@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
-from modeling_cllm4rec.modeling_lcrec import LCRecForRecommendation
+from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
 
 Mains = dict[str, Callable[..., int]]
 

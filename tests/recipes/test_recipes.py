@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
 from modeling_cllm4rec.commands import recommend as recommend_command
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.evaluation.report import EvaluationReport
-from modeling_cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 Main = Callable[..., int]

@@ -17,18 +17,18 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from modeling_cllm4rec.catalogue import Catalogue, KnownUsers
-from modeling_cllm4rec.corpora.prompts import Prompts, recommendation_pieces
+from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
+from modeling_cllm4rec.cllm4rec.prompts import Prompts, recommendation_pieces
+from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers
 from modeling_cllm4rec.hub.loading import load_recommender
-from modeling_cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
-from tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
+from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 
 ITEMS = ["B00 1", "<item_0>", "🎸", "ä", "5", "6"]
 TITLES = ["Soft Cream", "Hard Soap", None, "Cream for a SOFT skin", "100% (cream)", "Ölbad"]
 
 
 def _lcrec_models() -> Any:
-    file = Path(__file__).parents[1] / "modeling" / "lcrec_models.py"
+    file = Path(__file__).parents[1] / "lcrec" / "lcrec_models.py"
     spec = importlib.util.spec_from_file_location("lcrec_models_for_serving", file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

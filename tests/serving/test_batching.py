@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import pytest
 
-from modeling_cllm4rec.handler import BadRequest, Person, Question
+from modeling_cllm4rec.core.handler import BadRequest, Person, Question
 from modeling_cllm4rec.serving.batching import Batcher, QueueFull
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_cllm4rec.handler import BadRequest, EndpointHandler, answer, batch_size_of, check_ready, read_question
+from modeling_cllm4rec.core.handler import BadRequest, EndpointHandler, answer, batch_size_of, check_ready, read_question
 
 
 def asked(model, *questions, batch_size=256):

@@ -12,13 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from modeling_cllm4rec.catalogue import Catalogue, KnownUsers
+from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
+from modeling_cllm4rec.cllm4rec.prompts import Prompts, recommendation_pieces
 from modeling_cllm4rec.commands.main import main
-from modeling_cllm4rec.corpora.prompts import Prompts, recommendation_pieces
+from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers
 from modeling_cllm4rec.hub.loading import load_recommender
-from modeling_cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
 from modeling_cllm4rec.serving.command import parser
-from tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
+from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "guides" / "serving.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)

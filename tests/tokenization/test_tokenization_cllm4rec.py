@@ -32,7 +32,7 @@ from tokenizers import (
 )
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, TokenizersBackend
 
-from tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
+from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 
 REPOSITORY = Path(__file__).parents[2]
 MINILM = REPOSITORY.parent / "shared" / "backbone" / "minilm-reviews-lm"

@@ -20,19 +20,19 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BertConfig, BertLMHeadModel
 
-from modeling_cllm4rec.catalogue import IdMap
-from modeling_cllm4rec.constrained_decoding import ItemTrie
+from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
+from modeling_cllm4rec.cllm4rec.pretraining import pretrain
+from modeling_cllm4rec.core.catalogue import IdMap
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
-from modeling_cllm4rec.evaluation.search import SearchingRecommender, evaluate_templates
-from modeling_cllm4rec.item_index import ItemIndex
-from modeling_cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
-from modeling_cllm4rec.modeling_lcrec import LCRecForRecommendation
-from modeling_cllm4rec.training import alignment
-from modeling_cllm4rec.training.alignment import AlignArguments, AlignmentStage, align, load_index, new_lcrec_model
+from modeling_cllm4rec.lcrec import alignment
+from modeling_cllm4rec.lcrec.alignment import AlignArguments, AlignmentStage, align, load_index, new_lcrec_model
+from modeling_cllm4rec.lcrec.constrained_decoding import ItemTrie
+from modeling_cllm4rec.lcrec.indexing import IndexArguments, index_items
+from modeling_cllm4rec.lcrec.item_index import ItemIndex
+from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
+from modeling_cllm4rec.lcrec.search import SearchingRecommender, evaluate_templates
 from modeling_cllm4rec.training.arguments import PretrainArguments
-from modeling_cllm4rec.training.indexing import IndexArguments, index_items
 from modeling_cllm4rec.training.parameters import choose_index_rows, merge_lora, trainable
-from modeling_cllm4rec.training.pretraining import pretrain
 
 MakeAlign = Callable[..., AlignArguments]
 REPOSITORY = Path(__file__).parents[2]
@@ -140,7 +140,7 @@ def test_accumulated_parts_are_one_batch(align_arguments: MakeAlign, still_backb
 TWO_PROCESSES = """
 import json, os, sys
 import torch
-from modeling_cllm4rec.training.alignment import AlignArguments, align
+from modeling_cllm4rec.lcrec.alignment import AlignArguments, align
 
 torch.set_num_threads(1)
 assert align(AlignArguments(**json.loads(sys.argv[1])))[1].finished

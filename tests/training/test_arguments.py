@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from modeling_cllm4rec.corpora.prompts import Prompts
-from modeling_cllm4rec.training.alignment import AlignArguments
+from modeling_cllm4rec.cllm4rec.prompts import Prompts
+from modeling_cllm4rec.lcrec.alignment import AlignArguments
+from modeling_cllm4rec.lcrec.indexing import IndexArguments
 from modeling_cllm4rec.training.arguments import (
     FinetuneArguments,
     PretrainArguments,
@@ -16,7 +17,6 @@ from modeling_cllm4rec.training.arguments import (
     read_config,
     read_yaml,
 )
-from modeling_cllm4rec.training.indexing import IndexArguments
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = [

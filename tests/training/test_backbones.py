@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.small_world import SmallWorld
-from modeling_cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
+from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 from modeling_cllm4rec.training.backbones import END, train_backbone, training_texts
-from tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 
 SHAPE = {"vocab_size": 400, "hidden_size": 16, "layers": 1, "heads": 2, "context_length": 64, "epochs": 1, "lr": 5e-3}
 

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_cllm4rec.corpora.batches import Batch, collate
-from modeling_cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation, Side
-from modeling_cllm4rec.training.objectives import (
+from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation, Side
+from modeling_cllm4rec.cllm4rec.objectives import (
     LossTerms,
     Weights,
     holdout_terms,
     next_item_terms,
     next_word_terms,
 )
+from modeling_cllm4rec.corpora.batches import Batch, collate
 
 NUM_USERS, NUM_ITEMS = 3, 7
 pytestmark = pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")

@@ -18,12 +18,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from modeling_cllm4rec.cllm4rec.finetuning import finetune
+from modeling_cllm4rec.cllm4rec.pretraining import pretrain
 from modeling_cllm4rec.corpora.preparation import prepare_tables
 from modeling_cllm4rec.corpora.small_world import SmallWorld
 from modeling_cllm4rec.training import checkpoints
 from modeling_cllm4rec.training.arguments import FinetuneArguments, PretrainArguments
-from modeling_cllm4rec.training.finetuning import finetune
-from modeling_cllm4rec.training.pretraining import pretrain
 
 Weights = dict[str, torch.Tensor]
 Read = Callable[[Path | str], Weights]
@@ -301,8 +301,8 @@ import torch
 
 from modeling_cllm4rec.training import checkpoints
 from modeling_cllm4rec.training.arguments import FinetuneArguments, PretrainArguments
-from modeling_cllm4rec.training.finetuning import finetune
-from modeling_cllm4rec.training.pretraining import pretrain
+from modeling_cllm4rec.cllm4rec.finetuning import finetune
+from modeling_cllm4rec.cllm4rec.pretraining import pretrain
 
 def child(values):  # forked before any computation: importing all of this once is enough
     os.setpgid(0, 0)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from modeling_cllm4rec.cllm4rec.finetuning import FinetuningStage, load_start
+from modeling_cllm4rec.cllm4rec.pretraining import PretrainingStage, new_model
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.training.arguments import FinetuneArguments, PretrainArguments
-from modeling_cllm4rec.training.finetuning import FinetuningStage, load_start
 from modeling_cllm4rec.training.loop import Step
-from modeling_cllm4rec.training.pretraining import PretrainingStage, new_model
 
 MakePretrain = Callable[..., PretrainArguments]
 MakeFinetune = Callable[..., FinetuneArguments]

@@ -20,14 +20,14 @@ import torch
 from accelerate.utils import is_wandb_available
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from modeling_cllm4rec.cllm4rec import objectives
+from modeling_cllm4rec.cllm4rec.finetuning import FinetuningStage, finetune
+from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation
+from modeling_cllm4rec.cllm4rec.pretraining import PretrainingStage, new_model, pretrain
+from modeling_cllm4rec.core.losses import multinomial_nll
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
-from modeling_cllm4rec.losses import multinomial_nll
-from modeling_cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation
-from modeling_cllm4rec.training import objectives
 from modeling_cllm4rec.training.arguments import FinetuneArguments, PretrainArguments
-from modeling_cllm4rec.training.finetuning import FinetuningStage, finetune
 from modeling_cllm4rec.training.loop import Step
-from modeling_cllm4rec.training.pretraining import PretrainingStage, new_model, pretrain
 from modeling_cllm4rec.training.progress import Progress
 
 Weights = dict[str, torch.Tensor]
@@ -250,8 +250,8 @@ TWO_PROCESSES = """
 import json, os, sys
 import torch
 from modeling_cllm4rec.training.arguments import FinetuneArguments, PretrainArguments
-from modeling_cllm4rec.training.finetuning import finetune
-from modeling_cllm4rec.training.pretraining import pretrain
+from modeling_cllm4rec.cllm4rec.finetuning import finetune
+from modeling_cllm4rec.cllm4rec.pretraining import pretrain
 
 torch.set_num_threads(1)
 for stage, kind in ((pretrain, PretrainArguments), (finetune, FinetuneArguments)):

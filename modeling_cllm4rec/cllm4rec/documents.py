@@ -1,0 +1,216 @@
+"""Recommendation corpora (section 3.2 of the paper): text documents in Arrow, histories reordered anew each epoch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+from datasets import Dataset, concatenate_datasets
+from transformers import PreTrainedTokenizerBase
+
+from modeling_cllm4rec.cllm4rec.growing import mean_word_rows, text_column
+from modeling_cllm4rec.cllm4rec.prompts import Prompts, cut
+from modeling_cllm4rec.core.prompt_assembly import assemble
+from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
+
+logger = logging.getLogger(__name__)
+
+ITEM_TEXTS = ("title", "brand", "categories", "description")
+BIOGRAPHY = "biography"
+
+
+class TextCorpus:
+    """Text documents of a data folder, tokenized once into an Arrow file.
+
+    Each row: `input_ids` (prompt with ID tokens, then the main text, closed by the end token), `prompt_length`, `kind`.
+    Made of the item texts, the user biographies, and the reviews of training pairs; words that look like ID tokens in a
+    text stay words.
+
+    Args:
+        data: the prepared folder.
+        tokenizer: a `CLLM4RecTokenizer`.
+        prompts: templates.
+        context_length: tokens that the backbone reads at once.
+        max_text_tokens: cut main texts after so many tokens; None cuts nothing.
+        cache_folder: where the Arrow files go; a second run with the same texts, prompts and tokenizer reads them.
+
+    Raises:
+        ValueError: a document longer than the context while `max_text_tokens` is None (how many, how long).
+    """
+
+    def __init__(
+        self,
+        data: RecommendationData,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Prompts,
+        *,
+        context_length: int,
+        max_text_tokens: int | None = None,
+        cache_folder: str | Path,
+    ) -> None:
+        self.data = data
+        self.tokenizer = tokenizer
+        self.max_text_tokens = max_text_tokens
+        self.context_length = context_length
+        self.end = [token for token in (tokenizer.eos_token_id, tokenizer.sep_token_id) if token is not None][:1]
+        self.first_user = tokenizer.id_offset
+        self.first_item = tokenizer.id_offset + data.num_users
+        self.cache_folder = Path(cache_folder)
+        self.cache_folder.mkdir(parents=True, exist_ok=True)
+        parts = [self._tokenize(kind, *source) for kind, source in self._sources(prompts).items()]
+        self.documents = concatenate_datasets(parts).with_format("numpy") if parts else None
+        self.lengths = self._lengths()
+        self._check_lengths()
+
+    def __len__(self) -> int:
+        return 0 if self.documents is None else len(self.documents)
+
+    def _sources(self, prompts: Prompts) -> dict[str, tuple[list[Any], np.ndarray | None, np.ndarray | None, list[str]]]:
+        """kind -> (prompt pieces, user indices, item indices, main texts) of the non-empty texts."""
+        data = self.data
+        sources: dict[str, tuple[list[Any], np.ndarray | None, np.ndarray | None, list[str]]] = {}
+        for column in ITEM_TEXTS:
+            if column in data.items.column_names:
+                texts = text_column(data.items, column)
+                rows = np.array([row for row, text in enumerate(texts) if text], dtype=np.int64)
+                pieces = cut(prompts.item_text, self.tokenizer, column=column)
+                sources[column] = (pieces, None, rows, [texts[row] for row in rows])
+        if BIOGRAPHY in data.users.column_names:
+            texts = text_column(data.users, BIOGRAPHY)
+            rows = np.array([row for row, text in enumerate(texts) if text], dtype=np.int64)
+            sources[BIOGRAPHY] = (cut(prompts.biography, self.tokenizer), rows, None, [texts[row] for row in rows])
+        reviews = data.reviews()
+        users, items = (reviews[name].to_numpy() for name in ("user_index", "item_index"))
+        sources["review"] = (cut(prompts.review, self.tokenizer), users, items, reviews["review"].to_pylist())
+        return {kind: source for kind, source in sources.items() if source[3]}
+
+    def _tokenize(
+        self, kind: str, pieces: list[Any], users: np.ndarray | None, items: np.ndarray | None, texts: list[str]
+    ) -> Dataset:
+        columns: dict[str, Any] = {"text": texts}
+        if users is not None:
+            columns["user"] = users
+        if items is not None:
+            columns["item"] = items
+        source = Dataset.from_dict(columns)
+        identity = [kind, pieces, self.max_text_tokens, self.first_user, self.first_item, self.end]
+        digest = hashlib.sha256(json.dumps(identity).encode())
+        digest.update(self.tokenizer.backend_tokenizer.to_str().encode())
+        for index in (users, items):
+            digest.update(b"-" if index is None else index.tobytes())
+        for text in texts:
+            digest.update(text.encode() + b"\0")
+        fingerprint = digest.hexdigest()[:32]
+        return source.map(
+            self._encode,
+            batched=True,
+            remove_columns=source.column_names,
+            fn_kwargs={"pieces": pieces, "kind": kind},
+            cache_file_name=str(self.cache_folder / f"{kind}-{fingerprint}.arrow"),
+            new_fingerprint=fingerprint,
+            desc=f"tokenizing {kind}",
+        )
+
+    def _encode(self, batch: dict[str, list[Any]], pieces: list[Any], kind: str) -> dict[str, list[Any]]:
+        words = self.tokenizer(batch["text"], add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        rows, prompt_lengths = [], []
+        for number, main in enumerate(words):
+            user = self.first_user + batch["user"][number] if "user" in batch else None
+            item = self.first_item + batch["item"][number] if "item" in batch else None
+            prompt = assemble(pieces, user=user, item=item)
+            closing = self.end if self.max_text_tokens is None or len(main) < self.max_text_tokens else []
+            rows.append(np.concatenate([prompt, main[: self.max_text_tokens], closing]).astype(np.int32))
+            prompt_lengths.append(len(prompt))
+        return {"input_ids": rows, "prompt_length": prompt_lengths, "kind": [kind] * len(rows)}
+
+    def _lengths(self) -> np.ndarray:
+        if self.documents is None:
+            return np.zeros(0, np.int64)
+        return np.asarray(pc.list_value_length(self.documents.data["input_ids"]).to_numpy(), dtype=np.int64)
+
+    def _check_lengths(self) -> None:
+        too_long = int((self.lengths > self.context_length).sum())
+        if too_long:
+            raise ValueError(
+                f"{too_long} text documents are longer than the backbone's context of {self.context_length} tokens (the "
+                f"longest has {self.lengths.max()}); set max_text_tokens to cut them, at most about "
+                f"{self.context_length - 32}"
+            )
+
+    def rows(self, indices: Sequence[int] | np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+        """Token ids of some documents and the lengths of their prompts."""
+        if self.documents is None:
+            raise ValueError("this data has no texts")
+        batch = self.documents[np.asarray(indices)]
+        return [np.asarray(row, dtype=np.int64) for row in batch["input_ids"]], np.asarray(batch["prompt_length"])
+
+
+class HistoryCorpus:
+    """Interaction documents: one a user with a training history, its items reordered anew for every epoch.
+
+    Args:
+        histories: training histories as compressed rows.
+        seed: start of the random numbers; the order of user u in epoch e depends on (seed, e, u) alone.
+        reorder: False keeps the order of the data (the LLM-FixOrd variant of the paper).
+    """
+
+    def __init__(self, histories: Histories, seed: int, reorder: bool = True) -> None:
+        self.histories = histories
+        self.seed = seed
+        self.reorder = reorder
+        self.lengths = np.diff(histories.indptr)
+        self.users = np.flatnonzero(self.lengths > 0)
+
+    def history(self, user: int) -> np.ndarray:
+        """(history,) item indices in the order of the data."""
+        start, end = self.histories.indptr[user : user + 2]
+        return np.asarray(self.histories.items[start:end], dtype=np.int64)
+
+    def reordered(self, user: int, epoch: int) -> np.ndarray:
+        """(history,) item indices in this epoch's order (stochastic item reordering, section 3.2.1)."""
+        history = self.history(user)
+        if not self.reorder:
+            return history
+        return np.random.default_rng((self.seed, epoch, user)).permutation(history)
+
+    def user_tokens(self, users: np.ndarray, epoch: int, drop: float) -> np.ndarray:
+        """User indices, -1 for those whose document goes without the user's token, with probability `drop`.
+
+        Who is named is never needed to explain the items twice: with the token left out, the model has to learn from
+        the other items, and people without a token are in distribution.
+        """
+        draws = np.array([np.random.default_rng((self.seed, epoch, user, 1)).random() for user in users])
+        return np.where(draws < drop, -1, users)
+
+    def split_holdout(self, user: int, epoch: int, share: float) -> tuple[np.ndarray, np.ndarray]:
+        """Mask a random share of a history (section 3.4): what stays, reordered, and what is to be predicted.
+
+        max(1, int(share * n)) items are held out; without reordering they are drawn too, and what stays keeps its order.
+        """
+        history = self.history(user)
+        generator = np.random.default_rng((self.seed, epoch, user))
+        order = generator.permutation(len(history))
+        held = max(1, int(share * len(history)))
+        kept = order[held:] if self.reorder else np.sort(order[held:])
+        return history[kept], history[order[:held]]
+
+
+def initial_item_rows(
+    data: RecommendationData, tokenizer: PreTrainedTokenizerBase, word_rows: np.ndarray, columns: Iterable[str] = ITEM_TEXTS
+) -> np.ndarray:
+    """Item rows started from words: the mean word embedding of an item's title, brand and categories.
+
+    Args:
+        word_rows: (N, K) word embeddings of the backbone.
+        columns: text columns that count where the data has them; `description` does not by default of the recipe.
+
+    Returns:
+        (J, K) float32; NaN rows for items without any text.
+    """
+    return mean_word_rows(data.items, tokenizer, word_rows, columns)

@@ -1,0 +1,227 @@
+"""Finetuning for recommendation (section 3.4): hold-out items under the multinomial likelihood, tied item head."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from modeling_cllm4rec.cllm4rec.documents import HistoryCorpus, TextCorpus
+from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation, Side
+from modeling_cllm4rec.cllm4rec.objectives import holdout_terms, next_word_terms
+from modeling_cllm4rec.cllm4rec.prompts import recommendation_pieces
+from modeling_cllm4rec.cllm4rec.teaching import Teacher
+from modeling_cllm4rec.corpora.batches import collate, plan_batches
+from modeling_cllm4rec.corpora.data_folder import RecommendationData
+from modeling_cllm4rec.corpora.matching import check_same_ids
+from modeling_cllm4rec.evaluation.evaluator import evaluate
+from modeling_cllm4rec.hub.model_card import give_card, save_record, training_record
+from modeling_cllm4rec.training.arguments import FinetuneArguments
+from modeling_cllm4rec.training.estimates import LargestBatch
+from modeling_cllm4rec.training.loop import (
+    Step,
+    as_on_the_main_process,
+    check_folder,
+    documents_of_a_step,
+    make_accelerator,
+    run,
+)
+from modeling_cllm4rec.training.parameters import choose_trainable, merge_lora
+from modeling_cllm4rec.training.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+SELECTION = ("recall@20", "recall@40", "ndcg@100")
+
+
+class FinetuningStage:
+    """Documents, losses and validation of finetuning.
+
+    Each step masks a share of each history, drawn anew each epoch, and predicts it from the prompt's last state. With
+    `content_every` = n, every n-th recommendation step is followed by a C step, both with mutual regularization.
+    """
+
+    name = "finetune"
+
+    def __init__(
+        self,
+        model: CLLM4RecForRecommendation,
+        tokenizer: PreTrainedTokenizerBase,
+        data: RecommendationData,
+        arguments: FinetuneArguments,
+        is_main_process: bool = True,
+    ) -> None:
+        self.model, self.data, self.arguments, self.is_main_process = model, data, arguments, is_main_process
+        self.histories = HistoryCorpus(data.histories(*arguments.train_on.split("+")), arguments.seed, arguments.reorder)
+        self.teacher = Teacher.fit(data, arguments, arguments.train_on) if arguments.teacher else None
+        if arguments.teacher_settings and not arguments.teacher:
+            logger.warning("there is no teacher: teacher_settings %s are not used", arguments.teacher_settings)
+        self.texts: TextCorpus | None = None
+        if arguments.content_every:
+            self.texts = TextCorpus(
+                data,
+                tokenizer,
+                arguments.templates,
+                context_length=model.config.context_length,
+                max_text_tokens=arguments.max_text_tokens,
+                cache_folder=arguments.run_folder / "corpus",
+            )
+            if not len(self.texts):
+                raise ValueError("content_every is set, but the data has no texts; set content_every: 0")
+        self.metrics = tuple(name for name in SELECTION if int(name.split("@")[1]) <= data.num_items) or (
+            f"ndcg@{data.num_items}",
+        )
+        if not len(data.histories("validation").items):
+            raise ValueError("the data has no validation interactions: prepare it with a split that has them")
+
+    @property
+    def num_epochs(self) -> int:
+        """Passes over the users."""
+        return self.arguments.epochs
+
+    def steps(self, epoch: int) -> list[Step]:
+        """Recommendation steps, with C steps between them where asked for."""
+        arguments = self.arguments
+        size = documents_of_a_step(arguments)
+        users = self.histories.users
+        batches = plan_batches(self.histories.lengths[users], size, arguments.seed, epoch)
+        steps = [Step("recommendation", users[batch]) for batch in batches]
+        if self.texts is None:
+            return steps
+        every = arguments.content_every
+        texts = plan_batches(self.texts.lengths, size, arguments.seed, epoch)
+        mixed: list[Step] = []
+        for number, step in enumerate(steps):
+            mixed.append(step)
+            if (number + 1) % every == 0:
+                mixed.append(Step("content", texts[(number // every) % len(texts)]))
+        return mixed
+
+    @property
+    def scores_at_once(self) -> int:
+        """People of a validation batch."""
+        return min(self.arguments.eval_batch_size, self.data.num_users)
+
+    def largest_batches(self) -> dict[str, LargestBatch]:
+        """The longest histories, and the longest texts where there are C steps."""
+        users = self.histories.users
+        longest = users[np.argsort(self.histories.lengths[users], kind="stable")][-self.arguments.batch_size :]
+        prompts = self.model.build_prompts(longest, [self.histories.history(int(user)) for user in longest])
+        batches = {"recommendation": LargestBatch(len(prompts), max(map(len, prompts)), len(prompts))}
+        if self.texts is not None:
+            texts = np.sort(self.texts.lengths)[-self.arguments.batch_size :]
+            batches["content"] = LargestBatch(len(texts), int(texts[-1]), word_states=int(texts.sum()))
+        return batches
+
+    def loss(self, step: Step, part: np.ndarray, epoch: int, generator: torch.Generator) -> tuple[torch.Tensor, float, int]:
+        """This part's share of a recommendation or a C step."""
+        arguments, weights, device = self.arguments, self.arguments.weights, self.model.item_content.weight.device
+        if step.kind == "content":
+            assert self.texts is not None
+            words = next_word_terms(self.model, collate(*self.texts.rows(part)).to(device), weights)
+            return weights.total(words, len(step.documents)), float(words.nll.detach().sum()), words.tokens
+        kept, held = self._masked(part, epoch)
+        prompts = self.model.build_prompts(self.histories.user_tokens(part, epoch, arguments.drop_user), kept)
+        batch = collate(prompts, [len(prompt) for prompt in prompts], held).to(device)
+        if self.teacher is not None:
+            taught, shares = self.teacher.choices(kept)
+            batch.taught, batch.shares = torch.from_numpy(taught).to(device), torch.from_numpy(shares).to(device)
+        terms = holdout_terms(
+            self.model, batch, weights, arguments.item_loss, generator, arguments.average_holdout, arguments.teacher_weight
+        )
+        total = weights.total(terms, len(step.documents), main_is_words_or_items=False)
+        return total, float(terms.nll.detach().sum()), len(part)
+
+    def _masked(self, users: np.ndarray, epoch: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        pairs = [self.histories.split_holdout(int(user), epoch, self.arguments.mask_share) for user in users]
+        kept = [pair[0] for pair in pairs]
+        if self.arguments.target == "holdout":
+            return kept, [pair[1] for pair in pairs]
+        return kept, [self.histories.history(int(user)) for user in users]
+
+    def validate(self, epoch: int) -> dict[str, float]:
+        """Recall@20, Recall@40, NDCG@100 on validation, and their sum, which selects (released code, A4)."""
+        if (epoch + 1) % self.arguments.eval_every and epoch + 1 != self.num_epochs:
+            return {}
+        values = [0.0] * len(self.metrics)
+        if self.is_main_process:
+            report = evaluate(
+                self.model,
+                self.data,
+                "validation",
+                metrics=self.metrics,
+                batch_size=self.arguments.eval_batch_size,
+                progress=False,
+                n_resamples=0,
+            )
+            values = [report.metrics[name] for name in self.metrics]
+        values = as_on_the_main_process(values, self.model.item_content.weight.device)
+        metrics = {f"validation/{name}": value for name, value in zip(self.metrics, values, strict=True)}
+        return {**metrics, "selection": sum(values)}
+
+
+def load_start(
+    arguments: FinetuneArguments, data: RecommendationData
+) -> tuple[CLLM4RecForRecommendation, PreTrainedTokenizerBase]:
+    """The pretrained model and its tokenizer, checked against the data.
+
+    Raises:
+        FileNotFoundError: no pretrained model there.
+        ValueError: a checkpoint of another catalogue or of other users.
+    """
+    if not Path(arguments.start).is_dir():
+        raise FileNotFoundError(f"start: there is no folder {arguments.start}; run `cllm4rec pretrain` first, or name another")
+    model = CLLM4RecForRecommendation.from_pretrained(arguments.start)
+    check_same_ids(model, data, f"start: {arguments.start}")
+    return model, AutoTokenizer.from_pretrained(arguments.start)
+
+
+def finetune(arguments: FinetuneArguments) -> tuple[CLLM4RecForRecommendation, Progress]:
+    """Finetune a pretrained model and save the best epoch to OUTPUT.
+
+    Example:
+        >>> finetune(FinetuneArguments(data="data/mine", output="runs/mine"))  # doctest: +SKIP
+    """
+    accelerator = make_accelerator(arguments)
+    data = RecommendationData.load(arguments.data)
+    model, tokenizer = load_start(arguments, data)
+    model.config.max_history_tokens = arguments.max_history_tokens
+    model.config.recommendation_prompts = recommendation_pieces(arguments.templates, tokenizer)
+    return model, finetune_from(model, tokenizer, data, arguments, accelerator, earlier=Path(arguments.start).parent)
+
+
+def finetune_from(
+    model: CLLM4RecForRecommendation,
+    tokenizer: PreTrainedTokenizerBase,
+    data: RecommendationData,
+    arguments: FinetuneArguments,
+    accelerator: Accelerator,
+    record: str = FinetuningStage.name,
+    earlier: Path | None = None,
+) -> Progress:
+    """Finetune a model of this data, with its prompts, and save the best epoch to OUTPUT.
+
+    Args:
+        record: name under which the run stands in the model's card.
+        earlier: folder with the record of the training so far, which stays said in the card.
+    """
+    if accelerator.is_main_process:
+        check_folder(FinetuningStage.name, arguments, data)
+    with accelerator.main_process_first():
+        stage = FinetuningStage(model, tokenizer, data, arguments, accelerator.is_main_process)
+    sides: tuple[Side, ...] = SIDES if arguments.content_every else ("collaborative",)
+    adapted = choose_trainable(model, arguments, sides)
+    progress = run(stage, accelerator)
+    if progress.finished and accelerator.is_main_process:
+        merge_lora(adapted)
+        model.save_pretrained(arguments.run_folder)
+        tokenizer.save_pretrained(arguments.run_folder)
+        save_record(arguments.run_folder, record, training_record(arguments, progress), earlier)
+        give_card(model, arguments.run_folder, data)
+        logger.info("model saved in %s", arguments.run_folder)
+    accelerator.wait_for_everyone()
+    return progress

@@ -1,0 +1,92 @@
+"""From a table of one's own to a model that recommends, in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import pandas as pd
+import pyarrow as pa
+
+from modeling_cllm4rec.cllm4rec.finetuning import finetune
+from modeling_cllm4rec.cllm4rec.pretraining import pretrain
+from modeling_cllm4rec.corpora.data_folder import RecommendationData
+from modeling_cllm4rec.corpora.interactions import read_interactions, read_texts
+from modeling_cllm4rec.corpora.preparation import prepare_tables
+from modeling_cllm4rec.hub.loading import load_recommender
+from modeling_cllm4rec.training.arguments import INIT_COLUMNS, FinetuneArguments, PretrainArguments
+
+if TYPE_CHECKING:
+    from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
+
+TableLike: TypeAlias = pd.DataFrame | pa.Table | str | Path
+"""A table in memory, or what `readers.read_table` reads."""
+
+
+def train_recommender(
+    interactions: TableLike,
+    backbone: str,
+    output: str | Path,
+    *,
+    items: TableLike | None = None,
+    users: TableLike | None = None,
+    prepare: Mapping[str, Any] | None = None,
+    pretraining: Mapping[str, Any] | None = None,
+    finetuning: Mapping[str, Any] | None = None,
+    **shared: Any,
+) -> CLLM4RecForRecommendation:
+    """Prepare, pretrain and finetune CLLM4Rec on a table with any ids.
+
+    Args:
+        interactions: one row per interaction: `user_id`, `item_id`, and where there are such `rating`, `timestamp`, `review`,
+            `split`.
+        backbone: name or path of a causal language model.
+        output: folder of the run, which a finished model is saved in; the data folder is made in `OUTPUT/data`.
+        items: `item_id` and texts (`title`, `brand`, `categories`, `description`); users: `user_id` and `biography`.
+        prepare: arguments of `preparation.prepare_tables`, such as `{"split": "temporal", "k_core": 5}`.
+        pretraining, finetuning: arguments of one stage, by the names of `PretrainArguments` and `FinetuneArguments`.
+        shared: arguments of both, such as `epochs=5, batch_size=64`. Unlike the commands, which leave texts whole, this cuts
+            them after `max_text_tokens=128` unless told otherwise: a single long review would end the run.
+
+    Returns:
+        The finished model, as it is loaded from `output`.
+
+    Raises:
+        ValueError: the tables are not as `prepare_tables` needs them, or an argument is not allowed.
+        FileExistsError: there is a run in `output` already.
+
+    Example:
+        >>> frame = pd.DataFrame({"user_id": ["ann"] * 3, "item_id": [1, 2, 3]})
+        >>> model = train_recommender(frame, "gpt2", "runs/mine")  # doctest: +SKIP
+        >>> model.recommend(users=["ann"], k=10).to_pandas()  # doctest: +SKIP
+    """
+    settings = dict(prepare or {})
+    if isinstance(interactions, (str, Path)):
+        pairs = read_interactions(interactions, with_split=settings.get("split") == "given")
+    else:
+        pairs = _table(interactions)
+    texts = {name: _texts(one, name) for name, one in (("item_id", items), ("user_id", users))}
+    data = prepare_tables(pairs, texts["item_id"], texts["user_id"], Path(output) / "data", **settings)
+    common = {"data": str(data.folder), "output": str(output), "max_text_tokens": 128, **shared}
+    first = {"init_ids": "text" if _has_words(data) else "random", **common, **(pretraining or {})}
+    pretrain(PretrainArguments(backbone=backbone, **first))
+    finetune(FinetuneArguments(**{**common, **(finetuning or {})}))
+    model: CLLM4RecForRecommendation = load_recommender(output)
+    return model
+
+
+def _table(source: pd.DataFrame | pa.Table) -> pa.Table:
+    return pa.Table.from_pandas(source, preserve_index=False) if isinstance(source, pd.DataFrame) else source
+
+
+def _texts(source: TableLike | None, name: str) -> pa.Table | None:
+    if source is None:
+        return None
+    return read_texts(source, id_column=name, name=name) if isinstance(source, (str, Path)) else _table(source)
+
+
+def _has_words(data: RecommendationData) -> bool:
+    """Whether item rows can start from words."""
+    present = [name for name in INIT_COLUMNS if name in data.items.column_names]
+    return any(data.items[name].null_count < data.num_items for name in present)

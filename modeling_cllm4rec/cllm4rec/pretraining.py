@@ -1,0 +1,255 @@
+"""Pretraining (sections 3.2, 3.3): content warm-up, then alternating L and C passes with mutual regularization."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import logging
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from modeling_cllm4rec.cllm4rec.documents import HistoryCorpus, TextCorpus, initial_item_rows
+from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation
+from modeling_cllm4rec.cllm4rec.objectives import LossTerms, Weights, next_item_terms, next_word_terms
+from modeling_cllm4rec.cllm4rec.prompts import cut, recommendation_pieces
+from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers
+from modeling_cllm4rec.core.language_model import check_whole
+from modeling_cllm4rec.core.prompt_assembly import assemble
+from modeling_cllm4rec.corpora.batches import Batch, collate, plan_batches
+from modeling_cllm4rec.corpora.data_folder import RecommendationData
+from modeling_cllm4rec.hub.model_card import save_record, training_record
+from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
+from modeling_cllm4rec.training.arguments import PretrainArguments
+from modeling_cllm4rec.training.estimates import FEWER_ROWS, LargestBatch, check_memory, id_table_memory
+from modeling_cllm4rec.training.loop import Step, check_folder, documents_of_a_step, make_accelerator, run
+from modeling_cllm4rec.training.parameters import choose_trainable, merge_lora
+from modeling_cllm4rec.training.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+
+class PretrainingStage:
+    """Documents, losses and validation of pretraining.
+
+    An epoch of the warm-up reads the text documents (C pass, no regularization); any later one reads the interactions
+    (L pass), then the texts (C pass), each side pulled towards the other, which is held fixed.
+    """
+
+    name = "pretrain"
+    scores_at_once = 128
+
+    def __init__(
+        self,
+        model: CLLM4RecForRecommendation,
+        tokenizer: PreTrainedTokenizerBase,
+        data: RecommendationData,
+        arguments: PretrainArguments,
+    ) -> None:
+        self.model, self.data, self.arguments = model, data, arguments
+        prompts = arguments.templates
+        self.texts = TextCorpus(
+            data,
+            tokenizer,
+            prompts,
+            context_length=model.config.context_length,
+            max_text_tokens=arguments.max_text_tokens,
+            cache_folder=arguments.run_folder / "corpus",
+        )
+        self.histories = HistoryCorpus(data.histories("train"), arguments.seed, arguments.reorder)
+        self.pieces = cut(prompts.interactions, tokenizer)
+        self.anonymous_pieces = cut(prompts.anonymous_interactions, tokenizer)
+        self.max_length = model.config.prompt_limit
+        held = np.random.default_rng(arguments.seed).permutation(len(self.texts))
+        count = int(np.ceil(arguments.text_validation_share * len(held)))
+        self.text_validation, self.text_train = np.sort(held[:count]), np.sort(held[count:])
+        self.truth = data.histories("validation")
+        self.warmup = arguments.warmup_epochs if len(self.texts) else 0
+        if len(self.texts) == 0:
+            logger.warning("the data has no texts: the content LM is not trained")
+        logger.info("%d text documents, %d histories", len(self.texts), len(self.histories.users))
+
+    @property
+    def num_epochs(self) -> int:
+        """Warm-up epochs and alternating epochs."""
+        return self.warmup + self.arguments.epochs
+
+    def steps(self, epoch: int) -> list[Step]:
+        """L pass, then C pass; in the warm-up the C pass alone."""
+        arguments = self.arguments
+        size = documents_of_a_step(arguments)
+        steps: list[Step] = []
+        if epoch >= self.warmup:
+            users = self.histories.users
+            batches = plan_batches(self.histories.lengths[users], size, arguments.seed, epoch)
+            steps += [Step("collaborative", users[batch]) for batch in batches]
+        batches = plan_batches(self.texts.lengths[self.text_train], size, arguments.seed, epoch)
+        if epoch >= self.warmup:
+            batches = batches[: int(np.ceil(arguments.content_share * len(batches)))]
+        return steps + [Step("content", self.text_train[batch]) for batch in batches]
+
+    def largest_batches(self) -> dict[str, LargestBatch]:
+        """The longest histories, as far as the context holds them, and the longest texts."""
+        size, pieces = self.arguments.batch_size, len(assemble(self.pieces, user=0))
+        histories = np.minimum(np.sort(self.histories.lengths[self.histories.users])[-size:], self.max_length - pieces)
+        batches = {"collaborative": LargestBatch(len(histories), int(histories[-1]) + pieces, int(histories.sum()))}
+        texts = np.sort(self.texts.lengths[self.text_train])[-size:]
+        if len(texts):
+            batches["content"] = LargestBatch(len(texts), int(texts[-1]), word_states=int(texts.sum()))
+        return batches
+
+    def loss(self, step: Step, part: np.ndarray, epoch: int, generator: torch.Generator) -> tuple[torch.Tensor, float, int]:
+        """This part's share of an L or a C step (equations of section 3.3)."""
+        weights = self.arguments.weights
+        if epoch < self.warmup:
+            weights = dataclasses.replace(weights, lambda_c=0.0)
+        terms = self._terms(step.kind, part, epoch, weights, generator)
+        return weights.total(terms, len(step.documents)), float(terms.nll.detach().sum()), terms.tokens
+
+    def _terms(
+        self, kind: str, part: np.ndarray, epoch: int, weights: Weights, generator: torch.Generator
+    ) -> LossTerms:
+        device = self.model.item_content.weight.device
+        if kind == "content":
+            return next_word_terms(self.model, collate(*self.texts.rows(part)).to(device), weights)
+        orders = [self.histories.reordered(int(user), epoch) for user in part]
+        named = self.histories.user_tokens(part, epoch, self.arguments.drop_user)
+        batch = self._interactions(named, orders).to(device)
+        return next_item_terms(self.model, batch, weights, self.arguments.item_loss, generator)
+
+    def _interactions(self, users: np.ndarray, orders: list[np.ndarray]) -> Batch:
+        """Interaction documents of users (-1: without the user's token) and their items."""
+        first_user = self.model.config.id_offset
+        first_item = first_user + self.model.config.num_users
+        rows, prompt_lengths = [], []
+        for user, order in zip(users, orders, strict=True):
+            pieces = self.pieces if user >= 0 else self.anonymous_pieces
+            row = assemble(pieces, user=first_user + int(user), items=order + first_item, max_length=self.max_length)
+            rows.append(row)
+            prompt_lengths.append(len(assemble(pieces, user=first_user)))
+        return collate(rows, prompt_lengths)
+
+    @torch.no_grad()
+    def validate(self, epoch: int) -> dict[str, float]:
+        """Nats of a validation item after the training history, and of a word of the kept texts."""
+        metrics: dict[str, float] = {}
+        none = Weights(lambda_c=0.0)
+        generator = torch.Generator()
+        if len(self.text_validation):
+            nll, tokens = 0.0, 0
+            for part in np.array_split(self.text_validation, np.ceil(len(self.text_validation) / 32)):
+                terms = self._terms("content", part, epoch, none, generator)
+                nll, tokens = nll + float(terms.nll.sum()), tokens + terms.tokens
+            metrics["validation/word_nll"] = nll / max(tokens, 1)
+        users = np.flatnonzero(np.diff(self.truth.indptr) > 0)
+        if epoch >= self.warmup and len(users):
+            metrics["validation/item_nll"] = self._validation_item_nll(users)
+            metrics["selection"] = -metrics["validation/item_nll"]
+        return metrics
+
+    def _validation_item_nll(self, users: np.ndarray) -> float:
+        device = self.model.item_content.weight.device
+        users = users[np.argsort(self.histories.lengths[users], kind="stable")]
+        nll, count = 0.0, 0
+        for part in np.array_split(users, np.ceil(len(users) / self.scores_at_once)):
+            batch = self._interactions(part, [self.histories.history(int(user)) for user in part]).to(device)
+            hidden = self.model.prompt_state(batch.input_ids, batch.attention_mask)
+            logits = self.model.item_logits(hidden).float().log_softmax(-1)
+            for row, user in enumerate(part):
+                truth = self.truth.items[self.truth.indptr[user] : self.truth.indptr[user + 1]]
+                nll -= float(logits[row, torch.from_numpy(truth).long().to(device)].sum())
+                count += len(truth)
+        return nll / count
+
+
+def new_model(
+    data: RecommendationData, arguments: PretrainArguments
+) -> tuple[CLLM4RecForRecommendation, CLLM4RecTokenizer]:
+    """Model and tokenizer for a data folder, with the backbone's weights and fresh ID rows.
+
+    Raises:
+        FileNotFoundError: there is no such backbone.
+        ValueError: it is of a kind that does not fit, an adapter alone, or `init_ids` is `text` and no item has a text.
+    """
+    train = data.histories("train")
+    try:
+        check_whole(arguments.backbone)
+        width = AutoConfig.from_pretrained(arguments.backbone).get_text_config().hidden_size
+        rows = id_table_memory(data.num_users, data.num_items, width, bool(arguments.average_decay))
+        check_memory(rows, arguments.max_memory, FEWER_ROWS)
+        model = CLLM4RecForRecommendation.from_backbone(
+            arguments.backbone,
+            users=KnownUsers(data.users["user_id"], train.indptr, train.items),
+            catalogue=Catalogue(data.items),
+            seed=arguments.seed,
+            max_history_tokens=arguments.max_history_tokens,
+        )
+    except OSError as error:
+        raise FileNotFoundError(
+            f"backbone: {arguments.backbone} is no folder with a language model and could not be read from the Hub ({error})"
+        ) from error
+    tokenizer = CLLM4RecTokenizer.from_backbone(
+        arguments.backbone, num_users=data.num_users, num_items=data.num_items, id_offset=model.config.id_offset
+    )
+    model.config.recommendation_prompts = recommendation_pieces(arguments.templates, tokenizer)
+    if arguments.backbone_weights == "random":
+        _forget_weights(model, arguments.seed)
+    if arguments.init_ids == "text":
+        _start_from_words(model, tokenizer, data, arguments)
+    return model, tokenizer
+
+
+def _forget_weights(model: CLLM4RecForRecommendation, seed: int) -> None:
+    """The backbone becomes a fresh one of its own shape (LLM-Scratch of the paper's ablation)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = AutoModelForCausalLM.from_config(copy.deepcopy(model.config.text_config))
+    model.backbone.load_state_dict(fresh.state_dict())
+
+
+@torch.no_grad()
+def _start_from_words(
+    model: CLLM4RecForRecommendation, tokenizer: CLLM4RecTokenizer, data: RecommendationData, arguments: PretrainArguments
+) -> None:
+    """Item rows of both sides become the mean word row of the item's texts.
+
+    User rows stay random: started from their items they would give away, in finetuning, what is held out.
+    """
+    word_table: Any = model.get_input_embeddings()
+    words = word_table.weight.detach().float().cpu().numpy()
+    item_rows = initial_item_rows(data, tokenizer, words, arguments.init_columns)
+    known = ~np.isnan(item_rows[:, 0])
+    if not known.any():
+        raise ValueError(f"init_ids is 'text', but no item has any of {arguments.init_columns}; use init_ids: random")
+    for side in SIDES:
+        model.tables(side)[1].weight[known] = torch.from_numpy(item_rows[known])
+    logger.info("%d of %d item rows started from words", known.sum(), len(known))
+
+
+def pretrain(arguments: PretrainArguments) -> tuple[CLLM4RecForRecommendation, Progress]:
+    """Pretrain on a data folder and save the best epoch to OUTPUT/pretrained.
+
+    Example:
+        >>> pretrain(PretrainArguments(data="data/mine", output="runs/mine", backbone="gpt2"))  # doctest: +SKIP
+    """
+    accelerator: Accelerator = make_accelerator(arguments)
+    data = RecommendationData.load(arguments.data)
+    if accelerator.is_main_process:
+        check_folder(PretrainingStage.name, arguments, data)
+    model, tokenizer = new_model(data, arguments)
+    with accelerator.main_process_first():
+        stage = PretrainingStage(model, tokenizer, data, arguments)
+    adapted = choose_trainable(model, arguments)
+    progress = run(stage, accelerator)
+    if progress.finished and accelerator.is_main_process:
+        merge_lora(adapted)
+        folder = arguments.run_folder / "pretrained"
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        save_record(arguments.run_folder, stage.name, training_record(arguments, progress))
+        logger.info("pretrained model saved in %s", folder)
+    accelerator.wait_for_everyone()
+    return model, progress

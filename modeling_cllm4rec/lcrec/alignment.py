@@ -1,0 +1,409 @@
+"""Alignment of LC-Rec (section III-C of arXiv 2311.09049): a language model learns to speak in item indices."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from modeling_cllm4rec.cllm4rec.documents import text_column
+from modeling_cllm4rec.core.catalogue import Catalogue, IdMap, KnownUsers
+from modeling_cllm4rec.core.language_model import check_whole
+from modeling_cllm4rec.core.losses import word_nll
+from modeling_cllm4rec.core.prompt_assembly import pad_right
+from modeling_cllm4rec.corpora.batches import plan_batches
+from modeling_cllm4rec.corpora.data_folder import RecommendationData
+from modeling_cllm4rec.evaluation.evaluator import evaluate
+from modeling_cllm4rec.hub.model_card import give_card, save_record, training_record
+from modeling_cllm4rec.lcrec.alignment_corpus import (
+    TASKS,
+    AlignmentCorpus,
+    load_templates,
+    query_pieces,
+    recommendation_pieces,
+    separator_ids,
+)
+from modeling_cllm4rec.lcrec.indexing import INDEX_FILE, SETTINGS_FILE
+from modeling_cllm4rec.lcrec.intention_writer import write_intentions
+from modeling_cllm4rec.lcrec.item_index import ItemIndex
+from modeling_cllm4rec.lcrec.modeling_lcrec import INDEXER_FOLDER, LCRecForRecommendation
+from modeling_cllm4rec.lcrec.modeling_rqvae import RQVAEModel
+from modeling_cllm4rec.lcrec.search import SearchingRecommender
+from modeling_cllm4rec.tokenization.tokenization_lcrec import add_index_tokens
+from modeling_cllm4rec.training.arguments import TrainingArguments, check_at_least
+from modeling_cllm4rec.training.backbones import untrained_backbone
+from modeling_cllm4rec.training.estimates import LargestBatch
+from modeling_cllm4rec.training.loop import (
+    Step,
+    as_on_the_main_process,
+    check_folder,
+    documents_of_a_step,
+    make_accelerator,
+    run,
+)
+from modeling_cllm4rec.training.parameters import choose_index_rows, merge_lora
+from modeling_cllm4rec.training.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+SELECTION = "ndcg@10"
+
+
+@dataclass
+class AlignArguments(TrainingArguments):
+    """Alignment tuning: index tokens and the language model, on tasks between language and indices."""
+
+    backbone: str = field(default="", metadata={"help": "name or path of a causal language model"})
+    scratch_layers: int = field(
+        default=0, metadata={"help": "in place of a backbone, a small decoder with random weights and so many layers"}
+    )
+    scratch_width: int = field(default=128, metadata={"help": "width of that decoder"})
+    scratch_heads: int = field(default=4, metadata={"help": "attention heads of that decoder"})
+    scratch_context: int = field(default=512, metadata={"help": "tokens that this decoder reads at once"})
+    index: str = field(default="", metadata={"help": "index folder written by `cllm4rec index-items`"})
+    tune: Literal["frozen", "lora", "full"] = field(
+        default="full",
+        metadata={"help": "the backbone: all of its weights as in the paper, LoRA matrices, or index tokens alone"},
+    )
+    epochs: int = field(default=4, metadata={"help": "passes over the documents"})
+    lr: float = field(default=1e-3, metadata={"help": "learning rate of the token embeddings"})
+    backbone_lr: float = field(default=5e-5, metadata={"help": "learning rate of the rest of the language model"})
+    schedule: Literal["constant", "linear", "cosine"] = field(
+        default="cosine", metadata={"help": "decay of the learning rate after the warm-up"}
+    )
+    warmup_share: float = field(default=0.01, metadata={"help": "share of the steps in which the learning rate rises"})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "clip gradients to this norm; 0 does not clip"})
+    tasks: list[str] = field(
+        default_factory=lambda: list(TASKS),
+        metadata={"help": "alignment tasks, each with the share of its documents read in an epoch if not all: fusionseqrec=0.5"},
+    )
+    templates: str = field(default="", metadata={"help": "YAML file of prompt templates in place of the packaged ones"})
+    on_missing_text: Literal["raise", "title-only"] = field(
+        default="raise", metadata={"help": "items without a description: an error, or left to the tasks that read titles"}
+    )
+    intention_writer: str = field(
+        default="",
+        metadata={
+            "help": "causal language model that writes intentions and preferences, on the run's device (default: plain rules)"
+        },
+    )
+    seqrec: Literal["together", "apart"] = field(
+        default="together",
+        metadata={"help": "all items of a history predicted in one pass, or a document for each prefix as in the paper"},
+    )
+    reorder: float = field(
+        default=0.0,
+        metadata={"help": "probability that seqrec reads a history in a random order in an epoch; the paper's is 0"},
+    )
+    max_history: int = field(default=20, metadata={"help": "most items of a history, the last ones"})
+    init_tokens: Literal["text", "random"] = field(
+        default="text", metadata={"help": "rows of index tokens started from the words of the items that bear them, or at random"}
+    )
+    init_columns: list[str] = field(
+        default_factory=lambda: ["title", "brand", "categories"], metadata={"help": "texts that init_tokens: text reads"}
+    )
+    num_beams: int = field(default=20, metadata={"help": "beams of validation and of the finished model"})
+    eval_users: int | None = field(default=1000, metadata={"help": "users of a validation, a fixed random sample; null for all"})
+    eval_batch_size: int = field(default=64, metadata={"help": "users ranked at a time in validation"})
+    eval_every: int = field(default=1, metadata={"help": "epochs between validations"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.index:
+            raise ValueError("index is not set; give --index or set it in the YAML file")
+        check_at_least(self, 0, "scratch_layers")
+        check_at_least(self, 1, "scratch_width", "scratch_heads", "scratch_context")
+        if not self.backbone and not self.scratch_layers:
+            raise ValueError("backbone is not set; give --backbone or set it in the YAML file, or scratch_layers for a small one")
+        if self.backbone and self.scratch_layers:
+            raise ValueError(
+                f"backbone is {self.backbone!r} and scratch_layers {self.scratch_layers}; a decoder from scratch stands in "
+                "place of a backbone: set one of the two"
+            )
+        if self.scratch_layers and self.scratch_width % self.scratch_heads:
+            raise ValueError(
+                f"scratch_width is {self.scratch_width} and scratch_heads {self.scratch_heads}; the width must be a multiple of "
+                "the heads"
+            )
+        if self.scratch_layers and self.tune != "full":
+            raise ValueError(f"tune is {self.tune!r}, but random weights must be trained whole; set tune: full")
+        for name in ("max_history", "num_beams", "eval_users", "eval_batch_size", "eval_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be 1 or more")
+        if not 0 <= self.reorder <= 1:
+            raise ValueError(f"reorder is {self.reorder}; it must lie between 0 and 1")
+        if self.num_beams < 10:
+            raise ValueError(f"num_beams is {self.num_beams}; validation ranks 10 items and needs 10 beams or more")
+        _ = self.task_weights
+
+    def fingerprints(self) -> dict[str, str]:
+        """The index and, where given, the templates by content."""
+        files = {"index": Path(self.index) / INDEX_FILE}
+        if self.templates:
+            files["templates"] = Path(self.templates)
+        return {f"{name}_sha256": hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
+
+    @property
+    def task_weights(self) -> dict[str, float]:
+        """Task -> share of its documents that an epoch reads."""
+        weights: dict[str, float] = {}
+        for word in self.tasks:
+            name, given, share = word.partition("=")
+            try:
+                weight = float(share) if given else 1.0
+            except ValueError as error:
+                raise ValueError(f"tasks: {word!r} has no number behind the =, as in {name}=0.5") from error
+            if name not in TASKS or not 0 < weight <= 1:
+                raise ValueError(
+                    f"tasks: {word!r}; allowed are {', '.join(TASKS)}, alone or with a share in (0, 1] as seqrec=0.5"
+                )
+            weights[name] = weight
+        if not weights:
+            raise ValueError(f"tasks is empty; name at least one of {', '.join(TASKS)}")
+        return weights
+
+
+class AlignmentStage:
+    """Documents, loss and validation of the alignment.
+
+    Args:
+        device: where the intention writer runs, if one is asked for.
+    """
+
+    name = "align"
+    scores_at_once = 0  # a search scores no catalogue
+
+    def __init__(
+        self,
+        model: LCRecForRecommendation,
+        tokenizer: PreTrainedTokenizerBase,
+        data: RecommendationData,
+        arguments: AlignArguments,
+        is_main_process: bool = True,
+        device: str = "cpu",
+    ) -> None:
+        self.model, self.data, self.arguments, self.is_main_process = model, data, arguments, is_main_process
+        config, intentions = model.config, None
+        if arguments.intention_writer:
+            file = arguments.run_folder / "intentions.jsonl"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            intentions = write_intentions(
+                data,
+                arguments.intention_writer,
+                cache=file,
+                seed=arguments.seed,
+                max_history=arguments.max_history,
+                device=device,
+                progress=is_main_process,
+            )
+        self.corpus = AlignmentCorpus(
+            data,
+            tokenizer,
+            model.index,
+            config.first_index_token,
+            templates=load_templates(arguments.templates or None),
+            tasks=arguments.task_weights,
+            seed=arguments.seed,
+            max_history=arguments.max_history,
+            context_length=config.context_length,
+            max_text_tokens=arguments.max_text_tokens,
+            seqrec=arguments.seqrec,
+            reorder=arguments.reorder,
+            on_missing_text=arguments.on_missing_text,
+            intentions=intentions,
+            cache_folder=arguments.run_folder / "corpus",
+        )
+        logger.info("%d documents in the first epoch", len(self.corpus.documents(0)))
+        if not len(data.histories("validation").items):
+            raise ValueError("the data has no validation interactions: prepare it with a split that has them")
+
+    @property
+    def num_epochs(self) -> int:
+        """Passes over the documents."""
+        return self.arguments.epochs
+
+    def steps(self, epoch: int) -> list[Step]:
+        """Batches of like length, all tasks mixed."""
+        arguments = self.arguments
+        size = documents_of_a_step(arguments)
+        numbers = self.corpus.documents(epoch)
+        batches = plan_batches(self.corpus.lengths(numbers, epoch), size, arguments.seed, epoch)
+        return [Step("align", numbers[batch]) for batch in batches]
+
+    def largest_batches(self) -> dict[str, LargestBatch]:
+        """The longest documents of the first epoch."""
+        numbers = self.corpus.documents(0)
+        lengths = self.corpus.lengths(numbers, 0)
+        longest = numbers[np.argsort(lengths, kind="stable")][-self.arguments.batch_size :]
+        words = sum(int(counted.sum()) for counted in self.corpus.rows(longest, 0)[1])
+        return {"align": LargestBatch(len(longest), int(lengths.max()), word_states=words)}
+
+    def loss(self, step: Step, part: np.ndarray, epoch: int, generator: torch.Generator) -> tuple[torch.Tensor, float, int]:
+        """This part's share of the step's loss: the mean over all response tokens of the step (NLL, equation 10)."""
+        rows, counted = self.corpus.rows(part, epoch)
+        everyone = counted if len(part) == len(step.documents) else self.corpus.rows(step.documents, epoch)[1]
+        tokens = sum(int(one.sum()) for one in everyone)
+        device = self.model.device
+        ids = torch.from_numpy(pad_right(rows, 0)).to(device)
+        mask = torch.from_numpy(pad_right([np.ones(len(row), dtype=np.int64) for row in rows], 0)).to(device)
+        predicted = torch.from_numpy(pad_right([one.astype(np.int64) for one in counted], 0)).to(device).bool()
+        document, place = predicted.nonzero(as_tuple=True)
+        body = self.model.backbone.base_model
+        hidden = body(input_ids=ids, attention_mask=mask, use_cache=False, return_dict=True).last_hidden_state
+        nll = word_nll(self.model.word_head, hidden[document, place - 1], ids[document, place]).sum()
+        return nll / tokens, float(nll.detach()), len(document)
+
+    def validate(self, epoch: int) -> dict[str, float]:
+        """HR@10 and NDCG@10 on validation by constrained search; NDCG@10 selects, not the loss."""
+        if (epoch + 1) % self.arguments.eval_every and epoch + 1 != self.num_epochs:
+            return {}
+        names = ["hit_rate@10", SELECTION]
+        values = [0.0] * len(names)
+        if self.is_main_process:
+            report = evaluate(
+                SearchingRecommender(self.model, self.arguments.num_beams),
+                self.data,
+                "validation",
+                metrics=names,
+                batch_size=self.arguments.eval_batch_size,
+                progress=False,
+                n_resamples=0,
+                max_users=self.arguments.eval_users,
+            )
+            values = [report.metrics[name] for name in names]
+        values = as_on_the_main_process(values, self.model.device)
+        metrics = {f"validation/{name}": value for name, value in zip(names, values, strict=True)}
+        return {**metrics, "selection": metrics[f"validation/{SELECTION}"]}
+
+
+def load_index(folder: str | Path, data: RecommendationData) -> tuple[ItemIndex, RQVAEModel | None, dict[str, object]]:
+    """The index of a data folder's items, what made it, and how their texts were encoded.
+
+    Raises:
+        FileNotFoundError: there is no index.
+        ValueError: it is the index of another catalogue.
+    """
+    file = Path(folder) / INDEX_FILE
+    if not file.is_file():
+        raise FileNotFoundError(f"index: there is no {file}; run `cllm4rec index-items` first, or name another folder")
+    index, ids = ItemIndex.load(file)
+    if ids.fingerprint != IdMap(data.items["item_id"], "item_id").fingerprint:
+        raise ValueError(
+            f"index: {folder} is the index of another catalogue than {data.folder}: its item ids or their order differ; "
+            "run `cllm4rec index-items` on this data"
+        )
+    indexer = RQVAEModel.from_pretrained(Path(folder) / INDEXER_FOLDER) if (Path(folder) / INDEXER_FOLDER).is_dir() else None
+    settings = json.loads((Path(folder) / SETTINGS_FILE).read_text(encoding="utf-8"))
+    return index, indexer, dict(settings.get("item_encoder", {}))
+
+
+def new_lcrec_model(
+    data: RecommendationData, arguments: AlignArguments
+) -> tuple[LCRecForRecommendation, PreTrainedTokenizerBase]:
+    """Model and tokenizer for a data folder and its index, with the backbone's weights and fresh rows of index tokens.
+
+    With `scratch_layers` the backbone is `backbones.untrained_backbone`; with the task seqrec alone that is near to TIGER.
+
+    Raises:
+        FileNotFoundError: there is no such backbone, or no index.
+        ValueError: the index is that of another catalogue, the backbone an adapter alone, or `init_tokens` is `text` and no
+            item has a text.
+    """
+    if data.num_items < 10:
+        raise ValueError(f"the catalogue has {data.num_items} items; {SELECTION} selects the epoch and needs 10 or more")
+    if not arguments.scratch_layers:
+        return _model_around(arguments.backbone, data, arguments)
+    templates = load_templates(arguments.templates or None)
+    prompts = [text for kinds in templates.groups.values() for group in kinds.values() for text in group]
+    with TemporaryDirectory() as folder:
+        untrained_backbone(
+            data,
+            folder,
+            prompts,
+            hidden_size=arguments.scratch_width,
+            layers=arguments.scratch_layers,
+            heads=arguments.scratch_heads,
+            context_length=arguments.scratch_context,
+            seed=arguments.seed,
+        )
+        return _model_around(folder, data, arguments)
+
+
+def _model_around(
+    backbone: str, data: RecommendationData, arguments: AlignArguments
+) -> tuple[LCRecForRecommendation, PreTrainedTokenizerBase]:
+    index, indexer, item_encoder = load_index(arguments.index, data)
+    try:
+        check_whole(backbone)
+        tokenizer = AutoTokenizer.from_pretrained(backbone)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"backbone: {backbone} is no folder with a language model and could not be read from the Hub ({error})"
+        ) from error
+    templates = load_templates(arguments.templates or None)
+    pieces: dict[str, Any] = {
+        "recommendation_prompts": recommendation_pieces(templates, tokenizer),
+        "query_prompts": query_pieces(templates, tokenizer),
+        "separator": separator_ids(tokenizer),
+    }
+    first = add_index_tokens(tokenizer, index.num_levels, index.codebook_size)
+    train = data.histories("train")
+    model = LCRecForRecommendation.from_backbone(
+        backbone,
+        index=index,
+        first_index_token=first,
+        catalogue=Catalogue(data.items),
+        users=KnownUsers(data.users["user_id"], train.indptr, train.items),
+        indexer=indexer,
+        seed=arguments.seed,
+        max_history=arguments.max_history,
+        search_beams=arguments.num_beams,
+        item_encoder=item_encoder,
+        **pieces,
+    )
+    if arguments.init_tokens == "text":
+        present = [name for name in arguments.init_columns if name in data.items.column_names]
+        texts = [" ".join(words) for words in zip(*(text_column(data.items, name) for name in present), strict=True)]
+        if not any(text.strip() for text in texts):
+            raise ValueError(f"init_tokens is 'text', but no item has any of {arguments.init_columns}; use init_tokens: random")
+        words = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        model.start_index_rows([np.array(ids, dtype=np.int64) for ids in words])
+    return model, tokenizer
+
+
+def align(arguments: AlignArguments) -> tuple[LCRecForRecommendation, Progress]:
+    """Tune a language model on the alignment tasks and save the best epoch to OUTPUT.
+
+    Example:
+        >>> align(AlignArguments(data="data", index="runs/index", output="runs/mine", backbone="gpt2"))  # doctest: +SKIP
+    """
+    accelerator = make_accelerator(arguments)
+    data = RecommendationData.load(arguments.data)
+    if accelerator.is_main_process:
+        check_folder(AlignmentStage.name, arguments, data)
+    model, tokenizer = new_lcrec_model(data, arguments)
+    with accelerator.main_process_first():
+        stage = AlignmentStage(model, tokenizer, data, arguments, accelerator.is_main_process, str(accelerator.device))
+    adapted = choose_index_rows(model, arguments)
+    progress = run(stage, accelerator)
+    if progress.finished and accelerator.is_main_process:
+        merge_lora(adapted)
+        model.save_pretrained(arguments.run_folder)
+        tokenizer.save_pretrained(arguments.run_folder)
+        record = training_record(arguments, progress)
+        if stage.corpus.intentions is not None:
+            record["notes"] = [f"Intentions and preferences were written by: {stage.corpus.intentions.source}."]
+        save_record(arguments.run_folder, stage.name, record, Path(arguments.index))
+        give_card(model, arguments.run_folder, data)
+        logger.info("model saved in %s", arguments.run_folder)
+    accelerator.wait_for_everyone()
+    return model, progress

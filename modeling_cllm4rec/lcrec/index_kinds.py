@@ -1,0 +1,189 @@
+"""What interactions say of items, beside their texts; indices that read no texts: vanilla, random, by co-occurrence."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy import sparse
+from scipy.linalg import eigh
+from scipy.sparse.linalg import eigsh
+
+from modeling_cllm4rec.corpora.data_folder import Histories
+from modeling_cllm4rec.corpora.interaction_matrix import interaction_matrix
+from modeling_cllm4rec.lcrec.item_index import ItemIndex, codes_with_room
+from modeling_cllm4rec.lcrec.modeling_rqvae import k_means
+
+logger = logging.getLogger(__name__)
+
+DENSE_UP_TO = 1000
+"""Items of a graph whose eigenvectors are computed from a dense matrix, which is the quicker way for so few."""
+DEGREE_PRIOR = 5.0
+"""Added to each item's degree where its spectral vector is quantized."""
+
+
+def vanilla_index(num_items: int) -> ItemIndex:
+    """A token of its own for each item: one level, as many codes as items ("Vanilla ID" in figure 2 of LC-Rec).
+
+    Hua et al. (arXiv 2305.06569) call it independent indexing. Nothing is shared between items, so an item that is rarely met
+    has a token that was rarely trained.
+
+    >>> vanilla_index(3).codes.tolist()
+    [[0], [1], [2]]
+    """
+    return ItemIndex(np.arange(num_items, dtype=np.int32)[:, None], num_items)
+
+
+def random_codes(num_items: int, num_levels: int, codebook_size: int, seed: int) -> npt.NDArray[np.int32]:
+    """(J, H) codes without meaning, all rows different: what an index is measured against."""
+    generator = np.random.default_rng(seed)
+    if codebook_size**num_levels <= 1 << 24:
+        numbers = generator.permutation(codebook_size**num_levels)[:num_items]
+        return np.stack(np.unravel_index(numbers, (codebook_size,) * num_levels), axis=1).astype(np.int32)
+    codes = np.zeros((0, num_levels), dtype=np.int32)
+    while len(codes) < num_items:  # too many indices to be listed: draw until all differ
+        drawn = generator.integers(0, codebook_size, (num_items, num_levels), dtype=np.int32)
+        codes = np.concatenate([codes, drawn])
+        codes = codes[np.sort(np.unique(codes, axis=0, return_index=True)[1])][:num_items]
+    return codes
+
+
+def co_occurrence_index(histories: Histories, num_items: int, num_levels: int, codebook_size: int, seed: int = 0) -> ItemIndex:
+    """Items that the same people chose share the beginning of their index (collaborative indexing of P5-CID).
+
+    After Hua et al., "How to Index Item IDs for Recommendation Foundation Models" (arXiv 2305.06569): the graph of items,
+    whose edges count the people who chose both, is cut by spectral clustering; a cluster that is too large for a leaf is
+    cut again, from its own part of the graph; in a leaf, items are numbered.
+
+    Where this differs: the number of clusters of a cut and the most items of a leaf, two settings of the paper, are both
+    `codebook_size`, and a level's tokens are the same in all clusters. All indices have the same number of levels: of an item
+    in a leaf that is nearer to the root, the levels between have code 0. A cluster may hold no more items than there are
+    indices below it; what is too much goes to the next nearest cluster with room. Items of a (part of the) graph without any
+    edge are split evenly, in their order; such an item beside others is at equal distance from all clusters.
+
+    Args:
+        histories: (I,) item indices, of training only.
+        num_items: size J of the catalogue.
+        num_levels: most levels H; the index has fewer where all leaves are nearer to the root.
+        codebook_size: K.
+        seed: start of the random numbers of the clustering.
+
+    Returns:
+        The index; the same for equal arguments.
+
+    Raises:
+        ValueError: no two items have anybody in common, or there are more items than indices.
+
+    >>> histories = Histories(np.array([0, 2, 4]), np.array([0, 2, 1, 3], dtype=np.int32))
+    >>> co_occurrence_index(histories, 4, num_levels=2, codebook_size=2).codes[[0, 2]].tolist()
+    [[0, 0], [0, 1]]
+    """
+    if num_items > codebook_size**num_levels:
+        raise ValueError(
+            f"{num_items} items need more indices than {num_levels} levels of {codebook_size} codes give "
+            f"({codebook_size**num_levels}); raise num_levels or codebook_size"
+        )
+    graph = co_occurrence_graph(histories, num_items)
+    if not graph.nnz:
+        raise ValueError(
+            f"co-occurrence: among {len(histories.indptr) - 1} training histories none has two different items, so no item "
+            "stands beside another; use --method random or vanilla, or data with longer histories"
+        )
+    alone = int((np.diff(graph.indptr) == 0).sum())
+    logger.info("co-occurrence: %d edges, %d of %d items without any", graph.nnz // 2, alone, num_items)
+    codes = np.zeros((num_items, num_levels), dtype=np.int32)
+    waiting, depth = [(0, np.arange(num_items))], 1
+    while waiting:
+        level, items = waiting.pop()
+        depth = max(depth, level + 1)
+        if len(items) <= codebook_size:
+            codes[items, -1] = np.arange(len(items))
+            continue
+        room = codebook_size ** (num_levels - level - 1)
+        clusters = _clusters(graph[items][:, items], codebook_size, room, seed)
+        codes[items, level] = clusters
+        waiting += [(level + 1, items[clusters == cluster]) for cluster in np.unique(clusters)]
+    return ItemIndex(np.delete(codes, slice(depth - 1, num_levels - 1), axis=1), codebook_size)
+
+
+def beside_co_occurrence(embeddings: np.ndarray, histories: Histories, share: float, width: int = 96) -> np.ndarray:
+    """Vectors of items' texts beside vectors of who chose them, to be quantized together: near is what is alike in both.
+
+    The paper quantizes texts alone. The second part is the spectral embedding of the co-occurrence graph A of training
+    histories: leading eigenvectors of D^-1/2 A D^-1/2, each by the root of its eigenvalue, where D holds degrees plus
+    `DEGREE_PRIOR`, so that an item with one neighbour is not all of a dimension. Both parts have rows of length 1, the texts
+    after their mean was taken off; an item without edges has zeros in the second.
+
+    Args:
+        embeddings: (J, d) of the texts; histories: of training only.
+        share: of the second part in a squared distance, in (0, 1); width: eigenvectors at most.
+
+    Returns:
+        (J, d + min(width, J - 1)) float32.
+
+    >>> histories = Histories(np.array([0, 2, 4]), np.array([0, 2, 1, 3], dtype=np.int32))
+    >>> vectors = beside_co_occurrence(np.eye(4, dtype=np.float32), histories, share=0.5, width=2)
+    >>> vectors.shape, (vectors @ vectors.T).diagonal().round(5).tolist()
+    ((4, 6), [1.0, 1.0, 1.0, 1.0])
+    """
+    graph = co_occurrence_graph(histories, len(embeddings))
+    scale = (np.asarray(graph.sum(axis=1)) + DEGREE_PRIOR) ** -0.5
+    normalized = sparse.csr_array(graph * scale[:, None] * scale[None, :])
+    values, vectors = _leading_eigenvectors(normalized, min(width, len(embeddings) - 1))
+    chosen = _rows_of_length_one(vectors * np.sqrt(np.clip(values, 0, None)))
+    texts = _rows_of_length_one(embeddings - embeddings.mean(0))
+    return np.concatenate([np.sqrt(1 - share) * texts, np.sqrt(share) * chosen], axis=1).astype(np.float32)
+
+
+def co_occurrence_graph(histories: Histories, num_items: int) -> sparse.csr_array:
+    """(J, J) number of people who chose both of two items, 0 on the diagonal.
+
+    >>> histories = Histories(np.array([0, 2, 5]), np.array([0, 1, 0, 1, 2], dtype=np.int32))
+    >>> co_occurrence_graph(histories, 3).toarray().tolist()
+    [[0.0, 2.0, 1.0], [2.0, 0.0, 1.0], [1.0, 1.0, 0.0]]
+    """
+    chosen = interaction_matrix(Histories(histories.indptr.copy(), histories.items), num_items)
+    chosen.sum_duplicates()  # in place, hence the copy
+    chosen.data[:] = 1  # who chose an item twice is one person
+    graph = sparse.csr_array(chosen.T @ chosen)
+    graph.setdiag(0)
+    graph.eliminate_zeros()
+    return graph
+
+
+def _clusters(graph: sparse.csr_array, count: int, room: int, seed: int) -> npt.NDArray[np.int32]:
+    """(n,) cluster of each of n > `count` nodes, with `room` nodes at most in each: normalized spectral clustering.
+
+    Ng, Jordan and Weiss, "On Spectral Clustering" (2001): rows of the leading eigenvectors of D^-1/2 A D^-1/2, made of length
+    1, under k-means. A node without an edge has a row of zeros.
+    """
+    nodes = graph.shape[0]
+    if not graph.nnz:
+        return (np.arange(nodes) * count // nodes).astype(np.int32)
+    degrees = np.asarray(graph.sum(axis=1))
+    scale = np.divide(1.0, np.sqrt(degrees), out=np.zeros(nodes), where=degrees > 0)
+    normalized = sparse.csr_array(graph * scale[:, None] * scale[None, :])
+    vectors = _leading_eigenvectors(normalized, count)[1]
+    vectors[degrees == 0] = 0
+    rows = _rows_of_length_one(vectors)
+    centres, nearest = k_means(torch.from_numpy(rows), count, seed)
+    asked = nearest.numpy().astype(np.int32)[:, None]
+    return codes_with_room(rows, centres.numpy()[None], asked, np.arange(nodes), 0, room)
+
+
+def _leading_eigenvectors(matrix: sparse.csr_array, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """(count,) largest eigenvalues of a symmetric matrix of n > count rows, and (n, count) their vectors."""
+    nodes = matrix.shape[0]
+    if nodes <= DENSE_UP_TO:
+        values, vectors = eigh(matrix.toarray(), subset_by_index=[nodes - count, nodes - 1])
+    else:
+        values, vectors = eigsh(matrix, k=count, which="LA", v0=np.ones(nodes))
+    return values, vectors
+
+
+def _rows_of_length_one(rows: np.ndarray) -> np.ndarray:
+    """Rows by their length; those of next to none become zeros."""
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 1e-9)

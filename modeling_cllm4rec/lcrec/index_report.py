@@ -1,0 +1,119 @@
+"""What an item index is worth: collisions, use of the codes, how far items were moved, what is lost of their texts."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from modeling_cllm4rec.lcrec.item_index import ItemIndex, residuals, shared_codes
+from modeling_cllm4rec.lcrec.modeling_rqvae import RQVAEModel
+
+__all__ = ["REPORT_FILES", "check_plots", "index_report", "save_index_report"]
+
+REPORT_FILES = ("report.md", "code_use.png")
+"""What `save_index_report` writes; the second one where plots are asked for."""
+
+
+def index_report(
+    index: ItemIndex,
+    embeddings: np.ndarray | None = None,
+    indexer: RQVAEModel | None = None,
+    earlier: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, Any]:
+    """Numbers of an index.
+
+    Args:
+        embeddings: (J, input_dim) of the items; indexer: what quantized them. Both or neither.
+        earlier: name -> (J, H) codes before conflicts were resolved.
+
+    Returns:
+        `collisions`: name -> items that share their codes with another; for each level `used_codes`, `entropy_bits` (log2 K at
+        most); `prefixes`: distinct prefixes of 1, 2, ... codes; with an indexer `displacement` (mean distance of a latent to the
+        sum of its code vectors) and `reconstruction_error` (mean squared).
+    """
+    codes, size = index.codes, index.codebook_size
+    counts = [np.bincount(codes[:, level], minlength=size) for level in range(index.num_levels)]
+    report: dict[str, Any] = {
+        "items": index.num_items,
+        "num_levels": index.num_levels,
+        "codebook_size": size,
+        "collisions": {name: len(shared_codes(one)) for name, one in [*(earlier or {}).items(), ("index", codes)]},
+        "used_codes": [int((count > 0).sum()) for count in counts],
+        "entropy_bits": [round(_entropy(count), 3) for count in counts],
+        "prefixes": [len(np.unique(codes[:, : level + 1], axis=0)) for level in range(index.num_levels)],
+        "code_counts": [count.tolist() for count in counts],
+    }
+    if embeddings is None or indexer is None:
+        return report
+    latents, codebooks = indexer.latents(embeddings), indexer.codebook_array
+    named = {**(earlier or {}), "index": codes}
+    left = {name: residuals(latents, codebooks, one, index.num_levels) for name, one in named.items()}
+    report["displacement"] = {name: float(np.linalg.norm(rest, axis=1).mean()) for name, rest in left.items()}
+    report["moved_items"] = {name: int((one != codes).any(1).sum()) for name, one in (earlier or {}).items()}
+    with torch.no_grad():
+        decoded = indexer.decoder(torch.from_numpy((latents - left["index"]).astype(np.float32))).numpy()
+    report["reconstruction_error"] = float(((decoded - embeddings) ** 2).mean())
+    report["variance"] = float(embeddings.var(axis=0).mean())
+    return report
+
+
+def _entropy(counts: np.ndarray) -> float:
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * np.log2(shares)).sum())
+
+
+def save_index_report(folder: Path, report: Mapping[str, Any], plots: bool = False) -> None:
+    """Write the report as Markdown, and the use of the codes as a plot where plots are asked for (see `check_plots`)."""
+    text, picture = REPORT_FILES
+    (folder / text).write_text(as_markdown(report), encoding="utf-8")
+    if plots:
+        _plot(folder / picture, report)
+
+
+def check_plots() -> None:
+    """Raise ValueError if matplotlib, which draws the plots, is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("plots: matplotlib is not installed; run: pip install matplotlib, or leave plots out")
+
+
+def as_markdown(report: Mapping[str, Any]) -> str:
+    """The report as tables."""
+    lines = [
+        f"# Index of {report['items']} items, {report['num_levels']} levels of {report['codebook_size']} codes",
+        "",
+        "| codes | items that share them |",
+        "|---|---|",
+        *(f"| {name} | {count} |" for name, count in report["collisions"].items()),
+        "",
+        "| level | codes used | entropy, bits | prefixes |",
+        "|---|---|---|---|",
+    ]
+    for level, (used, bits, prefixes) in enumerate(
+        zip(report["used_codes"], report["entropy_bits"], report["prefixes"], strict=True)
+    ):
+        lines.append(f"| {level + 1} | {used} of {report['codebook_size']} | {bits} | {prefixes} |")
+    if "displacement" in report:
+        lines += ["", "| codes | mean distance to their vectors | items moved from there |", "|---|---|---|"]
+        moved = {**report["moved_items"], "index": 0}
+        lines += [f"| {name} | {value:.4f} | {moved[name]} |" for name, value in report["displacement"].items()]
+        lines += ["", f"Reconstruction error {report['reconstruction_error']:.6f} of a variance of {report['variance']:.6f}."]
+    else:
+        lines += ["", "Made without embeddings of texts: distances and a reconstruction error do not apply."]
+    return "\n".join(lines) + "\n"
+
+
+def _plot(path: Path, report: Mapping[str, Any]) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 2 * report["num_levels"]), layout="constrained")
+    for level, counts in enumerate(report["code_counts"]):
+        axes = figure.add_subplot(report["num_levels"], 1, level + 1)
+        axes.bar(range(len(counts)), sorted(counts, reverse=True), width=1.0)
+        axes.set_ylabel(f"level {level + 1}")
+    axes.set_xlabel("codes, most used first; height: items")
+    figure.savefig(path, dpi=100)

@@ -1,0 +1,368 @@
+"""From item texts to an index: embeddings, RQ-VAE or k-means, unique codes, a report (section III-B of arXiv 2311.09049)."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from modeling_cllm4rec.core.catalogue import IdMap
+from modeling_cllm4rec.core.saved_folder import CURVES_FILE
+from modeling_cllm4rec.corpora.data_folder import INFO_FILE, RecommendationData
+from modeling_cllm4rec.corpora.item_embeddings import item_embeddings
+from modeling_cllm4rec.corpora.released_files import read_lcrec_index
+from modeling_cllm4rec.evaluation.training_curves import RECORD_FILE as TRAINING_FILE
+from modeling_cllm4rec.hub.model_card import save_record, training_record
+from modeling_cllm4rec.lcrec.configuration_rqvae import RQVAEConfig
+from modeling_cllm4rec.lcrec.index_kinds import beside_co_occurrence, co_occurrence_index, random_codes, vanilla_index
+from modeling_cllm4rec.lcrec.index_report import REPORT_FILES, check_plots, index_report, save_index_report
+from modeling_cllm4rec.lcrec.item_index import (
+    LEVEL_LETTERS,
+    ItemIndex,
+    assign_unique_codes,
+    nearest_codes,
+    residuals,
+    sinkhorn,
+    squared_distances_to,
+)
+from modeling_cllm4rec.lcrec.modeling_lcrec import INDEXER_FOLDER
+from modeling_cllm4rec.lcrec.modeling_rqvae import RQVAEModel, residual_k_means
+from modeling_cllm4rec.lcrec.quantizer import CHECKPOINTS, IndexProgress, train_rqvae
+from modeling_cllm4rec.training.arguments import check_at_least, check_types
+from modeling_cllm4rec.training.estimates import check_memory, indexing_memory
+
+logger = logging.getLogger(__name__)
+
+INDEX_FILE, SETTINGS_FILE, EMBEDDINGS_FILE = "index.parquet", "index.json", "embeddings.parquet"
+RECORD_FILE = "run.json"
+STAGE = "index-items"
+WITHOUT_EMBEDDINGS = ("random", "vanilla", "co-occurrence", "given")
+"""Methods that read no item texts. Their indices have no indexer, so they have no place for items that come later."""
+NOT_PART_OF_AN_INDEX = ("resume", "overwrite", "stop_after_epochs", "save_every", "output", "data", "plots", "max_memory")
+
+
+@dataclass
+class IndexArguments:
+    """From the texts of a data folder's items to an index folder."""
+
+    data: str = field(default="", metadata={"help": "data folder written by `cllm4rec prepare`"})
+    output: str = field(default="", metadata={"help": "index folder to be written"})
+    seed: int = field(default=42, metadata={"help": "start of all random numbers"})
+    resume: bool = field(default=False, metadata={"help": "go on from the last checkpoint of this run"})
+    overwrite: bool = field(default=False, metadata={"help": "throw away the index in output"})
+    method: Literal["rqvae", "rk-means", "random", "vanilla", "co-occurrence", "given"] = field(
+        default="rqvae",
+        metadata={
+            "help": "from texts: a trained RQ-VAE as in the paper, or residual k-means, quick; without texts: codes without "
+            "meaning, one token for each item (vanilla), clusters of items that the same people chose, or a file of codes"
+        },
+    )
+    co_occurrence: float = field(
+        default=0.0,
+        metadata={
+            "help": "share, below 1, that who chose what in training has in what is quantized, beside the texts; with any, the "
+            "index has no place for items that come later; 0 reads texts only, as the paper does"
+        },
+    )
+    codes: str = field(default="", metadata={"help": "for method given: an index.json of the released LC-Rec"})
+    encoder: str = field(
+        default="minilm", metadata={"help": "a transformers model, sentence-transformers:NAME, or the packaged minilm"}
+    )
+    fields: list[str] = field(
+        default_factory=lambda: ["title", "description"], metadata={"help": "text columns of the items that are encoded"}
+    )
+    pooling: Literal["separate", "together"] = field(
+        default="separate", metadata={"help": "each field's own mean, then their mean, as in the paper; or one text of all"}
+    )
+    on_missing_text: Literal["raise", "title-only"] = field(
+        default="raise", metadata={"help": "items without one of the fields: an error, or what they have"}
+    )
+    max_text_tokens: int | None = field(
+        default=None, metadata={"help": "cut longer texts; without it, a text beyond the encoder's context is an error"}
+    )
+    encode_batch_size: int = field(default=64, metadata={"help": "texts encoded at a time"})
+    num_levels: int = field(
+        default=4, metadata={"help": "codes of an item's index; of co-occurrence the most; vanilla always has 1"}
+    )
+    codebook_size: int = field(default=256, metadata={"help": "codes of a level; vanilla has one for each item"})
+    hidden_dims: list[int] = field(default_factory=lambda: [512, 256, 128], metadata={"help": "hidden layers of the encoder"})
+    latent_dim: int = field(default=32, metadata={"help": "width of what is quantized"})
+    beta: float = field(default=0.25, metadata={"help": "weight of the commitment"})
+    sinkhorn_epsilon: float = field(
+        default=0.003, metadata={"help": "sharpness of the uniform semantic mapping of the last level; 0 switches it off"}
+    )
+    epochs: int = field(default=1000, metadata={"help": "passes of the RQ-VAE over the items"})
+    batch_size: int = field(default=1024, metadata={"help": "items of a step"})
+    lr: float = field(default=1e-3, metadata={"help": "learning rate"})
+    weight_decay: float = field(default=1e-4, metadata={"help": "weight decay"})
+    warmup_epochs: int = field(default=50, metadata={"help": "epochs in which the learning rate rises"})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "clip gradients to this norm"})
+    save_every: int = field(default=50, metadata={"help": "epochs between checkpoints"})
+    stop_after_epochs: int = field(
+        default=0, metadata={"help": "end the process after so many epochs, to be resumed later; 0 runs to the end"}
+    )
+    max_memory: float | None = field(
+        default=None, metadata={"help": "refuse to begin when the estimate is more GB (10^9 bytes) of memory than this"}
+    )
+    plots: bool = field(default=False, metadata={"help": "plots of the report (needs matplotlib, extra lcrec)"})
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for name in ("data", "output"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is not set; give --{name} or set it in the YAML file")
+        check_at_least(self, 1, "num_levels", "codebook_size", "latent_dim", "epochs", "batch_size", "save_every")
+        check_at_least(self, 1, "encode_batch_size", "max_text_tokens")
+        check_at_least(self, 0, "seed", "beta", "sinkhorn_epsilon", "lr", "weight_decay", "max_grad_norm")
+        check_at_least(self, 0, "warmup_epochs", "stop_after_epochs")
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(
+                f"warmup_epochs is {self.warmup_epochs} and epochs {self.epochs}, so the learning rate would never reach lr; "
+                "lower warmup_epochs"
+            )
+        if bool(self.codes) != (self.method == "given"):
+            raise ValueError(f"codes is {self.codes!r} and method {self.method!r}; a file of codes belongs to --method given")
+        if not 0 <= self.co_occurrence < 1:
+            raise ValueError(
+                f"co_occurrence is {self.co_occurrence}; it must be 0 or more and below 1 (--method co-occurrence reads no texts)"
+            )
+        if self.co_occurrence and self.method in WITHOUT_EMBEDDINGS:
+            raise ValueError(
+                f"co_occurrence is {self.co_occurrence}, but --method {self.method} quantizes no vectors; use rqvae or rk-means"
+            )
+        if not self.fields:
+            raise ValueError("fields is empty; name the text columns that tell items apart")
+        if self.resume and self.overwrite:
+            raise ValueError("resume and overwrite are both set; choose one")
+
+    @property
+    def folder(self) -> Path:
+        """The index folder."""
+        return Path(self.output)
+
+    @property
+    def item_encoder(self) -> dict[str, Any]:
+        """How texts become embeddings, for items that come later; of a local encoder, its folder's name only."""
+        names = ("fields", "pooling", "on_missing_text", "max_text_tokens")
+        encoder = Path(self.encoder).resolve().name if Path(self.encoder).is_dir() else self.encoder
+        return {"encoder": encoder, **{name: getattr(self, name) for name in names}}
+
+
+def index_items(arguments: IndexArguments, embeddings: np.ndarray | None = None) -> tuple[ItemIndex | None, IndexProgress]:
+    """Index the items of a data folder and save index, indexer, embeddings and report to OUTPUT.
+
+    Args:
+        embeddings: (J, width) of the items; None encodes their texts.
+
+    Returns:
+        The index; None where the run was stopped before its end, and in all processes of a launch but the first, which works
+        alone.
+
+    Raises:
+        FileExistsError: the output folder holds an index, and neither resume nor overwrite was asked for; or something else.
+        ValueError: NaN embeddings, fewer items than codes, more items than indices, nothing that occurs together, plots without
+            matplotlib, or a resumed run with other arguments or embeddings.
+
+    Example:
+        >>> index_items(IndexArguments(data="data/mine", output="runs/mine-index"))  # doctest: +SKIP
+    """
+    if int(os.environ.get("RANK", "0")):
+        return None, IndexProgress(finished=True)
+    if arguments.plots:
+        check_plots()
+    data = RecommendationData.load(arguments.data)
+    items, folder = IdMap(data.items["item_id"], "item_id"), arguments.folder
+    identity = _identity(arguments, items)
+    _check_sizes(len(items), arguments)
+    _check_folder(arguments, identity)
+    index = index_without_embeddings(arguments, data, items)
+    if index is not None:
+        embeddings = None
+        identity["codes_sha256"] = hashlib.sha256(index.codes.tobytes()).hexdigest()
+    elif embeddings is None:
+        embeddings = item_embeddings(
+            data,
+            encoder=arguments.encoder,
+            fields=arguments.fields,
+            pooling=arguments.pooling,
+            cache=folder / EMBEDDINGS_FILE,
+            on_missing_text=arguments.on_missing_text,
+            batch_size=arguments.encode_batch_size,
+            max_text_tokens=arguments.max_text_tokens,
+            device="cuda" if torch.cuda.is_available() else "cpu",
+        )
+    if embeddings is not None:
+        _check_embeddings(embeddings, items)
+        if arguments.co_occurrence:
+            embeddings = beside_co_occurrence(embeddings, data.histories("train"), arguments.co_occurrence)
+        identity["embeddings_sha256"] = hashlib.sha256(embeddings.astype(np.float32).tobytes()).hexdigest()
+        estimate = indexing_memory(len(items), embeddings.shape[1], arguments.codebook_size, arguments.latent_dim)
+        logger.info("index: an estimate of %s", estimate.line())
+        check_memory(estimate, arguments.max_memory, "use a smaller codebook_size and more num_levels")
+    _claim(arguments, identity)
+    progress = IndexProgress(finished=True)
+    settings = dict(identity)
+    if index is not None:
+        report = index_report(index)
+    else:
+        assert embeddings is not None
+        indexer, progress = _indexer(arguments, embeddings)
+        if not progress.finished:
+            return None, progress
+        latents, codebooks = indexer.latents(embeddings), indexer.codebook_array
+        plain = nearest_codes(latents, codebooks)
+        asked = spread_last_level(latents, codebooks, plain, arguments.sinkhorn_epsilon)
+        index = ItemIndex(assign_unique_codes(latents, codebooks, asked), arguments.codebook_size)
+        earlier = {"nearest": plain, "uniform": asked}
+        report = index_report(index, embeddings, indexer, earlier)
+        if not arguments.co_occurrence:  # else it could not place an item that nobody has chosen
+            indexer.save_pretrained(folder / INDEXER_FOLDER)
+            settings["item_encoder"] = arguments.item_encoder
+    index.save(folder / INDEX_FILE, items)
+    report |= {"epochs": progress.epoch, "last_losses": progress.losses[-10:]}
+    save_index_report(folder, report, arguments.plots)
+    settings["report"] = report
+    (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=1), encoding="utf-8")
+    steps = progress.epoch * -(-len(items) // arguments.batch_size)
+    save_record(folder, STAGE, {**training_record(arguments, progress), "steps": steps})
+    logger.info("index of %d items saved in %s", len(items), folder)
+    return index, progress
+
+
+def index_without_embeddings(arguments: IndexArguments, data: RecommendationData, items: IdMap) -> ItemIndex | None:
+    """The index of a method that reads no item texts; None for the others."""
+    levels, size, seed = arguments.num_levels, arguments.codebook_size, arguments.seed
+    match arguments.method:
+        case "given":
+            return read_lcrec_index(arguments.codes, items, levels, size)
+        case "random":
+            return ItemIndex(random_codes(len(items), levels, size, seed), size)
+        case "vanilla":
+            return vanilla_index(len(items))
+        case "co-occurrence":
+            return co_occurrence_index(data.histories("train"), len(items), levels, size, seed)
+    return None
+
+
+def spread_last_level(latents: np.ndarray, codebooks: np.ndarray, codes: np.ndarray, epsilon: float) -> np.ndarray:
+    """(J, H) the codes with the last level by uniform semantic mapping over the whole catalogue; epsilon 0 leaves them."""
+    if not epsilon:
+        return codes
+    level = codes.shape[1] - 1
+    distances = squared_distances_to(residuals(latents, codebooks, codes, level), codebooks[level])
+    spread = codes.copy()
+    spread[:, level] = sinkhorn(torch.from_numpy(distances), epsilon).argmax(1).numpy()
+    return spread
+
+
+def _indexer(arguments: IndexArguments, embeddings: np.ndarray) -> tuple[RQVAEModel, IndexProgress]:
+    if arguments.method == "rk-means":
+        model = residual_k_means(embeddings, arguments.num_levels, arguments.codebook_size, arguments.seed)
+        return model, IndexProgress(finished=True)
+    config = RQVAEConfig(
+        embeddings.shape[1],
+        arguments.hidden_dims,
+        arguments.latent_dim,
+        arguments.num_levels,
+        arguments.codebook_size,
+        beta=arguments.beta,
+        sinkhorn_epsilon=arguments.sinkhorn_epsilon,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(arguments.seed)
+        model = RQVAEModel(config)
+    return model, train_rqvae(model, embeddings, arguments)
+
+
+def _check_sizes(num_items: int, arguments: IndexArguments) -> None:
+    if arguments.method == "vanilla":
+        return
+    if arguments.num_levels > len(LEVEL_LETTERS):
+        raise ValueError(f"num_levels is {arguments.num_levels}; an index has at most {len(LEVEL_LETTERS)} levels")
+    if num_items < arguments.codebook_size and arguments.method not in WITHOUT_EMBEDDINGS:
+        raise ValueError(
+            f"{num_items} items are fewer than the {arguments.codebook_size} codes of a level, which K-means cannot start from; "
+            f"lower codebook_size to {num_items} or less"
+        )
+    room = arguments.codebook_size**arguments.num_levels
+    if num_items > room:
+        raise ValueError(
+            f"{num_items} items need more indices than {arguments.num_levels} levels of {arguments.codebook_size} codes give "
+            f"({room}); raise num_levels or codebook_size"
+        )
+
+
+def _check_embeddings(embeddings: np.ndarray, items: IdMap) -> None:
+    if embeddings.ndim != 2 or len(embeddings) != len(items):
+        raise ValueError(f"embeddings have shape {embeddings.shape}; {len(items)} items need one row each")
+    bad = np.flatnonzero(~np.isfinite(embeddings).all(1))
+    if len(bad):
+        raise ValueError(
+            f"the embeddings of {len(bad)} items are NaN or infinite, first {items.ids_of(bad[:5])}; look at their texts and the "
+            "encoder"
+        )
+
+
+def _identity(arguments: IndexArguments, items: IdMap) -> dict[str, Any]:
+    given = {key: value for key, value in dataclasses.asdict(arguments).items() if key not in NOT_PART_OF_AN_INDEX}
+    return {**given, "catalogue_fingerprint": items.fingerprint}
+
+
+def _check_folder(arguments: IndexArguments, identity: Mapping[str, Any]) -> None:
+    """Refuse a folder that holds something else, or an index that is neither to be gone on with nor to be thrown away."""
+    folder = arguments.folder
+    record = folder / RECORD_FILE
+    if (folder / INFO_FILE).exists():
+        raise FileExistsError(f"output: {folder} is a data folder, which is never written into; choose another --output")
+    if not record.exists():
+        names = (INDEX_FILE, SETTINGS_FILE, INDEXER_FOLDER, CHECKPOINTS, "config.json")
+        others = [name for name in names if (folder / name).exists()]
+        if others:
+            raise FileExistsError(
+                f"output: {folder} holds {', '.join(others)}, but no record of how an index was made there; it may be a model or "
+                "another run: choose another --output"
+            )
+    elif arguments.resume:
+        _check_same(record, identity)
+    elif not arguments.overwrite:
+        raise FileExistsError(
+            f"output: {folder} holds an index already; pass --resume to go on with it, --overwrite to throw it away, or choose "
+            "another --output"
+        )
+
+
+def _check_same(record: Path, identity: Mapping[str, Any]) -> None:
+    before = json.loads(record.read_text(encoding="utf-8"))
+    changed = {key: (before.get(key), value) for key, value in identity.items() if before.get(key) != value}
+    if changed:
+        raise ValueError(
+            f"resume: the run in {record.parent} had other arguments (then, now): {changed}; give the same, or --overwrite"
+        )
+
+
+def _claim(arguments: IndexArguments, identity: Mapping[str, Any]) -> None:
+    """Throw away what is to be written over, and write down what this index is made of."""
+    folder = arguments.folder
+    record = folder / RECORD_FILE
+    if record.exists() and arguments.resume:
+        _check_same(record, identity)
+        return
+    if record.exists():
+        for name in (CHECKPOINTS, INDEXER_FOLDER):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        for name in (INDEX_FILE, SETTINGS_FILE, *REPORT_FILES, TRAINING_FILE, CURVES_FILE, RECORD_FILE):
+            (folder / name).unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = record.with_name(record.name + ".unfinished")
+    unfinished.write_text(json.dumps(identity), encoding="utf-8")
+    unfinished.replace(record)

@@ -1,0 +1,182 @@
+"""Intentions and preferences written by a language model (section III-C.2 of LC-Rec, arXiv 2311.09049), any one by name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+
+from modeling_cllm4rec.core.language_model import greedy_generation
+from modeling_cllm4rec.corpora.data_folder import RecommendationData
+from modeling_cllm4rec.corpora.item_embeddings import context_length, model_revision
+from modeling_cllm4rec.corpora.item_texts import DESCRIPTION, TITLE, clean_text, item_texts
+from modeling_cllm4rec.lcrec.intentions import Intentions, extract_intentions, reviews_of_items, training_histories
+
+logger = logging.getLogger(__name__)
+
+TEXT_WORDS = 60
+"""Words of a description or a review that the writer reads."""
+REVIEWS = 3
+"""Training reviews of an item that the writer reads."""
+
+_ABOUT_ITEM = "Product: {title}\n{details}In one short sentence, a customer who has not found it yet asks a shop for it:"
+_ABOUT_USER = "A customer bought, one after another: {titles}.\nIn one short sentence, what this customer likes and looks for:"
+
+
+def write_intentions(
+    data: RecommendationData,
+    writer: str,
+    *,
+    cache: str | Path,
+    seed: int = 0,
+    max_history: int = 20,
+    batch_size: int = 8,
+    max_new_tokens: int = 48,
+    device: str = "cpu",
+    progress: bool = True,
+) -> Intentions:
+    """One query for each item and one preference for each user, written by a causal language model, always its likeliest words.
+
+    The writer reads titles, the first `TEXT_WORDS` words of descriptions and of up to `REVIEWS` training reviews, and
+    training histories without their last item: nothing of a validation or test pair. Where it writes nothing, the rules of
+    `extract_intentions` do; how often is logged, and said in `Intentions.source`.
+
+    Args:
+        writer: what `AutoModelForCausalLM.from_pretrained` takes; a model with a chat template is asked by it.
+        cache: a JSON Lines file to which each batch is added as soon as it is written: a run that was killed goes on from
+            there. A text is read from it if model, prompt and `max_new_tokens` are the same.
+        seed, max_history: as in `extract_intentions`.
+        batch_size: prompts at a time.
+        max_new_tokens: longest text.
+
+    Raises:
+        ValueError: items without a title, a prompt beyond the writer's context, a cache that is some other file.
+
+    Example:
+        >>> write_intentions(data, "Qwen/Qwen2.5-0.5B-Instruct", cache="intentions.jsonl")  # doctest: +SKIP
+    """
+    for name, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; it must be 1 or more")
+    by_rules = extract_intentions(data, seed, max_history)
+    prompts = [*_item_prompts(data), *_user_prompts(data, max_history)]
+    name = Path(writer).resolve().name if Path(writer).is_dir() else writer
+    identity = json.dumps([model_revision(writer), max_new_tokens])
+    keys = [hashlib.sha256(f"{identity}\n{prompt}".encode()).hexdigest() for prompt in prompts]
+    written = _read_cache(Path(cache))
+    missing = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if prompt and key not in written}
+    if missing:
+        logger.info("%s writes %d texts; %d are in %s already", name, len(missing), len(written), cache)
+        written |= _write(missing, writer, Path(cache), batch_size, max_new_tokens, device, progress)
+    texts = [written[key] if prompt else "" for key, prompt in zip(keys, prompts, strict=True)]
+    empty = sum(not text for text, prompt in zip(texts, prompts, strict=True) if prompt)
+    if empty:
+        logger.warning("%s wrote nothing for %d of %d prompts: those texts come from the rules", name, empty, len(prompts))
+    queries = [[text] if text else rules for text, rules in zip(texts, by_rules.queries, strict=False)]
+    likes = [text or rules for text, rules in zip(texts[data.num_items :], by_rules.preferences, strict=True)]
+    return Intentions(queries, likes, f"written by {name} ({len(prompts)} prompts; {empty} texts by rules instead)")
+
+
+def _item_prompts(data: RecommendationData) -> list[str]:
+    texts = item_texts(data.items, (TITLE, DESCRIPTION), "title-only")
+    reviews = reviews_of_items(data)
+    prompts = []
+    for title, description, told in zip(texts[TITLE], texts[DESCRIPTION], reviews, strict=True):
+        details = f"About it: {_begin(description)}\n" if description else ""
+        details += "".join(f"A buyer: {_begin(review)}\n" for review in told[:REVIEWS])
+        prompts.append(_ABOUT_ITEM.format(title=title, details=details))
+    return prompts
+
+
+def _user_prompts(data: RecommendationData, max_history: int) -> list[str]:
+    """A prompt for each user, empty for those with fewer than two training items."""
+    titles = item_texts(data.items, (TITLE,))[TITLE]
+    read = [history[:-1][-max_history:] for history in training_histories(data)]
+    return [_ABOUT_USER.format(titles="; ".join(titles[item] for item in items)) if len(items) else "" for items in read]
+
+
+def _begin(text: str) -> str:
+    return " ".join(text.split()[:TEXT_WORDS])
+
+
+def _write(
+    prompts: dict[str, str], writer: str, cache: Path, batch_size: int, max_new_tokens: int, device: str, progress: bool
+) -> dict[str, str]:
+    tokenizer = AutoTokenizer.from_pretrained(writer)
+    model: Any = AutoModelForCausalLM.from_pretrained(writer, use_safetensors=True)
+    model.to(device).eval()
+    how = greedy_generation(model.generation_config, tokenizer)
+    how.max_new_tokens = max_new_tokens
+    rows = _tokens(list(prompts.values()), tokenizer)
+    context = context_length(model.config)
+    longest = max(map(len, rows))
+    if longest + max_new_tokens > context:
+        raise ValueError(
+            f"the longest prompt has {longest} tokens and max_new_tokens is {max_new_tokens}, but {writer} reads {context} at "
+            "once: take a writer with a longer context, or a smaller max_history"
+        )
+    keys, written = list(prompts), dict[str, str]()
+    order = np.argsort([-len(row) for row in rows], kind="stable")
+    batches = np.split(order, range(batch_size, len(order), batch_size))
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    with cache.open("a", encoding="utf-8") as file:
+        for batch in tqdm(batches, desc="writing intentions", disable=not progress):
+            texts = _generate(model, tokenizer, [rows[number] for number in batch], how)
+            for number, text in zip(batch, texts, strict=True):
+                written[keys[number]] = text
+                file.write(json.dumps({"key": keys[number], "text": text}, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    return written
+
+
+def _tokens(prompts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Token ids of prompts; what looks like a special token in them is text."""
+    for special in tokenizer.all_special_tokens:
+        prompts = [prompt.replace(special, " ") for prompt in prompts]
+    if tokenizer.chat_template is None:
+        begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        return [begin + row for row in tokenizer(prompts, add_special_tokens=False, verbose=False)["input_ids"]]
+    chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    asked = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=False)
+    return list(tokenizer(asked, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+@torch.no_grad()
+def _generate(model: Any, tokenizer: PreTrainedTokenizerBase, rows: list[list[int]], how: GenerationConfig) -> list[str]:
+    """The first line that the model writes after each prompt."""
+    longest = max(map(len, rows))
+    padding = 0 if how.pad_token_id is None else how.pad_token_id
+    ids = torch.tensor([[padding] * (longest - len(row)) + row for row in rows], device=model.device)
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=model.device)
+    written = model.generate(input_ids=ids, attention_mask=mask, generation_config=how)[:, longest:]
+    texts = [text.strip() for text in tokenizer.batch_decode(written, skip_special_tokens=True)]
+    return [clean_text(text.splitlines()[0]) if text else "" for text in texts]
+
+
+def _read_cache(path: Path) -> dict[str, str]:
+    """What was written before; a last line that was cut off is taken out of the file."""
+    if not path.exists():
+        return {}
+    content, first = path.read_bytes(), b'{"key": "'
+    if content[: len(first)] != first[: len(content)]:
+        raise ValueError(f"{path} is no file of written intentions; name another cache")
+    whole = content[: content.rfind(b"\n") + 1]
+    try:
+        entries = [json.loads(line) for line in whole.splitlines()]
+        written = {entry["key"]: entry["text"] for entry in entries}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}): delete it, or name another cache") from error
+    if len(whole) < len(content):
+        logger.warning("the last line of %s was cut off; its text is written anew", path)
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
+    return written

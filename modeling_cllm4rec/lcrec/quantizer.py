@@ -1,0 +1,136 @@
+"""Training of the RQ-VAE (LC-Rec, section III-B): resumable, every random number from (seed, epoch)."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch.nn.utils import clip_grad_norm_
+from tqdm.auto import tqdm
+from transformers import get_linear_schedule_with_warmup
+
+from modeling_cllm4rec.lcrec.modeling_rqvae import RQVAEModel
+from modeling_cllm4rec.training import checkpoints
+
+if TYPE_CHECKING:
+    from modeling_cllm4rec.lcrec.indexing import IndexArguments
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass
+class IndexProgress:
+    """Where the training of the indexer stands. The last epoch is the one that is kept."""
+
+    best_epoch: ClassVar[int] = -1
+
+    epoch: int = 0
+    finished: bool = False
+    losses: list[float] = dataclasses.field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def step(self) -> int:
+        """Epochs done, the steps of this stage."""
+        return self.epoch
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The loss of each epoch."""
+        return [{"epoch": epoch, "train/loss": loss} for epoch, loss in enumerate(self.losses)]
+
+
+def train_rqvae(model: RQVAEModel, embeddings: np.ndarray, arguments: IndexArguments) -> IndexProgress:
+    """Train in place, resumable: every random number comes from (seed, epoch)."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.nn.Module.to(model, device)
+    points = torch.from_numpy(np.ascontiguousarray(embeddings, dtype=np.float32)).to(device)
+    steps = -(-len(points) // arguments.batch_size)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.lr, weight_decay=arguments.weight_decay, fused=True)
+    schedule = get_linear_schedule_with_warmup(optimizer, arguments.warmup_epochs * steps, arguments.epochs * steps)
+    folder = arguments.folder / CHECKPOINTS
+    progress = IndexProgress()
+    last = checkpoints.latest(folder) if arguments.resume else None
+    if last is not None:
+        progress = _restore(last, model, optimizer, schedule)
+        logger.info("resumed after epoch %d of %d", progress.epoch, arguments.epochs)
+    model.initialize_codebooks(points, arguments.seed)
+    started, before = time.perf_counter(), progress.seconds
+    bar = tqdm(total=arguments.epochs, initial=progress.epoch, desc="rqvae", unit="epoch", mininterval=2.0)
+    while progress.epoch < arguments.epochs:
+        loss, used = _epoch(model, points, optimizer, schedule, arguments, progress.epoch)
+        model.revive_dead_codes(points, used, _number(arguments.seed, progress.epoch, 2))
+        if not np.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss} in epoch {progress.epoch + 1}; lower lr, or look at the embeddings")
+        progress.epoch += 1
+        progress.losses.append(loss)
+        progress.seconds = before + time.perf_counter() - started
+        bar.update()
+        bar.set_postfix_str(f"loss {loss:.5f}", refresh=False)
+        stop = progress.epoch == arguments.stop_after_epochs
+        if stop or progress.epoch % arguments.save_every == 0:
+            _save(folder, progress, model, optimizer)
+        if stop and progress.epoch < arguments.epochs:
+            bar.close()
+            return progress
+    bar.close()
+    progress.finished = True
+    torch.nn.Module.to(model, "cpu").eval()
+    return progress
+
+
+def _epoch(
+    model: RQVAEModel,
+    points: torch.Tensor,
+    optimizer: torch.optim.Optimizer,
+    schedule: Any,
+    arguments: IndexArguments,
+    epoch: int,
+) -> tuple[float, torch.Tensor]:
+    """One pass: the mean loss, and which codes were used (H, K)."""
+    order = torch.from_numpy(np.random.default_rng((arguments.seed, epoch)).permutation(len(points)))
+    torch.manual_seed(_number(arguments.seed, epoch, 1))  # dropout
+    used = torch.zeros(model.config.num_levels, model.config.codebook_size, dtype=torch.bool)
+    model.train()
+    total = 0.0
+    for part in order.split(arguments.batch_size):
+        out = model(points[part.to(points.device)], uniform_last=True)
+        optimizer.zero_grad(set_to_none=True)
+        out.loss.backward()
+        clip_grad_norm_(model.parameters(), arguments.max_grad_norm or float("inf"))
+        optimizer.step()
+        schedule.step()
+        total += float(out.loss.detach()) * len(part)
+        used[torch.arange(model.config.num_levels), out.codes.cpu()] = True
+    return total / len(points), used
+
+
+def _number(*counters: int) -> int:
+    """A random number from counters."""
+    return int(np.random.SeedSequence(counters).generate_state(1)[0])
+
+
+def _save(folder: Path, progress: IndexProgress, model: RQVAEModel, optimizer: torch.optim.Optimizer) -> None:
+    tensors = {f"model.{name}": one for name, one in model.state_dict().items()}
+    tensors |= checkpoints.optimizer_tensors(optimizer)
+    state = {"epoch": progress.epoch, "losses": progress.losses, "seconds": progress.seconds}
+    checkpoints.save_step(folder, progress.epoch, tensors, state)
+
+
+def _restore(path: Path, model: RQVAEModel, optimizer: torch.optim.Optimizer, schedule: Any) -> IndexProgress:
+    tensors, state = checkpoints.read(path)
+    model.load_state_dict({name[len("model.") :]: one for name, one in tensors.items() if name.startswith("model.")})
+    checkpoints.restore_optimizer(optimizer, tensors)
+    steps = next(int(one) for name, one in tensors.items() if name.startswith("optimizer.") and name.endswith(".step"))
+    schedule.last_epoch = steps
+    for group, start, factor in zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+        group["lr"] = start * factor(steps)
+    return IndexProgress(epoch=state["epoch"], losses=state["losses"], seconds=state.get("seconds", 0.0))

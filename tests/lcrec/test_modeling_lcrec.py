@@ -1,0 +1,390 @@
+"""LC-Rec: what it recommends against brute force, its folder, its catalogue's changes, and what it refuses."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+from modeling_cllm4rec.core.saved_folder import flat_code
+from modeling_cllm4rec.corpora.item_embeddings import embed_items
+from modeling_cllm4rec.lcrec.configuration_lcrec import LCRecConfig
+from modeling_cllm4rec.lcrec.configuration_rqvae import RQVAEConfig
+from modeling_cllm4rec.lcrec.constrained_decoding import TrieLogitsProcessor
+from modeling_cllm4rec.lcrec.index_prompts import index_tokens
+from modeling_cllm4rec.lcrec.item_index import ItemIndex
+from modeling_cllm4rec.lcrec.modeling_lcrec import ENCODES_TEXTS, LCRecForRecommendation
+from modeling_cllm4rec.lcrec.modeling_rqvae import RQVAEModel
+
+_spec = importlib.util.spec_from_file_location("lcrec_models", Path(__file__).with_name("lcrec_models.py"))
+assert _spec is not None and _spec.loader is not None
+lcrec_models = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(lcrec_models)
+CODES, HISTORIES, ITEMS, LEVELS, USERS, WIDTH = (
+    getattr(lcrec_models, name) for name in ("CODES", "HISTORIES", "ITEMS", "LEVELS", "USERS", "WIDTH")
+)
+BACKBONES = ["gpt2", "gpt2-untied", "llama", "llama-tied", "qwen2"]
+
+
+@pytest.fixture(params=BACKBONES)
+def backbone(request, tiny_backbones) -> Path:
+    return tiny_backbones[request.param]
+
+
+@pytest.fixture
+def model(backbone) -> LCRecForRecommendation:
+    return lcrec_models.new_lcrec(backbone)[0]
+
+
+@pytest.fixture
+def gpt2(tiny_backbones) -> LCRecForRecommendation:
+    return lcrec_models.new_lcrec(tiny_backbones["gpt2"])[0]
+
+
+def brute_force(model: LCRecForRecommendation, history: list[int], template: int = 0) -> np.ndarray:
+    """(J,) ln p of every item's index, each by a pass of its own."""
+    prompt = torch.from_numpy(model.build_prompts(None, [np.array(history)], template)[0])
+    scores = []
+    for tokens in index_tokens(model.index.codes, model.config.first_index_token, CODES):
+        ids = torch.cat([prompt, torch.from_numpy(tokens)])[None]
+        with torch.no_grad():
+            logits = model(ids).logits[0].log_softmax(-1)
+        places = torch.arange(len(prompt) - 1, len(prompt) - 1 + LEVELS)
+        scores.append(float(logits[places, torch.from_numpy(tokens)].sum()))
+    return np.array(scores)
+
+
+def test_recommendations_equal_brute_force(model):
+    for scoring in ({"scoring": "all"}, {"num_beams": 12}):
+        table = model.recommend(histories=[[ITEMS[item] for item in history] for history in HISTORIES], k=5, **scoring)
+        for number, history in enumerate(HISTORIES):
+            expected = brute_force(model, history)
+            expected[history] = -np.inf
+            best = np.argsort(-expected, kind="stable")[:5]
+            rows = [row for row in table.to_pylist() if row["user"] == number]
+            assert [row["item"] for row in rows] == [ITEMS[item] for item in best]
+            np.testing.assert_allclose([row["score"] for row in rows], expected[best], rtol=1e-4, atol=1e-4)
+
+
+def test_known_users_are_their_histories(gpt2):
+    by_user = gpt2.recommend(users=USERS, k=3).to_pandas()
+    by_history = gpt2.recommend(histories=[[ITEMS[item] for item in history] for history in HISTORIES], k=3).to_pandas()
+    assert by_user["item"].tolist() == by_history["item"].tolist()
+    assert by_user["user"].tolist() == [user for user in USERS for _ in range(3)]
+
+
+def test_candidates_and_seen_items(gpt2):
+    some = [ITEMS[item] for item in (0, 3, 7, 9)]
+    assert set(gpt2.recommend(users=["ann"], k=4, candidates=some).to_pandas()["item"]) == {ITEMS[7], ITEMS[9]}
+    assert set(gpt2.recommend(users=["ann"], k=4, candidates=some, exclude_seen=False).to_pandas()["item"]) == set(some)
+
+
+@pytest.mark.parametrize("scoring", ["beam", "all"])
+def test_who_has_seen_all_candidates_gets_no_rows(gpt2, scoring):
+    table = gpt2.recommend(users=["user 1", "ann"], k=1, candidates=["ä"], scoring=scoring).table
+    assert table["user"].to_pylist() == ["ann"] and table["item"].to_pylist() == ["ä"]
+    assert gpt2.recommend(users=["user 1"], k=1, candidates=["ä"], scoring=scoring).table.equals(table.slice(0, 0))
+    some = gpt2.recommend(users=["🎸"], k=4, candidates=["item 2", "item 3", "ä", "item 0"], scoring=scoring)
+    assert set(some.items("🎸")) == {"ä", "item 0"}
+
+
+def test_users_without_a_history_are_left_out_when_asked(gpt2):
+    gpt2.remove_items(["ä"])
+    table = gpt2.recommend(users=USERS, k=2, on_unknown="skip").table
+    assert table["user"].to_pylist() == ["ann"] * 2 + ["🎸"] * 2
+    asked = {"users": ["nobody", *USERS], "histories": [["ä"], ["ä"], ["item 2"], ["item 1", "ä"]], "on_unknown": "skip"}
+    assert gpt2.recommend(**asked, k=1).table["user"].to_pylist() == ["user 1", "🎸"]
+
+
+def test_templates_differ(gpt2):
+    scores = [gpt2.score_prompts(gpt2.build_prompts(None, [np.array([1, 2])], template)) for template in (0, 1)]
+    assert not torch.allclose(*scores)
+    np.testing.assert_allclose(scores[1][0], brute_force(gpt2, [1, 2], 1), rtol=1e-4, atol=1e-4)
+
+
+def test_the_language_model_inside_generates_real_items(backbone):
+    model, tokenizer = lcrec_models.new_lcrec(backbone)
+    prompts = model.build_prompts(None, [np.array([0, 3, 5])])
+    ids = torch.from_numpy(prompts[0])[None]
+    rules = TrieLogitsProcessor(model.trie, model.config.first_index_token, prompt_length=ids.shape[1])
+    written = model.backbone.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        num_beams=4,
+        num_return_sequences=4,
+        max_new_tokens=LEVELS,
+        do_sample=False,
+        logits_processor=[rules],
+        pad_token_id=0,
+    )
+    words = {"".join(tokenizer.convert_ids_to_tokens(row[ids.shape[1] :].tolist())) for row in written}
+    assert len(words) == 4
+    assert words <= {model.index.index_words(item) for item in range(12)}
+
+
+def test_a_query_finds_items(backbone, tmp_path):
+    model, tokenizer = lcrec_models.new_lcrec(backbone)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    loaded = LCRecForRecommendation.from_pretrained(tmp_path)
+    alone = loaded.search(["a gentle cleanser", "staples"], k=3)
+    assert len(alone) == 6 and set(alone.to_pandas()["item"]) <= set(ITEMS)
+    after = loaded.search(["a gentle cleanser"], k=12, histories=[["ä", "item 3"]], num_beams=12)
+    assert len(after) == 10 and not {"ä", "item 3"} & set(after.to_pandas()["item"])
+
+
+def test_queries_are_searched_for_in_batches(tiny_backbones, tmp_path, monkeypatch):
+    model, tokenizer = lcrec_models.new_lcrec(tiny_backbones["gpt2"], max_history=2)
+    model.tokenizer = tokenizer
+    queries = ["a gentle cleanser", "staples", "tea", "a lamp for the night", "soap"]
+    asked = {"queries": queries, "histories": [["ä", "item 3", "item 5"]] * 5, "k": 3}
+    whole = model.search(**asked).table
+    sizes, best_items = [], model.best_items
+
+    def counted(prompts, *rest):
+        sizes.append(len(prompts))
+        return best_items(prompts, *rest)
+
+    monkeypatch.setattr(model, "best_items", counted)
+    parts = model.search(**asked, batch_size=2).table
+    assert sizes == [2, 2, 1]
+    assert parts.drop(["score"]).equals(whole.drop(["score"])) and parts.schema == whole.schema
+    np.testing.assert_allclose(parts["score"], whole["score"], rtol=1e-4, atol=1e-4)
+    assert not {"ä", "item 3", "item 5"} & set(whole["item"].to_pylist())  # seen, though only the last two are read
+    nothing = model.search([], k=3).table
+    assert nothing.num_rows == 0 and nothing.schema == whole.schema
+
+
+def test_unknown_items_beside_a_query_are_left_out_when_asked(tiny_backbones):
+    model, model.tokenizer = lcrec_models.new_lcrec(tiny_backbones["gpt2"])
+    asked = {"queries": ["soap"], "k": 1, "histories": [["x", "item 1"]], "candidates": ["ä", "item 1", "y"]}
+    with pytest.raises(ValueError, match=r"1 unknown item_id: \['y'\]"):
+        model.search(**asked)
+    assert model.search(**asked, on_unknown="skip").items(0) == ["ä"]
+
+
+def test_the_last_items_of_a_long_history_are_read(tiny_backbones):
+    model, _ = lcrec_models.new_lcrec(tiny_backbones["gpt2"], max_history=2)
+    long, short = model.build_prompts(None, [np.array([5, 6, 7, 8]), np.array([7, 8])])
+    assert long.tolist() == short.tolist()
+
+
+@pytest.mark.parametrize("backbone", ["gpt2", "llama"], indirect=True)
+def test_round_trip(backbone, tmp_path):
+    model, tokenizer = lcrec_models.new_lcrec(backbone)
+    before = model.recommend(users=USERS, k=5).to_pylist()
+    model.save_pretrained(tmp_path / "one")
+    tokenizer.save_pretrained(tmp_path / "one")
+    (tmp_path / "one").rename(tmp_path / "moved")
+    loaded = AutoModel.from_pretrained(tmp_path / "moved")
+    assert type(loaded) is LCRecForRecommendation and type(AutoConfig.from_pretrained(tmp_path / "moved")) is LCRecConfig
+    for name, weight in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], weight)
+    assert loaded.recommend(users=USERS, k=5).to_pylist() == before
+    assert np.array_equal(loaded.index.codes, model.index.codes)
+    assert np.array_equal(loaded.indexer.codebook_array, model.indexer.codebook_array)
+    words = AutoTokenizer.from_pretrained(tmp_path / "moved")
+    assert words.convert_tokens_to_ids("<a_0>") == model.config.first_index_token
+    assert words("<a_0>", split_special_tokens=True, add_special_tokens=False)["input_ids"] != [model.config.first_index_token]
+
+
+def test_start_rows_are_means_of_the_bearers_words(backbone):
+    model, _ = lcrec_models.new_lcrec(backbone)
+    first, codes = model.config.first_index_token, model.index.codes
+    before = [weight.detach().clone() for weight in model.id_parameters]
+    tokens = [np.array([item % 3, 4 + item % 2]) if item else np.zeros(0, np.int64) for item in range(12)]
+    model.start_index_rows(tokens, noise=0.0)
+    for weight, old in zip(model.id_parameters, before, strict=True):
+        assert torch.equal(weight[:first], old[:first])
+        for level in range(LEVELS):
+            for code in range(CODES):
+                bearers = [item for item in range(1, 12) if codes[item, level] == code]
+                row = weight[first + level * CODES + code]
+                if bearers:
+                    expected = torch.stack([old[torch.from_numpy(tokens[item])].mean(0) for item in bearers]).mean(0)
+                    torch.testing.assert_close(row, expected)
+                else:
+                    assert torch.equal(row, old[first + level * CODES + code])
+
+
+def wide_indexer() -> RQVAEModel:
+    """An indexer of the width of the tiny backbones, the same each time."""
+    torch.manual_seed(0)
+    return RQVAEModel(RQVAEConfig(input_dim=32, hidden_dims=(8,), latent_dim=4, num_levels=LEVELS, codebook_size=CODES))
+
+
+class TestChangesOfTheCatalogue:
+    def test_new_items_get_free_indices_and_can_be_recommended(self, gpt2, tmp_path):
+        old = gpt2.index.codes.copy()
+        new = pa.table({"item_id": ["n 1", "n 2"], "title": ["new 1", "new 2"]})
+        gpt2.add_items(new, np.random.default_rng(0).normal(size=(2, WIDTH)).astype(np.float32))
+        assert np.array_equal(gpt2.index.codes[:12], old)
+        assert len(np.unique(gpt2.index.codes, axis=0)) == 14 == gpt2.num_items
+        found = gpt2.recommend(users=["ann"], k=11, num_beams=14).to_pandas()["item"]
+        assert {"n 1", "n 2"} <= set(found)
+        gpt2.save_pretrained(tmp_path)
+        assert LCRecForRecommendation.from_pretrained(tmp_path).recommend(users=["ann"], k=11, num_beams=14).to_pandas()[
+            "item"
+        ].tolist() == found.tolist()
+
+    def test_texts_alone_are_encoded_as_the_index_was(self, tiny_backbones):
+        encoder = {"encoder": "gpt2", "fields": ["title"], "pooling": "separate", "max_text_tokens": 9}
+        new = [{"item_id": "n 1", "title": "a lamp"}, {"item_id": "n 2", "title": "green tea"}]
+        grown = []
+        for form in (new, pd.DataFrame(new), pa.Table.from_pylist(new)):
+            model, _ = lcrec_models.new_lcrec(tiny_backbones["gpt2"], item_encoder=encoder, indexer=wide_indexer())
+            model.add_items(form, encoder=str(tiny_backbones["gpt2"]))
+            grown.append(model.index.codes)
+        vectors = embed_items(pa.Table.from_pylist(new), encoder=str(tiny_backbones["gpt2"]), fields=["title"])
+        model, _ = lcrec_models.new_lcrec(tiny_backbones["gpt2"], indexer=wide_indexer())
+        model.add_items(new, vectors)
+        assert all(np.array_equal(codes, model.index.codes) for codes in grown) and model.num_items == 14
+        model.add_items([], vectors)
+        assert model.num_items == 14
+
+    def test_texts_alone_that_cannot_be_encoded(self, tiny_backbones, monkeypatch):
+        model, _ = lcrec_models.new_lcrec(tiny_backbones["gpt2"])
+        new = [{"item_id": "n 1", "title": "a lamp"}]
+        with pytest.raises(ValueError, match=r"does not say how texts become embeddings .*; give embeddings=, or index"):
+            model.add_items(new)
+        model.config.item_encoder = {"encoder": "some-encoder", "fields": ["title"]}
+        with pytest.raises(FileNotFoundError, match=r"(?s)'some-encoder', could not be read .*; give encoder= its folder or"):
+            model.add_items(new)
+        with pytest.raises(ValueError, match=r"shape \(1, 32\); 1 items need \(1, 6\); encoder is not that of the index"):
+            model.add_items(new, encoder=str(tiny_backbones["gpt2"]))
+        monkeypatch.setitem(sys.modules, ENCODES_TEXTS, None)
+        with pytest.raises(ImportError, match="pip install . in its repository, or give embeddings= made by .*'some-encoder'"):
+            model.add_items(new)
+        assert model.num_items == 12
+
+    def test_removed_items_are_gone_everywhere(self, gpt2):
+        gpt2.remove_items(["item 3", "ä"])
+        assert gpt2.num_items == 10
+        assert gpt2.users.history(0).tolist() == [0, 4]  # of items 0, 3, 5: 3 left, 5 moved up
+        assert gpt2.users.history(1).tolist() == []
+        found = gpt2.recommend(histories=[["item 0"]], k=9, num_beams=10).to_pandas()["item"]
+        assert set(found) == set(ITEMS) - {"item 0", "item 3", "ä"}
+
+    def test_refusals(self, gpt2):
+        new = pa.table({"item_id": ["n 1"], "title": ["new"]})
+        with pytest.raises(ValueError, match="embeddings hold NaN or infinite values"):
+            gpt2.add_items(new, np.full((1, WIDTH), np.nan, np.float32))
+        with pytest.raises(ValueError, match=r"embeddings have shape \(1, 3\); 1 items need \(1, 6\)"):
+            gpt2.add_items(new, np.zeros((1, 3), np.float32))
+        for items, message in [
+            (pa.table({"item_id": ["item 3"], "title": ["again"]}), "1 of the new item_id are known already:"),
+            (pa.table({"item_id": ["n 1", "n 1"]}), r"item_id names some ids twice: \['n 1'\]"),
+            (pa.table({"item_id": [7]}), "item_id: the model's ids are strings, the new ones integers; convert them first"),
+            ([{"item_id": 7, "title": "new"}], "item_id: the model's ids are strings, the new ones integers"),
+            (pa.table({"id": ["n 1"]}), r"items has no column 'item_id', only \['id'\]"),
+            (["a lamp"], "items holds 'a lamp'; give a table, or a list with a dict .* for each item"),
+            ([{"item_id": "n 1", "title": 3}], "items: column 'title' has type int64, in the catalogue string"),
+        ]:
+            with pytest.raises(ValueError, match=message):
+                gpt2.add_items(items, np.zeros((1, WIDTH), np.float32))
+        with pytest.raises(ValueError, match="nothing would be left to recommend"):
+            gpt2.remove_items(ITEMS)
+        with pytest.raises(ValueError, match=r"1 unknown item_id: \['nobody'\]"):
+            gpt2.remove_items(["nobody"])
+        gpt2.indexer = None
+        with pytest.raises(ValueError, match="saved without its indexer"):
+            gpt2.add_items(new, np.zeros((1, WIDTH), np.float32))
+        assert gpt2.num_items == 12
+
+
+class TestBadInput:
+    def test_k_and_beams(self, gpt2):
+        with pytest.raises(ValueError, match="k is 6, but a search with 5 beams finds 5 items at most; set num_beams to 6"):
+            gpt2.recommend(users=["ann"], k=6)
+        with pytest.raises(ValueError, match="num_beams is 0; it must be 1 or more"):
+            gpt2.recommend(users=["ann"], k=1, num_beams=0)
+        for beams in (7, -7):
+            with pytest.raises(ValueError, match=f"num_beams is {beams}, but scoring=.all. scores every item and has no"):
+                gpt2.recommend(users=["ann"], k=1, scoring="all", num_beams=beams)
+        with pytest.raises(ValueError, match="scoring is 'sample'; allowed are 'beam' and 'all'"):
+            gpt2.recommend(users=["ann"], k=1, scoring="sample")
+
+    def test_no_candidates(self, gpt2):
+        with pytest.raises(ValueError, match="candidates are empty: no item is left to be named"):
+            gpt2.best_items(gpt2.build_prompts(None, [np.array([1])]), None, 1, np.zeros(0, np.int64))
+
+    def test_users_without_a_history_are_named_before_any_work(self, gpt2, monkeypatch):
+        gpt2.remove_items(["ä"])
+        monkeypatch.setattr(gpt2, "build_prompts", lambda *_: pytest.fail("work was begun"))
+        told = r"the histories of 1 users are empty: \['user 1'\]; this model reads items .* or pass on_unknown='skip'"
+        with pytest.raises(ValueError, match=told):
+            gpt2.recommend(users=USERS, k=1, batch_size=1)
+        with pytest.raises(ValueError, match=told):
+            gpt2.recommend(users=["ann", "user 1"], histories=[["item 1"], []], k=1)
+        with pytest.raises(ValueError, match=r"histories\[1\] is empty"):
+            gpt2.recommend(histories=[["item 1"], []], k=1, batch_size=1)
+        gpt2.users = gpt2.users.without_histories()
+        with pytest.raises(ValueError, match="saved without its users' histories; pass histories= beside users="):
+            gpt2.recommend(users=["ann"], k=1)
+
+    def test_empty_histories_and_queries(self, gpt2):
+        with pytest.raises(ValueError, match=r"histories\[0\] is empty"):
+            gpt2.recommend(histories=[[]], k=1)
+        for query in ("", "  ", None):
+            with pytest.raises(ValueError, match=r"queries\[0\] is .*; say in words what is looked for"):
+                gpt2.search([query], k=1)
+        with pytest.raises(ValueError, match="queries is the string 'soap'; give a list"):
+            gpt2.search("soap")
+        with pytest.raises(ValueError, match="got 1 queries and 2 histories"):
+            gpt2.search(["soap"], histories=[["ä"], ["ä"]])
+        with pytest.raises(ValueError, match=r"histories\[1\] is empty: LC-Rec reads items only"):
+            gpt2.search(["soap", "tea"], histories=[["ä"], []])
+        with pytest.raises(ValueError, match="batch_size is 0; it must be 1 or more"):
+            gpt2.search(["soap"], batch_size=0)
+        with pytest.raises(ValueError, match="came from no folder, so it has no tokenizer to read queries with; save both"):
+            gpt2.search(["soap"])
+        with pytest.raises(ValueError, match="the history of user index 2 is empty"):
+            gpt2.build_prompts(np.array([1, 2]), [np.array([1]), np.array([], np.int64)])
+
+    def test_an_index_of_another_catalogue(self, tiny_backbones):
+        with pytest.raises(ValueError, match="the index names 3 items and the catalogue has 12"):
+            lcrec_models.new_lcrec(tiny_backbones["gpt2"], index=ItemIndex(np.array([[0, 0], [0, 1], [1, 0]]), CODES))
+
+    def test_index_tokens_amid_the_words(self, tiny_backbones):
+        with pytest.raises(ValueError, match="first_index_token is 3, but the backbone has"):
+            lcrec_models.new_lcrec(tiny_backbones["gpt2"], first_index_token=3)
+
+    def test_unknown_field(self, tiny_backbones):
+        with pytest.raises(ValueError, match=r"unknown field 'search_beam'; nearest: \['search_beams'"):
+            lcrec_models.new_lcrec(tiny_backbones["gpt2"], search_beam=3)
+
+    def test_config_whose_tokens_do_not_fit(self):
+        with pytest.raises(ValueError, match="first_index_token is 10: 2 levels of 4 codes end at token 17, but the language"):
+            LCRecConfig({"model_type": "gpt2", "vocab_size": 12}, num_levels=2, codebook_size=4, first_index_token=10)
+
+    def test_a_catalogue_whose_codes_collide(self, gpt2, tmp_path):
+        gpt2.save_pretrained(tmp_path)
+        table = pq.read_table(tmp_path / "catalogue.parquet")
+        codes = table["codes"].to_pylist()
+        codes[3] = codes[5]
+        column = pa.array(codes, pa.list_(pa.int32()))
+        pq.write_table(table.set_column(table.column_names.index("codes"), "codes", column), tmp_path / "catalogue.parquet")
+        with pytest.raises(ValueError, match="(?i)collide|share|alike|same"):
+            LCRecForRecommendation.from_pretrained(tmp_path)
+
+    def test_queries_without_the_task(self, gpt2):
+        gpt2.config.query_prompts = None
+        with pytest.raises(ValueError, match="no query prompts: align it with the task itemsearch"):
+            gpt2.search(["soap"])
+
+
+def test_the_folder_holds_its_code(gpt2, tmp_path):
+    gpt2.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["auto_map"]["AutoModel"] == "modeling_lcrec.LCRecForRecommendation"
+    code = flat_code(type(gpt2))
+    assert {file: (tmp_path / file).read_bytes() for file in code} == code
+    assert (tmp_path / "rqvae" / "config.json").is_file()
