@@ -1,0 +1,99 @@
+"""Configuration of CLLM4Rec (arXiv 2311.01343): a causal language model with user and item ID tokens.
+
+This file stands alone: it is copied into every saved folder.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from .configuration_backbone import BackboneConfig
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_cllm4rec.CLLM4RecConfig",
+    "AutoModel": "modeling_cllm4rec.CLLM4RecForRecommendation",
+    "AutoModelForCausalLM": "modeling_cllm4rec.CLLM4RecForCausalLM",
+}
+
+PromptPieces = list[Any]
+"""A prompt cut at its placeholders: lists of text token ids between the words `"user"`, `"item"` and `"items"`."""
+
+
+class CLLM4RecConfig(BackboneConfig):
+    """Shape of a CLLM4Rec model.
+
+    Args:
+        text_config: configuration of the causal language model inside (any `AutoModelForCausalLM`), as a
+            `PreTrainedConfig` or a dict with `model_type`.
+        num_users: number I of user ID tokens; user i has token id `id_offset + i`.
+        num_items: number J of item ID tokens; item j has token id `id_offset + num_users + j`.
+        id_offset: number N of text token ids, at least the backbone's vocabulary size (default: exactly that).
+        initializer_range: standard deviation of fresh ID rows (0.02 in the released code).
+        recommendation_prompts: the finetuning prompt (section 3.4 of the paper) cut into token ids, under `"known"`
+            (with the user's token) and `"anonymous"` (for a person without one); see `prompt_assembly.py`.
+        max_history_tokens: longest prompt in tokens, items included; `None` means the backbone's context.
+        catalogue_fingerprint: SHA-256 of the item ids in their order, so that a checkpoint knows its catalogue.
+
+    Example:
+        >>> from transformers import GPT2Config
+        >>> config = CLLM4RecConfig(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=10), num_users=2, num_items=3)
+        >>> config.id_offset, config.total_tokens
+        (10, 15)
+    """
+
+    model_type = "cllm4rec"
+
+    def __init__(
+        self,
+        text_config: PreTrainedConfig | dict[str, Any] | None = None,
+        num_users: int = 0,
+        num_items: int = 0,
+        id_offset: int | None = None,
+        initializer_range: float = 0.02,
+        recommendation_prompts: dict[str, PromptPieces] | None = None,
+        max_history_tokens: int | None = None,
+        catalogue_fingerprint: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        text_config = self.read_text_config(text_config)
+        vocabulary = text_config.get_text_config().vocab_size
+        if id_offset is None:
+            id_offset = vocabulary
+        if id_offset < vocabulary:
+            raise ValueError(
+                f"id_offset is {id_offset}, below the backbone's vocabulary of {vocabulary} tokens: "
+                f"ID tokens would collide with words; give at least {vocabulary}"
+            )
+        for name, count in (("num_users", num_users), ("num_items", num_items)):
+            if count < 0:
+                raise ValueError(f"{name} is {count}; it must be 0 or more")
+        self.num_users = num_users
+        self.num_items = num_items
+        self.id_offset = id_offset
+        self.initializer_range = initializer_range
+        self.recommendation_prompts = recommendation_prompts
+        self.max_history_tokens = max_history_tokens
+        self.catalogue_fingerprint = catalogue_fingerprint
+        kwargs["auto_map"] = dict(AUTO_MAP)
+        super().__init__(text_config, **kwargs)
+
+    @property
+    def total_tokens(self) -> int:
+        """N + I + J: one more than the largest token id."""
+        return self.id_offset + self.num_users + self.num_items
+
+    @property
+    def prompt_limit(self) -> int:
+        """Longest prompt with a history, in tokens: `max_history_tokens`, or the backbone's context."""
+        if self.max_history_tokens is None:
+            return self.context_length
+        if not 0 < self.max_history_tokens <= self.context_length:
+            raise ValueError(
+                f"max_history_tokens is {self.max_history_tokens}; the backbone's context allows 1 to {self.context_length}"
+            )
+        return self.max_history_tokens
+
+
+__all__ = ["AUTO_MAP", "CLLM4RecConfig", "PromptPieces"]

@@ -1,0 +1,327 @@
+"""A catalogue and a public that change: rows for new items and users, and rows taken out, without training.
+
+This file stands alone: it is copied into every saved folder.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.utils import cached_file
+
+from .catalogue import Catalogue, IdMap, KnownUsers, extended_catalogue, is_text_type, new_ids
+
+Start = Literal["regression", "words"]
+ITEM_WORDS = ("title", "brand", "categories")
+"""Text columns whose words start an item's rows."""
+_SAYS = re.compile(r"[^\W_]")
+RIDGES = np.logspace(-4, 4, 33)
+"""Ridge penalties to choose from, as multiples of the mean variance of a feature."""
+
+
+class GrowsAndShrinks:
+    """Adds to a CLLM4Rec model: new items, new users, and items that go.
+
+    ID tokens follow from the numbers of users and items (token of item j: `id_offset` + I + j). New items come last and move no
+    token; a new user moves the token of every item by one, and an item that goes those of the items behind it. Rows, catalogue,
+    stored histories and `config` change together, so nothing has to be done for the model itself; token ids kept elsewhere must
+    be made anew, and so must the tokenizer: `CLLM4RecTokenizer.from_pretrained(folder, num_users=config.num_users,
+    num_items=config.num_items)`.
+    """
+
+    config: Any
+    catalogue: Catalogue | None
+    users: KnownUsers | None
+    tables: Any
+    get_input_embeddings: Any
+
+    @torch.no_grad()
+    def add_items(
+        self,
+        items: pa.Table | pd.DataFrame | Sequence[Mapping[str, Any]],
+        *,
+        start: Start = "regression",
+        boldness: float = 0.5,
+        columns: Sequence[str] = ITEM_WORDS,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        """Take new items into the catalogue by their texts alone; rows of old items and users stay the same to the bit.
+
+        Args:
+            items: `item_id` and text columns; lists of strings count as one text.
+            start: what an item's rows on both sides start from. `"words"`: the mean row of its words, as rows start before
+                training. `"regression"`: what a ridge regression from the mean word rows of each column to trained rows says of
+                it, fitted on the items that the model has: training takes rows far from those of words.
+            boldness: of a regression, from 0 to 1. Predicted rows lie nearer to the mean row than trained ones, so that new items
+                seldom reach the top of a list (0). Stretched to the same distance (1) they stand there as often as old ones, or
+                more often, on less evidence. The distance is multiplied by the ratio of the two to the power of boldness.
+            columns: the text columns that count, where the items have them.
+            tokenizer: the backbone's or the model's own; None reads that of the folder from which the model came.
+
+        Raises:
+            ValueError: no `item_id`, an id that the catalogue has already or that stands twice, an item without any text, a
+                column that holds no texts, a catalogue without texts to fit the regression on.
+
+        Example:
+            >>> model.add_items([{"item_id": "B9", "title": "Rose hand cream, 50 ml"}])  # doctest: +SKIP
+        """
+        catalogue = _required(self.catalogue, "catalogue", "items")
+        if start not in ("regression", "words"):
+            raise ValueError(f"start is {start!r}; allowed are 'regression' and 'words'")
+        if not 0 <= boldness <= 1:
+            raise ValueError(f"boldness is {boldness}; it must lie between 0 and 1")
+        together, new = extended_catalogue(catalogue, items)
+        if not new.num_rows:
+            return
+        used = [name for name in columns if name in new.column_names]
+        if start == "regression":
+            used = [name for name in used if name in catalogue.table.column_names]
+            if not used:
+                raise ValueError(
+                    f"start is 'regression', but the catalogue has none of the texts {list(columns)} that the new items have: "
+                    "there is nothing to fit it on; choose start='words'"
+                )
+        _check_all_told(new, used)
+        words = tokenizer if tokenizer is not None else self._folder_tokenizer()
+        word_rows = self.get_input_embeddings().weight.detach().float().cpu().numpy()
+        both = [self.tables(side)[1] for side in ("collaborative", "content")]
+        if start == "words":
+            new_rows = [mean_word_rows(new, words, word_rows, used)] * 2
+        else:
+            told = [[mean_word_rows(one, words, word_rows, [name]) for name in used] for one in (catalogue.table, new)]
+            trained = [table.weight.detach().float().cpu().numpy() for table in both]
+            new_rows = [regress_rows(np.hstack(told[0]), rows, np.hstack(told[1]), boldness) for rows in trained]
+        for table, rows in zip(both, new_rows, strict=True):
+            append_rows(table, torch.from_numpy(rows))
+        self._set_catalogue(together)
+
+    @torch.no_grad()
+    def add_users(self, histories: Mapping[Any, Iterable[Any]]) -> None:
+        """Give new users an ID token by their histories; rows of old users and of all items stay the same to the bit.
+
+        A new user's rows are the mean rows of the users that the model has: who this is, is not known yet, and what the
+        history says, the prompt says. (Rows started from the items of a history would count it twice.)
+
+        Args:
+            histories: external user id -> external item ids, oldest first. Kept with the users where the model keeps
+                histories at all.
+
+        Raises:
+            ValueError: a user that the model has already, unknown items, an empty history.
+
+        Example:
+            >>> model.add_users({"zoe": ["B1", "B7"]})  # doctest: +SKIP
+        """
+        users = _required(self.users, "users", "users")
+        catalogue = _required(self.catalogue, "catalogue", "items")
+        if not isinstance(histories, Mapping):
+            raise ValueError(f"histories is a {type(histories).__name__}; give a dict of user ids and their lists of item ids")
+        if not histories:
+            return
+        new = new_ids(list(histories), users.ids)
+        rows = [catalogue.ids.indices_of(list(items)) for items in histories.values()]
+        empty = [user for user, row in zip(histories, rows, strict=True) if not len(row)]
+        if empty:
+            raise ValueError(f"the histories of {len(empty)} users are empty: {empty[:5]!r}; give each at least one item")
+        ids = pa.concat_arrays([users.ids.array, new.array.cast(users.ids.array.type)])
+        indptr = items = None
+        if users.indptr is not None and users.items is not None:
+            indptr = np.concatenate([users.indptr, users.indptr[-1] + np.cumsum([len(row) for row in rows])])
+            items = np.concatenate([users.items, *rows]).astype(np.int32)
+        self.add_user_rows(len(new))
+        self.take_users(np.arange(len(ids)), KnownUsers(ids, indptr, items))
+
+    @torch.no_grad()
+    def add_user_rows(self, count: int) -> None:
+        """Put mean rows for so many new users behind those of the others; `take_users` then says who they are."""
+        for side in ("collaborative", "content"):
+            table = self.tables(side)[0]
+            append_rows(table, table.weight.float().mean(0, keepdim=True).expand(count, -1))
+
+    def remove_items(self, item_ids: Sequence[Any]) -> None:
+        """Take items out: they are never recommended again, and leave the stored histories.
+
+        Their rows go, too: nothing of them stays in the saved folder, and no score has to be masked anywhere. An id that is
+        gone is unknown, as one that was never there; it may be added again.
+
+        Raises:
+            ValueError: unknown items, one named twice, or all of them.
+
+        Example:
+            >>> model.remove_items(["B1"])  # doctest: +SKIP
+        """
+        catalogue = _required(self.catalogue, "catalogue", "items")
+        gone = catalogue.ids.indices_of(IdMap(item_ids, "item_ids").array.to_pylist())
+        keep = np.setdiff1d(np.arange(len(catalogue)), gone)
+        if not len(keep):
+            raise ValueError("remove_items: nothing would be left to recommend; keep at least one item")
+        self.take_items(keep)
+
+    @torch.no_grad()
+    def take_items(self, rows: np.ndarray) -> None:
+        """Keep these items, in this order: (kept,) item indices, each once."""
+        catalogue = _required(self.catalogue, "catalogue", "items")
+        for side in ("collaborative", "content"):
+            _replace_weight(self.tables(side)[1], self.tables(side)[1].weight[torch.from_numpy(rows)])
+        if self.users is not None:
+            place = np.full(len(catalogue), -1, dtype=np.int64)
+            place[rows] = np.arange(len(rows))
+            self.users = self.users.renumbered(place)
+        self._set_catalogue(Catalogue(catalogue.table.take(pa.array(rows))))
+
+    @torch.no_grad()
+    def take_users(self, rows: np.ndarray, users: KnownUsers) -> None:
+        """Keep these users, in this order, as `users`: (kept,) user indices, each once."""
+        for side in ("collaborative", "content"):
+            _replace_weight(self.tables(side)[0], self.tables(side)[0].weight[torch.from_numpy(rows)])
+        self.users = users
+        self.config.num_users = len(users)
+
+    def _set_catalogue(self, catalogue: Catalogue) -> None:
+        self.catalogue = catalogue
+        self.config.num_items = len(catalogue)
+        self.config.catalogue_fingerprint = catalogue.ids.fingerprint
+
+    def _folder_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The words of the folder from which the model came; its ID tokens are not needed here."""
+        file = None
+        place = self.config.name_or_path
+        if place:
+            file = cached_file(place, "tokenizer.json", _raise_exceptions_for_missing_entries=False)
+        if file is None:
+            raise ValueError(
+                f"the model came from {place or 'no folder'!r}, where there is no tokenizer.json; pass tokenizer="
+            )
+        return PreTrainedTokenizerFast(tokenizer_file=file)
+
+
+def text_column(table: pa.Table, name: str) -> list[str]:
+    """A text column as strings: lists joined by commas, empty where there is nothing."""
+    column = table[name]
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        return [", ".join(dict.fromkeys(word for word in value or [] if word)) for value in column.to_pylist()]
+    return ["" if value is None else str(value).strip() for value in column.to_pylist()]
+
+
+def mean_word_rows(
+    items: pa.Table, tokenizer: PreTrainedTokenizerBase, word_rows: np.ndarray, columns: Iterable[str]
+) -> np.ndarray:
+    """The mean word row of each item's texts.
+
+    Args:
+        items: text columns; word_rows: (N, K) word embeddings of the backbone.
+        columns: those that count, where the table has them.
+
+    Returns:
+        (items, K) float32; NaN rows for items without any text.
+    """
+    parts = [text_column(items, name) for name in columns if name in items.column_names]
+    texts = [" ".join(words) for words in zip(*parts, strict=True)] if parts else [""] * items.num_rows
+    encoded = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"] if texts else []
+    rows = np.full((items.num_rows, word_rows.shape[1]), np.nan, dtype=np.float32)
+    for item, ids in enumerate(encoded):
+        if ids:
+            rows[item] = word_rows[np.asarray(ids)].mean(axis=0)
+    return rows
+
+
+def regress_rows(features: np.ndarray, targets: np.ndarray, asked: np.ndarray, boldness: float = 0.0) -> np.ndarray:
+    """What a ridge regression with intercept, fitted in closed form, says.
+
+    The penalty is that of the grid with the least generalized cross-validation error. Time grows with F^3.
+
+    Args:
+        features: (J, F); an entry that is not known (NaN) counts as the mean of its column, a row of them is left out.
+        targets: (J, K).
+        asked: (new, F).
+        boldness: the predictions' distance from the mean target is multiplied by r ** boldness, where r is the distance
+            of targets from it over that of fitted ones (root mean squares).
+
+    Returns:
+        (new, K) float32.
+
+    Raises:
+        ValueError: no row of features is known.
+
+    Example:
+        >>> features = np.arange(8.0)[:, None]
+        >>> regress_rows(features, 3 * features + 1, np.array([[10.0]])).round(1).tolist()
+        [[31.0]]
+    """
+    known = ~np.isnan(features).all(axis=1)
+    if not known.any():
+        raise ValueError("no item that the model has has a text: there is nothing to fit a regression on; choose start='words'")
+    x, z = features[known].astype(np.float64), targets[known].astype(np.float64)
+    x_mean, z_mean = np.ma.masked_invalid(x).mean(0).filled(0.0), z.mean(0)
+    x, z = np.nan_to_num(x - x_mean), z - z_mean
+    values, vectors = np.linalg.eigh(x.T @ x)  # (F,), (F, F)
+    values = values.clip(min=0)
+    answers = vectors.T @ (x.T @ z)  # (F, K)
+    energy, all_energy = np.square(answers).sum(1), np.square(z).sum()
+    count, best = len(x), (np.inf, np.inf)  # without variance nothing is told apart: the mean
+    for ridge in RIDGES * values.mean() if values.any() else ():
+        shrunk = values / (values + ridge)
+        left = all_energy - (energy * (values + 2 * ridge) / np.square(values + ridge)).sum()
+        if count - 1 > shrunk.sum():
+            best = min(best, (left / (count - 1 - shrunk.sum()) ** 2, ridge))
+    weights = vectors @ (answers / (values + best[1])[:, None])
+    fitted = (energy * values / np.square(values + best[1])).sum() if best[1] < np.inf else 0.0
+    stretch = (all_energy / fitted) ** (boldness / 2) if fitted > 0 else 1.0
+    return (stretch * (np.nan_to_num(asked - x_mean) @ weights) + z_mean).astype(np.float32)
+
+
+@torch.no_grad()
+def append_rows(table: nn.Embedding, rows: torch.Tensor) -> None:
+    """Put rows (new, K) behind those of a table, in the table's type and place."""
+    if rows.shape[1] != table.embedding_dim or not rows.isfinite().all():
+        raise ValueError(
+            f"new rows have shape {tuple(rows.shape)} and {int((~rows.isfinite()).sum())} NaN or infinite entries; "
+            f"they need (new, {table.embedding_dim}) finite ones"
+        )
+    _replace_weight(table, torch.cat([table.weight, rows.to(table.weight)]))
+
+
+def _replace_weight(table: nn.Embedding, weight: torch.Tensor) -> None:
+    table.weight = nn.Parameter(weight, requires_grad=table.weight.requires_grad)
+    table.num_embeddings = len(weight)
+
+
+def _check_all_told(items: pa.Table, columns: Sequence[str]) -> None:
+    """Raise ValueError for items without text, or text columns that hold no texts."""
+    for name in columns:
+        if not is_text_type(items[name].type):
+            kind = items[name].type
+            raise ValueError(f"items: column {name!r} has type {kind}; a text column holds strings or lists of strings")
+    texts = zip(*(text_column(items, name) for name in columns), strict=True)
+    silent = [row for row, parts in enumerate(texts) if not any(map(_SAYS.search, parts))] if columns else range(items.num_rows)
+    if silent:
+        named = items["item_id"].take(pa.array(silent[:5])).to_pylist()
+        raise ValueError(
+            f"{len(silent)} of {items.num_rows} new items have no text in any of {list(columns)}: {named!r}; give them one: "
+            "without interactions and texts there is nothing to know about them"
+        )
+
+
+def _required(part: Any, name: str, what: str) -> Any:
+    if part is None:
+        raise ValueError(f"this model has no {name}: its {what} have no external ids, so none can be added or removed")
+    return part
+
+
+__all__ = [
+    "ITEM_WORDS",
+    "GrowsAndShrinks",
+    "Start",
+    "append_rows",
+    "mean_word_rows",
+    "regress_rows",
+    "text_column",
+]

@@ -1,0 +1,76 @@
+"""Exact, deterministic top-k over a catalogue.
+
+This file stands alone: it is copied into every saved folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+
+def top_items(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k best items of each row; of equal scores the lower item index comes first.
+
+    Each score becomes an integer of the same order with the item index in its lower half. All these keys differ, so a
+    partial sort has one possible result, also where equal scores cross the k-th place.
+
+    Args:
+        scores: (batch, J), any floating type (compared as float32); -inf marks what may not be recommended.
+        k: how many, at most J.
+
+    Returns:
+        (batch, k) item indices, -1 where a row has fewer than k items left, and their (batch, k) float32 scores.
+
+    Example:
+        >>> indices, values = top_items(torch.tensor([[0.5, 2.0, 2.0, 1.0]]), k=2)
+        >>> indices.tolist(), values.tolist()
+        ([[1, 2]], [[2.0, 2.0]])
+    """
+    num_items = scores.shape[-1]
+    if not 1 <= k <= num_items:
+        raise ValueError(f"k is {k}; it must lie between 1 and the number of items to choose from, {num_items}")
+    values = scores.float() + 0.0  # -0.0 becomes 0.0: they are equal and must tie
+    if values.isnan().any():
+        raise ValueError("scores hold NaN: the model's weights or inputs are broken; do not rank with it")
+    keys = _ordered_bits(values.view(torch.int32)).long() << 32
+    keys += torch.arange(num_items - 1, -1, -1, device=scores.device)
+    best = keys.topk(k, dim=-1).values
+    indices = num_items - 1 - (best & 0xFFFFFFFF)
+    found = _ordered_bits((best >> 32).int()).view(torch.float32)
+    return indices.masked_fill(found == float("-inf"), -1), found
+
+
+def top_permitted_items(
+    scores: torch.Tensor, seen: Sequence[np.ndarray] | None, k: int, allowed: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `top_items`, without what a row has seen and among the candidates only.
+
+    Args:
+        scores: (batch, J), written into.
+        seen: item indices of each row that are left out; allowed: (candidates,) sorted item indices, None for all.
+
+    Example:
+        >>> top_permitted_items(torch.tensor([[0.5, 2.0, 3.0, 1.0]]), [np.array([2])], 2, np.array([0, 2, 3]))[0].tolist()
+        [[3, 0]]
+    """
+    if seen is not None:
+        row = torch.from_numpy(np.repeat(np.arange(len(seen)), [len(items) for items in seen]))
+        scores[row.to(scores.device), torch.from_numpy(np.concatenate(seen)).to(scores.device)] = float("-inf")
+    if allowed is None:
+        best, found = top_items(scores, k)
+    else:
+        candidates = torch.from_numpy(allowed).to(scores.device)
+        place, found = top_items(scores[:, candidates], k)
+        best = torch.where(place >= 0, candidates[place.clamp(min=0)], -1)
+    return best.cpu().numpy(), found.cpu().numpy()
+
+
+def _ordered_bits(bits: torch.Tensor) -> torch.Tensor:
+    """The bits of float32 numbers as integers of the same order; applied twice, the bits again."""
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+__all__ = ["top_items", "top_permitted_items"]

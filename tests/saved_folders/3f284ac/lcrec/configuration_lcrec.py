@@ -1,0 +1,104 @@
+"""Configuration of LC-Rec (arXiv 2311.09049): a causal language model that names items by tokens of a semantic index.
+
+This file stands alone: it is copied into every saved folder.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from .configuration_backbone import BackboneConfig
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_lcrec.LCRecConfig",
+    "AutoModel": "modeling_lcrec.LCRecForRecommendation",
+}
+
+
+class LCRecConfig(BackboneConfig):
+    """Shape of an LC-Rec model.
+
+    Args:
+        text_config: configuration of the causal language model inside, index tokens counted in its vocabulary, as a
+            `PreTrainedConfig` or a dict with `model_type`.
+        num_items: size J of the catalogue.
+        num_users: people whose histories are kept beside the model; they have no weights.
+        num_levels: tokens H of an item's index.
+        codebook_size: codes K of a level.
+        first_index_token: token id of code 0 of the first level; code c of level h (from 0) has id
+            `first_index_token + h * codebook_size + c`.
+        recommendation_prompts: the templates of sequential item prediction cut into token ids, each a list of pieces (lists
+            of token ids, and the word `"items"` for the history); see `index_prompts.py`.
+        query_prompts: the same for search by intention, under `"alone"` and `"history"`.
+        separator: token ids between two items of a history.
+        max_history: most items of a history that a prompt holds, the last ones (20 in the paper).
+        search_beams: beams of the constrained search (20 in the paper).
+        item_encoder: how the texts of items became embeddings (encoder, fields, pooling), for items that come later.
+        catalogue_fingerprint: SHA-256 of the item ids in their order, so that a checkpoint knows its catalogue.
+
+    Example:
+        >>> from transformers import GPT2Config
+        >>> text_config = GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=20)
+        >>> LCRecConfig(text_config, num_items=9, num_levels=2, codebook_size=4, first_index_token=12).last_index_token
+        19
+    """
+
+    model_type = "lcrec"
+
+    def __init__(
+        self,
+        text_config: PreTrainedConfig | dict[str, Any] | None = None,
+        num_items: int = 0,
+        num_users: int = 0,
+        num_levels: int = 4,
+        codebook_size: int = 256,
+        first_index_token: int | None = None,
+        recommendation_prompts: list[list[Any]] | None = None,
+        query_prompts: dict[str, list[list[Any]]] | None = None,
+        separator: list[int] | None = None,
+        max_history: int = 20,
+        search_beams: int = 20,
+        item_encoder: dict[str, Any] | None = None,
+        catalogue_fingerprint: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        text_config = self.read_text_config(text_config)
+        vocabulary = text_config.get_text_config().vocab_size
+        if first_index_token is None:
+            first_index_token = vocabulary - num_levels * codebook_size
+        last = first_index_token + num_levels * codebook_size - 1
+        if first_index_token < 0 or last >= vocabulary:
+            raise ValueError(
+                f"first_index_token is {first_index_token}: {num_levels} levels of {codebook_size} codes end at token {last}, "
+                f"but the language model has {vocabulary} tokens; add the index tokens to its vocabulary first (from_backbone)"
+            )
+        for name, count in (("num_users", num_users), ("num_items", num_items)):
+            if count < 0:
+                raise ValueError(f"{name} is {count}; it must be 0 or more")
+        for name, count in (("max_history", max_history), ("search_beams", search_beams)):
+            if count < 1:
+                raise ValueError(f"{name} is {count}; it must be 1 or more")
+        self.num_items = num_items
+        self.num_users = num_users
+        self.num_levels = num_levels
+        self.codebook_size = codebook_size
+        self.first_index_token = first_index_token
+        self.recommendation_prompts = recommendation_prompts
+        self.query_prompts = query_prompts
+        self.separator = separator
+        self.max_history = max_history
+        self.search_beams = search_beams
+        self.item_encoder = item_encoder
+        self.catalogue_fingerprint = catalogue_fingerprint
+        kwargs["auto_map"] = dict(AUTO_MAP)
+        super().__init__(text_config, **kwargs)
+
+    @property
+    def last_index_token(self) -> int:
+        """Token id of the last code of the last level."""
+        return int(self.first_index_token + self.num_levels * self.codebook_size - 1)
+
+
+__all__ = ["AUTO_MAP", "LCRecConfig"]

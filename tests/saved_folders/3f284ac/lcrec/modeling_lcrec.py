@@ -1,0 +1,602 @@
+"""LC-Rec (arXiv 2311.09049): a causal language model that writes the semantic index of the next item, and only real ones.
+
+This file and its flat siblings stand alone: they are copied into every saved folder.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import cached_file
+
+from .catalogue import Catalogue, KnownUsers, OnUnknown, Recommendations, extended_catalogue
+from .configuration_lcrec import LCRecConfig
+from .constrained_decoding import ItemTrie
+from .index_prompts import index_prompt
+from .index_search import FoundItems, beam_search, check_tree_attention, score_all
+from .item_index import ItemIndex, codes_of, nearest_free_codes
+from .language_model import HoldsLanguageModel, check_fields, check_whole, greedy_generation, tokenizer_of
+from .modeling_rqvae import RQVAEModel
+from .prompt_assembly import pad_right
+from .recommending import RecommendsItems
+from .saved_folder import SavedFolderModel
+from .top_items import top_permitted_items
+
+Scoring = Literal["beam", "all"]
+INDEXER_FOLDER = "rqvae"
+ENCODES_TEXTS = "modeling_cllm4rec.corpora.item_embeddings"
+"""What turns item texts into vectors; saved folders stand alone and come without it."""
+
+
+class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderModel):
+    """The recommender: a prompt with the indices of a history in, the indices of real items out.
+
+    `backbone` is an ordinary causal language model whose vocabulary holds the index tokens: `backbone.generate` with a
+    `TrieLogitsProcessor` names real items only, as `recommend` does.
+
+    Attributes:
+        indexer: the model that gave the items their codes, None where they came from elsewhere.
+    """
+
+    config_class = LCRecConfig
+    users_have_tokens = False
+    base_model_prefix = ""  # as in CLLM4Rec: Llama's inner `model.` would be taken for ours
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    flat_files = (
+        "catalogue.py",
+        "configuration_backbone.py",
+        "configuration_lcrec.py",
+        "configuration_rqvae.py",
+        "constrained_decoding.py",
+        "handler.py",
+        "index_prompts.py",
+        "index_search.py",
+        "item_index.py",
+        "language_model.py",
+        "modeling_lcrec.py",
+        "modeling_rqvae.py",
+        "prompt_assembly.py",
+        "recommending.py",
+        "saved_folder.py",
+        "top_items.py",
+    )
+
+    config: LCRecConfig
+    indexer: RQVAEModel | None = None
+
+    def __init__(self, config: LCRecConfig) -> None:
+        super().__init__(config)
+        # A copy: a shared config would lose its attention implementation, and attention its causality.
+        self.backbone = AutoModelForCausalLM.from_config(copy.deepcopy(config.text_config), dtype=torch.get_default_dtype())
+        self.generation_config = GenerationConfig.from_model_config(config)
+        self.post_init()
+
+    @property
+    def id_parameters(self) -> list[torch.Tensor]:
+        """The matrices that hold the index tokens' rows: token embeddings and, where it is not tied, the output layer."""
+        layers = (self.backbone.get_input_embeddings(), self.backbone.get_output_embeddings())
+        return list({id(layer.weight): layer.weight for layer in layers if layer is not None}.values())
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """As the language model inside.
+
+        Args:
+            input_ids: (B, T); attention_mask: (B, T).
+            labels: (B, T) tokens to be predicted at their own place (shifted inside), -100 for places that do not count.
+
+        Returns:
+            Logits (B, T, N) and, with labels, the mean loss in nats.
+        """
+        kwargs.pop("return_dict", None)
+        outputs = self.backbone(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(outputs.logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
+        return CausalLMOutputWithPast(loss=loss, logits=outputs.logits, past_key_values=outputs.past_key_values)
+
+    @property
+    def num_items(self) -> int:
+        """Size J of the catalogue."""
+        return self.config.num_items
+
+    @cached_property
+    def index(self) -> ItemIndex:
+        """The codes of all items; read anew after a change of the catalogue.
+
+        Raises:
+            ValueError: the model has no catalogue with codes.
+        """
+        catalogue = self._require_catalogue()
+        if "codes" not in catalogue.table.column_names:
+            raise ValueError("the catalogue has no column 'codes': it is not that of an LC-Rec model")
+        return ItemIndex(codes_of(catalogue.table["codes"]), self.config.codebook_size)
+
+    @cached_property
+    def trie(self) -> ItemTrie:
+        """The indices of all items as a tree; made anew after a change of the catalogue."""
+        return ItemTrie(self.index.codes, self.config.codebook_size)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of the model's folder, which queries need.
+
+        Raises:
+            ValueError: the model came from no folder.
+        """
+        if not self.name_or_path:
+            raise ValueError(
+                "this model came from no folder, so it has no tokenizer to read queries with; save both and load the model, or "
+                "set model.tokenizer"
+            )
+        return AutoTokenizer.from_pretrained(self.name_or_path, config=self.config)  # else it would ask to trust our code
+
+    def set_indexer(self, indexer: RQVAEModel | None) -> None:
+        """Keep an indexer beside the model; it is no part of it: it has a folder of its own and does not train here."""
+        self.__dict__["indexer"] = indexer
+
+    def check_catalogue(self) -> None:
+        """Raise ValueError if catalogue, codes or users are not those of the weights."""
+        super().check_catalogue()
+        if self.catalogue is None:
+            return
+        config, index = self.config, self.index
+        if index.num_levels != config.num_levels:
+            raise ValueError(
+                f"the catalogue's codes have {index.num_levels} levels, the model {config.num_levels}: "
+                "the index belongs to another checkpoint"
+            )
+
+    def build_prompts(
+        self, user_indices: np.ndarray | None, histories: Iterable[np.ndarray], template: int = 0
+    ) -> list[np.ndarray]:
+        """Token ids of the prompt for each history (item indices, oldest first); who the person is does not matter.
+
+        Args:
+            template: number of the template of sequential item prediction.
+
+        Raises:
+            ValueError: an empty history, or a template that does not exist.
+        """
+        config = self.config
+        templates = config.recommendation_prompts
+        if templates is None or config.separator is None:
+            raise ValueError("this model has no recommendation prompts yet: align it (`cllm4rec align`)")
+        if not 0 <= template < len(templates):
+            raise ValueError(f"template is {template}; the model has templates 0 to {len(templates) - 1}")
+        codes = []
+        for number, items in enumerate(histories):
+            name = f"history {number}" if user_indices is None else f"the history of user index {user_indices[number]}"
+            codes.append(self.index.codes[self._last_items(name, items)])
+        return [self._prompt(templates[template], one) for one in codes]
+
+    def _last_items(self, name: str, history: np.ndarray) -> np.ndarray:
+        if not len(history):
+            raise ValueError(f"{name} is empty: LC-Rec reads items only; give at least one known item")
+        return np.asarray(history, dtype=np.int64)[-self.config.max_history :]
+
+    def _prompt(self, pieces: list[Any], codes: np.ndarray, query: Sequence[int] = ()) -> np.ndarray:
+        config = self.config
+        return index_prompt(
+            pieces,
+            codes,
+            config.separator or [],
+            config.first_index_token,
+            config.codebook_size,
+            query=list(query),
+            max_length=config.context_length - config.num_levels,
+        )
+
+    def best_items(
+        self,
+        prompts: Sequence[np.ndarray],
+        seen: Sequence[np.ndarray] | None,
+        k: int,
+        allowed: np.ndarray | None,
+        num_beams: int | None = None,
+        scoring: Scoring = "beam",
+        **search: Any,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The k best items of each prompt; the score is ln p of an item's index after the prompt.
+
+        Args:
+            num_beams: beams of the search, at least k (default: the configuration's); it is never changed silently. Only for
+                a search.
+            scoring: `"beam"` searches, and what it finds has its exact score; `"all"` scores every item, so that none is
+                missed, and is slower.
+
+        Raises:
+            ValueError: k is larger than the number of beams, or a setting or a choice that does not exist.
+        """
+        if search:
+            raise ValueError(f"unknown settings {sorted(search)}; allowed are num_beams and scoring")
+        if scoring == "all":
+            if num_beams is not None:
+                raise ValueError(f'num_beams is {num_beams}, but scoring="all" scores every item and has no beams; leave one out')
+            return top_permitted_items(self.score_prompts(prompts), seen, k, allowed)
+        if scoring != "beam":
+            raise ValueError(f"scoring is {scoring!r}; allowed are 'beam' and 'all'")
+        found = self.search_indices(prompts, seen, k, allowed, num_beams)
+        return found.items.cpu().numpy(), found.scores.cpu().numpy()
+
+    @torch.no_grad()
+    def search_indices(
+        self,
+        prompts: Sequence[np.ndarray],
+        seen: Sequence[np.ndarray] | None,
+        k: int,
+        allowed: np.ndarray | None = None,
+        num_beams: int | None = None,
+    ) -> FoundItems:
+        """The k best items of each prompt by a beam search, with the codes that it wrote; errors as `best_items`."""
+        beams = self.config.search_beams if num_beams is None else num_beams
+        if beams < 1:
+            raise ValueError(f"num_beams is {beams}; it must be 1 or more")
+        if k > beams:
+            raise ValueError(
+                f"k is {k}, but a search with {beams} beams finds {beams} items at most; set num_beams to {k} or more, "
+                'or scoring="all"'
+            )
+        ids, mask = self._padded(prompts)
+        forbidden = None if seen is None else _compressed(seen)
+        was_training = self.training
+        self.eval()
+        first_token, trie = self.config.first_index_token, self._trie_here()
+        found = beam_search(self.backbone, ids, mask, trie, first_token, beams, seen=forbidden, candidates=allowed)
+        self.train(was_training)
+        return FoundItems(*(part[:, :k] for part in found))
+
+    @torch.no_grad()
+    def score_prompts(self, prompts: Sequence[np.ndarray]) -> torch.Tensor:
+        """(B, J) float32 ln p of every item's index, exact, in evaluation mode."""
+        ids, mask = self._padded(prompts)
+        was_training = self.training
+        self.eval()
+        scores = score_all(self.backbone, ids, mask, self._trie_here(), self.config.first_index_token)
+        self.train(was_training)
+        return scores
+
+    def _padded(self, prompts: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+        ids = torch.from_numpy(pad_right(prompts, 0))
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+        return ids.to(self.device), mask.to(self.device)
+
+    def _trie_here(self) -> ItemTrie:
+        """The tree on the model's device, moved once."""
+        if self.trie.device != self.device:
+            self.__dict__["trie"] = self.trie.to(self.device)
+        return self.trie
+
+    def score_histories(self, user_indices: np.ndarray | None, histories: Any) -> np.ndarray:
+        """(batch, J) float32 exact scores of histories given as compressed rows (`indptr`, `items`)."""
+        rows = np.split(histories.items, histories.indptr[1:-1])
+        return self.score_prompts(self.build_prompts(user_indices, rows)).cpu().numpy()
+
+    def search(
+        self,
+        queries: Sequence[str],
+        k: int = 10,
+        histories: Sequence[Sequence[Any]] | None = None,
+        candidates: Sequence[Any] | None = None,
+        exclude_seen: bool = True,
+        template: int = 0,
+        on_unknown: OnUnknown = "raise",
+        batch_size: int = 64,
+        **search: Any,
+    ) -> Recommendations:
+        """The k best items for what people say they look for (intention tasks, section III-C.2 of the paper).
+
+        Args:
+            queries: a text for each person.
+            k: how many.
+            histories: external item ids of each person, oldest first; None for people without a history.
+            candidates: external item ids to choose from; None means the whole catalogue.
+            exclude_seen: do not recommend what stands in the history.
+            template: number of the template.
+            on_unknown: `"raise"` names unknown items; `"skip"` leaves them out of histories and candidates.
+            batch_size: queries searched for in one pass.
+            search: `num_beams` and `scoring` as in `best_items`.
+
+        Returns:
+            `Recommendations`; the user is the query's number.
+
+        Raises:
+            ValueError: an empty query, a history for some people only, an empty history, unknown items, k out of range, or
+                settings as in `best_items`; before anything is searched.
+
+        Example:
+            >>> model.search(["a gentle cleanser for dry skin"], k=3)  # doctest: +SKIP
+        """
+        catalogue, prompts = self._require_catalogue(), self.config.query_prompts
+        if isinstance(queries, str):
+            raise ValueError(f"queries is the string {queries!r}; give a list, as [{queries!r}]")
+        if prompts is None:
+            raise ValueError("this model has no query prompts: align it with the task itemsearch (`cllm4rec align`)")
+        for number, query in enumerate(queries):
+            if not isinstance(query, str) or not query.strip():
+                raise ValueError(f"queries[{number}] is {query!r}; say in words what is looked for")
+        if histories is not None and len(histories) != len(queries):
+            raise ValueError(f"got {len(queries)} queries and {len(histories)} histories; give one history for each query")
+        pieces = prompts["alone" if histories is None else "history"]
+        if not 0 <= template < len(pieces):
+            raise ValueError(f"template is {template}; the model has templates 0 to {len(pieces) - 1}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be 1 or more")
+        choices = None if candidates is None else np.unique(self._known_items(candidates, on_unknown))
+        if not 1 <= k <= (len(catalogue) if choices is None else len(choices)):
+            raise ValueError(f"k is {k}; it must lie between 1 and the number of items to choose from")
+        read = last = [np.zeros(0, np.int64)] * len(queries)
+        if histories is not None:
+            read = [self._known_items(history, on_unknown) for history in histories]
+            last = [self._last_items(f"histories[{number}]", items) for number, items in enumerate(read)]
+        words = self.tokenizer(list(queries), add_special_tokens=False, split_special_tokens=True)["input_ids"] if queries else []
+        rows = [self.index.codes[items] for items in last]
+        asked = [self._prompt(pieces[template], row, query) for row, query in zip(rows, words, strict=True)]
+        tables = [self._as_table(pa.array(np.arange(0)), np.zeros((0, k), np.int64), np.zeros((0, k), np.float32))]
+        for start in range(0, len(asked), batch_size):
+            part = slice(start, start + batch_size)
+            best, scores = self.best_items(asked[part], read[part] if exclude_seen else None, k, choices, **search)
+            tables.append(self._as_table(pa.array(np.arange(start, start + len(best))), best, scores))
+        return Recommendations(pa.concat_tables(tables))
+
+    def _known_items(self, items: Sequence[Any], on_unknown: OnUnknown) -> np.ndarray:
+        found = self._require_catalogue().ids.indices_of(items, on_unknown)
+        return found[found >= 0]
+
+    @classmethod
+    def from_backbone(
+        cls,
+        name_or_path: str | Path,
+        *,
+        index: ItemIndex,
+        first_index_token: int,
+        catalogue: Catalogue | pa.Table | Sequence[Any],
+        users: KnownUsers | None = None,
+        indexer: RQVAEModel | None = None,
+        dtype: torch.dtype = torch.float32,
+        seed: int = 0,
+        **config_arguments: Any,
+    ) -> LCRecForRecommendation:
+        """A fresh model around a pretrained causal language model; the rows of its index tokens are random.
+
+        Args:
+            name_or_path: what `AutoModelForCausalLM.from_pretrained` takes.
+            index: the codes of all items; first_index_token: what `tokenization_lcrec.add_index_tokens` returned.
+            catalogue: the items in the order of the index, as external ids, a table, or a `Catalogue`.
+            users: known users and their histories.
+            indexer: the RQ-VAE that made the index.
+            dtype: type of the weights; training wants float32 (with bf16 autocast).
+            seed: start of the random numbers of the new rows.
+            config_arguments: further fields of `LCRecConfig`.
+
+        Raises:
+            ValueError: an index of another number of items than the catalogue's, index tokens amid the backbone's own, a field
+                that the configuration does not have, an adapter in place of a whole language model.
+        """
+        check_fields(LCRecConfig, config_arguments)
+        catalogue = catalogue if isinstance(catalogue, Catalogue) else Catalogue(catalogue)
+        if index.num_items != len(catalogue):
+            raise ValueError(
+                f"the index names {index.num_items} items and the catalogue has {len(catalogue)}: it is that of another "
+                "catalogue; run `cllm4rec index-items` on this data"
+            )
+        check_whole(name_or_path)
+        backbone = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype)
+        words: Any = backbone.get_input_embeddings()
+        own_words = words.num_embeddings
+        tokenizer = tokenizer_of(name_or_path)
+        lowest = len(tokenizer) if tokenizer is not None else own_words
+        if first_index_token < lowest:
+            raise ValueError(
+                f"first_index_token is {first_index_token}, but the backbone has {lowest} tokens of its own; "
+                "add the index tokens behind them (tokenization_lcrec.add_index_tokens)"
+            )
+        needed = first_index_token + index.num_levels * index.codebook_size
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if needed > own_words:
+                backbone.resize_token_embeddings(needed, mean_resizing=False)
+            text_config = copy.deepcopy(backbone.config)
+            text_config.name_or_path = ""  # not to be published: it may be a path of this machine
+            config = LCRecConfig(
+                text_config=text_config,
+                num_items=len(catalogue),
+                num_users=0 if users is None else len(users),
+                num_levels=index.num_levels,
+                codebook_size=index.codebook_size,
+                first_index_token=first_index_token,
+                catalogue_fingerprint=catalogue.ids.fingerprint,
+                dtype=dtype,
+                **config_arguments,
+            )
+            model = cls._from_config(config, dtype=dtype)
+        model.backbone.load_state_dict(backbone.state_dict())
+        model.generation_config = greedy_generation(backbone.generation_config, tokenizer)
+        model.users = users
+        model.set_indexer(indexer)
+        model._set_items(catalogue, index.codes)
+        check_tree_attention(model.backbone.eval())
+        return model
+
+    def _set_items(self, catalogue: Catalogue, codes: np.ndarray) -> None:
+        """Take these items with these codes as the catalogue."""
+        table = catalogue.table
+        if "codes" in table.column_names:
+            table = table.drop_columns(["codes"])
+        lists = pa.FixedSizeListArray.from_arrays(pa.array(codes.reshape(-1), pa.int32()), codes.shape[1])
+        self.catalogue = Catalogue(table.append_column("codes", lists.cast(pa.list_(pa.int32()))))
+        self.config.num_items = len(catalogue)
+        self.config.catalogue_fingerprint = catalogue.ids.fingerprint
+        for made_from_codes in ("index", "trie"):
+            self.__dict__.pop(made_from_codes, None)
+        self.check_catalogue()
+
+    @torch.no_grad()
+    def start_index_rows(self, item_tokens: Sequence[np.ndarray], noise: float = 0.1) -> None:
+        """Start the row of each index token from the words of the items that bear it, instead of at random.
+
+        Args:
+            item_tokens: token ids of each item's words, empty where it has none.
+            noise: standard deviation of what is added, as a share of the mean rows' own, so that no two tokens start alike.
+
+        A token that no item with words bears keeps its random row.
+        """
+        config = self.config
+        known = np.array([len(tokens) > 0 for tokens in item_tokens])
+        tokens = torch.from_numpy(self.index.codes[known]).long()
+        tokens += config.first_index_token + torch.arange(config.num_levels) * config.codebook_size  # (items, H)
+        owner = torch.from_numpy(np.repeat(np.arange(known.sum()), [len(words) for words in item_tokens if len(words)]))
+        words = torch.from_numpy(np.concatenate([words for words in item_tokens if len(words)]).astype(np.int64))
+        generator = torch.Generator().manual_seed(0)
+        for weight in self.id_parameters:
+            table = weight.detach().float().cpu()
+            count = torch.bincount(owner).clamp(min=1)[:, None]
+            items = torch.zeros(int(known.sum()), table.shape[1]).index_add(0, owner, table[words]) / count
+            sums = torch.zeros_like(table).index_add(0, tokens.flatten(), items.repeat_interleave(config.num_levels, 0))
+            bearers = torch.bincount(tokens.flatten(), minlength=len(table))
+            borne = bearers > 0
+            rows = sums[borne] / bearers[borne, None]
+            rows += noise * rows.std() * torch.randn(rows.shape, generator=generator)
+            weight[borne.to(weight.device)] = rows.to(weight)
+
+    def require_indexer(self) -> RQVAEModel:
+        """What gives new items their codes.
+
+        Raises:
+            ValueError: there is none, because the index was not made from texts, or its folder is lost.
+        """
+        if self.indexer is None:
+            raise ValueError(
+                f"this model was saved without its indexer ({INDEXER_FOLDER}/), so it cannot index new items: vanilla and random "
+                "codes, those by co-occurrence, in whole or in part, and those of a file say nothing of an item that nobody has "
+                "met; index with --method rqvae or rk-means, without --co_occurrence, and align again"
+            )
+        return self.indexer
+
+    def add_items(
+        self,
+        items: pa.Table | pd.DataFrame | Sequence[Mapping[str, Any]],
+        embeddings: np.ndarray | None = None,
+        *,
+        encoder: str | None = None,
+        progress: bool = False,
+    ) -> None:
+        """Take new items into the catalogue without training: each gets the nearest index that is free.
+
+        Args:
+            items: `item_id` and text columns.
+            embeddings: (new, input_dim) of their texts, made as `config.item_encoder` says; None makes them.
+            encoder: place of the encoder of texts, where `config.item_encoder` names one by its folder's name only.
+            progress: show a bar while texts are encoded.
+
+        Raises:
+            ValueError: no `item_id`, ids of another type, an item that the catalogue has already, no indexer, embeddings of
+                another width or with NaN, a model that does not say how texts become embeddings, items without the texts that
+                are encoded, or more items than there are indices.
+            FileNotFoundError: the encoder is not there.
+            ImportError: what encodes texts is not installed (what to install).
+
+        Example:
+            >>> model.add_items([{"item_id": "B9", "title": "Rose soap", "description": "For hands."}])  # doctest: +SKIP
+        """
+        indexer, table = self.require_indexer(), self._require_catalogue().table
+        together, new = extended_catalogue(Catalogue(table.drop_columns(["codes"])), items)
+        if not new.num_rows:
+            return
+        vectors = self._embedded(new, encoder, progress) if embeddings is None else np.asarray(embeddings)
+        width = indexer.config.input_dim
+        if vectors.shape != (new.num_rows, width):
+            made = "; encoder is not that of the index" if embeddings is None else ""
+            raise ValueError(f"embeddings have shape {vectors.shape}; {new.num_rows} items need ({new.num_rows}, {width}){made}")
+        if not np.isfinite(vectors).all():
+            raise ValueError("embeddings hold NaN or infinite values; make them anew")
+        free = nearest_free_codes(indexer.latents(vectors), indexer.codebook_array, self.index.codes)
+        self._set_items(together, np.concatenate([self.index.codes, free]))
+
+    def _embedded(self, items: pa.Table, encoder: str | None, progress: bool) -> np.ndarray:
+        """(new, d) vectors of texts, made as those of the model's items."""
+        settings = dict(self.config.item_encoder or {})
+        if not settings:
+            raise ValueError(
+                "this model does not say how texts become embeddings (config.item_encoder is empty); give embeddings=, or index "
+                "and align it again"
+            )
+        settings["encoder"] = encoder or settings["encoder"]
+        try:  # no import statement: transformers would ask for the package wherever a saved folder is loaded
+            embed_items = importlib.import_module(ENCODES_TEXTS).embed_items
+        except ImportError as error:
+            raise ImportError(
+                "texts are encoded by the package modeling_cllm4rec, which is not installed: pip install . in its repository, "
+                f"or give embeddings= made by {settings}"
+            ) from error
+        try:
+            return np.asarray(embed_items(items, **settings, device=str(self.device), progress=progress))
+        except OSError as error:
+            raise FileNotFoundError(
+                f"the encoder of item texts, {settings['encoder']!r}, could not be read ({error}); give encoder= its folder or "
+                "its name on the Hub, or embeddings="
+            ) from error
+
+    def remove_items(self, item_ids: Sequence[Any]) -> None:
+        """Take items out of the catalogue; they are never recommended again, and leave the stored histories.
+
+        Raises:
+            ValueError: unknown items, or all of them.
+        """
+        catalogue, codes = self._require_catalogue(), self.index.codes
+        keep = np.ones(len(catalogue), dtype=bool)
+        keep[catalogue.ids.indices_of(item_ids)] = False
+        if not keep.any():
+            raise ValueError("remove_items: nothing would be left to recommend")
+        if self.users is not None:
+            self.users = self.users.renumbered(np.where(keep, np.cumsum(keep) - 1, -1))
+        self._set_items(Catalogue(catalogue.table.filter(pa.array(keep))), codes[keep])
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
+        """As `SavedFolderModel.from_pretrained`, with the indexer where the folder has one."""
+        names = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
+        hub = {name: kwargs[name] for name in names if name in kwargs}
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        file = f"{INDEXER_FOLDER}/config.json"
+        if cached_file(pretrained_model_name_or_path, file, **hub, _raise_exceptions_for_missing_entries=False) is not None:
+            model.set_indexer(RQVAEModel.from_pretrained(pretrained_model_name_or_path, subfolder=INDEXER_FOLDER, **hub))
+        return loaded
+
+    def save_pretrained(self, save_directory: Any, is_main_process: bool = True, **kwargs: Any) -> None:  # type: ignore[override]
+        """As `SavedFolderModel.save_pretrained`, with the indexer in a folder of its own."""
+        if self.indexer is not None and is_main_process:
+            self.indexer.save_pretrained(Path(save_directory) / INDEXER_FOLDER)
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+
+
+def _compressed(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of different lengths as (indptr, values)."""
+    indptr = np.zeros(len(rows) + 1, dtype=np.int64)
+    np.cumsum([len(row) for row in rows], out=indptr[1:])
+    return indptr, np.concatenate(rows) if len(rows) else np.zeros(0, np.int64)
+
+
+__all__ = ["INDEXER_FOLDER", "LCRecForRecommendation", "Scoring"]

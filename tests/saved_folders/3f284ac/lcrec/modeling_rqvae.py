@@ -1,0 +1,259 @@
+"""The item indexer: a residual-quantized autoencoder over item embeddings (section III-B of arXiv 2311.09049).
+
+This file stands alone: it is copied into every saved folder.
+
+The quantizer is our own: the last level is spread evenly over its codes (uniform semantic mapping), and codebooks start from the
+whole catalogue, neither of which the plain quantizers of libraries do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import ModelOutput
+
+from .configuration_rqvae import RQVAEConfig
+from .item_index import sinkhorn
+
+
+@dataclass
+class RQVAEOutput(ModelOutput):
+    """What `RQVAEModel` returns.
+
+    Attributes:
+        loss: () reconstruction + quantization_weight * quantization.
+        reconstruction_loss: () mean squared error over items and dimensions.
+        quantization_loss: () sum over levels of the mean squared distance to the codes, and beta times the commitment.
+        codes: (B, H); latents: (B, d); reconstruction: (B, input_dim).
+    """
+
+    loss: torch.Tensor | None = None
+    reconstruction_loss: torch.Tensor | None = None
+    quantization_loss: torch.Tensor | None = None
+    codes: torch.Tensor | None = None
+    latents: torch.Tensor | None = None
+    reconstruction: torch.Tensor | None = None
+
+
+class RQVAEModel(PreTrainedModel):
+    """Encoder, H codebooks of K codes, decoder.
+
+    Example:
+        >>> model = RQVAEModel(RQVAEConfig(input_dim=6, hidden_dims=[8], latent_dim=2, num_levels=3, codebook_size=4))
+        >>> model(torch.zeros(5, 6)).codes.shape
+        torch.Size([5, 3])
+    """
+
+    config_class = RQVAEConfig
+    base_model_prefix = ""
+    main_input_name = "embeddings"
+
+    config: RQVAEConfig
+    initialized: torch.Tensor
+
+    def __init__(self, config: RQVAEConfig) -> None:
+        super().__init__(config)
+        widths = [config.input_dim, *config.hidden_dims, config.latent_dim] if config.hidden_dims else []
+        self.encoder = _layers(widths, config.dropout)
+        self.decoder = _layers(widths[::-1], config.dropout)
+        self.codebooks = nn.Parameter(torch.empty(config.num_levels, config.codebook_size, config.latent_dim))
+        self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_normal_(module.weight)
+            nn.init.zeros_(module.bias)
+        if module is self:
+            nn.init.uniform_(self.codebooks, -1 / self.config.codebook_size, 1 / self.config.codebook_size)
+            nn.init.zeros_(self.initialized)
+
+    def forward(self, embeddings: torch.Tensor, uniform_last: bool = False, **kwargs: Any) -> RQVAEOutput:
+        """Encode, quantize, decode.
+
+        Args:
+            embeddings: (B, input_dim) float.
+            uniform_last: spread the batch evenly over the codes of the last level (training), see `quantize`.
+        """
+        latents = self.encoder(embeddings)
+        codes, quantized, quantization_loss = self.quantize(latents, uniform_last)
+        reconstruction = self.decoder(latents + (quantized - latents).detach())  # straight-through
+        reconstruction_loss = F.mse_loss(reconstruction, embeddings)
+        loss = reconstruction_loss + self.config.quantization_weight * quantization_loss
+        return RQVAEOutput(loss, reconstruction_loss, quantization_loss, codes, latents, reconstruction)
+
+    def quantize(
+        self, latents: torch.Tensor, uniform_last: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Residual quantization: c_h the nearest code vector to r_h, r_{h+1} = r_h - v.
+
+        Args:
+            latents: (B, d); uniform_last: the last level by optimal transport over the batch. Fewer rows than codes cannot
+                fill the codes evenly (the plan of a few rows is next to random), so they take their nearest ones.
+
+        Returns:
+            Codes (B, H), quantized latents (B, d), and the quantization loss (): the sum over levels of
+            mean((sg[r] - v)^2) + beta mean((r - sg[v])^2).
+        """
+        config = self.config
+        rest, codes = latents, []
+        loss = latents.new_zeros(())
+        spread = uniform_last and config.sinkhorn_epsilon > 0 and len(latents) >= config.codebook_size
+        quantized = torch.zeros_like(latents)
+        for level, vectors in enumerate(self.codebooks):
+            distances = torch.cdist(rest.detach(), vectors.detach()).square()
+            if spread and level + 1 == config.num_levels:
+                chosen = sinkhorn(distances, config.sinkhorn_epsilon, config.sinkhorn_iterations).argmax(1)
+            else:
+                chosen = distances.argmin(1)
+            vector = vectors[chosen]
+            loss = loss + F.mse_loss(vector, rest.detach()) + config.beta * F.mse_loss(rest, vector.detach())
+            quantized = quantized + vector
+            rest = rest - vector.detach()
+            codes.append(chosen)
+        return torch.stack(codes, dim=1), quantized, loss
+
+    @torch.no_grad()
+    def initialize_codebooks(self, embeddings: torch.Tensor, seed: int = 0) -> None:
+        """Start the codebooks by K-means over the whole catalogue, level by level; once, and never again after a reload.
+
+        Args:
+            embeddings: (J, input_dim) of all items.
+
+        Raises:
+            ValueError: fewer items than codes.
+        """
+        if bool(self.initialized):
+            return
+        was_training = self.training
+        self.eval()
+        rest = self.encoder(embeddings)
+        self.train(was_training)
+        for level in range(self.config.num_levels):
+            vectors, chosen = k_means(rest, self.config.codebook_size, seed + level)
+            self.codebooks[level] = vectors
+            rest = rest - vectors[chosen]
+        self.initialized.fill_(True)
+
+    @torch.no_grad()
+    def revive_dead_codes(self, embeddings: torch.Tensor, used: torch.Tensor, seed: int) -> int:
+        """Put each code that nobody used onto the residual of some item.
+
+        Args:
+            embeddings: (J, input_dim) of all items; used: (H, K) bool; seed: of the choice of items.
+
+        Returns:
+            How many were revived.
+        """
+        if bool(used.all()):
+            return 0
+        generator = torch.Generator().manual_seed(seed)
+        was_training = self.training
+        self.eval()
+        rest = self.encoder(embeddings)
+        self.train(was_training)
+        for level, vectors in enumerate(self.codebooks):
+            dead = (~used[level]).nonzero()[:, 0]
+            if len(dead):
+                chosen = torch.randint(len(rest), (len(dead),), generator=generator).to(rest.device)
+                vectors[dead] = rest[chosen]
+            rest = rest - vectors[torch.cdist(rest, vectors).argmin(1)]
+        return int((~used).sum())
+
+    @torch.no_grad()
+    def latents(self, embeddings: np.ndarray) -> np.ndarray:
+        """(n, d) float32 latents of (n, input_dim) embeddings, in evaluation mode."""
+        was_training = self.training
+        self.eval()
+        device = self.codebooks.device
+        parts = torch.from_numpy(np.ascontiguousarray(embeddings, dtype=np.float32)).split(8192)
+        encoded = torch.cat([self.encoder(part.to(device)).cpu() for part in parts])
+        self.train(was_training)
+        return encoded.float().numpy()
+
+    @property
+    def codebook_array(self) -> np.ndarray:
+        """(H, K, d) float32 code vectors."""
+        return self.codebooks.detach().float().cpu().numpy()
+
+
+def _layers(widths: list[int], dropout: float) -> nn.Sequential:
+    """Linear layers with ReLU between them; no layers for no widths."""
+    layers: list[nn.Module] = []
+    for number, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+        if number:
+            layers += [nn.ReLU(), nn.Dropout(dropout)]
+        layers.append(nn.Linear(before, after))
+    return nn.Sequential(*layers)
+
+
+@torch.no_grad()
+def k_means(points: torch.Tensor, count: int, seed: int = 0, iterations: int = 100) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lloyd's algorithm from a k-means++ start; an empty cluster is put onto the farthest point.
+
+    Args:
+        points: (n, d), at least `count` of them.
+
+    Returns:
+        (count, d) centres and (n,) the centre of each point.
+
+    Raises:
+        ValueError: fewer points than clusters.
+
+    Example:
+        >>> centres, nearest = k_means(torch.tensor([[0.0], [0.1], [5.0], [5.1]]), 2)
+        >>> sorted(centres.flatten().tolist())[0], bool(nearest[0] == nearest[1])
+        (0.05000000074505806, True)
+    """
+    if len(points) < count:
+        raise ValueError(f"{len(points)} items are fewer than the {count} codes of a level; lower codebook_size")
+    generator = torch.Generator().manual_seed(seed)
+    places = torch.randint(len(points), (1,), generator=generator).tolist()
+    nearest = torch.cdist(points, points[places]).square()[:, 0]
+    while len(places) < count:
+        total = float(nearest.sum())
+        # float64 on the CPU: the draw is the same on every device; identical points leave nothing to weigh
+        weights = nearest.double().cpu() if total > 0 else torch.ones(len(points), dtype=torch.float64)
+        places.append(int(torch.multinomial(weights, 1, generator=generator)))
+        nearest = torch.minimum(nearest, torch.cdist(points, points[places[-1:]]).square()[:, 0])
+    centres = points[places].clone()
+    chosen = torch.cdist(points, centres).argmin(1)
+    for _ in range(iterations):
+        sizes = torch.bincount(chosen, minlength=count)
+        sums = torch.zeros_like(centres).index_add(0, chosen, points)
+        centres = torch.where(sizes[:, None] > 0, sums / sizes.clamp(min=1)[:, None], centres)
+        distances = torch.cdist(points, centres)
+        empty = (sizes == 0).nonzero()[:, 0]
+        if len(empty):
+            far = distances.min(1).values.argsort(descending=True, stable=True)[: len(empty)]
+            centres[empty] = points[far]
+            distances = torch.cdist(points, centres)
+        moved, chosen = chosen, distances.argmin(1)
+        if torch.equal(moved, chosen):
+            break
+    return centres, chosen
+
+
+def residual_k_means(embeddings: np.ndarray, num_levels: int, codebook_size: int, seed: int = 0) -> RQVAEModel:
+    """The fast alternative: k-means on the embeddings, then on what is left, level by level; nothing is trained.
+
+    Args:
+        embeddings: (J, d).
+
+    Returns:
+        An `RQVAEModel` without encoder and decoder, whose code vectors have the embeddings' own width.
+    """
+    width = embeddings.shape[1]
+    config = RQVAEConfig(width, hidden_dims=(), latent_dim=width, num_levels=num_levels, codebook_size=codebook_size)
+    model = RQVAEModel(config)
+    model.initialize_codebooks(torch.from_numpy(np.ascontiguousarray(embeddings, dtype=np.float32)), seed)
+    return model.eval()
+
+
+__all__ = ["RQVAEModel", "RQVAEOutput", "k_means", "residual_k_means"]

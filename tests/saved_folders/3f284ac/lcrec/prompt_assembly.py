@@ -1,0 +1,77 @@
+"""Prompts as token ids: text pieces encoded once, ID tokens put between them by arithmetic.
+
+This file stands alone: it is copied into every saved folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+USER, ITEM, ITEMS = "user", "item", "items"
+
+
+def assemble(
+    pieces: Sequence[Any],
+    *,
+    user: int | None = None,
+    item: int | None = None,
+    items: np.ndarray | Sequence[int] = (),
+    max_length: int | None = None,
+) -> np.ndarray:
+    """Put ID tokens into a prompt.
+
+    Args:
+        pieces: lists of text token ids and the placeholders `"user"`, `"item"`, `"items"`.
+        user, item: token ids for those placeholders.
+        items: (history,) item token ids, oldest first, for `"items"`.
+        max_length: tokens that fit. What is dropped is the beginning of `items`: the last items stay, and so do all words
+            of the prompt, the closing ones above all (the released code cuts the closing words off).
+
+    Returns:
+        (length,) int64 token ids.
+
+    Example:
+        >>> assemble([[1, 2], "user", [3], "items", [4]], user=10, items=[20, 21, 22], max_length=7).tolist()
+        [1, 2, 10, 3, 21, 22, 4]
+    """
+    items = np.asarray(items, dtype=np.int64)
+    if max_length is not None:
+        words = sum(0 if piece == ITEMS else 1 if isinstance(piece, str) else len(piece) for piece in pieces)
+        room = max_length - words
+        if room < 1:
+            raise ValueError(
+                f"the prompt's own words take {words} tokens and the context holds {max_length}: "
+                "no item of the history fits; shorten the template or use a backbone with a longer context"
+            )
+        items = items[-room:]
+    parts = {USER: user, ITEM: item}
+    arrays: list[np.ndarray] = []
+    for piece in pieces:
+        if not isinstance(piece, str):
+            arrays.append(np.asarray(piece, dtype=np.int64))
+        elif piece == ITEMS:
+            arrays.append(items)
+        elif parts.get(piece) is None:
+            raise ValueError(f"the prompt asks for {piece!r}, which was not given")
+        else:
+            arrays.append(np.asarray([parts[piece]], dtype=np.int64))
+    return np.concatenate(arrays) if arrays else np.zeros(0, np.int64)
+
+
+def pad_right(rows: Sequence[np.ndarray], value: int) -> np.ndarray:
+    """Stack rows of different lengths into (rows, longest), filled up with `value` on the right.
+
+    Example:
+        >>> pad_right([np.array([1]), np.array([2, 3])], 0).tolist()
+        [[1, 0], [2, 3]]
+    """
+    lengths = np.fromiter((len(row) for row in rows), dtype=np.int64, count=len(rows))
+    padded = np.full((len(rows), int(lengths.max(initial=0))), value, dtype=np.int64)
+    padded[np.arange(padded.shape[1]) < lengths[:, None]] = np.concatenate(rows) if len(rows) else []
+    return padded
+
+
+__all__ = ["ITEM", "ITEMS", "USER", "assemble", "pad_right"]
