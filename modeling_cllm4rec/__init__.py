@@ -20,7 +20,7 @@ from modeling_cllm4rec import _auto
 if TYPE_CHECKING:
     from modeling_cllm4rec.cllm4rec.configuration_cllm4rec import CLLM4RecConfig
     from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForCausalLM, CLLM4RecForRecommendation, CLLM4RecModel
-    from modeling_cllm4rec.cllm4rec.own_data import train_recommender
+    from modeling_cllm4rec.cllm4rec.quickstart import train_recommender
     from modeling_cllm4rec.core.catalogue import Catalogue, Recommendations
     from modeling_cllm4rec.corpora.data_folder import RecommendationData
     from modeling_cllm4rec.lcrec.configuration_lcrec import LCRecConfig
@@ -66,7 +66,7 @@ _MODULE_OF = {
     "RecommendationData": "modeling_cllm4rec.corpora.data_folder",
     "Recommendations": "modeling_cllm4rec.core.catalogue",
     "TrieLogitsProcessor": "modeling_cllm4rec.lcrec.constrained_decoding",
-    "train_recommender": "modeling_cllm4rec.cllm4rec.own_data",
+    "train_recommender": "modeling_cllm4rec.cllm4rec.quickstart",
 }
 
 

@@ -20,13 +20,13 @@ import torch
 from tqdm.auto import tqdm
 
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
-from modeling_cllm4rec.corpora.matching import check_same_ids
+from modeling_cllm4rec.corpora.id_checks import check_same_ids
 from modeling_cllm4rec.evaluation.evaluator import evaluate
 from modeling_cllm4rec.evaluation.intervals import bootstrap_interval
 from modeling_cllm4rec.evaluation.report import EvaluationReport
 from modeling_cllm4rec.hub.model_card import machine
+from modeling_cllm4rec.lcrec.evaluation import SearchingRecommender
 from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
-from modeling_cllm4rec.lcrec.search import SearchingRecommender
 
 K = 10
 METRICS = (f"hit_rate@{K}", f"ndcg@{K}")

@@ -24,7 +24,7 @@ import training_speed
 from transformers.utils.logging import disable_progress_bar
 
 from modeling_cllm4rec.benchmark import command
-from modeling_cllm4rec.commands.running import run_command
+from modeling_cllm4rec.commands.command_line import run_command
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "benchmark.yaml"
 

@@ -32,10 +32,10 @@ from transformers import (
 
 from modeling_cllm4rec.core.catalogue import CATALOGUE_FILE, Catalogue
 from modeling_cllm4rec.hub.model_card import LIBRARIES, machine
+from modeling_cllm4rec.lcrec.beam_search import beam_search
 from modeling_cllm4rec.lcrec.constrained_decoding import ItemTrie, TrieLogitsProcessor
-from modeling_cllm4rec.lcrec.index_prompts import index_tokens
-from modeling_cllm4rec.lcrec.index_search import beam_search
-from modeling_cllm4rec.lcrec.item_index import ItemIndex, codes_of
+from modeling_cllm4rec.lcrec.prompts import index_tokens
+from modeling_cllm4rec.lcrec.semantic_ids import ItemIndex, codes_of
 
 USUAL, PROCESSOR, OURS = "generate, Python function", "generate, our processor", "ours"
 SCHEMES = (USUAL, PROCESSOR, OURS)

@@ -23,13 +23,13 @@ from modeling_cllm4rec.cllm4rec.prompts import Prompts
 from modeling_cllm4rec.core.catalogue import Catalogue, Recommendations
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.preparation import prepare_tables
-from modeling_cllm4rec.corpora.small_world import make_small_world
+from modeling_cllm4rec.corpora.synthetic import make_small_world
 from modeling_cllm4rec.evaluation.evaluator import comparison_table, evaluate
 from modeling_cllm4rec.hub.loading import load_recommender
 from modeling_cllm4rec.hub.model_card import update_card
 from modeling_cllm4rec.lcrec.alignment import AlignArguments, align
+from modeling_cllm4rec.lcrec.evaluation import SearchingRecommender
 from modeling_cllm4rec.lcrec.indexing import IndexArguments, index_items
-from modeling_cllm4rec.lcrec.search import SearchingRecommender
 from modeling_cllm4rec.training.arguments import FinetuneArguments, PretrainArguments, parse_arguments
 from modeling_cllm4rec.training.backbones import train_backbone
 

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from tqdm import tqdm
 
-from modeling_cllm4rec.commands.running import run_command
+from modeling_cllm4rec.commands.command_line import run_command
 from modeling_cllm4rec.core.catalogue import USERS_FILE, KnownUsers
 
 EPILOG = """example:

@@ -20,18 +20,18 @@ import numpy as np
 import pyarrow as pa
 from transformers import AutoTokenizer
 
-from modeling_cllm4rec.cllm4rec.growing import ITEM_WORDS, text_column
+from modeling_cllm4rec.cllm4rec.catalogue_changes import ITEM_WORDS, text_column
+from modeling_cllm4rec.cllm4rec.new_item_training import add_items
 from modeling_cllm4rec.commands.add_items import add_growth_flags, growth_settings
-from modeling_cllm4rec.commands.running import run_command
+from modeling_cllm4rec.commands.command_line import run_command
 from modeling_cllm4rec.core.catalogue import Catalogue
+from modeling_cllm4rec.corpora.cold_items import PARTS, Withheld, withhold_items
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
+from modeling_cllm4rec.corpora.id_checks import check_same_ids
 from modeling_cllm4rec.corpora.item_embeddings import MINILM, embed_items
-from modeling_cllm4rec.corpora.matching import check_same_ids
-from modeling_cllm4rec.corpora.withholding import PARTS, Withheld, withhold_items
 from modeling_cllm4rec.evaluation.new_items import NewItemsResult, baselines_for, new_items_recall, new_items_table
 from modeling_cllm4rec.hub.loading import load_recommender
 from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
-from modeling_cllm4rec.training.growth import add_items
 
 
 def parser() -> argparse.ArgumentParser:

@@ -35,7 +35,7 @@ from modeling_cllm4rec.cllm4rec.prompts import Prompts
 from modeling_cllm4rec.corpora.batches import plan_batches
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.preparation import prepare_tables
-from modeling_cllm4rec.corpora.small_world import make_small_world
+from modeling_cllm4rec.corpora.synthetic import make_small_world
 from modeling_cllm4rec.hub.model_card import LIBRARIES, machine
 from modeling_cllm4rec.training.arguments import FinetuneArguments, PretrainArguments
 from modeling_cllm4rec.training.backbones import train_backbone

@@ -28,7 +28,7 @@ import pytest  # noqa: E402
 
 from modeling_cllm4rec.corpora.data_folder import RecommendationData  # noqa: E402
 from modeling_cllm4rec.corpora.preparation import prepare_tables  # noqa: E402
-from modeling_cllm4rec.corpora.small_world import SmallWorld, make_small_world  # noqa: E402
+from modeling_cllm4rec.corpora.synthetic import SmallWorld, make_small_world  # noqa: E402
 
 hypothesis.settings.register_profile("shared-machine", deadline=None)
 hypothesis.settings.load_profile("shared-machine")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from modeling_cllm4rec.corpora.small_world import SmallWorld
+from modeling_cllm4rec.corpora.synthetic import SmallWorld
 
 ROOT = Path(__file__).parents[1]
 NOT_SOURCE = shutil.ignore_patterns(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
-from modeling_cllm4rec.lcrec.item_index import index_token
+from modeling_cllm4rec.lcrec.semantic_ids import index_token
 
 __all__ = ["add_index_tokens"]
 

@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 
-from modeling_cllm4rec.commands.running import run_command
+from modeling_cllm4rec.commands.command_line import run_command
 
 EPILOG = """example:
   cllm4rec app --model runs/beauty

@@ -12,8 +12,8 @@ from pathlib import Path
 import yaml
 
 import modeling_cllm4rec
+from modeling_cllm4rec.commands.command_line import print_json, run_command
 from modeling_cllm4rec.commands.doctor import requirements
-from modeling_cllm4rec.commands.running import print_json, run_command
 
 EPILOG = """example:
   cllm4rec export space --model you/beauty --output space

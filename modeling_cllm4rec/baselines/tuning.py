@@ -15,7 +15,7 @@ import pyarrow as pa
 import yaml
 from tqdm.auto import tqdm
 
-from modeling_cllm4rec.baselines.validating import validate
+from modeling_cllm4rec.baselines.validation import validate
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.evaluation.evaluator import Recommender
 

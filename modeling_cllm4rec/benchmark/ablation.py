@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from modeling_cllm4rec.benchmark.jobs import Job
 from modeling_cllm4rec.benchmark.recipes import STAGES, Changed, Recipe, adjusted, arguments_of, check_recipe
-from modeling_cllm4rec.lcrec.ablation_ladder import lcrec_variants
+from modeling_cllm4rec.lcrec.ablation import lcrec_variants
 
 RECIPE = "recipe"
 """Name of the row that the others are compared with."""

@@ -12,17 +12,17 @@ from typing import Any
 
 from modeling_cllm4rec.benchmark import budgets
 from modeling_cllm4rec.benchmark.ablation import VARIANTS, make_variant_jobs
-from modeling_cllm4rec.benchmark.held_out_people import draw_people, hold_out_people
 from modeling_cllm4rec.benchmark.jobs import FOLDERS, SETTING_FILE, Case, Job, Setting, claim, make_setting, selection_of, shown
 from modeling_cllm4rec.benchmark.models import MODELS, make_jobs
 from modeling_cllm4rec.benchmark.page import write_page
 from modeling_cllm4rec.benchmark.plots import check_plots
 from modeling_cllm4rec.benchmark.recipes import read_one_recipe, read_recipes
 from modeling_cllm4rec.benchmark.report import REPORT_FILE, RESULTS_FILE, write_report
-from modeling_cllm4rec.benchmark.running import Place, run_jobs
-from modeling_cllm4rec.commands.running import print_json, run_command
+from modeling_cllm4rec.benchmark.runner import Place, run_jobs
+from modeling_cllm4rec.benchmark.strong_generalization import draw_people, hold_out_people
+from modeling_cllm4rec.commands.command_line import print_json, run_command
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
-from modeling_cllm4rec.lcrec.ablation_ladder import LADDER
+from modeling_cllm4rec.lcrec.ablation import LADDER
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from modeling_cllm4rec.benchmark import budgets
 from modeling_cllm4rec.benchmark.jobs import Job, shown
 from modeling_cllm4rec.benchmark.recipes import OF_A_JOB, STAGES, Recipes, adjusted, check_recipe
 from modeling_cllm4rec.hub.model_card import read_records
-from modeling_cllm4rec.hub.repeating import NOT_REPEATED
+from modeling_cllm4rec.hub.reproduction import NOT_REPEATED
 
 DETERMINISTIC = ("popularity", "itemknn", "ease", "ease-recency", "textknn")
 """Baselines without any random number: one seed says all."""

@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from modeling_cllm4rec.benchmark.measuring import HISTORY_LENGTH, POPULARITY
+from modeling_cllm4rec.benchmark.measurement import HISTORY_LENGTH, POPULARITY
 from modeling_cllm4rec.benchmark.report import CASES, SLICES, table_key
 from modeling_cllm4rec.benchmark.results import Table
 

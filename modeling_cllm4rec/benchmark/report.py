@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from modeling_cllm4rec.benchmark import budgets
 from modeling_cllm4rec.benchmark.jobs import Setting, selection_of, shown
-from modeling_cllm4rec.benchmark.measuring import HISTORY_LENGTH, POPULARITY
+from modeling_cllm4rec.benchmark.measurement import HISTORY_LENGTH, POPULARITY
 from modeling_cllm4rec.benchmark.recipes import OF_A_JOB
 from modeling_cllm4rec.benchmark.results import RESOURCES, Estimate, Row, Table, read_tables, short, verdicts
 from modeling_cllm4rec.cllm4rec import finetuning

@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 from modeling_cllm4rec.baselines import BASELINES
 from modeling_cllm4rec.benchmark.ablation import RECIPE, VARIANTS
 from modeling_cllm4rec.benchmark.jobs import Case, Condition, Setting, training_fingerprint
-from modeling_cllm4rec.benchmark.measuring import HISTORY_LENGTH, POPULARITY
+from modeling_cllm4rec.benchmark.measurement import HISTORY_LENGTH, POPULARITY
 from modeling_cllm4rec.benchmark.models import title
 from modeling_cllm4rec.benchmark.slices import quarter_bins
 from modeling_cllm4rec.evaluation.intervals import bootstrap_interval, paired_difference_interval
 from modeling_cllm4rec.evaluation.protocol import Protocol
-from modeling_cllm4rec.lcrec.ablation_ladder import LADDER
+from modeling_cllm4rec.lcrec.ablation import LADDER
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -21,15 +21,15 @@ from modeling_cllm4rec.cllm4rec.finetuning import finetune
 from modeling_cllm4rec.cllm4rec.pretraining import pretrain
 from modeling_cllm4rec.cllm4rec.prompts import next_item_pieces
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
-from modeling_cllm4rec.corpora.matching import check_same_ids
+from modeling_cllm4rec.corpora.id_checks import check_same_ids
 from modeling_cllm4rec.evaluation.evaluator import parse_metrics
 from modeling_cllm4rec.hub.loading import load_recommender
 from modeling_cllm4rec.hub.machine import peak_device_memory, peak_memory
 from modeling_cllm4rec.hub.model_card import read_records
 from modeling_cllm4rec.lcrec.alignment import AlignArguments, align
+from modeling_cllm4rec.lcrec.evaluation import SearchingRecommender
 from modeling_cllm4rec.lcrec.indexing import IndexArguments, index_items
 from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
-from modeling_cllm4rec.lcrec.search import SearchingRecommender
 from modeling_cllm4rec.training.arguments import FinetuneArguments, PretrainArguments
 
 FINISHED_FILE = "finished.json"

@@ -18,7 +18,7 @@ import torch
 
 from modeling_cllm4rec import __version__
 from modeling_cllm4rec.benchmark.jobs import Job, Setting, write_json
-from modeling_cllm4rec.benchmark.measuring import measure
+from modeling_cllm4rec.benchmark.measurement import measure
 from modeling_cllm4rec.benchmark.training import train, tune_baseline
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.hub.machine import peak_device_memory, peak_memory

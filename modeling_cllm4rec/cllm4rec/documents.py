@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
-from modeling_cllm4rec.cllm4rec.growing import mean_word_rows, text_column
+from modeling_cllm4rec.cllm4rec.catalogue_changes import mean_word_rows, text_column
 from modeling_cllm4rec.cllm4rec.prompts import Prompts, cut
 from modeling_cllm4rec.core.prompt_assembly import assemble
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData

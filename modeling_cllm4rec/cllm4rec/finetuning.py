@@ -14,10 +14,10 @@ from modeling_cllm4rec.cllm4rec.documents import HistoryCorpus, TextCorpus
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation, Side
 from modeling_cllm4rec.cllm4rec.objectives import holdout_terms, next_word_terms
 from modeling_cllm4rec.cllm4rec.prompts import recommendation_pieces
-from modeling_cllm4rec.cllm4rec.teaching import Teacher
+from modeling_cllm4rec.cllm4rec.soft_targets import Teacher
 from modeling_cllm4rec.corpora.batches import collate, plan_batches
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
-from modeling_cllm4rec.corpora.matching import check_same_ids
+from modeling_cllm4rec.corpora.id_checks import check_same_ids
 from modeling_cllm4rec.evaluation.evaluator import evaluate
 from modeling_cllm4rec.hub.model_card import give_card, save_record, training_record
 from modeling_cllm4rec.training.arguments import FinetuneArguments

@@ -35,11 +35,11 @@ from ..core.language_model import (
 )
 from ..core.losses import ItemLoss, multinomial_nll
 from ..core.prompt_assembly import assemble, pad_right
-from ..core.recommending import RecommendsItems
+from ..core.recommender import RecommendsItems
 from ..core.saved_folder import SavedFolderModel
 from ..core.top_items import top_permitted_items
+from .catalogue_changes import GrowsAndShrinks
 from .configuration_cllm4rec import CLLM4RecConfig
-from .growing import GrowsAndShrinks
 
 Side = Literal["collaborative", "content"]
 SIDES: tuple[Side, Side] = ("collaborative", "content")

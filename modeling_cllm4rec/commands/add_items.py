@@ -12,11 +12,11 @@ from typing import Any
 import pyarrow as pa
 from transformers import AutoTokenizer
 
-from modeling_cllm4rec.commands.running import print_json, run_command
+from modeling_cllm4rec.cllm4rec.new_item_training import Settling, add_items
+from modeling_cllm4rec.commands.command_line import print_json, run_command
 from modeling_cllm4rec.corpora.readers import read_table
 from modeling_cllm4rec.hub.loading import load_recommender
 from modeling_cllm4rec.hub.model_card import RECORD_FILE, read_records
-from modeling_cllm4rec.training.growth import Settling, add_items
 
 EPILOG = """example:
   cllm4rec add-items --model runs/mine --items new.parquet --output runs/mine-now

@@ -16,7 +16,7 @@ import psutil
 import yaml
 from packaging.requirements import Requirement
 
-from modeling_cllm4rec.commands.running import RUN_FAILED, print_json, run_command
+from modeling_cllm4rec.commands.command_line import RUN_FAILED, print_json, run_command
 
 EPILOG = """example:
   cllm4rec doctor

@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from modeling_cllm4rec.baselines.popularity import PopularityRecommender, RandomRecommender
-from modeling_cllm4rec.commands.asking import add_model_arguments, batch_size, refuse_search, search_settings
-from modeling_cllm4rec.commands.running import print_json, run_command
+from modeling_cllm4rec.commands.command_line import print_json, run_command
+from modeling_cllm4rec.commands.model_flags import add_model_arguments, batch_size, refuse_search, search_settings
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
-from modeling_cllm4rec.corpora.matching import check_same_ids
+from modeling_cllm4rec.corpora.id_checks import check_same_ids
 from modeling_cllm4rec.evaluation.evaluator import DEFAULT_METRICS, EvaluationReport, comparison_table, evaluate
 from modeling_cllm4rec.evaluation.protocol import Protocol
 from modeling_cllm4rec.hub.loading import load_recommender
 from modeling_cllm4rec.hub.model_card import update_card
+from modeling_cllm4rec.lcrec.evaluation import evaluate_templates
 from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
-from modeling_cllm4rec.lcrec.search import evaluate_templates
 
 EPILOG = """example:
   cllm4rec evaluate --model runs/mine --data data/mine --split test

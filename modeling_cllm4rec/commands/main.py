@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
-from modeling_cllm4rec.commands.running import BAD_ARGUMENTS, OK, RUN_FAILED
+from modeling_cllm4rec.commands.command_line import BAD_ARGUMENTS, OK, RUN_FAILED
 
 
 class Command(NamedTuple):

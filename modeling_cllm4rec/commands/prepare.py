@@ -9,8 +9,8 @@ from pathlib import Path
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from modeling_cllm4rec.commands.command_line import print_json, run_command
 from modeling_cllm4rec.commands.prepare_sources import FORMATS, find_sources, read_sources
-from modeling_cllm4rec.commands.running import print_json, run_command
 from modeling_cllm4rec.corpora.data_folder import RecommendationData, check_output
 from modeling_cllm4rec.corpora.interactions import ID_TYPES
 from modeling_cllm4rec.corpora.preparation import ON_MISSING, STEPS, prepare_tables

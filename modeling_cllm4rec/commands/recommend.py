@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.json
 import pyarrow.parquet as pq
 
-from modeling_cllm4rec.commands.asking import add_model_arguments, batch_size, search_settings
-from modeling_cllm4rec.commands.running import run_command
-from modeling_cllm4rec.core.recommending import RecommendsItems
+from modeling_cllm4rec.commands.command_line import run_command
+from modeling_cllm4rec.commands.model_flags import add_model_arguments, batch_size, search_settings
+from modeling_cllm4rec.core.recommender import RecommendsItems
 from modeling_cllm4rec.hub.loading import load_recommender
 from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
 

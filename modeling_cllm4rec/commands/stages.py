@@ -11,7 +11,7 @@ from typing import Any
 
 from accelerate import PartialState
 
-from modeling_cllm4rec.commands.running import print_json, run_command
+from modeling_cllm4rec.commands.command_line import print_json, run_command
 from modeling_cllm4rec.training.arguments import Arguments, FinetuneArguments, PretrainArguments, parse_arguments
 
 EPILOG = """example:

@@ -13,7 +13,7 @@ ABOUT = (
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
-    from modeling_cllm4rec.cllm4rec.updating import UpdateArguments, update
+    from modeling_cllm4rec.cllm4rec.update import UpdateArguments, update
 
     flags = "--start runs/mine --data data/mine-now --output runs/mine-now"
     return stage_command(UpdateArguments, "finetune", update, ABOUT, flags, argv, name="update")

@@ -23,7 +23,7 @@ from modeling_cllm4rec.corpora.readers import PICKLE
 from modeling_cllm4rec.corpora.splits import SPLITS
 
 if TYPE_CHECKING:
-    from modeling_cllm4rec.lcrec.item_index import ItemIndex
+    from modeling_cllm4rec.lcrec.semantic_ids import ItemIndex
 
 RECBOLE_SPLITS = {"train": "train", "valid": "validation", "test": "test"}
 """The word in a RecBole file's name -> our split."""
@@ -194,7 +194,7 @@ def read_lcrec_index(path: str | Path, items: IdMap, num_levels: int, codebook_s
         ValueError: no such form, an item without an index, another number of levels, a code outside the codebook, or items that
             share an index.
     """
-    from modeling_cllm4rec.lcrec.item_index import ItemIndex  # imports torch, which preparing data does without
+    from modeling_cllm4rec.lcrec.semantic_ids import ItemIndex  # imports torch, which preparing data does without
 
     path = Path(path)
     if not path.is_file():

@@ -17,10 +17,10 @@ from modeling_cllm4rec.baselines.popularity import PopularityRecommender, Random
 from modeling_cllm4rec.baselines.textknn import TextKNNRecommender
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
 from modeling_cllm4rec.core.catalogue import IdMap
-from modeling_cllm4rec.core.recommending import RecommendsItems
+from modeling_cllm4rec.core.recommender import RecommendsItems
 from modeling_cllm4rec.core.top_items import top_permitted_items
+from modeling_cllm4rec.corpora.cold_items import Withheld
 from modeling_cllm4rec.corpora.data_folder import Histories
-from modeling_cllm4rec.corpora.withholding import Withheld
 from modeling_cllm4rec.evaluation import ranking
 from modeling_cllm4rec.evaluation.evaluator import Recommender, select_users
 from modeling_cllm4rec.evaluation.intervals import bootstrap_interval

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from modeling_cllm4rec.commands.running import BAD_ARGUMENTS, OK, print_json, run_command
+from modeling_cllm4rec.commands.command_line import BAD_ARGUMENTS, OK, print_json, run_command
 
 HELP = """usage: cllm4rec export {onnx,vectors,space} ...
 

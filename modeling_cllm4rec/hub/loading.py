@@ -12,7 +12,7 @@ from transformers import AutoModel
 from transformers.utils import CONFIG_NAME
 
 import modeling_cllm4rec as _registers_the_model_types  # noqa: F401
-from modeling_cllm4rec.core.recommending import RecommendsItems
+from modeling_cllm4rec.core.recommender import RecommendsItems
 
 __all__ = ["load_recommender"]
 

@@ -22,7 +22,7 @@ from modeling_cllm4rec.evaluation.protocol import ALL_SCORED
 from modeling_cllm4rec.evaluation.report import EvaluationReport
 from modeling_cllm4rec.evaluation.training_curves import RECORD_FILE, keep_curves
 from modeling_cllm4rec.hub.machine import peak_device_memory, peak_memory
-from modeling_cllm4rec.hub.repeating import NOT_STATED, backbone_record, changed_arguments, license_header, training_command
+from modeling_cllm4rec.hub.reproduction import NOT_STATED, backbone_record, changed_arguments, license_header, training_command
 
 SYSTEMS = {
     "cllm4rec": (

@@ -31,12 +31,12 @@ from modeling_cllm4rec.lcrec.alignment_corpus import (
     recommendation_pieces,
     separator_ids,
 )
+from modeling_cllm4rec.lcrec.evaluation import SearchingRecommender
 from modeling_cllm4rec.lcrec.indexing import INDEX_FILE, SETTINGS_FILE
 from modeling_cllm4rec.lcrec.intention_writer import write_intentions
-from modeling_cllm4rec.lcrec.item_index import ItemIndex
 from modeling_cllm4rec.lcrec.modeling_lcrec import INDEXER_FOLDER, LCRecForRecommendation
 from modeling_cllm4rec.lcrec.modeling_rqvae import RQVAEModel
-from modeling_cllm4rec.lcrec.search import SearchingRecommender
+from modeling_cllm4rec.lcrec.semantic_ids import ItemIndex
 from modeling_cllm4rec.tokenization.tokenization_lcrec import add_index_tokens
 from modeling_cllm4rec.training.arguments import TrainingArguments, check_at_least
 from modeling_cllm4rec.training.backbones import untrained_backbone

@@ -38,9 +38,9 @@ from modeling_cllm4rec.lcrec.alignment_templates import (
     separator_ids,
     title_separator_ids,
 )
-from modeling_cllm4rec.lcrec.index_prompts import ITEMS, QUERY, index_tokens, items_that_fit
 from modeling_cllm4rec.lcrec.intentions import Intentions, extract_intentions
-from modeling_cllm4rec.lcrec.item_index import ItemIndex, index_token
+from modeling_cllm4rec.lcrec.prompts import ITEMS, QUERY, index_tokens, items_that_fit
+from modeling_cllm4rec.lcrec.semantic_ids import ItemIndex, index_token
 from modeling_cllm4rec.lcrec.token_texts import TokenTexts, encode_texts
 
 __all__ = [

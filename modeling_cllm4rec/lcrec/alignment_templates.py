@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from transformers import PreTrainedTokenizerBase
 
-from modeling_cllm4rec.lcrec.index_prompts import ITEMS, QUERY
+from modeling_cllm4rec.lcrec.prompts import ITEMS, QUERY
 
 SEPARATOR, TITLE_SEPARATOR = ", ", "; "
 """Between two items of a history: between their indices, and between their titles."""

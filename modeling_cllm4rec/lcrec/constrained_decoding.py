@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from transformers import LogitsProcessor
 
-from .item_index import row_numbers
+from .semantic_ids import row_numbers
 
 SeenItems = tuple[Any, Any]
 """Compressed rows of item indices (arrays or tensors): row b has seen `items[indptr[b] : indptr[b + 1]]`."""

@@ -24,9 +24,12 @@ from modeling_cllm4rec.corpora.released_files import read_lcrec_index
 from modeling_cllm4rec.evaluation.training_curves import RECORD_FILE as TRAINING_FILE
 from modeling_cllm4rec.hub.model_card import save_record, training_record
 from modeling_cllm4rec.lcrec.configuration_rqvae import RQVAEConfig
-from modeling_cllm4rec.lcrec.index_kinds import beside_co_occurrence, co_occurrence_index, random_codes, vanilla_index
-from modeling_cllm4rec.lcrec.index_report import REPORT_FILES, check_plots, index_report, save_index_report
-from modeling_cllm4rec.lcrec.item_index import (
+from modeling_cllm4rec.lcrec.index_methods import beside_co_occurrence, co_occurrence_index, random_codes, vanilla_index
+from modeling_cllm4rec.lcrec.modeling_lcrec import INDEXER_FOLDER
+from modeling_cllm4rec.lcrec.modeling_rqvae import RQVAEModel, residual_k_means
+from modeling_cllm4rec.lcrec.rqvae_training import CHECKPOINTS, IndexProgress, train_rqvae
+from modeling_cllm4rec.lcrec.semantic_id_report import REPORT_FILES, check_plots, index_report, save_index_report
+from modeling_cllm4rec.lcrec.semantic_ids import (
     LEVEL_LETTERS,
     ItemIndex,
     assign_unique_codes,
@@ -35,9 +38,6 @@ from modeling_cllm4rec.lcrec.item_index import (
     sinkhorn,
     squared_distances_to,
 )
-from modeling_cllm4rec.lcrec.modeling_lcrec import INDEXER_FOLDER
-from modeling_cllm4rec.lcrec.modeling_rqvae import RQVAEModel, residual_k_means
-from modeling_cllm4rec.lcrec.quantizer import CHECKPOINTS, IndexProgress, train_rqvae
 from modeling_cllm4rec.training.arguments import check_at_least, check_types
 from modeling_cllm4rec.training.estimates import check_memory, indexing_memory
 

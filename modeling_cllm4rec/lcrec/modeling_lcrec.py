@@ -24,15 +24,15 @@ from transformers.utils import cached_file
 from ..core.catalogue import Catalogue, KnownUsers, OnUnknown, Recommendations, extended_catalogue
 from ..core.language_model import HoldsLanguageModel, check_fields, check_whole, greedy_generation, tokenizer_of
 from ..core.prompt_assembly import pad_right
-from ..core.recommending import RecommendsItems
+from ..core.recommender import RecommendsItems
 from ..core.saved_folder import SavedFolderModel
 from ..core.top_items import top_permitted_items
+from .beam_search import FoundItems, beam_search, check_tree_attention, score_all
 from .configuration_lcrec import LCRecConfig
 from .constrained_decoding import ItemTrie
-from .index_prompts import index_prompt
-from .index_search import FoundItems, beam_search, check_tree_attention, score_all
-from .item_index import ItemIndex, codes_of, nearest_free_codes
 from .modeling_rqvae import RQVAEModel
+from .prompts import index_prompt
+from .semantic_ids import ItemIndex, codes_of, nearest_free_codes
 
 Scoring = Literal["beam", "all"]
 INDEXER_FOLDER = "rqvae"

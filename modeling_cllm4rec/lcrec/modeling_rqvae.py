@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
 from .configuration_rqvae import RQVAEConfig
-from .item_index import sinkhorn
+from .semantic_ids import sinkhorn
 
 
 @dataclass

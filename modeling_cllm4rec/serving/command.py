@@ -10,7 +10,7 @@ import socket
 import sys
 from typing import Any
 
-from modeling_cllm4rec.commands.running import run_command
+from modeling_cllm4rec.commands.command_line import run_command
 from modeling_cllm4rec.hub.loading import load_recommender
 
 EPILOG = """example:

@@ -21,8 +21,8 @@ from starlette.routing import Route
 
 from modeling_cllm4rec import __version__
 from modeling_cllm4rec.core.handler import BadRequest, answer, batch_size_of, check_ready, is_searching, read_question
-from modeling_cllm4rec.serving.batching import Batcher, QueueFull
-from modeling_cllm4rec.serving.refusals import MOST_BYTES, JSONAnswer, Refused, read_json, refusal
+from modeling_cllm4rec.serving.dynamic_batching import Batcher, QueueFull
+from modeling_cllm4rec.serving.error_responses import MOST_BYTES, JSONAnswer, Refused, read_json, refusal
 
 log = logging.getLogger(__name__)
 ROUTES = ("POST /recommend", "GET /items?title=WORDS", "GET /health")

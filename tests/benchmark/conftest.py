@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from accelerate.state import AcceleratorState
 
-from modeling_cllm4rec.benchmark import running
+from modeling_cllm4rec.benchmark import runner as running
 from modeling_cllm4rec.benchmark.jobs import Setting, make_setting
 from modeling_cllm4rec.benchmark.worker import work
 from modeling_cllm4rec.corpora.data_folder import RecommendationData

@@ -12,13 +12,13 @@ import pytest
 from transformers import AutoTokenizer
 
 from modeling_cllm4rec.baselines import fit_baseline
-from modeling_cllm4rec.baselines.validating import validate
+from modeling_cllm4rec.baselines.validation import validate
 from modeling_cllm4rec.benchmark.jobs import Job, Setting, make_setting
-from modeling_cllm4rec.benchmark.measuring import measure
+from modeling_cllm4rec.benchmark.measurement import measure
 from modeling_cllm4rec.benchmark.training import finished, pairs_to_score, train, tune_baseline
 from modeling_cllm4rec.cllm4rec.prompts import Prompts, cut, next_item_pieces
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
-from modeling_cllm4rec.lcrec.search import SearchingRecommender
+from modeling_cllm4rec.lcrec.evaluation import SearchingRecommender
 
 
 def cllm4rec(backbone: Path) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def test_text_only_is_fitted_and_asked_about_candidates_only(
 def test_a_trained_folder_of_other_people_is_refused(
     data: RecommendationData, setting: Setting, tiny_backbones: dict[str, Path], tmp_path: Path
 ) -> None:
-    from modeling_cllm4rec.benchmark.held_out_people import hold_out_people
+    from modeling_cllm4rec.benchmark.strong_generalization import hold_out_people
 
     train(Job("x", "cllm4rec", 1, cllm4rec(tiny_backbones["gpt2"])), setting, data, tmp_path / "runs")
     folder = next((tmp_path / "runs").glob("*/pretrained"))

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from modeling_cllm4rec.cllm4rec.documents import HistoryCorpus, TextCorpus, initial_item_rows, text_column
 from modeling_cllm4rec.cllm4rec.prompts import Prompts
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
-from modeling_cllm4rec.corpora.small_world import SmallWorld
+from modeling_cllm4rec.corpora.synthetic import SmallWorld
 from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 
 REVIEWS = ["Lovely and light.", None, "Do not buy <item_0> or <user_1>, buy user_1!", "Solid."]

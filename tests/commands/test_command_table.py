@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from modeling_cllm4rec.commands import main as table
-from modeling_cllm4rec.commands.running import BAD_ARGUMENTS, INTERRUPTED, OK, RUN_FAILED, run_command
+from modeling_cllm4rec.commands.command_line import BAD_ARGUMENTS, INTERRUPTED, OK, RUN_FAILED, run_command
 
 ROOT = Path(__file__).parents[2]
 
@@ -113,7 +113,7 @@ def test_what_is_unforeseen_keeps_its_traceback() -> None:
 
 
 def test_a_reader_that_goes_away_is_no_trace() -> None:
-    code = "from modeling_cllm4rec.commands.running import run_command; run_command('x', lambda: print('line\\n' * 10**6))"
+    code = "from modeling_cllm4rec.commands.command_line import run_command; run_command('x', lambda: print('line\\n' * 10**6))"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     child = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert child.stdout is not None and child.stderr is not None

@@ -13,7 +13,7 @@ from scipy import sparse
 from modeling_cllm4rec.commands.prepare import main
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.lcrec.indexing import IndexArguments, index_items
-from modeling_cllm4rec.lcrec.item_index import ItemIndex
+from modeling_cllm4rec.lcrec.semantic_ids import ItemIndex
 
 PAIRS = [(user, (user + step) % 8, step) for user in range(5) for step in range(5)]
 HEAD = "user_id:token\titem_id:token\ttimestamp:float\n"

@@ -21,7 +21,7 @@ from scipy import sparse
 from transformers import PreTrainedTokenizerBase
 
 from modeling_cllm4rec.commands.main import COMMANDS
-from modeling_cllm4rec.corpora.small_world import SmallWorld
+from modeling_cllm4rec.corpora.synthetic import SmallWorld
 from modeling_cllm4rec.corpora.splits import leave_one_out_split
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
 

@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from modeling_cllm4rec.corpora.cold_items import Withheld
 from modeling_cllm4rec.corpora.data_folder import Histories
 from modeling_cllm4rec.corpora.preparation import prepare_tables
-from modeling_cllm4rec.corpora.withholding import Withheld
 from modeling_cllm4rec.evaluation.new_items import baselines_for, new_items_recall, new_items_table
 
 

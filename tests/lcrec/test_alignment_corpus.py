@@ -25,9 +25,9 @@ from modeling_cllm4rec.lcrec.alignment_corpus import (
     separator_ids,
 )
 from modeling_cllm4rec.lcrec.alignment_documents import windows
-from modeling_cllm4rec.lcrec.index_prompts import index_prompt
 from modeling_cllm4rec.lcrec.intentions import Intentions
-from modeling_cllm4rec.lcrec.item_index import ItemIndex
+from modeling_cllm4rec.lcrec.prompts import index_prompt
+from modeling_cllm4rec.lcrec.semantic_ids import ItemIndex
 from modeling_cllm4rec.tokenization.tokenization_lcrec import add_index_tokens
 
 CODES = np.array([[0, 1], [1, 1], [2, 0], [0, 2]], dtype=np.int32)

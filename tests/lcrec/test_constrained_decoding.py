@@ -19,9 +19,9 @@ from transformers import (
     Qwen2Config,
 )
 
+from modeling_cllm4rec.lcrec.beam_search import beam_search, check_tree_attention, score_all
 from modeling_cllm4rec.lcrec.constrained_decoding import ItemTrie, TrieLogitsProcessor
-from modeling_cllm4rec.lcrec.index_search import beam_search, check_tree_attention, score_all
-from modeling_cllm4rec.lcrec.item_index import ItemIndex
+from modeling_cllm4rec.lcrec.semantic_ids import ItemIndex
 
 FIRST, LEVELS, CODES, ITEMS, VOCABULARY, CONTEXT = 20, 3, 4, 30, 40, 24  # tokens 32 to 39: padding of the vocabulary
 END = 1
@@ -396,7 +396,7 @@ class TestScoring:
     def test_logits_in_pieces_are_the_same(self, gpt2, monkeypatch):
         trie = ItemTrie(random_codes(), CODES)
         whole = score_all(gpt2, *padded(), trie, FIRST)
-        monkeypatch.setattr("modeling_cllm4rec.lcrec.index_search.LOGITS_AT_A_TIME", 2 * VOCABULARY)
+        monkeypatch.setattr("modeling_cllm4rec.lcrec.beam_search.LOGITS_AT_A_TIME", 2 * VOCABULARY)
         torch.testing.assert_close(score_all(gpt2, *padded(), trie, FIRST), whole)
 
     def test_half_precision_weights(self):

@@ -20,10 +20,10 @@ from modeling_cllm4rec.corpora.item_embeddings import embed_items
 from modeling_cllm4rec.lcrec.configuration_lcrec import LCRecConfig
 from modeling_cllm4rec.lcrec.configuration_rqvae import RQVAEConfig
 from modeling_cllm4rec.lcrec.constrained_decoding import TrieLogitsProcessor
-from modeling_cllm4rec.lcrec.index_prompts import index_tokens
-from modeling_cllm4rec.lcrec.item_index import ItemIndex
 from modeling_cllm4rec.lcrec.modeling_lcrec import ENCODES_TEXTS, LCRecForRecommendation
 from modeling_cllm4rec.lcrec.modeling_rqvae import RQVAEModel
+from modeling_cllm4rec.lcrec.prompts import index_tokens
+from modeling_cllm4rec.lcrec.semantic_ids import ItemIndex
 
 _spec = importlib.util.spec_from_file_location("lcrec_models", Path(__file__).with_name("lcrec_models.py"))
 assert _spec is not None and _spec.loader is not None

@@ -11,8 +11,8 @@ from transformers import AutoModel
 
 import modeling_cllm4rec  # noqa: F401  (teaches the Auto classes)
 from modeling_cllm4rec.lcrec.configuration_rqvae import RQVAEConfig
-from modeling_cllm4rec.lcrec.item_index import nearest_codes, residuals
 from modeling_cllm4rec.lcrec.modeling_rqvae import RQVAEModel, k_means, residual_k_means
+from modeling_cllm4rec.lcrec.semantic_ids import nearest_codes, residuals
 
 
 def small_model(**changes) -> RQVAEModel:

@@ -14,9 +14,9 @@ from transformers import AutoTokenizer
 from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.evaluation.evaluator import evaluate
-from modeling_cllm4rec.lcrec.item_index import ItemIndex
+from modeling_cllm4rec.lcrec.evaluation import SearchingRecommender
 from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
-from modeling_cllm4rec.lcrec.search import SearchingRecommender
+from modeling_cllm4rec.lcrec.semantic_ids import ItemIndex
 from modeling_cllm4rec.tokenization.tokenization_lcrec import add_index_tokens
 
 RECIPES = Path(__file__).parents[2] / "recipes"

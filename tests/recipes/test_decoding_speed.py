@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from modeling_cllm4rec.core.catalogue import IdMap
-from modeling_cllm4rec.lcrec.item_index import ItemIndex
+from modeling_cllm4rec.lcrec.semantic_ids import ItemIndex
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SMALL = ["--items", "40", "--levels", "3", "--codebook-size", "8", "--users", "5", "--batch-size", "3", "--history", "3"]

@@ -18,15 +18,15 @@ from transformers import AutoTokenizer
 
 from modeling_cllm4rec.cllm4rec.pretraining import new_model
 from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers
+from modeling_cllm4rec.corpora.cold_items import Withheld, withhold_items
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.item_embeddings import embed_items
-from modeling_cllm4rec.corpora.withholding import Withheld, withhold_items
 from modeling_cllm4rec.hub.loading import load_recommender
 from modeling_cllm4rec.hub.model_card import update_card
 from modeling_cllm4rec.lcrec.configuration_rqvae import RQVAEConfig
-from modeling_cllm4rec.lcrec.item_index import ItemIndex
 from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
 from modeling_cllm4rec.lcrec.modeling_rqvae import RQVAEModel
+from modeling_cllm4rec.lcrec.semantic_ids import ItemIndex
 from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 from modeling_cllm4rec.tokenization.tokenization_lcrec import add_index_tokens
 from modeling_cllm4rec.training.arguments import PretrainArguments

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("starlette", reason="needs the extra serve")
 pytest.importorskip("uvicorn", reason="needs the extra serve")
 
-from modeling_cllm4rec.serving import refusals  # noqa: E402
+from modeling_cllm4rec.serving import error_responses as refusals  # noqa: E402
 from modeling_cllm4rec.serving.service import ServiceSettings, make_service  # noqa: E402
 
 

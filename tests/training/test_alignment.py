@@ -27,10 +27,10 @@ from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.lcrec import alignment
 from modeling_cllm4rec.lcrec.alignment import AlignArguments, AlignmentStage, align, load_index, new_lcrec_model
 from modeling_cllm4rec.lcrec.constrained_decoding import ItemTrie
+from modeling_cllm4rec.lcrec.evaluation import SearchingRecommender, evaluate_templates
 from modeling_cllm4rec.lcrec.indexing import IndexArguments, index_items
-from modeling_cllm4rec.lcrec.item_index import ItemIndex
 from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
-from modeling_cllm4rec.lcrec.search import SearchingRecommender, evaluate_templates
+from modeling_cllm4rec.lcrec.semantic_ids import ItemIndex
 from modeling_cllm4rec.training.arguments import PretrainArguments
 from modeling_cllm4rec.training.parameters import choose_index_rows, merge_lora, trainable
 

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from modeling_cllm4rec.core.catalogue import IdMap
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.lcrec.indexing import IndexArguments, index_items
-from modeling_cllm4rec.lcrec.item_index import ItemIndex, shared_codes
 from modeling_cllm4rec.lcrec.modeling_rqvae import RQVAEModel
+from modeling_cllm4rec.lcrec.semantic_ids import ItemIndex, shared_codes
 
 
 @pytest.fixture

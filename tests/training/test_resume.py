@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from modeling_cllm4rec.cllm4rec.finetuning import finetune
 from modeling_cllm4rec.cllm4rec.pretraining import pretrain
 from modeling_cllm4rec.corpora.preparation import prepare_tables
-from modeling_cllm4rec.corpora.small_world import SmallWorld
+from modeling_cllm4rec.corpora.synthetic import SmallWorld
 from modeling_cllm4rec.training import checkpoints
 from modeling_cllm4rec.training.arguments import FinetuneArguments, PretrainArguments
 

@@ -11,7 +11,7 @@ import pytest
 
 from modeling_cllm4rec.baselines.popularity import PopularityRecommender, RandomRecommender
 from modeling_cllm4rec.benchmark.jobs import Condition, Setting
-from modeling_cllm4rec.benchmark.measuring import measure, sampled_candidates
+from modeling_cllm4rec.benchmark.measurement import measure, sampled_candidates
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.evaluation.evaluator import evaluate
 

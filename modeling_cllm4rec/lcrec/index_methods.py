@@ -13,8 +13,8 @@ from scipy.sparse.linalg import eigsh
 
 from modeling_cllm4rec.corpora.data_folder import Histories
 from modeling_cllm4rec.corpora.interaction_matrix import interaction_matrix
-from modeling_cllm4rec.lcrec.item_index import ItemIndex, codes_with_room
 from modeling_cllm4rec.lcrec.modeling_rqvae import k_means
+from modeling_cllm4rec.lcrec.semantic_ids import ItemIndex, codes_with_room
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from modeling_cllm4rec.lcrec.item_index import ItemIndex, residuals, shared_codes
 from modeling_cllm4rec.lcrec.modeling_rqvae import RQVAEModel
+from modeling_cllm4rec.lcrec.semantic_ids import ItemIndex, residuals, shared_codes
 
 __all__ = ["REPORT_FILES", "check_plots", "index_report", "save_index_report"]
 

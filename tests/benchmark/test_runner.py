@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from modeling_cllm4rec import __version__
-from modeling_cllm4rec.benchmark import running
+from modeling_cllm4rec.benchmark import runner as running
 from modeling_cllm4rec.benchmark.jobs import Job, Setting, write_json
-from modeling_cllm4rec.benchmark.running import Place, is_finished, run_jobs
+from modeling_cllm4rec.benchmark.runner import Place, is_finished, run_jobs
 
 JOBS = [Job(name, "baseline", 1, {"name": name, "settings": {}}) for name in ("first", "second")]
 ENDINGS = {

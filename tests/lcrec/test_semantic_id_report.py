@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from modeling_cllm4rec.lcrec.configuration_rqvae import RQVAEConfig
-from modeling_cllm4rec.lcrec.index_report import as_markdown, index_report, save_index_report
-from modeling_cllm4rec.lcrec.item_index import ItemIndex
 from modeling_cllm4rec.lcrec.modeling_rqvae import RQVAEModel
+from modeling_cllm4rec.lcrec.semantic_id_report import as_markdown, index_report, save_index_report
+from modeling_cllm4rec.lcrec.semantic_ids import ItemIndex
 
 
 @pytest.fixture

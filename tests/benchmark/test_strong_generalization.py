@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from modeling_cllm4rec.benchmark.held_out_people import draw_people, hold_out_people
+from modeling_cllm4rec.benchmark.strong_generalization import draw_people, hold_out_people
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from modeling_cllm4rec.cllm4rec.updating import UpdateArguments
-from modeling_cllm4rec.hub.repeating import backbone_record, changed_arguments, training_command
+from modeling_cllm4rec.cllm4rec.update import UpdateArguments
+from modeling_cllm4rec.hub.reproduction import backbone_record, changed_arguments, training_command
 from modeling_cllm4rec.lcrec.alignment import AlignArguments
 from modeling_cllm4rec.lcrec.indexing import IndexArguments
 from modeling_cllm4rec.training.arguments import FinetuneArguments, PretrainArguments, parse_arguments

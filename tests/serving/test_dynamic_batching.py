@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from modeling_cllm4rec.core.handler import BadRequest, Person, Question
-from modeling_cllm4rec.serving.batching import Batcher, QueueFull
+from modeling_cllm4rec.serving.dynamic_batching import Batcher, QueueFull
 
 
 def question(number: int, people: int = 1) -> Question:

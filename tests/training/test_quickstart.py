@@ -10,9 +10,9 @@ import pyarrow as pa
 import pytest
 
 from modeling_cllm4rec import train_recommender
-from modeling_cllm4rec.cllm4rec import own_data
+from modeling_cllm4rec.cllm4rec import quickstart as own_data
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
-from modeling_cllm4rec.corpora.small_world import SmallWorld
+from modeling_cllm4rec.corpora.synthetic import SmallWorld
 
 SHORT: dict[str, Any] = {"batch_size": 32, "max_text_tokens": 8, "epochs": 1, "pretraining": {"content_share": 0.1}}
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 from transformers import AutoTokenizer
 
-from modeling_cllm4rec.cllm4rec.growing import RIDGES, append_rows, mean_word_rows, regress_rows
+from modeling_cllm4rec.cllm4rec.catalogue_changes import RIDGES, append_rows, mean_word_rows, regress_rows
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation, CLLM4RecModel
 from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers, extended_catalogue
 

@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation
+from modeling_cllm4rec.cllm4rec.new_item_training import Settling, add_items, settle_items
 from modeling_cllm4rec.cllm4rec.prompts import Prompts, recommendation_pieces
-from modeling_cllm4rec.cllm4rec.updating import UpdateArguments, grow_to, update
+from modeling_cllm4rec.cllm4rec.update import UpdateArguments, grow_to, update
 from modeling_cllm4rec.core.catalogue import KnownUsers
+from modeling_cllm4rec.corpora.cold_items import Withheld, withhold_items
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
-from modeling_cllm4rec.corpora.withholding import Withheld, withhold_items
 from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
-from modeling_cllm4rec.training.growth import Settling, add_items, settle_items
 
 Loaded = tuple[CLLM4RecForRecommendation, CLLM4RecTokenizer]
 NEW = [

@@ -10,7 +10,7 @@ import pytest
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
 from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
-from modeling_cllm4rec.corpora.matching import check_same_ids
+from modeling_cllm4rec.corpora.id_checks import check_same_ids
 
 USERS, ITEMS = ["ann", "ben"], ["p", "q", "r"]
 CATALOGUE = "runs/x is a checkpoint of another catalogue than small: its item ids or their order differ; use the data folder"

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modeling_cllm4rec.core.catalogue import IdMap
-from modeling_cllm4rec.lcrec.item_index import (
+from modeling_cllm4rec.lcrec.semantic_ids import (
     ItemIndex,
     assign_unique_codes,
     index_token,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from modeling_cllm4rec.core.catalogue import IdMap
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.evaluation.ranking import histories_from_lists
-from modeling_cllm4rec.lcrec.index_kinds import (
+from modeling_cllm4rec.lcrec.index_methods import (
     beside_co_occurrence,
     co_occurrence_graph,
     co_occurrence_index,
@@ -22,7 +22,7 @@ from modeling_cllm4rec.lcrec.index_kinds import (
     vanilla_index,
 )
 from modeling_cllm4rec.lcrec.indexing import IndexArguments, index_items
-from modeling_cllm4rec.lcrec.item_index import ItemIndex, shared_codes
+from modeling_cllm4rec.lcrec.semantic_ids import ItemIndex, shared_codes
 
 
 def blocks(sizes: list[int], people: int = 40, seed: int = 0) -> Histories:
@@ -66,7 +66,7 @@ def test_few_items_are_one_leaf() -> None:
 def test_a_large_graph_has_the_clusters_of_a_small_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sparse eigenvectors against dense ones: the blocks are the same."""
     histories = blocks([8, 8, 8])
-    monkeypatch.setattr("modeling_cllm4rec.lcrec.index_kinds.DENSE_UP_TO", 10)
+    monkeypatch.setattr("modeling_cllm4rec.lcrec.index_methods.DENSE_UP_TO", 10)
     codes = co_occurrence_index(histories, 24, num_levels=4, codebook_size=3).codes
     assert [len(set(codes[start : start + 8, 0])) for start in range(0, 24, 8)] == [1, 1, 1]
     assert len(set(codes[::8, 0])) == 3

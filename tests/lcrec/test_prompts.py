@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeling_cllm4rec.lcrec.index_prompts import index_prompt, index_tokens, items_that_fit
+from modeling_cllm4rec.lcrec.prompts import index_prompt, index_tokens, items_that_fit
 
 CODES = np.array([[0, 1], [2, 3], [1, 1]], dtype=np.int32)
 FIRST, SIZE = 100, 4

@@ -13,8 +13,8 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from modeling_cllm4rec.cllm4rec.catalogue_changes import Start, text_column
 from modeling_cllm4rec.cllm4rec.documents import ITEM_TEXTS
-from modeling_cllm4rec.cllm4rec.growing import Start, text_column
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
 from modeling_cllm4rec.cllm4rec.objectives import Weights, next_word_terms
 from modeling_cllm4rec.cllm4rec.prompts import Prompts, cut

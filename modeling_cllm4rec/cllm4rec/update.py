@@ -10,16 +10,16 @@ import numpy as np
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
+from modeling_cllm4rec.cllm4rec.catalogue_changes import Start
 from modeling_cllm4rec.cllm4rec.finetuning import finetune_from
-from modeling_cllm4rec.cllm4rec.growing import Start
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
+from modeling_cllm4rec.cllm4rec.new_item_training import resized_tokenizer
 from modeling_cllm4rec.cllm4rec.prompts import recommendation_pieces
 from modeling_cllm4rec.core.catalogue import Catalogue, IdMap, KnownUsers
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.hub.loading import load_recommender
 from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 from modeling_cllm4rec.training.arguments import FinetuneArguments
-from modeling_cllm4rec.training.growth import resized_tokenizer
 from modeling_cllm4rec.training.loop import make_accelerator
 from modeling_cllm4rec.training.progress import Progress
 

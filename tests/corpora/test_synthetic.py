@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_cllm4rec.corpora.small_world import QUALITIES, SmallWorld, make_small_world
+from modeling_cllm4rec.corpora.synthetic import QUALITIES, SmallWorld, make_small_world
 
 
 @pytest.fixture(scope="module")

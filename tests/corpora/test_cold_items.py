@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 
+from modeling_cllm4rec.corpora.cold_items import ITEMS_FILE, Withheld, withhold_items
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
-from modeling_cllm4rec.corpora.withholding import ITEMS_FILE, Withheld, withhold_items
 
 
 def pairs(data: RecommendationData) -> set[tuple[object, object]]:
