@@ -54,7 +54,7 @@ test-slow: $(STAMP)  ## the tests that `make test` leaves out
 	$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
 
 lint: $(STAMP)  ## style, likely bugs, missing docstrings, pickle
-	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff check . && $(BIN)/python -m ruff format --check -q .
 
 types: $(STAMP)  ## type annotations
 	$(BIN)/python -m mypy

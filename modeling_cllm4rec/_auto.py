@@ -77,9 +77,7 @@ _WRITERS: dict[str, Callable[[ModuleType], None]] = {
 class _AutoModulesFinder:
     """Finds the three modules with the tables as the import system does, and has our names written after each ran."""
 
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+    def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
         if fullname not in _WRITERS:
             return None
         spec = PathFinder.find_spec(fullname, path, target)

@@ -1,6 +1,6 @@
 """Add items to a trained model by their texts alone, and save it to a new folder: `cllm4rec add-items`.
 
-    python recipes/add_items.py --model runs/mine --items new.parquet --output runs/mine-now
+python recipes/add_items.py --model runs/mine --items new.parquet --output runs/mine-now
 """
 
 from __future__ import annotations

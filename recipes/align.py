@@ -1,6 +1,6 @@
 """Tune a language model on the alignment tasks of LC-Rec: `cllm4rec align`.
 
-    accelerate launch recipes/align.py --config recipes/configs/scientific_lcrec.yaml
+accelerate launch recipes/align.py --config recipes/configs/scientific_lcrec.yaml
 """
 
 from __future__ import annotations

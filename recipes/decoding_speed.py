@@ -34,8 +34,8 @@ from modeling_cllm4rec.core.catalogue import CATALOGUE_FILE, Catalogue
 from modeling_cllm4rec.hub.model_card import LIBRARIES, machine
 from modeling_cllm4rec.lcrec.beam_search import beam_search
 from modeling_cllm4rec.lcrec.constrained_decoding import ItemTrie, TrieLogitsProcessor
-from modeling_cllm4rec.lcrec.prompts import index_tokens
-from modeling_cllm4rec.lcrec.semantic_ids import ItemIndex, codes_of
+from modeling_cllm4rec.lcrec.prompts import semantic_id_tokens
+from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds, codes_of
 
 USUAL, PROCESSOR, OURS = "generate, Python function", "generate, our processor", "ours"
 SCHEMES = (USUAL, PROCESSOR, OURS)
@@ -107,7 +107,7 @@ def make_world(arguments: argparse.Namespace) -> World:
     """The model with index tokens of random rows, and the index in both forms."""
     torch.manual_seed(arguments.seed)
     if arguments.index is not None:
-        index = ItemIndex.load(Path(arguments.index))[0]
+        index = SemanticIds.load(Path(arguments.index))[0]
         codes, codebook_size = index.codes.astype(np.int64), index.codebook_size
     else:
         codebook_size = arguments.codebook_size
@@ -122,7 +122,7 @@ def make_world(arguments: argparse.Namespace) -> World:
     model.generation_config = GenerationConfig(do_sample=False, pad_token_id=0)
     model = model.to(arguments.device).eval()
     trie = ItemTrie(codes, codebook_size).to(model.device)
-    return World(model, codes, codebook_size, first, trie, DictTrie(index_tokens(codes, first, codebook_size).tolist()))
+    return World(model, codes, codebook_size, first, trie, DictTrie(semantic_id_tokens(codes, first, codebook_size).tolist()))
 
 
 def random_prompts(world: World, number: int, history: int, seed: int) -> Prompts:
@@ -132,7 +132,7 @@ def random_prompts(world: World, number: int, history: int, seed: int) -> Prompt
     for _ in range(number):
         words = random.integers(1, world.first_index_token, WORDS_OF_A_PROMPT)
         items = random.integers(0, len(world.codes), random.integers(1, history + 1))
-        tokens = index_tokens(world.codes[items], world.first_index_token, world.codebook_size)
+        tokens = semantic_id_tokens(world.codes[items], world.first_index_token, world.codebook_size)
         prompts.append(np.concatenate([words, np.pad(tokens, ((0, 0), (0, 1)), constant_values=words[0]).flatten()]))
     return prompts
 
@@ -238,7 +238,7 @@ def time_masks(num_items: int, arguments: argparse.Namespace) -> dict[str, Any]:
     Also the seconds to read a catalogue from its file, check it and build the tree, as a model does before its first answer.
     """
     codes = random_codes(num_items, arguments.levels, arguments.codebook_size, arguments.seed)
-    tokens = index_tokens(codes, MASK_VOCABULARY - codes.shape[1] * arguments.codebook_size, arguments.codebook_size)
+    tokens = semantic_id_tokens(codes, MASK_VOCABULARY - codes.shape[1] * arguments.codebook_size, arguments.codebook_size)
     first = int(tokens[0, 0] - codes[0, 0])
     start = time.perf_counter()
     trie = ItemTrie(codes, arguments.codebook_size).to(arguments.device)
@@ -270,7 +270,7 @@ def time_loading(codes: np.ndarray, codebook_size: int) -> float:
         start = time.perf_counter()
         catalogue = Catalogue.load(Path(folder) / CATALOGUE_FILE)
         _ = catalogue.ids.fingerprint
-        ItemTrie(ItemIndex(codes_of(catalogue.table["codes"]), codebook_size).codes, codebook_size)
+        ItemTrie(SemanticIds(codes_of(catalogue.table["codes"]), codebook_size).codes, codebook_size)
         return time.perf_counter() - start
 
 

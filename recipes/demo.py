@@ -1,6 +1,6 @@
 """The whole job on a generated world, offline: data, backbone, both systems, evaluation, recommendations.
 
-    python recipes/demo.py
+python recipes/demo.py
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from modeling_cllm4rec.cllm4rec.prompts import Prompts
 from modeling_cllm4rec.core.catalogue import Catalogue, Recommendations
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.preparation import prepare_tables
-from modeling_cllm4rec.corpora.synthetic import make_small_world
+from modeling_cllm4rec.corpora.synthetic import make_synthetic_dataset
 from modeling_cllm4rec.evaluation.evaluator import comparison_table, evaluate
 from modeling_cllm4rec.hub.loading import load_recommender
 from modeling_cllm4rec.hub.model_card import update_card
@@ -42,7 +42,7 @@ QUERY = "something for a quiet evening"
 
 def make_data(folder: Path, seed: int) -> tuple[RecommendationData, Path]:
     """A generated world as a data folder, and a small language model trained on its texts."""
-    world = make_small_world(seed=seed)
+    world = make_synthetic_dataset(seed=seed)
     data = prepare_tables(world.interactions, world.items, world.users, folder / "data", split="random", seed=seed)
     return data, train_backbone(data, folder / "backbone", seed=seed)
 

@@ -1,6 +1,6 @@
 """Rank the whole catalogue and measure what was found: `cllm4rec evaluate`.
 
-    python recipes/eval.py --model runs/beauty --data data/beauty --split test
+python recipes/eval.py --model runs/beauty --data data/beauty --split test
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Finetune a pretrained CLLM4Rec for recommendation: `cllm4rec finetune`.
 
-    accelerate launch recipes/finetune.py --config recipes/configs/beauty.yaml
+accelerate launch recipes/finetune.py --config recipes/configs/beauty.yaml
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Give every item of a data folder a semantic index: `cllm4rec index-items`.
 
-    python recipes/index_items.py --config recipes/configs/scientific_index.yaml
+python recipes/index_items.py --config recipes/configs/scientific_index.yaml
 """
 
 from __future__ import annotations

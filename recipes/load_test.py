@@ -1,6 +1,6 @@
 """Measure `cllm4rec serve` on loopback: milliseconds a call and users a second, with batching and without.
 
-    python recipes/load_test.py --model runs/beauty --output runs/beauty/load-test
+python recipes/load_test.py --model runs/beauty --output runs/beauty/load-test
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ from modeling_cllm4rec.training import estimates
 from modeling_cllm4rec.training.arguments import FinetuneArguments, PretrainArguments
 from modeling_cllm4rec.training.backbones import train_backbone
 from modeling_cllm4rec.training.loop import make_accelerator, run
-from modeling_cllm4rec.training.parameters import choose_index_rows, choose_trainable
+from modeling_cllm4rec.training.parameters import choose_semantic_id_rows, choose_trainable
 from modeling_cllm4rec.training.precision import frozen_weights_in
 
 TOLERANCE = 0.25
@@ -113,7 +113,7 @@ def alignment_stage(data: Any, backbone: str, shared: dict[str, Any]) -> Alignme
     arguments = AlignArguments(**shared, backbone=backbone, index=index, tasks=["seqrec", "item2index=0.1"], eval_users=64)
     model, tokenizer = new_lcrec_model(data, arguments)
     stage = AlignmentStage(model, tokenizer, data, arguments)
-    choose_index_rows(model, arguments)
+    choose_semantic_id_rows(model, arguments)
     return stage
 
 
@@ -131,7 +131,11 @@ def indexing(num_items: int, method: str) -> Callable[[Path], tuple[int, int]]:
         data = make_data(folder, num_users=200, num_items=num_items, history=10, words=2)
         embeddings = np.random.default_rng(0).normal(size=(num_items, 384)).astype(np.float32)
         arguments = IndexArguments(
-            data=str(data), output=str(folder / "index"), method=method, epochs=2, warmup_epochs=1  # type: ignore[arg-type]
+            data=str(data),
+            output=str(folder / "index"),
+            method=method,  # type: ignore[arg-type]
+            epochs=2,
+            warmup_epochs=1,
         )
         estimate = estimates.indexing_memory(num_items, 384, arguments.codebook_size, arguments.latent_dim)
         print(estimate.line(), file=sys.stderr)

@@ -25,7 +25,7 @@ from modeling_cllm4rec.cllm4rec.new_item_training import add_items
 from modeling_cllm4rec.commands.add_items import add_growth_flags, growth_settings
 from modeling_cllm4rec.commands.command_line import run_command
 from modeling_cllm4rec.core.catalogue import Catalogue
-from modeling_cllm4rec.corpora.cold_items import PARTS, Withheld, withhold_items
+from modeling_cllm4rec.corpora.cold_items import PARTS, HeldOutItems, hold_out_items
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.id_checks import check_same_ids
 from modeling_cllm4rec.corpora.item_embeddings import MINILM, embed_items
@@ -63,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
 
 def measure(arguments: argparse.Namespace) -> dict[str, NewItemsResult]:
     """Rank the new items by the baselines and by each model."""
-    withheld = Withheld.load(arguments.data)
+    withheld = HeldOutItems.load(arguments.data)
     new = withheld.part(arguments.part)
     vectors = text_vectors(
         pa.concat_tables([withheld.data.items, new]), arguments.baseline_encoder, arguments.baseline_text_tokens
@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.command == "split":
         shares = {"share": arguments.share, "tuning_share": arguments.tuning_share}
         data = RecommendationData.load(arguments.data)
-        withheld = withhold_items(data, arguments.output, **shares, seed=arguments.split_seed, overwrite=arguments.overwrite)
+        withheld = hold_out_items(data, arguments.output, **shares, seed=arguments.split_seed, overwrite=arguments.overwrite)
         print(
             f"{withheld.data.num_items} items and {withheld.data.interactions.num_rows} interactions in {arguments.output}, "
             f"{withheld.items.num_rows} items with {withheld.interactions.num_rows} interactions withheld"

@@ -1,6 +1,6 @@
 """Prepare a data folder from raw interactions and texts, with any ids: `cllm4rec prepare`.
 
-    python recipes/prepare.py --interactions reviews.parquet --output data/mine
+python recipes/prepare.py --interactions reviews.parquet --output data/mine
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Pretrain CLLM4Rec on a data folder: `cllm4rec pretrain`.
 
-    accelerate launch recipes/pretrain.py --config recipes/configs/beauty.yaml
+accelerate launch recipes/pretrain.py --config recipes/configs/beauty.yaml
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Recommend items to people: `cllm4rec recommend`.
 
-    python recipes/recommend.py --model runs/beauty --users A3CIUO... --k 10
+python recipes/recommend.py --model runs/beauty --users A3CIUO... --k 10
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ from modeling_cllm4rec.cllm4rec.prompts import Prompts
 from modeling_cllm4rec.corpora.batches import plan_batches
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.preparation import prepare_tables
-from modeling_cllm4rec.corpora.synthetic import make_small_world
+from modeling_cllm4rec.corpora.synthetic import make_synthetic_dataset
 from modeling_cllm4rec.hub.model_card import LIBRARIES, machine
 from modeling_cllm4rec.training.arguments import FinetuneArguments, PretrainArguments
 from modeling_cllm4rec.training.backbones import train_backbone
@@ -94,7 +94,7 @@ class World(NamedTuple):
 def make_world(arguments: argparse.Namespace, folder: Path) -> World:
     """Data, model, and both schemes with the same objective: the released code's scaling of the regularization."""
     if arguments.data is None:
-        made = make_small_world(seed=arguments.seed)
+        made = make_synthetic_dataset(seed=arguments.seed)
         data = prepare_tables(made.interactions, made.items, made.users, folder / "data", split="random", seed=arguments.seed)
     else:
         data = RecommendationData.load(arguments.data)
@@ -246,9 +246,7 @@ def measure_task(task: str, num_items: int, repeats: int, threads: int = 0) -> d
     package = str(Path(__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))}
     sizes = ["--items", str(num_items), "--repeats", str(repeats), "--threads", str(threads)]
-    done = subprocess.run(
-        [sys.executable, str(script), "--task", task, *sizes], capture_output=True, text=True, env=environment
-    )
+    done = subprocess.run([sys.executable, str(script), "--task", task, *sizes], capture_output=True, text=True, env=environment)
     if done.returncode:
         raise RuntimeError(f"{task} over {num_items} items ended with code {done.returncode}: {done.stderr.strip()[-500:]}")
     row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

@@ -1,6 +1,6 @@
 """Go on training a CLLM4Rec on new interactions, users and items: `cllm4rec update`.
 
-    accelerate launch recipes/update.py --start runs/mine --data data/mine-now --output runs/mine-now
+accelerate launch recipes/update.py --start runs/mine --data data/mine-now --output runs/mine-now
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ import pytest  # noqa: E402
 
 from modeling_cllm4rec.corpora.data_folder import RecommendationData  # noqa: E402
 from modeling_cllm4rec.corpora.preparation import prepare_tables  # noqa: E402
-from modeling_cllm4rec.corpora.synthetic import SmallWorld, make_small_world  # noqa: E402
+from modeling_cllm4rec.corpora.synthetic import SyntheticDataset, make_synthetic_dataset  # noqa: E402
 
 hypothesis.settings.register_profile("shared-machine", deadline=None)
 hypothesis.settings.load_profile("shared-machine")
@@ -56,16 +56,18 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 @pytest.fixture(scope="session")
-def small_world() -> SmallWorld:
+def synthetic_dataset() -> SyntheticDataset:
     """60 people, 40 items, about 8 interactions each, ids of awkward shape."""
-    return make_small_world(num_users=60, num_items=40, seed=0, interactions_per_user=8)
+    return make_synthetic_dataset(num_users=60, num_items=40, seed=0, interactions_per_user=8)
 
 
 @pytest.fixture(scope="session")
-def data_folder(small_world: SmallWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data_folder(synthetic_dataset: SyntheticDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small world as a prepared folder (random split, seed 0): read it, do not write into it."""
     folder = tmp_path_factory.mktemp("data") / "small-world"
-    prepare_tables(small_world.interactions, small_world.items, small_world.users, folder, split="random", seed=0)
+    prepare_tables(
+        synthetic_dataset.interactions, synthetic_dataset.items, synthetic_dataset.users, folder, split="random", seed=0
+    )
     return folder
 
 
@@ -76,7 +78,7 @@ def data(data_folder: Path) -> RecommendationData:
 
 
 @pytest.fixture(scope="session")
-def tiny_backbones(small_world: SmallWorld, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def tiny_backbones(synthetic_dataset: SyntheticDataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of causal language models (hidden size 32, 2 layers, context 128, random weights) with their tokenizer.
 
     `gpt2`, `gpt2-untied`, `llama`, `llama-tied` and `qwen2`, whose vocabulary is padded beyond its tokenizer. The
@@ -85,7 +87,7 @@ def tiny_backbones(small_world: SmallWorld, tmp_path_factory: pytest.TempPathFac
     import torch
     from transformers import GPT2Config, LlamaConfig, PreTrainedConfig, Qwen2Config
 
-    tokenizer = _byte_level_tokenizer(_texts(small_world))
+    tokenizer = _byte_level_tokenizer(_texts(synthetic_dataset))
     end = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
     shared = {"vocab_size": len(tokenizer), "bos_token_id": end, "eos_token_id": end, "pad_token_id": None}
     gpt2 = {**shared, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": CONTEXT}
@@ -116,7 +118,7 @@ def tiny_backbone(request: pytest.FixtureRequest, tiny_backbones: dict[str, Path
     return tiny_backbones[request.param]
 
 
-def _texts(world: SmallWorld) -> list[str]:
+def _texts(world: SyntheticDataset) -> list[str]:
     columns = [world.items["title"], world.items["description"], world.users["biography"], world.interactions["review"]]
     return [text for column in columns for text in column.to_pylist() if text]
 
@@ -135,9 +137,7 @@ def _byte_level_tokenizer(texts: list[str]):
         show_progress=False,
     )
     bpe.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, model_max_length=CONTEXT
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, model_max_length=CONTEXT)
 
 
 def _save_backbone(config, tokenizer, folder: Path) -> Path:

@@ -165,9 +165,7 @@ def test_all_that_the_extras_bring_is_pinned():
 def saved_folder(tiny_backbones, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("saved")
     backbone = tiny_backbones["gpt2"]
-    modeling_cllm4rec.CLLM4RecForRecommendation.from_backbone(backbone, num_users=2, num_items=3).save_pretrained(
-        folder
-    )
+    modeling_cllm4rec.CLLM4RecForRecommendation.from_backbone(backbone, num_users=2, num_items=3).save_pretrained(folder)
     tokenization.CLLM4RecTokenizer.from_backbone(backbone, num_users=2, num_items=3).save_pretrained(folder)
     return folder
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from modeling_cllm4rec.corpora.synthetic import SmallWorld
+from modeling_cllm4rec.corpora.synthetic import SyntheticDataset
 
 ROOT = Path(__file__).parents[1]
 NOT_SOURCE = shutil.ignore_patterns(
@@ -44,10 +44,10 @@ def run(installed: Path, folder: Path, *words: object) -> str:
 
 
 def test_from_a_table_to_recommendations(
-    installed: Path, small_world: SmallWorld, tiny_backbones: dict[str, Path], tmp_path: Path
+    installed: Path, synthetic_dataset: SyntheticDataset, tiny_backbones: dict[str, Path], tmp_path: Path
 ) -> None:
-    pq.write_table(small_world.interactions, tmp_path / "reviews.parquet")
-    pq.write_table(small_world.items, tmp_path / "items.parquet")
+    pq.write_table(synthetic_dataset.interactions, tmp_path / "reviews.parquet")
+    pq.write_table(synthetic_dataset.items, tmp_path / "items.parquet")
     given = ("--config", "demo.yaml", "--data", "data", "--output", "run", "--epochs", 1)
     run(installed, tmp_path, "prepare", "--interactions", "reviews.parquet", "--items", "items.parquet", "--output", "data")
     run(installed, tmp_path, "pretrain", *given, "--backbone", tiny_backbones["gpt2"])
@@ -56,7 +56,7 @@ def test_from_a_table_to_recommendations(
         run(installed, tmp_path, "evaluate", "--model", "run", "--data", "data", "--metrics", "recall@10", "--json")
     )
     assert set(found) == {"popularity", "CLLM4Rec"}
-    user = small_world.interactions["user_id"][0].as_py()
+    user = synthetic_dataset.interactions["user_id"][0].as_py()
     lines = run(installed, tmp_path, "recommend", "--model", "run", "--users", user, "--k", 3, "--json").splitlines()
     assert [json.loads(line)["rank"] for line in lines] == [1, 2, 3]
 

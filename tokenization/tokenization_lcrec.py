@@ -5,12 +5,12 @@ from __future__ import annotations
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
-from modeling_cllm4rec.lcrec.semantic_ids import index_token
+from modeling_cllm4rec.lcrec.semantic_ids import semantic_id_token
 
-__all__ = ["add_index_tokens"]
+__all__ = ["add_semantic_id_tokens"]
 
 
-def add_index_tokens(tokenizer: PreTrainedTokenizerBase, num_levels: int, codebook_size: int) -> int:
+def add_semantic_id_tokens(tokenizer: PreTrainedTokenizerBase, num_levels: int, codebook_size: int) -> int:
     """Add the tokens of H levels of K codes to a tokenizer, in place.
 
     They are special tokens, so that a literal `<a_12>` in an item's text stays text where it is encoded with
@@ -26,11 +26,11 @@ def add_index_tokens(tokenizer: PreTrainedTokenizerBase, num_levels: int, codebo
         ValueError: the tokenizer has such tokens already, or does not give them ids in a row.
 
     Example:
-        >>> first = add_index_tokens(tokenizer, num_levels=4, codebook_size=256)  # doctest: +SKIP
+        >>> first = add_semantic_id_tokens(tokenizer, num_levels=4, codebook_size=256)  # doctest: +SKIP
         >>> tokenizer.convert_tokens_to_ids("<b_3>") - first  # doctest: +SKIP
         259
     """
-    words = [index_token(level, code) for level in range(num_levels) for code in range(codebook_size)]
+    words = [semantic_id_token(level, code) for level in range(num_levels) for code in range(codebook_size)]
     known = set(tokenizer.get_vocab())
     taken = [word for word in words if word in known]
     if taken:

@@ -12,6 +12,7 @@ import numpy as np
 from modeling_cllm4rec.app.reasons import ContentWriter, Recommender, nearest_in_history
 from modeling_cllm4rec.app.title_search import TitleSearch
 from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers, Recommendations
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.hub.loading import load_recommender
 from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
 
@@ -115,15 +116,15 @@ class ShownModels:
         users: the users of the first model that knows any, None if none does.
 
     Raises:
-        ValueError: no model, a model without a catalogue, or models of different catalogues.
+        InputError: no model, a model without a catalogue, or models of different catalogues.
     """
 
     def __init__(self, shown: list[ShownModel]) -> None:
         if not shown:
-            raise ValueError("no model was given; name one or more")
+            raise InputError("no model was given; name one or more")
         for one in shown:
             if one.model.catalogue is None:
-                raise ValueError(f"{one.name} has no catalogue, so its items have no names; save it with one")
+                raise InputError(f"{one.name} has no catalogue, so its items have no names; save it with one")
         self.shown = shown
         self.catalogue: Catalogue = shown[0].model.catalogue  # type: ignore[assignment]
         for one in shown[1:]:
@@ -176,7 +177,7 @@ class ShownModels:
             None if both are empty: the whole catalogue.
 
         Raises:
-            ValueError: unknown ids, or a choice that leaves nothing.
+            InputError: unknown ids, or a choice that leaves nothing.
         """
         lines = [line.strip() for line in ids.splitlines() if line.strip()]
         if not lines and not title_words.strip():
@@ -185,33 +186,33 @@ class ShownModels:
         if title_words.strip():
             rows = np.intersect1d(rows, self.search.all_with(title_words))
         if not len(rows):
-            raise ValueError("No item satisfies the filters. Ask for fewer words in the title, or for other ids.")
+            raise InputError("No item satisfies the filters. Ask for fewer words in the title, or for other ids.")
         return tuple(self.catalogue.ids.ids_of(rows))
 
     def _indices(self, words: list[str]) -> np.ndarray:
         try:
             found = self.catalogue.ids.indices_of(self.catalogue.ids.parse(words), "skip")
         except ValueError as error:
-            raise ValueError(f"The ids of the items are whole numbers, and not all of {words[:5]} are.") from error
+            raise InputError(f"The ids of the items are whole numbers, and not all of {words[:5]} are.") from error
         unknown = [word for word, index in zip(words, found, strict=True) if index < 0]
         if unknown:
             listed = ", ".join(f"“{word}”" for word in unknown[:5])
-            raise ValueError(f"The catalogue has no item with the id {listed}. Correct the ids to choose from, one a line.")
+            raise InputError(f"The catalogue has no item with the id {listed}. Correct the ids to choose from, one a line.")
         return np.unique(found)
 
     def check(self, question: Question) -> None:
-        """Raise ValueError, in a sentence for the page, if no model could answer a question."""
+        """Raise InputError, in a sentence for the page, if no model could answer a question."""
         choices = len(self.catalogue) if question.candidates is None else len(question.candidates)
         if not 1 <= question.k <= choices:
-            raise ValueError(
+            raise InputError(
                 f"{question.k:,} recommendations were asked for; ask for 1 to {choices:,}, the items to choose from."
             )
         if question.num_beams is not None and question.num_beams < 1:
-            raise ValueError(f"The search was given {question.num_beams} beams; it needs 1 or more.")
+            raise InputError(f"The search was given {question.num_beams} beams; it needs 1 or more.")
         if question.query and not any(character.isalnum() for character in question.query):
-            raise ValueError(f"“{question.query}” holds no word. Say in words what is looked for.")
+            raise InputError(f"“{question.query}” holds no word. Say in words what is looked for.")
         if not question.history and question.user is None and not (question.query and self.read_words):
-            raise ValueError(EMPTY_HISTORY)
+            raise InputError(EMPTY_HISTORY)
 
     def answer(self, one: ShownModel, question: Question) -> Answer:
         """What one model answers; a question that it cannot answer gets a sentence, not an exception."""
@@ -269,7 +270,7 @@ def _recommend(one: ShownModel, question: Question) -> tuple[Recommendations, st
     if isinstance(model, LCRecForRecommendation):
         beams = question.num_beams or model.config.search_beams
         if question.k > beams:
-            raise ValueError(
+            raise InputError(
                 f"LC-Rec searches with {beams} beams and finds {beams} items at most; {question.k} were asked for. "
                 "Ask for fewer, or give it more beams."
             )
@@ -277,7 +278,7 @@ def _recommend(one: ShownModel, question: Question) -> tuple[Recommendations, st
         if question.query and one.reads_words:
             return model.search([question.query], histories=history if question.history else None, **shared), ""
         if not question.history:
-            raise ValueError("LC-Rec reads items, not who someone is. Add an item to the history.")
+            raise InputError("LC-Rec reads items, not who someone is. Add an item to the history.")
         remark = "This model was not trained on queries: it answers for the history alone." if question.query else ""
         return model.recommend(histories=history, **shared), remark
     index = user_index(model.users, question.user)
@@ -285,7 +286,7 @@ def _recommend(one: ShownModel, question: Question) -> tuple[Recommendations, st
     if index is not None and model.users is not None:
         return model.recommend(users=model.users.ids.ids_of([index]), histories=history, **shared), remark
     if not question.history:
-        raise ValueError(remark.partition(":")[0] + ". Add an item to the history." if remark else EMPTY_HISTORY)
+        raise InputError(remark.partition(":")[0] + ". Add an item to the history." if remark else EMPTY_HISTORY)
     if question.user is not None:
         remark = f"{one.name} does not know the user “{question.user}”: it answers for the history alone."
     return model.recommend(histories=history, **shared), remark
@@ -297,7 +298,7 @@ def _check_same_items(first: ShownModel, other: ShownModel) -> None:
     if ours.ids.fingerprint == theirs.ids.fingerprint:
         return
     shared = len(set(ours.ids.array.to_pylist()) & set(theirs.ids.array.to_pylist()))
-    raise ValueError(
+    raise InputError(
         f"--model: {first.name} and {other.name} recommend from different catalogues ({len(ours)} and {len(theirs)} items, "
         f"{shared} in common), so their lists cannot stand side by side; train both on one data folder, or show them one at "
         "a time"

@@ -15,6 +15,7 @@ from modeling_cllm4rec.app.answers import Answer, Question, ShownModels
 from modeling_cllm4rec.app.local_only import LocalOnly
 from modeling_cllm4rec.app.markup import answer_lists, found_list, history_list, note
 from modeling_cllm4rec.app.person import Person, any_user, take_user
+from modeling_cllm4rec.core.errors import InputError
 
 HERE = Path(__file__).parent
 SCRIPT = (HERE / "page.js").read_text(encoding="utf-8")
@@ -219,5 +220,5 @@ def _swapped(taken: tuple[Person, str], query: str) -> tuple[Person, str, str]:
 
 def _whole(what: str, number: float | None) -> int:
     if number is None or number != int(number):
-        raise ValueError(f"{what} is {'missing' if number is None else number}; give a whole number.")
+        raise InputError(f"{what} is {'missing' if number is None else number}; give a whole number.")
     return int(number)

@@ -9,6 +9,7 @@ import numpy as np
 
 from modeling_cllm4rec.app.answers import user_index
 from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers
+from modeling_cllm4rec.core.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -41,17 +42,17 @@ def take_user(users: KnownUsers | None, catalogue: Catalogue, user: str) -> tupl
         The person, and a sentence about it; the history is empty where the model was saved without histories.
 
     Raises:
-        ValueError: no id, no users, or none with this id.
+        InputError: no id, no users, or none with this id.
     """
     user = user.strip()
     if not user:
-        raise ValueError("Type the id of a user, or let one be picked.")
+        raise InputError("Type the id of a user, or let one be picked.")
     if users is None or not len(users):
-        raise ValueError("This model knows no users. Compose a history instead.")
+        raise InputError("This model knows no users. Compose a history instead.")
     index = user_index(users, user)
     if index is None:
         example = users.ids.ids_of([0])[0]
-        raise ValueError(f"There is no user “{user}” among the {len(users):,} known ones; an id looks like “{example}”.")
+        raise InputError(f"There is no user “{user}” among the {len(users):,} known ones; an id looks like “{example}”.")
     if not users.has_histories:
         return Person((), user), f"User {user}. The model was saved without histories: compose one, if you like."
     history = tuple(catalogue.ids.ids_of(users.history(index)))

@@ -14,6 +14,7 @@ import yaml
 import modeling_cllm4rec
 from modeling_cllm4rec.commands.command_line import print_json, run_command
 from modeling_cllm4rec.commands.doctor import requirements
+from modeling_cllm4rec.core.errors import ExistingFileError, InputError
 
 EPILOG = """example:
   cllm4rec export space --model you/beauty --output space
@@ -45,18 +46,18 @@ def space_files(models: list[str], title: str, required: list[str], gradio_versi
         gradio_version: what the Space installs of gradio.
 
     Raises:
-        ValueError: no models, one named twice, or a name that is none of the Hub's.
+        InputError: no models, one named twice, or a name that is none of the Hub's.
 
     Example:
         >>> sorted(space_files(["you/beauty"], "Beauty", ["torch"], "6.31.0"))
         ['README.md', 'app.py', 'requirements.txt']
     """
     if not models or len(set(models)) < len(models):
-        raise ValueError(f"--model: {models}; name one or more models, none twice")
+        raise InputError(f"--model: {models}; name one or more models, none twice")
     for name in models:
         owner, slash, rest = name.partition("/")
         if not (owner and slash and rest) or "/" in rest or Path(name).exists():
-            raise ValueError(
+            raise InputError(
                 f"--model: {name} is no name on the Hub (owner/name), and a Space cannot see this machine's folders; "
                 "upload the model (model.push_to_hub) and give its name"
             )
@@ -98,11 +99,11 @@ def package_requirements() -> list[str]:
     """What this package and its page need, as lines of requirements.txt.
 
     Raises:
-        ValueError: the package is not installed, so nothing says what it needs.
+        InputError: the package is not installed, so nothing says what it needs.
     """
     always, extras = requirements()
     if not always:
-        raise ValueError("this package is only found on the path, so its requirements are unknown; run: pip install .")
+        raise InputError("this package is only found on the path, so its requirements are unknown; run: pip install .")
     return [f"{one.name}{one.specifier}" for one in [*always, *extras["app"]]]
 
 
@@ -110,11 +111,11 @@ def write_space(folder: str | Path, files: dict[str, str]) -> None:
     """Write the files of a Space into a folder that is new or empty.
 
     Raises:
-        FileExistsError: the folder holds something.
+        ExistingFileError: the folder holds something.
     """
     target = Path(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(f"--output: {folder} holds something already; name a new folder")
+        raise ExistingFileError(f"--output: {folder} holds something already; name a new folder")
     target.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (target / name).parent.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from modeling_cllm4rec.core.catalogue import Catalogue
+from modeling_cllm4rec.core.errors import InputError
 
 
 class Found(NamedTuple):
@@ -53,10 +54,10 @@ class TitleSearch:
             limit: how many items at most.
 
         Raises:
-            ValueError: a limit below 1.
+            InputError: a limit below 1.
         """
         if limit < 1:
-            raise ValueError(f"limit is {limit}; it must be 1 or more")
+            raise InputError(f"limit is {limit}; it must be 1 or more")
         rows = self.all_with(query)
         return Found(self._ordered(rows, query)[:limit], len(rows))
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from modeling_cllm4rec.baselines.ensemble import EnsembleRecommender
 from modeling_cllm4rec.baselines.tuning import Tuning, search_spaces, tune_settings
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.evaluation.evaluator import Recommender
 
@@ -72,7 +73,7 @@ def members(name: str) -> tuple[str, ...]:
     """The baselines that a name joins by +, or the one that it is.
 
     Raises:
-        ValueError: one of them does not exist (the nearest names), or is there twice.
+        InputError: one of them does not exist (the nearest names), or is there twice.
 
     >>> members("ease+ials"), members("ease")
     (('ease', 'ials'), ('ease',))
@@ -80,9 +81,9 @@ def members(name: str) -> tuple[str, ...]:
     parts = tuple(name.split("+"))
     for part in parts:
         if part not in BASELINES:
-            raise ValueError(f"there is no baseline {part!r}{_nearest(part, BASELINES)}; allowed are {', '.join(BASELINES)}")
+            raise InputError(f"there is no baseline {part!r}{_nearest(part, BASELINES)}; allowed are {', '.join(BASELINES)}")
         if parts.count(part) > 1:
-            raise ValueError(f"the baseline {name!r} names {part} twice; name each once")
+            raise InputError(f"the baseline {name!r} names {part} twice; name each once")
     return parts
 
 
@@ -90,7 +91,7 @@ def baseline_settings(name: str) -> dict[str, Any]:
     """The settings of a baseline and their defaults; of several joined by +, those of each by its name.
 
     Raises:
-        ValueError: there is no such baseline (the nearest names).
+        InputError: there is no such baseline (the nearest names).
 
     >>> baseline_settings("itemknn")
     {'shrink': 20.0, 'neighbours': None, 'fit_on': 'train'}
@@ -116,8 +117,8 @@ def fit_baseline(name: str, data: RecommendationData, *, seed: int = 0, **settin
         What scores histories.
 
     Raises:
-        ValueError: there is no such baseline or setting (the nearest names), or a value is not allowed.
-        ImportError: it needs a library that is not there (what to install).
+        InputError: there is no such baseline or setting (the nearest names), or a value is not allowed.
+        MissingPackageError: it needs a library that is not there (what to install).
 
     Example:
         >>> from modeling_cllm4rec.baselines import fit_baseline
@@ -135,20 +136,20 @@ def check_settings(name: str, settings: Mapping[str, Any]) -> None:
     """Refuse settings that a baseline does not have.
 
     Raises:
-        ValueError: naming the nearest ones; or of several baselines the settings of one are no mapping.
+        InputError: naming the nearest ones; or of several baselines the settings of one are no mapping.
     """
     allowed, single = baseline_settings(name), name in BASELINES
     for key, value in settings.items():
         if single and key in BASELINES[name].fixed:
-            raise ValueError(f"{name} is what it is by {key}={BASELINES[name].fixed[key]!r}; leave {key} away")
+            raise InputError(f"{name} is what it is by {key}={BASELINES[name].fixed[key]!r}; leave {key} away")
         if key not in allowed:
-            raise ValueError(
+            raise InputError(
                 f"the baseline {name!r} has no setting {key!r}{_nearest(key, allowed)}; "
                 f"allowed are {', '.join(allowed) or 'none'}"
             )
         if not single:
             if not isinstance(value, Mapping):
-                raise ValueError(f"the baseline {name!r}: {key} is {value!r}; it must be a mapping of the settings of {key}")
+                raise InputError(f"the baseline {name!r}: {key} is {value!r}; it must be a mapping of the settings of {key}")
             check_settings(key, value)
 
 
@@ -181,11 +182,11 @@ def tune(
         The best of the drawn settings (of equal ones the first) and all trials.
 
     Raises:
-        ValueError: there is no such baseline or setting, or the search space cannot be read.
-        ImportError: the baseline needs a library that is not there.
+        InputError: there is no such baseline or setting, or the search space cannot be read.
+        MissingPackageError: the baseline needs a library that is not there.
     """
     if len(parts := members(name)) > 1:
-        raise ValueError(f"settings of {name} are searched for one baseline at a time; call tune for each of {', '.join(parts)}")
+        raise InputError(f"settings of {name} are searched for one baseline at a time; call tune for each of {', '.join(parts)}")
     space = search_spaces()[name] if space is None else space
     fixed = fixed or {}
     check_settings(name, {**space, **fixed})

@@ -13,6 +13,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from modeling_cllm4rec.baselines.validation import validate
+from modeling_cllm4rec.core.errors import DivergedError, InputError
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.evaluation.evaluator import Recommender
 
@@ -42,7 +43,7 @@ class Stopping:
     def __post_init__(self) -> None:
         check_counts(epochs=self.epochs, validate_every=self.validate_every)
         if self.patience < 0:
-            raise ValueError(f"patience is {self.patience}; it must be 1 or more, or 0 to never stop early")
+            raise InputError(f"patience is {self.patience}; it must be 1 or more, or 0 to never stop early")
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def train_until_best(
         All validations.
 
     Raises:
-        FloatingPointError: a loss is not finite.
+        DivergedError: a loss is not finite.
     """
     optimizer = torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=weight_decay)
     validations: list[Validation] = []
@@ -101,7 +102,7 @@ def train_until_best(
             module.eval()
             bar.update()
             if not np.isfinite(losses).all():
-                raise FloatingPointError(f"{title}: the loss of epoch {epoch} is not finite; lower lr (it is {lr})")
+                raise DivergedError(f"{title}: the loss of epoch {epoch} is not finite; lower lr (it is {lr})")
             if epoch % stopping.validate_every and epoch < stopping.epochs:
                 continue
             metric = validate(recommender, data, stopping.metric, stopping.validation_users)
@@ -122,33 +123,33 @@ def check_counts(**counts: int) -> None:
     """Refuse numbers below 1.
 
     Raises:
-        ValueError: naming the argument.
+        InputError: naming the argument.
     """
     for name, count in counts.items():
         if count < 1:
-            raise ValueError(f"{name} is {count}; it must be 1 or more")
+            raise InputError(f"{name} is {count}; it must be 1 or more")
 
 
 def check_shares(**shares: float) -> None:
     """Refuse numbers outside of [0, 1), such as a dropout of 1.
 
     Raises:
-        ValueError: naming the argument.
+        InputError: naming the argument.
     """
     for name, share in shares.items():
         if not 0 <= share < 1:
-            raise ValueError(f"{name} is {share}; it must be 0 or more and lie below 1")
+            raise InputError(f"{name} is {share}; it must be 0 or more and lie below 1")
 
 
 def check_above_zero(**numbers: float) -> None:
     """Refuse numbers that are not above 0.
 
     Raises:
-        ValueError: naming the argument.
+        InputError: naming the argument.
     """
     for name, number in numbers.items():
         if not number > 0:
-            raise ValueError(f"{name} is {number}; it must be above 0")
+            raise InputError(f"{name} is {number}; it must be above 0")
 
 
 def device_named(device: str) -> torch.device:
@@ -160,10 +161,10 @@ def autocast(device: torch.device, precision: TrainingPrecision) -> torch.autoca
     """Computing in bfloat16 or not; weights stay in 32 bits.
 
     Raises:
-        ValueError: `precision` is neither of the two.
+        InputError: `precision` is neither of the two.
     """
     if precision not in ("no", "bf16"):
-        raise ValueError(f"precision is {precision!r}; allowed are 'no' and 'bf16'")
+        raise InputError(f"precision is {precision!r}; allowed are 'no' and 'bf16'")
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 

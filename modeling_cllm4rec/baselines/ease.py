@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import lapack
 
+from modeling_cllm4rec.core.errors import InputError, MemoryLimitError
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.corpora.interaction_matrix import FitOn, fitting_histories, interaction_matrix
 
@@ -31,7 +32,7 @@ class EASERecommender:
 
     def __init__(self, weights: npt.NDArray[np.float32], recency: float = 0.0) -> None:
         if not recency >= 0:
-            raise ValueError(f"recency is {recency}; it must be 0 (no weighing) or more")
+            raise InputError(f"recency is {recency}; it must be 0 (no weighing) or more")
         self.weights = weights
         self.recency = recency
         self.num_items = len(weights)
@@ -60,13 +61,13 @@ class EASERecommender:
             max_memory_gib: refuse catalogues whose matrices take more, in GiB.
 
         Raises:
-            ValueError: a setting is out of its range.
-            MemoryError: the (J, J) matrices are larger than `max_memory_gib`.
+            InputError: a setting is out of its range.
+            MemoryLimitError: the (J, J) matrices are larger than `max_memory_gib`.
         """
         if not regularization > 0:
-            raise ValueError(f"regularization is {regularization}; it must be above 0")
+            raise InputError(f"regularization is {regularization}; it must be above 0")
         if precision not in get_args(Precision):
-            raise ValueError(f"precision is {precision!r}; allowed are {' and '.join(map(repr, get_args(Precision)))}")
+            raise InputError(f"precision is {precision!r}; allowed are {' and '.join(map(repr, get_args(Precision)))}")
         _check_memory(data.num_items, precision, max_memory_gib)
         matrix = interaction_matrix(fitting_histories(data, fit_on), data.num_items).astype(precision)
         gram = (matrix.T @ matrix).toarray(order="F")  # (J, J)
@@ -99,7 +100,7 @@ def _check_memory(num_items: int, precision: Precision, limit: float) -> None:
     hint = f"raise max_memory_gib to {needed:.0f} where there is so much"
     if precision == "float64":
         hint += f", set precision='float32' ({memory_gib(num_items, 'float32'):.1f} GiB)"
-    raise MemoryError(
+    raise MemoryLimitError(
         f"EASE over {num_items} items needs {needed:.1f} GiB for its {precision} matrices, and max_memory_gib is {limit}; "
         f"{hint}, or choose a baseline without a dense (items, items) matrix, such as itemknn or ials"
     )
@@ -110,7 +111,7 @@ def _invert(matrix: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
     factorize, invert = lapack.get_lapack_funcs(("potrf", "potri"), (matrix,))
     factor, failed = factorize(matrix, lower=True, overwrite_a=True, clean=False)
     if failed:
-        raise ValueError("regularization is too small: X'X + regularization I is singular in this precision; raise it")
+        raise InputError("regularization is too small: X'X + regularization I is singular in this precision; raise it")
     inverse, _ = invert(factor, lower=True, overwrite_c=True)
     for start in range(0, len(inverse), BLOCK):  # only the lower half was computed
         end = min(start + BLOCK, len(inverse))

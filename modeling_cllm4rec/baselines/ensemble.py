@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.data_folder import Histories
 from modeling_cllm4rec.evaluation.evaluator import Recommender
 
@@ -21,15 +22,15 @@ class EnsembleRecommender:
         recommenders: at least two, of one catalogue.
 
     Raises:
-        ValueError: fewer than two, or recommenders of catalogues of different sizes.
+        InputError: fewer than two, or recommenders of catalogues of different sizes.
     """
 
     def __init__(self, recommenders: Sequence[Recommender]) -> None:
         if len(recommenders) < 2:
-            raise ValueError(f"recommenders has {len(recommenders)} of them; a sum needs two or more")
+            raise InputError(f"recommenders has {len(recommenders)} of them; a sum needs two or more")
         sizes = [recommender.num_items for recommender in recommenders]
         if len(set(sizes)) > 1:
-            raise ValueError(f"recommenders score catalogues of {sizes} items; fit all of them on the same data")
+            raise InputError(f"recommenders score catalogues of {sizes} items; fit all of them on the same data")
         self.recommenders, self.num_items = tuple(recommenders), sizes[0]
 
     def score_histories(self, user_indices: npt.NDArray[np.integer] | None, histories: Histories) -> npt.NDArray[np.float32]:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from scipy import sparse
 
 from modeling_cllm4rec.baselines.early_stopping import check_above_zero, check_counts
+from modeling_cllm4rec.core.errors import MissingPackageError
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.corpora.interaction_matrix import FitOn, fitting_histories, interaction_matrix
 
@@ -56,8 +57,8 @@ class IALSRecommender:
             progress: show a bar.
 
         Raises:
-            ValueError: a setting is out of its range.
-            ImportError: the library `implicit` is not there.
+            InputError: a setting is out of its range.
+            MissingPackageError: the library `implicit` is not there.
         """
         check_counts(factors=factors, iterations=iterations)
         check_above_zero(regularization=regularization, alpha=alpha)
@@ -80,7 +81,7 @@ def _solver(**settings: Any) -> Any:
         from implicit.cpu.als import AlternatingLeastSquares
         from threadpoolctl import threadpool_limits
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackageError(
             'the baseline "ials" needs the library implicit: pip install implicit threadpoolctl, or choose another baseline'
         ) from error
     with threadpool_limits(1, "blas"):  # it has threads of its own, and warns where numpy's come on top of them

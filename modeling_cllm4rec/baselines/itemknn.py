@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.corpora.interaction_matrix import FitOn, fitting_histories, interaction_matrix
 
@@ -46,12 +47,12 @@ class ItemKNNRecommender:
             fit_on: the splits that are compared.
 
         Raises:
-            ValueError: a setting is out of its range.
+            InputError: a setting is out of its range.
         """
         if not shrink >= 0:
-            raise ValueError(f"shrink is {shrink}; it must be 0 or more")
+            raise InputError(f"shrink is {shrink}; it must be 0 or more")
         if neighbours is not None and neighbours < 1:
-            raise ValueError(f"neighbours is {neighbours}; it must be 1 or more, or None for all")
+            raise InputError(f"neighbours is {neighbours}; it must be 1 or more, or None for all")
         matrix = interaction_matrix(fitting_histories(data, fit_on), data.num_items).astype(np.float64)
         similarities = sparse.coo_array(matrix.T @ matrix)  # (J, J) shared users
         norms = np.sqrt(similarities.diagonal())

@@ -22,6 +22,7 @@ from modeling_cllm4rec.baselines.early_stopping import (
     device_named,
     train_until_best,
 )
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.corpora.interaction_matrix import check_items
 from modeling_cllm4rec.evaluation.evaluator import select_users
@@ -124,14 +125,14 @@ class MultVAERecommender:
             progress: show a bar.
 
         Raises:
-            ValueError: a setting is out of its range, or nobody has a validation item.
+            InputError: a setting is out of its range, or nobody has a validation item.
         """
         stopping = Stopping(epochs, patience, validate_every, metric, validation_users)
         check_counts(hidden_size=hidden_size, latent_size=latent_size, batch_size=batch_size, anneal_epochs=anneal_epochs)
         check_shares(dropout=dropout)
         check_above_zero(lr=lr)
         if not beta >= 0:
-            raise ValueError(f"beta is {beta}; it must be 0 or more")
+            raise InputError(f"beta is {beta}; it must be 0 or more")
         place = device_named(device)
         computing = autocast(place, precision)
         histories = data.histories("train")

@@ -7,6 +7,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.corpora.interaction_matrix import FitOn, fitting_histories
 
@@ -26,7 +27,7 @@ class PopularityRecommender:
 
     def __init__(self, counts: npt.NDArray[np.integer]) -> None:
         if np.ndim(counts) != 1 or not np.size(counts):
-            raise ValueError(f"counts must be a non-empty (items,) array, got shape {np.shape(counts)}")
+            raise InputError(f"counts must be a non-empty (items,) array, got shape {np.shape(counts)}")
         self.num_items = len(counts)
         self.scores = np.asarray(counts, dtype=np.float32)
 
@@ -63,9 +64,9 @@ class RandomRecommender:
 
     def __init__(self, num_items: int, seed: int = 0) -> None:
         if num_items < 1:
-            raise ValueError(f"num_items must be at least 1, got {num_items}")
+            raise InputError(f"num_items must be at least 1, got {num_items}")
         if seed < 0:
-            raise ValueError(f"seed must be at least 0, got {seed}")
+            raise InputError(f"seed must be at least 0, got {seed}")
         self.num_items = num_items
         self.seed = seed
 

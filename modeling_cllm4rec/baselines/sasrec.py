@@ -27,6 +27,7 @@ from modeling_cllm4rec.baselines.early_stopping import (
     device_named,
     train_until_best,
 )
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.core.losses import multinomial_nll
 from modeling_cllm4rec.core.prompt_assembly import pad_right
 from modeling_cllm4rec.corpora.batches import plan_batches
@@ -168,7 +169,7 @@ class SASRecRecommender:
             progress: show a bar.
 
         Raises:
-            ValueError: a setting is out of its range, or nobody has a validation item.
+            InputError: a setting is out of its range, or nobody has a validation item.
         """
         stopping = Stopping(epochs, patience, validate_every, metric, validation_users)
         check_counts(size=size, layers=layers, heads=heads, max_length=max_length, batch_size=batch_size)
@@ -176,9 +177,9 @@ class SASRecRecommender:
         check_shares(dropout=dropout)
         check_above_zero(lr=lr, **({} if temperature is None else {"temperature": temperature}))
         if size % heads:
-            raise ValueError(f"size is {size} and heads is {heads}; size must be a multiple of heads")
+            raise InputError(f"size is {size} and heads is {heads}; size must be a multiple of heads")
         if loss not in get_args(Loss):
-            raise ValueError(f"loss is {loss!r}; allowed are {', '.join(map(repr, get_args(Loss)))}")
+            raise InputError(f"loss is {loss!r}; allowed are {', '.join(map(repr, get_args(Loss)))}")
         place = device_named(device)
         computing = autocast(place, precision)
         pieces = training_pieces(data.histories("train"), max_length)
@@ -261,14 +262,14 @@ def inclusion_chances(counts: npt.NDArray[np.integer], num_samples: int, power: 
         power: 0 draws uniformly, 1 by popularity.
 
     Raises:
-        ValueError: `num_samples` is below 1, or `power` is not in [0, 1].
+        InputError: `num_samples` is below 1, or `power` is not in [0, 1].
 
     >>> inclusion_chances(np.array([0, 0, 1, 99]), num_samples=2, power=1.0).tolist()
     [0.25, 0.25, 0.5, 1.0]
     """
     check_counts(num_samples=num_samples)
     if not 0 <= power <= 1:
-        raise ValueError(f"sampling_power is {power}; it must lie between 0 (uniform) and 1 (by popularity)")
+        raise InputError(f"sampling_power is {power}; it must lie between 0 (uniform) and 1 (by popularity)")
     weights = (counts + 1.0) ** power
     if num_samples >= len(weights):
         return np.ones(len(weights), dtype=np.float32)

@@ -27,6 +27,7 @@ from modeling_cllm4rec.baselines.early_stopping import (
     device_named,
 )
 from modeling_cllm4rec.baselines.yes_no_prompts import YesNoPrompts
+from modeling_cllm4rec.core.errors import DivergedError, InputError, MissingFileError
 from modeling_cllm4rec.core.language_model import word_head
 from modeling_cllm4rec.core.prompt_assembly import pad_right
 from modeling_cllm4rec.corpora.batches import plan_batches
@@ -124,9 +125,9 @@ class TALLRecRecommender:
                 is refused before the training; None refuses nothing.
 
         Raises:
-            ValueError: no backbone, a setting out of its range, items without titles, prompts that do not fit into the
+            InputError: no backbone, a setting out of its range, items without titles, prompts that do not fit into the
                 backbone's context, nobody with two training items, or an evaluation that would take longer than `max_hours`.
-            FileNotFoundError: there is no such backbone.
+            MissingFileError: there is no such backbone.
         """
         check_counts(positives=positives, negatives=negatives, max_history=max_history, max_title_tokens=max_title_tokens)
         check_counts(epochs=epochs, batch_size=batch_size, lora_rank=lora_rank, lora_alpha=lora_alpha)
@@ -173,7 +174,7 @@ class TALLRecRecommender:
         """(batch, J) scores of all items, one row per history.
 
         Raises:
-            ValueError: items of another catalogue, or it would take longer than `max_hours`.
+            InputError: items of another catalogue, or it would take longer than `max_hours`.
         """
         check_items(histories, self.num_items)
         rows = len(histories.indptr) - 1
@@ -187,7 +188,7 @@ class TALLRecRecommender:
         """(batch, J) scores of some items for each history, -inf for the others.
 
         Raises:
-            ValueError: items of another catalogue, or it would take longer than `max_hours`.
+            InputError: items of another catalogue, or it would take longer than `max_hours`.
         """
         check_items(histories, self.num_items)
         check_items(candidates, self.num_items)
@@ -198,7 +199,7 @@ class TALLRecRecommender:
         """Estimate how long some pairs of a history and an item take, from a few of them, and tell or refuse.
 
         Raises:
-            ValueError: longer than `max_hours`.
+            InputError: longer than `max_hours`.
         """
         if pairs <= 10 * PROBE_PAIRS:
             return
@@ -207,7 +208,7 @@ class TALLRecRecommender:
         milliseconds, hours = 1e3 * self.seconds_of_a_pair, pairs * self.seconds_of_a_pair / 3600
         cost = f"{pairs} pairs of a history and an item at {milliseconds:.2f} ms each take about {hours:.2g} hours"
         if self.max_hours is not None and hours > self.max_hours:
-            raise ValueError(
+            raise InputError(
                 f"TALLRec: {cost}, more than max_hours ({self.max_hours:g}); rank fewer people (max_users), fewer items "
                 "(score_candidates), or raise max_hours"
             )
@@ -250,9 +251,7 @@ class TALLRecRecommender:
         rows = len(histories.indptr) - 1
         scores = np.full((rows, self.num_items), -np.inf, dtype=np.float32)
         for row in tqdm(range(rows), desc="asking Yes or No", unit="history", disable=not self.progress, leave=False):
-            history, items = (
-                one.items[one.indptr[row] : one.indptr[row + 1]] for one in (histories, candidates)
-            )
+            history, items = (one.items[one.indptr[row] : one.indptr[row + 1]] for one in (histories, candidates))
             scores[row, items] = self.score_items(history, items)
         return scores
 
@@ -267,16 +266,14 @@ class TALLRecRecommender:
         return (time.perf_counter() - start) / len(items)
 
 
-def training_examples(
-    histories: Histories, num_items: int, positives: int, negatives: int, seed: int, epoch: int
-) -> Examples:
+def training_examples(histories: Histories, num_items: int, positives: int, negatives: int, seed: int, epoch: int) -> Examples:
     """Questions for an epoch: a random sample of all next items, and random items that do not stand in the history.
 
     Returns:
         `users` and `lengths` say what the prompt holds: the first `lengths` items of a user's history, one or more.
 
     Raises:
-        ValueError: nobody has two items, or somebody has all of the catalogue.
+        InputError: nobody has two items, or somebody has all of the catalogue.
 
     >>> histories = Histories(np.array([0, 3]), np.array([5, 6, 7], dtype=np.int32))
     >>> examples = training_examples(histories, 9, positives=2, negatives=0, seed=0, epoch=0)
@@ -287,7 +284,7 @@ def training_examples(
     before = np.arange(len(owners)) - histories.indptr[owners]
     places = np.flatnonzero(before > 0)
     if not len(places):
-        raise ValueError("nobody has two training items, so there is no history with a next item; TALLRec needs some")
+        raise InputError("nobody has two training items, so there is no history with a next item; TALLRec needs some")
     generator = np.random.default_rng((seed, epoch))
     chosen = np.sort(generator.choice(places, min(positives, len(places)), replace=False))
     items = [histories.items[chosen]]
@@ -295,7 +292,7 @@ def training_examples(
         own = histories.items[histories.indptr[user] : histories.indptr[user + 1]]
         others = np.setdiff1d(np.arange(num_items), own)
         if not len(others):
-            raise ValueError(f"user {user} has all {num_items} items, so there is none to answer No for; leave this user out")
+            raise InputError(f"user {user} has all {num_items} items, so there is none to answer No for; leave this user out")
         items.append(generator.choice(others, negatives))
     repeats = np.repeat(chosen, negatives)
     asked = np.concatenate([chosen, repeats])
@@ -305,12 +302,12 @@ def training_examples(
 
 def _language_model(backbone: str) -> tuple[PreTrainedModel, Any]:
     if not backbone:
-        raise ValueError("tallrec: backbone is not set; name a causal language model (backbone=..., or --backbone)")
+        raise InputError("tallrec: backbone is not set; name a causal language model (backbone=..., or --backbone)")
     try:
         tokenizer = AutoTokenizer.from_pretrained(backbone)
         return AutoModelForCausalLM.from_pretrained(backbone, dtype=torch.float32), tokenizer
     except OSError as error:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"backbone: {backbone} is no folder with a language model and could not be read from the Hub ({error})"
         ) from error
 
@@ -340,7 +337,7 @@ def _train_epoch(
             scores = recommender._answers(hidden[torch.arange(len(batch)), last])
         loss = F.binary_cross_entropy_with_logits(scores, labels)
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"TALLRec: the loss is {float(loss)}; lower lr")
+            raise DivergedError(f"TALLRec: the loss is {float(loss)}; lower lr")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_([one for one in model.parameters() if one.requires_grad], 1.0)

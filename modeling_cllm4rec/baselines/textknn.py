@@ -9,6 +9,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.corpora.interaction_matrix import interaction_matrix
 from modeling_cllm4rec.corpora.item_embeddings import MINILM, Pooling, item_embeddings
@@ -28,7 +29,7 @@ class TextKNNRecommender:
 
     def __init__(self, vectors: npt.NDArray[np.floating]) -> None:
         if np.ndim(vectors) != 2 or not np.size(vectors):
-            raise ValueError(f"vectors must be a non-empty (items, dimensions) array, got shape {np.shape(vectors)}")
+            raise InputError(f"vectors must be a non-empty (items, dimensions) array, got shape {np.shape(vectors)}")
         self.vectors = _unit_rows(np.asarray(vectors, dtype=np.float32))
         self.num_items = len(vectors)
 
@@ -56,8 +57,8 @@ class TextKNNRecommender:
                 `corpora.item_embeddings.item_embeddings`.
 
         Raises:
-            ValueError: items without text, or what the encoder refuses.
-            ImportError: the encoder needs a library that is not there.
+            InputError: items without text, or what the encoder refuses.
+            MissingPackageError: the encoder needs a library that is not there.
         """
         return cls(
             item_embeddings(

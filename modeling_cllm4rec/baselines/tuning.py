@@ -16,6 +16,7 @@ import yaml
 from tqdm.auto import tqdm
 
 from modeling_cllm4rec.baselines.validation import validate
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.evaluation.evaluator import Recommender
 
@@ -76,10 +77,10 @@ def tune_settings(
         progress: show the bar.
 
     Raises:
-        ValueError: `trials` is below 1, or the space cannot be read.
+        InputError: `trials` is below 1, or the space cannot be read.
     """
     if trials < 1:
-        raise ValueError(f"trials is {trials}; it must be 1 or more")
+        raise InputError(f"trials is {trials}; it must be 1 or more")
     for name, values in space.items():
         _check_values(name, values)
     generator = np.random.default_rng(seed)
@@ -142,14 +143,14 @@ def _draw_new(space: Mapping[str, Any], generator: np.random.Generator, tried: M
 def _check_values(name: str, values: Any) -> None:
     kinds = list(values) if isinstance(values, Mapping) else []
     if len(kinds) != 1 or kinds[0] not in KINDS:
-        raise ValueError(f"search space of {name} is {values!r}; it must be one of {', '.join(KINDS)} with a list of values")
+        raise InputError(f"search space of {name} is {values!r}; it must be one of {', '.join(KINDS)} with a list of values")
     limits = values[kinds[0]]
     if not isinstance(limits, list) or not limits:
-        raise ValueError(f"search space of {name}: {kinds[0]} is {limits!r}; it must be a list that is not empty")
+        raise InputError(f"search space of {name}: {kinds[0]} is {limits!r}; it must be a list that is not empty")
     if kinds[0] == "choice":
         return
     numbers = [value for value in limits if isinstance(value, int | float) and not isinstance(value, bool)]
     if len(limits) != 2 or len(numbers) != 2 or not limits[0] <= limits[1]:
-        raise ValueError(f"search space of {name}: {kinds[0]} is {limits!r}; it must be [lowest, highest], two numbers")
+        raise InputError(f"search space of {name}: {kinds[0]} is {limits!r}; it must be [lowest, highest], two numbers")
     if kinds[0] == "log_uniform" and limits[0] <= 0:
-        raise ValueError(f"search space of {name}: log_uniform is {limits!r}; both numbers must be above 0")
+        raise InputError(f"search space of {name}: log_uniform is {limits!r}; both numbers must be above 0")

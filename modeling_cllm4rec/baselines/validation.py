@@ -16,7 +16,7 @@ def validate(recommender: Recommender, data: RecommendationData, metric: str, ma
         max_users: evaluate on a fixed random sample of so many users; None takes all.
 
     Raises:
-        ValueError: a metric that does not exist, or nobody has a validation item.
+        InputError: a metric that does not exist, or nobody has a validation item.
     """
     names = metric.split("+")
     report = evaluate(recommender, data, "validation", metrics=names, progress=False, n_resamples=0, max_users=max_users)

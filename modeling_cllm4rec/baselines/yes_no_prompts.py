@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
+from modeling_cllm4rec.core.errors import InputError
+
 Ids = npt.NDArray[np.int64]
 
 OPENING = "A customer chose these products, the oldest first:\n"
@@ -33,7 +35,7 @@ class YesNoPrompts:
         answers: token ids of Yes and of No (the first token of each).
 
     Raises:
-        ValueError: the tokenizer writes both answers with the same first token, or the longest prompt does not fit.
+        InputError: the tokenizer writes both answers with the same first token, or the longest prompt does not fit.
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class YesNoPrompts:
         self.lines = [np.concatenate([bullet, encode(title)[:max_title_tokens], line]) for title in titles]
         yes, no = encode(YES), encode(NO)
         if not len(yes) or not len(no) or yes[0] == no[0]:
-            raise ValueError(
+            raise InputError(
                 f"the tokenizer writes {YES} as tokens {yes.tolist()} and {NO} as {no.tolist()}, which begin alike; "
                 "choose a backbone with another tokenizer"
             )
@@ -63,7 +65,7 @@ class YesNoPrompts:
         longest = len(self.opening) + len(self.question) + len(self.answer)
         longest += (max_history + 1) * max(map(len, self.lines))
         if longest > context_length:
-            raise ValueError(
+            raise InputError(
                 f"a prompt of {max_history} titles and a candidate may take {longest} tokens, but the backbone reads "
                 f"{context_length} at once; lower max_history or max_title_tokens (now {max_title_tokens})"
             )

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from modeling_cllm4rec.benchmark.jobs import Job
 from modeling_cllm4rec.benchmark.recipes import STAGES, Changed, Recipe, adjusted, arguments_of, check_recipe
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.lcrec.ablation import lcrec_variants
 
 RECIPE = "recipe"
@@ -85,7 +86,7 @@ def make_variant_jobs(
         The jobs, and what `Setting` says of them: `recipe`, and in `same_as_recipe` those variants (of all) that change nothing.
 
     Raises:
-        ValueError: a variant that does not exist (the nearest names), no seed, or a recipe whose settings are not allowed.
+        InputError: a variant that does not exist (the nearest names), no seed, or a recipe whose settings are not allowed.
     """
     base = adjusted(recipe, system, backbone, epochs_share)
     there = {RECIPE: Changed(VARIANTS[RECIPE].about, base)}
@@ -94,9 +95,9 @@ def make_variant_jobs(
     for name in names:
         if name not in there:
             near = difflib.get_close_matches(name, there, n=3, cutoff=0.4)
-            raise ValueError(f"variants: there is no {name!r}; nearest: {', '.join(near or there)}")
+            raise InputError(f"variants: there is no {name!r}; nearest: {', '.join(near or there)}")
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds are {list(seeds)}; there must be at least one, each 0 or more and there once")
+        raise InputError(f"seeds are {list(seeds)}; there must be at least one, each 0 or more and there once")
     check_recipe(base, system)
     settings = {name: _all_settings(variant, system) for name, variant in there.items()}
     same = tuple(name for name in there if name != RECIPE and settings[name] == settings[RECIPE])

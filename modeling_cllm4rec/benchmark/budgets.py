@@ -7,6 +7,7 @@ from typing import Any
 
 from modeling_cllm4rec.baselines import members
 from modeling_cllm4rec.baselines.tuning import search_spaces
+from modeling_cllm4rec.core.errors import InputError
 
 TUNED_KEYS, CHOSEN_KEYS = ("trials", "metric", "fixed"), ("data", "tried")
 """What may stand under `tuned` and under `chosen` of the benchmark's YAML file."""
@@ -26,7 +27,7 @@ def tuned_in_words(place: str, value: Mapping[str, Any], data: str = "") -> str:
         data: on whose validation split.
 
     Raises:
-        ValueError: a key is missing, or a value is not allowed.
+        InputError: a key is missing, or a value is not allowed.
 
     >>> tuned_in_words("a.yaml", {"trials": 6, "metric": "recall@20", "fixed": ["iterations"]}, "beauty")
     'tuned on validation of beauty, 6 trials by recall@20 (iterations fixed)'
@@ -34,7 +35,7 @@ def tuned_in_words(place: str, value: Mapping[str, Any], data: str = "") -> str:
     _needs(place, value, "trials", "metric")
     fixed = value.get("fixed", [])
     if not isinstance(fixed, list):
-        raise ValueError(f"{place}: fixed is {fixed!r}; it must be a list of settings")
+        raise InputError(f"{place}: fixed is {fixed!r}; it must be a list of settings")
     words = f"tuned on validation{f' of {data}' if data else ''}, {_count(place, 'trials', value['trials'])} trials"
     return f"{words} by {value['metric']}" + (f" ({', '.join(fixed)} fixed)" if fixed else "")
 
@@ -47,7 +48,7 @@ def chosen_in_words(place: str, value: Mapping[str, Any]) -> str:
         value: `data`, on whose validation split it was chosen, and `tried`, among how many configurations.
 
     Raises:
-        ValueError: a key is missing, or a value is not allowed.
+        InputError: a key is missing, or a value is not allowed.
 
     >>> chosen_in_words("a.yaml", {"data": "beauty", "tried": 13})
     'recipe, chosen on validation of beauty among 13 configurations'
@@ -71,10 +72,10 @@ def of_baseline(name: str, chosen: Mapping[str, str]) -> str:
 def _needs(place: str, value: Mapping[str, Any], *names: str) -> None:
     for name in names:
         if name not in value:
-            raise ValueError(f"{place}: {name} is missing; say it, or leave {place.rpartition(': ')[2]} away")
+            raise InputError(f"{place}: {name} is missing; say it, or leave {place.rpartition(': ')[2]} away")
 
 
 def _count(place: str, name: str, value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{place}: {name} is {value!r}; it must be a whole number, 1 or more")
+        raise InputError(f"{place}: {name} is {value!r}; it must be a whole number, 1 or more")
     return value

@@ -21,6 +21,7 @@ from modeling_cllm4rec.benchmark.report import REPORT_FILE, RESULTS_FILE, write_
 from modeling_cllm4rec.benchmark.runner import Place, run_jobs
 from modeling_cllm4rec.benchmark.strong_generalization import draw_people, hold_out_people
 from modeling_cllm4rec.commands.command_line import print_json, run_command
+from modeling_cllm4rec.core.errors import ExistingFileError, InputError
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.lcrec.ablation import LADDER
 
@@ -128,7 +129,7 @@ def run(arguments: argparse.Namespace) -> None:
         check_plots()
     for name in ("seeds", "batch_size", "resamples"):
         if getattr(arguments, name) < 1:
-            raise ValueError(f"{name} is {getattr(arguments, name)}; it must be 1 or more")
+            raise InputError(f"{name} is {getattr(arguments, name)}; it must be 1 or more")
     data = RecommendationData.load(arguments.data)
     if arguments.train_users is not None:
         data = draw_people(data, arguments.train_users)
@@ -203,12 +204,12 @@ def throw_away(output: Path) -> None:
     """Remove what a report folder holds, and nothing else.
 
     Raises:
-        FileExistsError: it is no report folder.
+        ExistingFileError: it is no report folder.
     """
     if not output.exists():
         return
     if not (output / SETTING_FILE).is_file():
-        raise FileExistsError(f"output: {output} is no report folder, so it is never replaced; choose another --output")
+        raise ExistingFileError(f"output: {output} is no report folder, so it is never replaced; choose another --output")
     for name in FOLDERS:
         shutil.rmtree(output / name, ignore_errors=True)
     for name in (SETTING_FILE, REPORT_FILE, RESULTS_FILE):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from modeling_cllm4rec.cllm4rec import finetuning
+from modeling_cllm4rec.core.errors import ExistingFileError, InputError, MissingFileError
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.evaluation.evaluator import METRICS, parse_metrics
 from modeling_cllm4rec.lcrec import alignment
@@ -97,17 +98,17 @@ class Setting:
         """Read `protocol.json`.
 
         Raises:
-            FileNotFoundError: it is not there.
-            ValueError: it is no such file.
+            MissingFileError: it is not there.
+            InputError: it is no such file.
         """
         path = folder / SETTING_FILE
         if not path.is_file():
-            raise FileNotFoundError(f"{folder} is no report folder: it has no {SETTING_FILE}; make one with benchmark quality")
+            raise MissingFileError(f"{folder} is no report folder: it has no {SETTING_FILE}; make one with benchmark quality")
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             return cls.from_dict(values)
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} cannot be read ({error}); choose another folder, or pass --overwrite") from error
+            raise InputError(f"{path} cannot be read ({error}); choose another folder, or pass --overwrite") from error
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Setting:
@@ -186,23 +187,23 @@ def make_setting(
         values: other fields of `Setting`.
 
     Raises:
-        ValueError: a value that is not allowed, a metric of more items than there are, or no metric of single users.
+        InputError: a value that is not allowed, a metric of more items than there are, or no metric of single users.
     """
     ordered = data.info["protocol"]["split"] in ORDERED_SPLITS
     metrics = metrics or METRICS_BY_ORDER[ordered]
     requests = parse_metrics(metrics, data.num_items)
     if requests[0].metric == "coverage":
-        raise ValueError(f"metrics begins with {metrics[0]}; the first one must be a mean over users: {', '.join(METRICS[:-1])}")
+        raise InputError(f"metrics begins with {metrics[0]}; the first one must be a mean over users: {', '.join(METRICS[:-1])}")
     test_history = test_history or ("train+validation" if ordered else "train")
     if sampled_negatives < 0:
-        raise ValueError(f"sampled_negatives is {sampled_negatives}; it must be 1 or more, or left out")
+        raise InputError(f"sampled_negatives is {sampled_negatives}; it must be 1 or more, or left out")
     ways = conditions(test_history, mask_validation)
     sampled = [way._replace(negatives=sampled_negatives) for way in ways] if sampled_negatives else []
     for name, least in (("tune", 0), ("max_users", 1)):
         if values.get(name) is not None and values[name] < least:
-            raise ValueError(f"{name} is {values[name]}; it must be {least} or more")
+            raise InputError(f"{name} is {values[name]}; it must be {least} or more")
     if not 0 < values.get("epochs_share", 1.0) <= 1:
-        raise ValueError(f"epochs_share is {values['epochs_share']}; it must lie above 0 and be at most 1")
+        raise InputError(f"epochs_share is {values['epochs_share']}; it must lie above 0 and be at most 1")
     values["tune_metric"] = values.get("tune_metric") or metrics[0]
     parse_metrics(values["tune_metric"].split("+"), data.num_items)
     return Setting(
@@ -234,7 +235,7 @@ def conditions(test_history: str, mask_validation: str) -> tuple[Condition, ...]
     """The protocols that stand side by side.
 
     Raises:
-        ValueError: a value that is not allowed.
+        InputError: a value that is not allowed.
 
     >>> conditions("both", "no")[1]
     Condition(test_history='train+validation', mask='train+validation', negatives=0)
@@ -244,7 +245,7 @@ def conditions(test_history: str, mask_validation: str) -> tuple[Condition, ...]
         ("mask_validation", mask_validation, ("no", "yes", "both")),
     ):
         if value not in allowed:
-            raise ValueError(f"{name} is {value!r}; allowed are {', '.join(allowed)}")
+            raise InputError(f"{name} is {value!r}; allowed are {', '.join(allowed)}")
     given = ["train", "train+validation"] if test_history == "both" else [test_history]
     masks = {"no": ["train"], "yes": ["train+validation"], "both": ["train", "train+validation"]}[mask_validation]
     found = [Condition(history, mask) for history in given for mask in (masks if history == "train" else [history])]
@@ -255,21 +256,21 @@ def claim(folder: Path, setting: Setting) -> None:
     """Make a report folder, or go on in one of the same setting.
 
     Raises:
-        FileExistsError: the folder holds something else.
-        ValueError: it is the report of other data or of another protocol; the message says what differs.
+        ExistingFileError: the folder holds something else.
+        InputError: it is the report of other data or of another protocol; the message says what differs.
     """
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / SETTING_FILE).is_file()):
-        raise FileExistsError(f"output: {folder} is there and is no report folder; choose another --output")
+        raise ExistingFileError(f"output: {folder} is there and is no report folder; choose another --output")
     if (folder / SETTING_FILE).is_file():
         there, here = (dataclasses.asdict(one) for one in (Setting.load(folder), setting))
         if there["data_sha256"] != here["data_sha256"]:
-            raise ValueError(
+            raise InputError(
                 f"output: {folder} is a report of other data ({there['dataset']}: {there['splitting']}) than "
                 f"{here['dataset']} ({here['splitting']}); choose another --output, or pass --overwrite"
             )
         changed = {key: (there[key], value) for key, value in here.items() if there[key] != value and key != "dataset"}
         if changed:
-            raise ValueError(
+            raise InputError(
                 f"output: {folder} was measured under another protocol (then, now): {changed}; numbers of both cannot stand in "
                 "one table: choose another --output, or pass --overwrite"
             )

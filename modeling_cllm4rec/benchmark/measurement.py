@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from modeling_cllm4rec.benchmark.jobs import Condition, Setting
 from modeling_cllm4rec.benchmark.slices import popularity_bins
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.evaluation import ranking
 from modeling_cllm4rec.evaluation.evaluator import PER_USER_METRICS, evaluate, parse_metrics, select_users, top_k
@@ -107,7 +108,7 @@ def measure(
         anonymous: keep from the model who asks.
 
     Raises:
-        ValueError: what `evaluate` refuses, or too few unseen items for sampled metrics.
+        InputError: what `evaluate` refuses, or too few unseen items for sampled metrics.
     """
     candidates = sampled_candidates(data, condition.negatives) if condition.negatives else None
     lists = RankedLists(recommender, data.num_users, anonymous, candidates)
@@ -141,7 +142,7 @@ def sampled_candidates(data: RecommendationData, negatives: int) -> Histories:
     """Of every user the test items, and `negatives` random items without any interaction with the user.
 
     Raises:
-        ValueError: somebody has too few such items.
+        InputError: somebody has too few such items.
     """
     truth, met = data.histories("test"), data.histories("train", "validation", "test")
     rows = []
@@ -152,7 +153,7 @@ def sampled_candidates(data: RecommendationData, negatives: int) -> Histories:
             continue
         others = np.setdiff1d(np.arange(data.num_items, dtype=np.int32), met.items[met.indptr[user] : met.indptr[user + 1]])
         if len(others) < negatives:
-            raise ValueError(f"sampled_negatives is {negatives}, but user {user} has {len(others)} unseen items; lower it")
+            raise InputError(f"sampled_negatives is {negatives}, but user {user} has {len(others)} unseen items; lower it")
         drawn = np.random.default_rng((CANDIDATE_SEED, user)).choice(others, negatives, replace=False)
         rows.append(np.concatenate([true, drawn]))
     return Histories(np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64), np.concatenate(rows))

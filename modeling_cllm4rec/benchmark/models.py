@@ -14,6 +14,7 @@ from modeling_cllm4rec.baselines import BASELINES, baseline_settings, members
 from modeling_cllm4rec.benchmark import budgets
 from modeling_cllm4rec.benchmark.jobs import Job, shown
 from modeling_cllm4rec.benchmark.recipes import OF_A_JOB, STAGES, Recipes, adjusted, check_recipe
+from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.hub.model_card import read_records
 from modeling_cllm4rec.hub.reproduction import NOT_REPEATED
 
@@ -97,14 +98,14 @@ def make_jobs(
         command: how the program was called, without models and seeds.
 
     Raises:
-        ValueError: a name that is none (the nearest ones), one twice, a system without a recipe, a baseline that needs a
+        InputError: a name that is none (the nearest ones), one twice, a system without a recipe, a baseline that needs a
             backbone and has none, or folders of one name that were trained with different settings.
-        FileNotFoundError: a trained folder that is not there.
+        MissingFileError: a trained folder that is not there.
     """
     if not models:
-        raise ValueError(f"models is empty; name some of {', '.join(MODELS)}, or name=folder of a trained model")
+        raise InputError(f"models is empty; name some of {', '.join(MODELS)}, or name=folder of a trained model")
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds are {list(seeds)}; there must be at least one, each 0 or more and there once")
+        raise InputError(f"seeds are {list(seeds)}; there must be at least one, each 0 or more and there once")
     jobs: list[Job] = []
     for word in models:
         name, is_folder, path = word.partition("=")
@@ -123,7 +124,7 @@ def make_jobs(
     keys = [job.key for job in jobs]
     for key in keys:
         if keys.count(key) > 1:
-            raise ValueError(f"models names {key.rpartition('-seed')[0]} twice; name each once")
+            raise InputError(f"models names {key.rpartition('-seed')[0]} twice; name each once")
     if hold_out:
         jobs += [_unseen(job) for job in jobs if job.system != "folder"]
     return jobs
@@ -148,7 +149,7 @@ def _check_name(name: str) -> None:
             continue
         near = difflib.get_close_matches(part, allowed, n=3, cutoff=0.5)
         hint = "; only baselines are joined by +" if joined else " (or name=folder)"
-        raise ValueError(f"models: there is no {part!r}; nearest: {', '.join(near or allowed)}{hint}")
+        raise InputError(f"models: there is no {part!r}; nearest: {', '.join(near or allowed)}{hint}")
 
 
 def _recipe(name: str, recipes: Recipes, backbone: str | None, epochs_share: float, selection: str) -> dict[str, Any]:
@@ -162,13 +163,13 @@ def _recipe(name: str, recipes: Recipes, backbone: str | None, epochs_share: flo
         if "backbone" in known:
             settings = settings if backbone is None else {**settings, "backbone": backbone}
             if not settings.get("backbone"):
-                raise ValueError(
+                raise InputError(
                     f"models: {name} needs a language model; name one by --backbone, or in the YAML file of --config as "
                     f"baselines: {{{name}: {{backbone: NAME}}}}"
                 )
         return {"name": name, "settings": settings}
     if name not in recipes.systems:
-        raise ValueError(
+        raise InputError(
             f"models: {name} is trained by a recipe, and there is none for it; name a YAML file with {name}: by --config, or a "
             f"trained model by {name}=folder"
         )
@@ -180,9 +181,9 @@ def _recipe(name: str, recipes: Recipes, backbone: str | None, epochs_share: flo
 def _folder_job(name: str, path: str, others: Sequence[Job], recipes: Recipes, command: str) -> Job:
     folder = Path(path)
     if name in BASELINES or not name:
-        raise ValueError(f"models: {name}={path}: a baseline is fitted, not read; give a trained model another name")
+        raise InputError(f"models: {name}={path}: a baseline is fitted, not read; give a trained model another name")
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"models: {name}={path}: there is no saved model in {path}")
+        raise MissingFileError(f"models: {name}={path}: there is no saved model in {path}")
     records = list(read_records(folder).values())
     taken = [job.seed for job in others if job.model == name]
     seed = int(records[-1]["arguments"]["seed"]) if records else 0
@@ -222,7 +223,7 @@ def _check_same_training(name: str, first: dict[str, Any], second: dict[str, Any
     """Refuse to take two trainings of different settings for seeds of one model.
 
     Raises:
-        ValueError: naming what differs.
+        InputError: naming what differs.
     """
     there, here = (
         {f"{stage}: {key}": value for stage, settings in one["settings"].items() for key, value in settings.items()}
@@ -230,7 +231,7 @@ def _check_same_training(name: str, first: dict[str, Any], second: dict[str, Any
     )
     differs = {key: (there.get(key), here.get(key)) for key in {**there, **here} if there.get(key) != here.get(key)}
     if differs:
-        raise ValueError(
+        raise InputError(
             f"models: the folders {shown(first['path'])} and {shown(second['path'])} of {name} are not seeds of one training: "
             f"{differs}; give each a name of its own"
         )

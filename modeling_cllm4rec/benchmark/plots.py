@@ -9,6 +9,7 @@ from typing import Any
 from modeling_cllm4rec.benchmark.measurement import HISTORY_LENGTH, POPULARITY
 from modeling_cllm4rec.benchmark.report import CASES, SLICES, table_key
 from modeling_cllm4rec.benchmark.results import Table
+from modeling_cllm4rec.core.errors import InputError
 
 COSTS = {"train_seconds": "training, seconds", "milliseconds_per_user": "milliseconds per user"}
 LEAST_COST = 1e-3
@@ -16,9 +17,9 @@ LEAST_COST = 1e-3
 
 
 def check_plots() -> None:
-    """Raise ValueError if matplotlib, which draws the plots, is not installed."""
+    """Raise InputError if matplotlib, which draws the plots, is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("plots: matplotlib is not installed; run: pip install matplotlib, or pass --no-plots")
+        raise InputError("plots: matplotlib is not installed; run: pip install matplotlib, or pass --no-plots")
 
 
 def draw(folder: Path, tables: list[Table]) -> dict[str, list[str]]:

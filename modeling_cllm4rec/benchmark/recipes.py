@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from modeling_cllm4rec.baselines import BASELINES, check_settings
 from modeling_cllm4rec.benchmark import budgets
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.lcrec.alignment import AlignArguments
 from modeling_cllm4rec.lcrec.indexing import IndexArguments
 from modeling_cllm4rec.training.arguments import (
@@ -73,8 +74,8 @@ def read_recipes(path: Path | None) -> Recipes:
     each system how its recipe was chosen. File names are relative to the file that names them.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a key that does not exist (the nearest names), or a value that is not allowed.
+        MissingFileError: there is no such file.
+        InputError: a key that does not exist (the nearest names), or a value that is not allowed.
     """
     if path is None:
         return Recipes({}, {})
@@ -112,11 +113,11 @@ def read_one_recipe(path: Path) -> tuple[Literal["cllm4rec", "lcrec"], Recipe]:
     """The system and the recipe in a YAML file for `pretrain` and `finetune`, or in a benchmark's one with a single system.
 
     Raises:
-        ValueError: it has recipes of both systems, or one that cannot be read.
+        InputError: it has recipes of both systems, or one that cannot be read.
     """
     content = read_yaml(path)
     if content.get("cllm4rec") and content.get("lcrec"):
-        raise ValueError(f"{path} has recipes of cllm4rec and lcrec, and variants are of one; name a file with one of them")
+        raise InputError(f"{path} has recipes of cllm4rec and lcrec, and variants are of one; name a file with one of them")
     if content.get("lcrec"):
         return "lcrec", read_recipes(path).systems["lcrec"]
     if content.get("cllm4rec"):
@@ -152,13 +153,13 @@ def check_recipe(recipe: Mapping[str, Mapping[str, Any] | None], system: str) ->
     """Make the arguments of each stage, as training will, so that a mistake is told before anything runs.
 
     Raises:
-        ValueError: a value that is not allowed, or no backbone.
+        InputError: a value that is not allowed, or no backbone.
     """
     stages = STAGES[system].items()
     made = [arguments_of(kind, settings, stage) for stage, kind in stages if (settings := recipe[stage]) is not None]
     precisions = {arguments.precision for arguments in made if isinstance(arguments, TrainingArguments)}
     if len(precisions) > 1:
-        raise ValueError(f"{system}: precision is {' and '.join(sorted(precisions))}; one process trains all stages: set it once")
+        raise InputError(f"{system}: precision is {' and '.join(sorted(precisions))}; one process trains all stages: set it once")
 
 
 def arguments_of(kind: type[Any], settings: Mapping[str, Any], stage: str) -> Any:
@@ -171,11 +172,11 @@ def _baselines(path: Path, value: Any) -> dict[str, Any]:
     place = f"{path}: baselines"
     if isinstance(value, list):
         if len(value) != 2:
-            raise ValueError(f"{place} is {value!r}; as a list it must be the name of a YAML file and a key in it")
+            raise InputError(f"{place} is {value!r}; as a list it must be the name of a YAML file and a key in it")
         file = path.parent / str(value[0])
         place, content = f"{file}: {value[1]}", read_yaml(file)
         if value[1] not in content:
-            raise ValueError(f"{file} has no key {value[1]!r}; it has {', '.join(map(str, content))}")
+            raise InputError(f"{file} has no key {value[1]!r}; it has {', '.join(map(str, content))}")
         value = content[value[1]]
     _refuse_unknown(place, value, tuple(BASELINES))
     return dict(value)
@@ -190,14 +191,14 @@ def _section(path: Path, value: Any, name: str) -> tuple[dict[str, Any], str]:
     if isinstance(value, str):
         return read_yaml(path.parent / value), str(path.parent / value)
     if not isinstance(value, dict):
-        raise ValueError(f"{path}: {name} is {value!r}; it must be keys and values, or the name of a YAML file beside this one")
+        raise InputError(f"{path}: {name} is {value!r}; it must be keys and values, or the name of a YAML file beside this one")
     return value, f"{path}: {name}"
 
 
 def _refuse_unknown(place: str | Path, content: Any, allowed: tuple[str, ...]) -> None:
     if not isinstance(content, dict):
-        raise ValueError(f"{place}: expected keys and values, got {type(content).__name__}")
+        raise InputError(f"{place}: expected keys and values, got {type(content).__name__}")
     for key in content:
         if key not in allowed:
             near = difflib.get_close_matches(str(key), allowed, n=3, cutoff=0.5)
-            raise ValueError(f"{place}: unknown key {key!r}; nearest: {near or list(allowed)}")
+            raise InputError(f"{place}: unknown key {key!r}; nearest: {near or list(allowed)}")

@@ -18,6 +18,7 @@ from modeling_cllm4rec.benchmark.jobs import Case, Condition, Setting, training_
 from modeling_cllm4rec.benchmark.measurement import HISTORY_LENGTH, POPULARITY
 from modeling_cllm4rec.benchmark.models import title
 from modeling_cllm4rec.benchmark.slices import quarter_bins
+from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.evaluation.intervals import bootstrap_interval, paired_difference_interval
 from modeling_cllm4rec.evaluation.protocol import Protocol
 from modeling_cllm4rec.lcrec.ablation import LADDER
@@ -106,13 +107,13 @@ def read_tables(folder: Path, n_resamples: int = 1000) -> tuple[Setting, list[Ta
     """All tables of a report folder.
 
     Raises:
-        FileNotFoundError: it is no report folder, or holds no result.
-        ValueError: a file cannot be read, or two results are of other users.
+        MissingFileError: it is no report folder, or holds no result.
+        InputError: a file cannot be read, or two results are of other users.
     """
     setting = Setting.load(folder)
     results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / "jobs").glob("*.json"))]
     if not results:
-        raise FileNotFoundError(f"{folder} holds no result yet; run the benchmark that writes into it")
+        raise MissingFileError(f"{folder} holds no result yet; run the benchmark that writes into it")
     tables = []
     for case in get_args(Case):
         of_case = [result for result in results if result["job"]["case"] == case]
@@ -203,12 +204,12 @@ def _row(folder: Path, found: list[dict[str, Any]], condition: Condition, settin
     if not done:
         return row
     if len({training_fingerprint(one["job"]) for one in done}) > 1:
-        raise ValueError(f"{folder}: seeds of {row.title} have different settings; run all of them again, or pass --overwrite")
+        raise InputError(f"{folder}: seeds of {row.title} have different settings; run all of them again, or pass --overwrite")
     measured = [next(one for one in result["measured"] if tuple(one["condition"]) == condition) for result in done]
     tables = [pq.read_table(folder / one["per_user"]) for one in measured]
     for table in tables[1:]:
         if not table["user_index"].equals(tables[0]["user_index"]):
-            raise ValueError(f"{folder}: the seeds of {row.title} were measured on other users; pass --overwrite")
+            raise InputError(f"{folder}: the seeds of {row.title} were measured on other users; pass --overwrite")
     row.protocol = Protocol.from_dict(measured[0]["protocol"])
     row.machines = [f"{one['machine']}, {one['threads']} threads" for one in done]
     row.versions, row.settings, row.chosen = done[0]["versions"], done[0]["settings"], done[0]["job"].get("chosen", "")
@@ -263,7 +264,7 @@ def _compare(table: Table, n_resamples: int) -> None:
 def _difference(row: Row, other: Row, metric: str, n_resamples: int) -> Estimate:
     """Of two rows, paired by user."""
     if not np.array_equal(row.per_user["user_index"], other.per_user["user_index"]):
-        raise ValueError(f"{row.title} and {other.title} were measured on other users; pass --overwrite")
+        raise InputError(f"{row.title} and {other.title} were measured on other users; pass --overwrite")
     ours, theirs = row.per_user[metric], other.per_user[metric]
     ends = paired_difference_interval(ours, theirs, n_resamples=n_resamples)
     return Estimate(float(np.mean(ours - theirs)), *ends, len(ours))

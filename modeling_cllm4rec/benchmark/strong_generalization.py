@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.preparation import count_statistics
 
@@ -30,10 +31,10 @@ def hold_out_people(data: RecommendationData, share: float, folder: Path) -> tup
         The data of the known people, and of the unseen ones.
 
     Raises:
-        ValueError: the share leaves nobody on one side.
+        InputError: the share leaves nobody on one side.
     """
     if not 0 < share < 1:
-        raise ValueError(f"hold_out_users is {share}; it must lie between 0 and 1, both excluded")
+        raise InputError(f"hold_out_users is {share}; it must lie between 0 and 1, both excluded")
     places = (folder / "known", folder / "unseen")
     if all(place.is_dir() for place in places):
         return RecommendationData.load(places[0]), RecommendationData.load(places[1])
@@ -41,7 +42,7 @@ def hold_out_people(data: RecommendationData, share: float, folder: Path) -> tup
     candidates = np.flatnonzero((lengths[0] > 0) & (lengths[1] > 0))
     count = round(share * len(candidates))
     if not 0 < count < data.num_users:
-        raise ValueError(f"hold_out_users is {share}, which is {count} of {data.num_users} people; choose another share")
+        raise InputError(f"hold_out_users is {share}, which is {count} of {data.num_users} people; choose another share")
     drawn = np.zeros(data.num_users, dtype=bool)
     drawn[np.random.default_rng(DRAW_SEED).choice(candidates, count, replace=False)] = True
     known, unseen = (_people(data, chosen).save(place, True) for chosen, place in zip((~drawn, drawn), places, strict=True))
@@ -59,10 +60,10 @@ def draw_people(data: RecommendationData, count: int) -> RecommendationData:
         Data named after the folder and the count, not written yet.
 
     Raises:
-        ValueError: `count` is below 1, or leaves nobody out.
+        InputError: `count` is below 1, or leaves nobody out.
     """
     if not 0 < count < data.num_users:
-        raise ValueError(f"train_users is {count}; it must be 1 or more and below the {data.num_users} people of the data")
+        raise InputError(f"train_users is {count}; it must be 1 or more and below the {data.num_users} people of the data")
     drawn = np.zeros(data.num_users, dtype=bool)
     drawn[np.random.default_rng(DRAW_SEED).choice(data.num_users, count, replace=False)] = True
     people = _people(data, drawn)

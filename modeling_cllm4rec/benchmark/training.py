@@ -99,7 +99,7 @@ def train(job: Job, setting: Setting, data: RecommendationData, runs: Path, tune
         tuned: settings of a baseline in place of the recipe's.
 
     Raises:
-        ValueError: what training refuses.
+        InputError: what training refuses.
     """
     if job.system == "baseline":
         name, settings = job.recipe["name"], {**job.recipe["settings"], **(tuned or {})}
@@ -141,9 +141,7 @@ def train_cllm4rec(job: Job, data: RecommendationData, runs: Path) -> tuple[Path
     """
     common: dict[str, Any] = {"data": str(data.folder), "seed": job.seed, "resume": True}
     start = runs / f"pretrain-{_short_name(job, 'pretrain')}"
-    cost = finished(
-        start, lambda: pretrain(PretrainArguments(**job.recipe["pretrain"], **common, output=str(start)))[1].seconds
-    )
+    cost = finished(start, lambda: pretrain(PretrainArguments(**job.recipe["pretrain"], **common, output=str(start)))[1].seconds)
     pretrained = start / "pretrained"
     if job.recipe["finetune"] is None:
         return pretrained, cost

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
 from ..core.catalogue import Catalogue, IdMap, KnownUsers, extended_catalogue, is_text_type, new_ids
+from ..core.errors import InputError
 
 Start = Literal["regression", "words"]
 ITEM_WORDS = ("title", "brand", "categories")
@@ -49,7 +50,7 @@ class GrowsAndShrinks:
         items: pa.Table | pd.DataFrame | Sequence[Mapping[str, Any]],
         *,
         start: Start = "regression",
-        boldness: float = 0.5,
+        prediction_scale: float = 0.5,
         columns: Sequence[str] = ITEM_WORDS,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
@@ -60,14 +61,15 @@ class GrowsAndShrinks:
             start: what an item's rows on both sides start from. `"words"`: the mean row of its words, as rows start before
                 training. `"regression"`: what a ridge regression from the mean word rows of each column to trained rows says of
                 it, fitted on the items that the model has: training takes rows far from those of words.
-            boldness: of a regression, from 0 to 1. Predicted rows lie nearer to the mean row than trained ones, so that new items
+            prediction_scale: of a regression, from 0 to 1. Predicted rows lie nearer to the mean row than trained ones, so that
+                new items
                 seldom reach the top of a list (0). Stretched to the same distance (1) they stand there as often as old ones, or
-                more often, on less evidence. The distance is multiplied by the ratio of the two to the power of boldness.
+                more often, on less evidence. The distance is multiplied by the ratio of the two to the power of prediction_scale.
             columns: the text columns that count, where the items have them.
             tokenizer: the backbone's or the model's own; None reads that of the folder from which the model came.
 
         Raises:
-            ValueError: no `item_id`, an id that the catalogue has already or that stands twice, an item without any text, a
+            InputError: no `item_id`, an id that the catalogue has already or that stands twice, an item without any text, a
                 column that holds no texts, a catalogue without texts to fit the regression on.
 
         Example:
@@ -75,9 +77,9 @@ class GrowsAndShrinks:
         """
         catalogue = _required(self.catalogue, "catalogue", "items")
         if start not in ("regression", "words"):
-            raise ValueError(f"start is {start!r}; allowed are 'regression' and 'words'")
-        if not 0 <= boldness <= 1:
-            raise ValueError(f"boldness is {boldness}; it must lie between 0 and 1")
+            raise InputError(f"start is {start!r}; allowed are 'regression' and 'words'")
+        if not 0 <= prediction_scale <= 1:
+            raise InputError(f"prediction_scale is {prediction_scale}; it must lie between 0 and 1")
         together, new = extended_catalogue(catalogue, items)
         if not new.num_rows:
             return
@@ -85,7 +87,7 @@ class GrowsAndShrinks:
         if start == "regression":
             used = [name for name in used if name in catalogue.table.column_names]
             if not used:
-                raise ValueError(
+                raise InputError(
                     f"start is 'regression', but the catalogue has none of the texts {list(columns)} that the new items have: "
                     "there is nothing to fit it on; choose start='words'"
                 )
@@ -98,7 +100,7 @@ class GrowsAndShrinks:
         else:
             told = [[mean_word_rows(one, words, word_rows, [name]) for name in used] for one in (catalogue.table, new)]
             trained = [table.weight.detach().float().cpu().numpy() for table in both]
-            new_rows = [regress_rows(np.hstack(told[0]), rows, np.hstack(told[1]), boldness) for rows in trained]
+            new_rows = [regress_rows(np.hstack(told[0]), rows, np.hstack(told[1]), prediction_scale) for rows in trained]
         for table, rows in zip(both, new_rows, strict=True):
             append_rows(table, torch.from_numpy(rows))
         self._set_catalogue(together)
@@ -115,7 +117,7 @@ class GrowsAndShrinks:
                 histories at all.
 
         Raises:
-            ValueError: a user that the model has already, unknown items, an empty history.
+            InputError: a user that the model has already, unknown items, an empty history.
 
         Example:
             >>> model.add_users({"zoe": ["B1", "B7"]})  # doctest: +SKIP
@@ -123,14 +125,14 @@ class GrowsAndShrinks:
         users = _required(self.users, "users", "users")
         catalogue = _required(self.catalogue, "catalogue", "items")
         if not isinstance(histories, Mapping):
-            raise ValueError(f"histories is a {type(histories).__name__}; give a dict of user ids and their lists of item ids")
+            raise InputError(f"histories is a {type(histories).__name__}; give a dict of user ids and their lists of item ids")
         if not histories:
             return
         new = new_ids(list(histories), users.ids)
         rows = [catalogue.ids.indices_of(list(items)) for items in histories.values()]
         empty = [user for user, row in zip(histories, rows, strict=True) if not len(row)]
         if empty:
-            raise ValueError(f"the histories of {len(empty)} users are empty: {empty[:5]!r}; give each at least one item")
+            raise InputError(f"the histories of {len(empty)} users are empty: {empty[:5]!r}; give each at least one item")
         ids = pa.concat_arrays([users.ids.array, new.array.cast(users.ids.array.type)])
         indptr = items = None
         if users.indptr is not None and users.items is not None:
@@ -153,7 +155,7 @@ class GrowsAndShrinks:
         gone is unknown, as one that was never there; it may be added again.
 
         Raises:
-            ValueError: unknown items, one named twice, or all of them.
+            InputError: unknown items, one named twice, or all of them.
 
         Example:
             >>> model.remove_items(["B1"])  # doctest: +SKIP
@@ -162,7 +164,7 @@ class GrowsAndShrinks:
         gone = catalogue.ids.indices_of(IdMap(item_ids, "item_ids").array.to_pylist())
         keep = np.setdiff1d(np.arange(len(catalogue)), gone)
         if not len(keep):
-            raise ValueError("remove_items: nothing would be left to recommend; keep at least one item")
+            raise InputError("remove_items: nothing would be left to recommend; keep at least one item")
         self.take_items(keep)
 
     @torch.no_grad()
@@ -197,9 +199,7 @@ class GrowsAndShrinks:
         if place:
             file = cached_file(place, "tokenizer.json", _raise_exceptions_for_missing_entries=False)
         if file is None:
-            raise ValueError(
-                f"the model came from {place or 'no folder'!r}, where there is no tokenizer.json; pass tokenizer="
-            )
+            raise InputError(f"the model came from {place or 'no folder'!r}, where there is no tokenizer.json; pass tokenizer=")
         return PreTrainedTokenizerFast(tokenizer_file=file)
 
 
@@ -233,7 +233,7 @@ def mean_word_rows(
     return rows
 
 
-def regress_rows(features: np.ndarray, targets: np.ndarray, asked: np.ndarray, boldness: float = 0.0) -> np.ndarray:
+def regress_rows(features: np.ndarray, targets: np.ndarray, asked: np.ndarray, prediction_scale: float = 0.0) -> np.ndarray:
     """What a ridge regression with intercept, fitted in closed form, says.
 
     The penalty is that of the grid with the least generalized cross-validation error. Time grows with F^3.
@@ -242,14 +242,15 @@ def regress_rows(features: np.ndarray, targets: np.ndarray, asked: np.ndarray, b
         features: (J, F); an entry that is not known (NaN) counts as the mean of its column, a row of them is left out.
         targets: (J, K).
         asked: (new, F).
-        boldness: the predictions' distance from the mean target is multiplied by r ** boldness, where r is the distance
+        prediction_scale: the predictions' distance from the mean target is multiplied by r ** prediction_scale, where r is
+            the distance
             of targets from it over that of fitted ones (root mean squares).
 
     Returns:
         (new, K) float32.
 
     Raises:
-        ValueError: no row of features is known.
+        InputError: no row of features is known.
 
     Example:
         >>> features = np.arange(8.0)[:, None]
@@ -258,7 +259,7 @@ def regress_rows(features: np.ndarray, targets: np.ndarray, asked: np.ndarray, b
     """
     known = ~np.isnan(features).all(axis=1)
     if not known.any():
-        raise ValueError("no item that the model has has a text: there is nothing to fit a regression on; choose start='words'")
+        raise InputError("no item that the model has has a text: there is nothing to fit a regression on; choose start='words'")
     x, z = features[known].astype(np.float64), targets[known].astype(np.float64)
     x_mean, z_mean = np.ma.masked_invalid(x).mean(0).filled(0.0), z.mean(0)
     x, z = np.nan_to_num(x - x_mean), z - z_mean
@@ -274,7 +275,7 @@ def regress_rows(features: np.ndarray, targets: np.ndarray, asked: np.ndarray, b
             best = min(best, (left / (count - 1 - shrunk.sum()) ** 2, ridge))
     weights = vectors @ (answers / (values + best[1])[:, None])
     fitted = (energy * values / np.square(values + best[1])).sum() if best[1] < np.inf else 0.0
-    stretch = (all_energy / fitted) ** (boldness / 2) if fitted > 0 else 1.0
+    stretch = (all_energy / fitted) ** (prediction_scale / 2) if fitted > 0 else 1.0
     return (stretch * (np.nan_to_num(asked - x_mean) @ weights) + z_mean).astype(np.float32)
 
 
@@ -282,7 +283,7 @@ def regress_rows(features: np.ndarray, targets: np.ndarray, asked: np.ndarray, b
 def append_rows(table: nn.Embedding, rows: torch.Tensor) -> None:
     """Put rows (new, K) behind those of a table, in the table's type and place."""
     if rows.shape[1] != table.embedding_dim or not rows.isfinite().all():
-        raise ValueError(
+        raise InputError(
             f"new rows have shape {tuple(rows.shape)} and {int((~rows.isfinite()).sum())} NaN or infinite entries; "
             f"they need (new, {table.embedding_dim}) finite ones"
         )
@@ -295,16 +296,16 @@ def _replace_weight(table: nn.Embedding, weight: torch.Tensor) -> None:
 
 
 def _check_all_told(items: pa.Table, columns: Sequence[str]) -> None:
-    """Raise ValueError for items without text, or text columns that hold no texts."""
+    """Raise InputError for items without text, or text columns that hold no texts."""
     for name in columns:
         if not is_text_type(items[name].type):
             kind = items[name].type
-            raise ValueError(f"items: column {name!r} has type {kind}; a text column holds strings or lists of strings")
+            raise InputError(f"items: column {name!r} has type {kind}; a text column holds strings or lists of strings")
     texts = zip(*(text_column(items, name) for name in columns), strict=True)
     silent = [row for row, parts in enumerate(texts) if not any(map(_SAYS.search, parts))] if columns else range(items.num_rows)
     if silent:
         named = items["item_id"].take(pa.array(silent[:5])).to_pylist()
-        raise ValueError(
+        raise InputError(
             f"{len(silent)} of {items.num_rows} new items have no text in any of {list(columns)}: {named!r}; give them one: "
             "without interactions and texts there is nothing to know about them"
         )
@@ -312,7 +313,7 @@ def _check_all_told(items: pa.Table, columns: Sequence[str]) -> None:
 
 def _required(part: Any, name: str, what: str) -> Any:
     if part is None:
-        raise ValueError(f"this model has no {name}: its {what} have no external ids, so none can be added or removed")
+        raise InputError(f"this model has no {name}: its {what} have no external ids, so none can be added or removed")
     return part
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from ..core.configuration_backbone import BackboneConfig
+from ..core.errors import InputError
 
 AUTO_MAP = {
     "AutoConfig": "configuration_cllm4rec.CLLM4RecConfig",
@@ -62,13 +63,13 @@ class CLLM4RecConfig(BackboneConfig):
         if id_offset is None:
             id_offset = vocabulary
         if id_offset < vocabulary:
-            raise ValueError(
+            raise InputError(
                 f"id_offset is {id_offset}, below the backbone's vocabulary of {vocabulary} tokens: "
                 f"ID tokens would collide with words; give at least {vocabulary}"
             )
         for name, count in (("num_users", num_users), ("num_items", num_items)):
             if count < 0:
-                raise ValueError(f"{name} is {count}; it must be 0 or more")
+                raise InputError(f"{name} is {count}; it must be 0 or more")
         self.num_users = num_users
         self.num_items = num_items
         self.id_offset = id_offset
@@ -90,7 +91,7 @@ class CLLM4RecConfig(BackboneConfig):
         if self.max_history_tokens is None:
             return self.context_length
         if not 0 < self.max_history_tokens <= self.context_length:
-            raise ValueError(
+            raise InputError(
                 f"max_history_tokens is {self.max_history_tokens}; the backbone's context allows 1 to {self.context_length}"
             )
         return self.max_history_tokens

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling_cllm4rec.cllm4rec.catalogue_changes import mean_word_rows, text_column
 from modeling_cllm4rec.cllm4rec.prompts import Prompts, cut
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.core.prompt_assembly import assemble
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 
@@ -41,7 +42,7 @@ class TextCorpus:
         cache_folder: where the Arrow files go; a second run with the same texts, prompts and tokenizer reads them.
 
     Raises:
-        ValueError: a document longer than the context while `max_text_tokens` is None (how many, how long).
+        InputError: a document longer than the context while `max_text_tokens` is None (how many, how long).
     """
 
     def __init__(
@@ -137,7 +138,7 @@ class TextCorpus:
     def _check_lengths(self) -> None:
         too_long = int((self.lengths > self.context_length).sum())
         if too_long:
-            raise ValueError(
+            raise InputError(
                 f"{too_long} text documents are longer than the backbone's context of {self.context_length} tokens (the "
                 f"longest has {self.lengths.max()}); set max_text_tokens to cut them, at most about "
                 f"{self.context_length - 32}"
@@ -146,7 +147,7 @@ class TextCorpus:
     def rows(self, indices: Sequence[int] | np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
         """Token ids of some documents and the lengths of their prompts."""
         if self.documents is None:
-            raise ValueError("this data has no texts")
+            raise InputError("this data has no texts")
         batch = self.documents[np.asarray(indices)]
         return [np.asarray(row, dtype=np.int64) for row in batch["input_ids"]], np.asarray(batch["prompt_length"])
 

@@ -15,6 +15,7 @@ from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecom
 from modeling_cllm4rec.cllm4rec.objectives import holdout_terms, next_word_terms
 from modeling_cllm4rec.cllm4rec.prompts import recommendation_pieces
 from modeling_cllm4rec.cllm4rec.soft_targets import Teacher
+from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.corpora.batches import collate, plan_batches
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.id_checks import check_same_ids
@@ -71,12 +72,12 @@ class FinetuningStage:
                 cache_folder=arguments.run_folder / "corpus",
             )
             if not len(self.texts):
-                raise ValueError("content_every is set, but the data has no texts; set content_every: 0")
+                raise InputError("content_every is set, but the data has no texts; set content_every: 0")
         self.metrics = tuple(name for name in SELECTION if int(name.split("@")[1]) <= data.num_items) or (
             f"ndcg@{data.num_items}",
         )
         if not len(data.histories("validation").items):
-            raise ValueError("the data has no validation interactions: prepare it with a split that has them")
+            raise InputError("the data has no validation interactions: prepare it with a split that has them")
 
     @property
     def num_epochs(self) -> int:
@@ -170,11 +171,11 @@ def load_start(
     """The pretrained model and its tokenizer, checked against the data.
 
     Raises:
-        FileNotFoundError: no pretrained model there.
-        ValueError: a checkpoint of another catalogue or of other users.
+        MissingFileError: no pretrained model there.
+        InputError: a checkpoint of another catalogue or of other users.
     """
     if not Path(arguments.start).is_dir():
-        raise FileNotFoundError(f"start: there is no folder {arguments.start}; run `cllm4rec pretrain` first, or name another")
+        raise MissingFileError(f"start: there is no folder {arguments.start}; run `cllm4rec pretrain` first, or name another")
     model = CLLM4RecForRecommendation.from_pretrained(arguments.start)
     check_same_ids(model, data, f"start: {arguments.start}")
     return model, AutoTokenizer.from_pretrained(arguments.start)

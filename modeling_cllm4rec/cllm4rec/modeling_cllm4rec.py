@@ -24,13 +24,14 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutputWithPast, ModelOutput
 
 from ..core.catalogue import Catalogue, KnownUsers
+from ..core.errors import InputError
 from ..core.language_model import (
     HoldsLanguageModel,
     check_fields,
-    check_whole,
     greedy_generation,
     is_left_padded,
     real_positions,
+    reject_adapter,
     tokenizer_of,
 )
 from ..core.losses import ItemLoss, multinomial_nll
@@ -80,7 +81,7 @@ class CLLM4RecPreTrainedModel(GrowsAndShrinks, HoldsLanguageModel, SavedFolderMo
         self.backbone = AutoModelForCausalLM.from_config(text_config, dtype=torch.get_default_dtype())
         width = self.backbone.get_input_embeddings().embedding_dim
         if width != config.hidden_size:
-            raise ValueError(
+            raise InputError(
                 f"the backbone's word embeddings have width {width} and its states {config.hidden_size}: an ID row is "
                 "both input and output and needs one width; choose another backbone"
             )
@@ -102,7 +103,7 @@ class CLLM4RecPreTrainedModel(GrowsAndShrinks, HoldsLanguageModel, SavedFolderMo
             return self.user_collaborative, self.item_collaborative
         if side == "content":
             return self.user_content, self.item_content
-        raise ValueError(f"side is {side!r}; allowed are 'collaborative' and 'content'")
+        raise InputError(f"side is {side!r}; allowed are 'collaborative' and 'content'")
 
     @property
     def id_parameters(self) -> list[torch.Tensor]:
@@ -111,7 +112,7 @@ class CLLM4RecPreTrainedModel(GrowsAndShrinks, HoldsLanguageModel, SavedFolderMo
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """Not possible: ID tokens follow the words by arithmetic, more words would shift them all."""
-        raise ValueError(
+        raise InputError(
             f"resize_token_embeddings: ID tokens start at id_offset={self.config.id_offset}, new words would take their "
             "places; add words to the backbone first, then call from_backbone"
         )
@@ -178,7 +179,7 @@ class CLLM4RecPreTrainedModel(GrowsAndShrinks, HoldsLanguageModel, SavedFolderMo
             config_arguments: further fields of `CLLM4RecConfig`.
 
         Raises:
-            ValueError: a count and ids, or neither; ids that mix types or stand twice; a field that the configuration does
+            InputError: a count and ids, or neither; ids that mix types or stand twice; a field that the configuration does
                 not have; a backbone whose shape or output layer cannot be used, or an adapter.
 
         Example:
@@ -190,7 +191,7 @@ class CLLM4RecPreTrainedModel(GrowsAndShrinks, HoldsLanguageModel, SavedFolderMo
             users = KnownUsers(users)
         if catalogue is not None and not isinstance(catalogue, Catalogue):
             catalogue = Catalogue(catalogue)
-        check_whole(name_or_path)
+        reject_adapter(name_or_path)
         backbone = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype)
         text_config = copy.deepcopy(backbone.config)
         text_config.name_or_path = ""  # not to be published: it may be a path of this machine
@@ -213,6 +214,7 @@ class CLLM4RecPreTrainedModel(GrowsAndShrinks, HoldsLanguageModel, SavedFolderMo
         model.catalogue, model.users = catalogue, users
         _check_backbone(model)
         return model
+
 
 class CLLM4RecModel(CLLM4RecPreTrainedModel):
     """The bare model: token ids, ID tokens included, to states."""
@@ -251,7 +253,7 @@ class CLLM4RecForCausalLM(CLLM4RecPreTrainedModel, GenerationMixin):
             labels: (B, T) words to be predicted at their own place (shifted inside), -100 for places that do not count.
         """
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
+            raise InputError("give exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids, "content")  # type: ignore[arg-type]
         if position_ids is None and is_left_padded(attention_mask):
@@ -261,9 +263,7 @@ class CLLM4RecForCausalLM(CLLM4RecPreTrainedModel, GenerationMixin):
         if token_type_ids is not None:
             kwargs["token_type_ids"] = token_type_ids
         kwargs.pop("return_dict", None)
-        outputs = self.backbone(
-            inputs_embeds=inputs_embeds, attention_mask=attention_mask, return_dict=True, **kwargs
-        )
+        outputs = self.backbone(inputs_embeds=inputs_embeds, attention_mask=attention_mask, return_dict=True, **kwargs)
         loss = None
         if labels is not None:
             loss = F.cross_entropy(outputs.logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
@@ -280,11 +280,11 @@ class CLLM4RecForCausalLM(CLLM4RecPreTrainedModel, GenerationMixin):
             are the field `sequences`.
 
         Raises:
-            ValueError: prompt and new words do not fit into the context.
+            InputError: prompt and new words do not fit into the context.
         """
         room = self.config.context_length - input_ids.shape[1]
         if room < (kwargs.get("max_new_tokens") or 1):
-            raise ValueError(
+            raise InputError(
                 f"the prompt takes {input_ids.shape[1]} of the {self.config.context_length} tokens of the context, "
                 f"max_new_tokens is {kwargs.get('max_new_tokens')}: they do not fit together; shorten one of them"
             )
@@ -327,9 +327,7 @@ class CLLM4RecForRecommendation(RecommendsItems, CLLM4RecPreTrainedModel):
             loss = multinomial_nll(hidden, self.item_collaborative.weight, labels, item_loss=item_loss).mean()
         return RecommendationOutput(loss=loss, logits=self.item_logits(hidden), last_hidden_state=hidden)
 
-    def prompt_state(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
-    ) -> torch.Tensor:
+    def prompt_state(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
         """(B, K) state of the last real token of each prompt, whichever side is padded."""
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
@@ -351,7 +349,7 @@ class CLLM4RecForRecommendation(RecommendsItems, CLLM4RecPreTrainedModel):
         """Token ids of the recommendation prompt for each history (item indices, oldest first)."""
         config = self.config
         if config.recommendation_prompts is None:
-            raise ValueError("this model has no recommendation prompt yet: finetune it, or set config.recommendation_prompts")
+            raise InputError("this model has no recommendation prompt yet: finetune it, or set config.recommendation_prompts")
         limit = config.prompt_limit
         first_item = config.id_offset + config.num_users
         prompts = []
@@ -379,7 +377,7 @@ class CLLM4RecForRecommendation(RecommendsItems, CLLM4RecPreTrainedModel):
     ) -> tuple[np.ndarray, np.ndarray]:
         """(B, k) best item indices of prompts and their scores, from one forward pass."""
         if search:
-            raise ValueError(f"unknown settings {sorted(search)}: this model scores all items at once and has no search to set")
+            raise InputError(f"unknown settings {sorted(search)}: this model scores all items at once and has no search to set")
         return top_permitted_items(self.score_prompts(prompts), seen, k, allowed)
 
     def score_histories(self, user_indices: np.ndarray | None, histories: Any) -> np.ndarray:
@@ -387,12 +385,13 @@ class CLLM4RecForRecommendation(RecommendsItems, CLLM4RecPreTrainedModel):
         rows = np.split(histories.items, histories.indptr[1:-1])
         return self.score_prompts(self.build_prompts(user_indices, rows)).cpu().numpy()
 
+
 def _count(count_name: str, count: int | None, ids_name: str, ids: Catalogue | KnownUsers | None) -> int:
     if (count is None) == (ids is None):
-        raise ValueError(f"from_backbone: give exactly one of {count_name}= and {ids_name}=")
+        raise InputError(f"from_backbone: give exactly one of {count_name}= and {ids_name}=")
     number = count if ids is None else len(ids)
     if number is None or number < 1:
-        raise ValueError(f"from_backbone: {count_name} is {number}; it must be 1 or more")
+        raise InputError(f"from_backbone: {count_name} is {number}; it must be 1 or more")
     return number
 
 
@@ -405,7 +404,7 @@ def _check_backbone(model: CLLM4RecPreTrainedModel) -> None:
     ours = model.word_head(model.hidden_states(ids, mask, "content"))
     theirs = model.backbone(input_ids=ids, attention_mask=mask).logits
     if not torch.allclose(ours.float(), theirs.float(), rtol=1e-3, atol=1e-3):
-        raise ValueError(
+        raise InputError(
             f"{type(model.backbone).__name__} computes its logits in a way that this model does not reproduce "
             "(difference above 1e-3 on a probe); choose another backbone"
         )

@@ -18,6 +18,7 @@ from modeling_cllm4rec.cllm4rec.documents import ITEM_TEXTS
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
 from modeling_cllm4rec.cllm4rec.objectives import Weights, next_word_terms
 from modeling_cllm4rec.cllm4rec.prompts import Prompts, cut
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.core.prompt_assembly import assemble
 from modeling_cllm4rec.corpora.batches import collate, plan_batches
 from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Settling:
+class NewRowTraining:
     """How content rows of new items are settled: by passes over their texts.
 
     It changes what the content LM writes of them. No recommendation changes: those read the collaborative rows, which get worse
@@ -53,7 +54,7 @@ class Settling:
         for name, least in (("passes", 0), ("lr", 0), ("lambda_c", 0), ("batch_size", 1), ("max_text_tokens", 1), ("seed", 0)):
             value = getattr(self, name)
             if value is not None and not value >= least:
-                raise ValueError(f"{name} is {value}; it must be {least} or more")
+                raise InputError(f"{name} is {value}; it must be {least} or more")
 
 
 def add_items(
@@ -62,36 +63,37 @@ def add_items(
     items: pa.Table,
     *,
     start: Start = "regression",
-    boldness: float = 0.5,
-    settling: Settling = Settling(),
+    prediction_scale: float = 0.5,
+    settling: NewRowTraining = NewRowTraining(),
     encoder: str | None = None,
     progress: bool = True,
 ) -> PreTrainedTokenizerBase:
     """Add items to a model of either system by their texts alone.
 
-    CLLM4Rec: rows from words (`growing`), then `settle_items`. LC-Rec: an embedding of the texts, made as those of the old items,
+    CLLM4Rec: rows from words (`growing`), then `train_new_rows`. LC-Rec: an embedding of the texts, made as those of the
+    old items,
     and the nearest free index.
 
     Args:
         items: `item_id` and text columns.
-        start, boldness, settling: CLLM4Rec, see `growing.GrowsAndShrinks.add_items` and `Settling`.
+        start, prediction_scale, settling: CLLM4Rec, see `growing.GrowsAndShrinks.add_items` and `NewRowTraining`.
         encoder: LC-Rec: place of the encoder, where the model names one by its folder's name only.
 
     Returns:
         The tokenizer of the model with the new items.
 
     Raises:
-        ValueError: items that cannot be added (which), or an LC-Rec model that has no indexer or does not say how
+        InputError: items that cannot be added (which), or an LC-Rec model that has no indexer or does not say how
             texts become embeddings.
-        FileNotFoundError, ImportError: the encoder is not there, see `LCRecForRecommendation.add_items`.
+        MissingFileError, ImportError: the encoder is not there, see `LCRecForRecommendation.add_items`.
     """
     if isinstance(model, LCRecForRecommendation):
         model.add_items(items, encoder=encoder, progress=progress)
         return tokenizer
     first = model.config.num_items
-    model.add_items(items, start=start, boldness=boldness, tokenizer=tokenizer)
+    model.add_items(items, start=start, prediction_scale=prediction_scale, tokenizer=tokenizer)
     if settling.passes:
-        settle_items(model, tokenizer, first, settling, progress=progress)
+        train_new_rows(model, tokenizer, first, settling, progress=progress)
     return resized_tokenizer(tokenizer, model)
 
 
@@ -101,11 +103,11 @@ def resized_tokenizer(tokenizer: PreTrainedTokenizerBase, model: CLLM4RecForReco
     return CLLM4RecTokenizer.from_pretrained(tokenizer.name_or_path, num_users=config.num_users, num_items=config.num_items)
 
 
-def settle_items(
+def train_new_rows(
     model: CLLM4RecForRecommendation,
     tokenizer: PreTrainedTokenizerBase,
     first: int,
-    settling: Settling = Settling(),
+    settling: NewRowTraining = NewRowTraining(),
     prompts: Prompts | None = None,
     progress: bool = True,
 ) -> list[float]:
@@ -124,7 +126,7 @@ def settle_items(
         Nats a word, pass by pass.
 
     Raises:
-        ValueError: a text that does not fit into the context.
+        InputError: a text that does not fit into the context.
     """
     rows, lengths = _documents(model, tokenizer, first, settling.max_text_tokens, prompts or Prompts())
     weights, device = Weights(settling.lambda_c), model.item_content.weight.device
@@ -173,7 +175,7 @@ def _documents(
                 lengths.append((len(prompt), len(rows[-1])))
     longest = max((whole for _, whole in lengths), default=0)
     if longest > model.config.context_length:
-        raise ValueError(
+        raise InputError(
             f"a text of the new items has {longest} tokens with its prompt, and the backbone's context holds "
             f"{model.config.context_length}; set max_text_tokens to cut it"
         )

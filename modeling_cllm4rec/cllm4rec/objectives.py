@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation, Side
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.core.losses import ItemLoss, first_occurrence, multinomial_nll, squared_distances, word_nll
 from modeling_cllm4rec.corpora.batches import Batch
 
@@ -100,7 +101,7 @@ def holdout_terms(
         teacher_weight: what the cross-entropy with the teacher's shares counts beside it, where the batch has them.
     """
     if batch.targets is None:
-        raise ValueError("holdout_terms needs a batch with targets")
+        raise InputError("holdout_terms needs a batch with targets")
     hidden = model.prompt_state(batch.input_ids, batch.attention_mask)
     table = model.item_collaborative.weight
     held = (batch.targets >= 0).sum(-1)

@@ -17,7 +17,8 @@ from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecom
 from modeling_cllm4rec.cllm4rec.objectives import LossTerms, Weights, next_item_terms, next_word_terms
 from modeling_cllm4rec.cllm4rec.prompts import cut, recommendation_pieces
 from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers
-from modeling_cllm4rec.core.language_model import check_whole
+from modeling_cllm4rec.core.errors import InputError, MissingFileError
+from modeling_cllm4rec.core.language_model import reject_adapter
 from modeling_cllm4rec.core.prompt_assembly import assemble
 from modeling_cllm4rec.corpora.batches import Batch, collate, plan_batches
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
@@ -109,9 +110,7 @@ class PretrainingStage:
         terms = self._terms(step.kind, part, epoch, weights, generator)
         return weights.total(terms, len(step.documents)), float(terms.nll.detach().sum()), terms.tokens
 
-    def _terms(
-        self, kind: str, part: np.ndarray, epoch: int, weights: Weights, generator: torch.Generator
-    ) -> LossTerms:
+    def _terms(self, kind: str, part: np.ndarray, epoch: int, weights: Weights, generator: torch.Generator) -> LossTerms:
         device = self.model.item_content.weight.device
         if kind == "content":
             return next_word_terms(self.model, collate(*self.texts.rows(part)).to(device), weights)
@@ -165,18 +164,16 @@ class PretrainingStage:
         return nll / count
 
 
-def new_model(
-    data: RecommendationData, arguments: PretrainArguments
-) -> tuple[CLLM4RecForRecommendation, CLLM4RecTokenizer]:
+def new_model(data: RecommendationData, arguments: PretrainArguments) -> tuple[CLLM4RecForRecommendation, CLLM4RecTokenizer]:
     """Model and tokenizer for a data folder, with the backbone's weights and fresh ID rows.
 
     Raises:
-        FileNotFoundError: there is no such backbone.
-        ValueError: it is of a kind that does not fit, an adapter alone, or `init_ids` is `text` and no item has a text.
+        MissingFileError: there is no such backbone.
+        InputError: it is of a kind that does not fit, an adapter alone, or `init_ids` is `text` and no item has a text.
     """
     train = data.histories("train")
     try:
-        check_whole(arguments.backbone)
+        reject_adapter(arguments.backbone)
         width = AutoConfig.from_pretrained(arguments.backbone).get_text_config().hidden_size
         rows = id_table_memory(data.num_users, data.num_items, width, bool(arguments.average_decay))
         check_memory(rows, arguments.max_memory, FEWER_ROWS)
@@ -188,7 +185,7 @@ def new_model(
             max_history_tokens=arguments.max_history_tokens,
         )
     except OSError as error:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"backbone: {arguments.backbone} is no folder with a language model and could not be read from the Hub ({error})"
         ) from error
     tokenizer = CLLM4RecTokenizer.from_backbone(
@@ -223,7 +220,7 @@ def _start_from_words(
     item_rows = initial_item_rows(data, tokenizer, words, arguments.init_columns)
     known = ~np.isnan(item_rows[:, 0])
     if not known.any():
-        raise ValueError(f"init_ids is 'text', but no item has any of {arguments.init_columns}; use init_ids: random")
+        raise InputError(f"init_ids is 'text', but no item has any of {arguments.init_columns}; use init_ids: random")
     for side in SIDES:
         model.tables(side)[1].weight[known] = torch.from_numpy(item_rows[known])
     logger.info("%d of %d item rows started from words", known.sum(), len(known))

@@ -10,6 +10,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from modeling_cllm4rec.core.errors import InputError
+
 PLACEHOLDERS = {
     "interactions": {"user", "items"},
     "item_text": {"item", "column"},
@@ -48,13 +50,13 @@ class Prompts:
             try:
                 found = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
             except (TypeError, ValueError) as error:
-                raise ValueError(f"prompts.{field.name} is {template!r}, which is no template ({error})") from error
+                raise InputError(f"prompts.{field.name} is {template!r}, which is no template ({error})") from error
             if sorted(found) != sorted(PLACEHOLDERS[field.name]):
                 wanted = ", ".join("{" + name + "}" for name in sorted(PLACEHOLDERS[field.name]))
-                raise ValueError(f"prompts.{field.name} is {template!r}; it must hold each of {wanted} once and no other")
+                raise InputError(f"prompts.{field.name} is {template!r}; it must hold each of {wanted} once and no other")
         for name in ("interactions", "anonymous_interactions"):
             if not getattr(self, name).endswith("{items}"):
-                raise ValueError(f"prompts.{name} must end with {{items}}: they are the main text, and what follows is not")
+                raise InputError(f"prompts.{name} must end with {{items}}: they are the main text, and what follows is not")
 
     @classmethod
     def from_mapping(cls, templates: Mapping[str, str] | None) -> Prompts:
@@ -63,7 +65,7 @@ class Prompts:
         for key in templates or {}:
             if key not in names:
                 near = difflib.get_close_matches(key, names)
-                raise ValueError(f"prompts: unknown template {key!r}; nearest: {near or names}")
+                raise InputError(f"prompts: unknown template {key!r}; nearest: {near or names}")
         return replace(cls(), **dict(templates or {}))
 
 

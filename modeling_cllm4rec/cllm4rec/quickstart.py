@@ -53,8 +53,8 @@ def train_recommender(
         The finished model, as it is loaded from `output`.
 
     Raises:
-        ValueError: the tables are not as `prepare_tables` needs them, or an argument is not allowed.
-        FileExistsError: there is a run in `output` already.
+        InputError: the tables are not as `prepare_tables` needs them, or an argument is not allowed.
+        ExistingFileError: there is a run in `output` already.
 
     Example:
         >>> frame = pd.DataFrame({"user_id": ["ann"] * 3, "item_id": [1, 2, 3]})

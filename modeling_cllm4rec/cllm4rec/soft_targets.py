@@ -42,9 +42,9 @@ class Teacher:
         """The teacher that the arguments name, fitted on the splits `fit_on`.
 
         Raises:
-            ValueError: there is no such baseline or setting (the nearest names).
-            ImportError: it needs a library that is not there (what to install).
-            MemoryError: it holds a matrix of items by items, and the catalogue is too large for one.
+            InputError: there is no such baseline or setting (the nearest names).
+            MissingPackageError: it needs a library that is not there (what to install).
+            MemoryLimitError: it holds a matrix of items by items, and the catalogue is too large for one.
         """
         settings, parts = arguments.settings_of_teacher, members(arguments.teacher)
         for part in parts:

@@ -16,6 +16,7 @@ from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendati
 from modeling_cllm4rec.cllm4rec.new_item_training import resized_tokenizer
 from modeling_cllm4rec.cllm4rec.prompts import recommendation_pieces
 from modeling_cllm4rec.core.catalogue import Catalogue, IdMap, KnownUsers
+from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.hub.loading import load_recommender
 from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
@@ -37,7 +38,7 @@ class UpdateArguments(FinetuneArguments):
 
     def __post_init__(self) -> None:
         if not self.start:
-            raise ValueError("start is not set; name the folder of the model to go on from by --start")
+            raise InputError("start is not set; name the folder of the model to go on from by --start")
         super().__post_init__()
 
 
@@ -58,10 +59,10 @@ def grow_to(
         The tokenizer of the grown model.
 
     Raises:
-        ValueError: the data lacks users or items of the model (they are named), or a new item has no text.
+        InputError: the data lacks users or items of the model (they are named), or a new item has no text.
     """
     if model.catalogue is None or model.users is None:
-        raise ValueError("this model has no catalogue or no users: it cannot be told who is new; train it anew")
+        raise InputError("this model has no catalogue or no users: it cannot be told who is new; train it anew")
     items, users = IdMap(data.items["item_id"], "item_id"), IdMap(data.users["user_id"], "user_id")
     item_rows, user_rows = _rows_of(model.catalogue.ids, items, data), _rows_of(model.users.ids, users, data)
     is_new = np.ones(len(items), dtype=bool)
@@ -82,11 +83,11 @@ def _rows_of(known: IdMap, now: IdMap, data: RecommendationData) -> np.ndarray:
     """(known,) where each id of the model stands in the data.
 
     Raises:
-        ValueError: ids of another type, or some that the data lacks.
+        InputError: ids of another type, or some that the data lacks.
     """
     if known.is_text != now.is_text:
         kinds = ["strings" if one.is_text else "integers" for one in (known, now)]
-        raise ValueError(
+        raise InputError(
             f"{known.name}: the model's ids are {kinds[0]}, those of {data.folder} {kinds[1]}; prepare the data anew (--id-type)"
         )
     rows = now.indices_of(known.array.to_pylist(), on_unknown="skip")
@@ -95,7 +96,7 @@ def _rows_of(known: IdMap, now: IdMap, data: RecommendationData) -> np.ndarray:
         hint = "leave their interactions in"
         if known.name == "item_id":
             hint = "prepare it with --keep-all-items, or take them out of the model by remove_items"
-        raise ValueError(
+        raise InputError(
             f"{data.folder} lacks {int((rows < 0).sum())} {known.name} of the model: {lost!r}; it must hold all old ones: {hint}"
         )
     return rows
@@ -115,21 +116,21 @@ def update(arguments: UpdateArguments) -> tuple[CLLM4RecForRecommendation, Progr
     The prompts and the longest prompt stay the model's, unless `prompts` and `max_history_tokens` say otherwise.
 
     Raises:
-        FileNotFoundError: there is no such model.
-        ValueError: an LC-Rec model, or as `grow_to`.
+        MissingFileError: there is no such model.
+        InputError: an LC-Rec model, or as `grow_to`.
 
     Example:
         >>> update(UpdateArguments(start="runs/mine", data="data/mine-now", output="runs/mine-now"))  # doctest: +SKIP
     """
     if not Path(arguments.start).is_dir():
-        raise FileNotFoundError(f"start: there is no folder {arguments.start}; name a trained model")
+        raise MissingFileError(f"start: there is no folder {arguments.start}; name a trained model")
     if Path(arguments.start).resolve() == arguments.run_folder.resolve():
-        raise ValueError(f"start and output are both {arguments.output}; choose another output, the old model stays as it is")
+        raise InputError(f"start and output are both {arguments.output}; choose another output, the old model stays as it is")
     accelerator = make_accelerator(arguments)
     data = RecommendationData.load(arguments.data)
     model = load_recommender(arguments.start)
     if not isinstance(model, CLLM4RecForRecommendation):
-        raise ValueError(
+        raise InputError(
             f"start: {arguments.start} is no CLLM4Rec model; of LC-Rec make index and model anew on the new data, by `cllm4rec "
             "index-items` and `cllm4rec align`, or only add its new items, by `cllm4rec add-items`"
         )

@@ -12,8 +12,9 @@ from typing import Any
 import pyarrow as pa
 from transformers import AutoTokenizer
 
-from modeling_cllm4rec.cllm4rec.new_item_training import Settling, add_items
+from modeling_cllm4rec.cllm4rec.new_item_training import NewRowTraining, add_items
 from modeling_cllm4rec.commands.command_line import print_json, run_command
+from modeling_cllm4rec.core.errors import ExistingFileError
 from modeling_cllm4rec.corpora.readers import read_table
 from modeling_cllm4rec.hub.loading import load_recommender
 from modeling_cllm4rec.hub.model_card import RECORD_FILE, read_records
@@ -49,13 +50,16 @@ def parser() -> argparse.ArgumentParser:
 
 def add_growth_flags(flags: argparse.ArgumentParser) -> None:
     """Add the flags that say how items are added."""
-    defaults = Settling()
+    defaults = NewRowTraining()
     rows = flags.add_argument_group("CLLM4Rec: rows of new items, by which they are recommended")
     rows.add_argument(
         "--start", choices=["regression", "words"], default="regression", help="what rows start from (default: regression)"
     )
     rows.add_argument(
-        "--boldness", type=float, default=0.5, help="of a regression: 0 seldom recommends new items, 1 often (default: 0.5)"
+        "--prediction-scale",
+        type=float,
+        default=0.5,
+        help="of a regression: 0 seldom recommends new items, 1 often (default: 0.5)",
     )
     after = flags.add_argument_group(
         "CLLM4Rec: settling",
@@ -76,25 +80,30 @@ def add_growth_flags(flags: argparse.ArgumentParser) -> None:
 
 def growth_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """What the flags say, for `training.growth.add_items`."""
-    settling = Settling(
+    settling = NewRowTraining(
         passes=arguments.passes,
         lr=arguments.lr,
         lambda_c=arguments.lambda_c,
         max_text_tokens=arguments.max_text_tokens,
         seed=arguments.seed,
     )
-    return {"start": arguments.start, "boldness": arguments.boldness, "settling": settling, "encoder": arguments.encoder}
+    return {
+        "start": arguments.start,
+        "prediction_scale": arguments.prediction_scale,
+        "settling": settling,
+        "encoder": arguments.encoder,
+    }
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Load, add, save.
 
     Raises:
-        FileExistsError: the output holds something.
+        ExistingFileError: the output holds something.
     """
     output = Path(arguments.output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"--output: {output} exists and is not empty; choose another folder, the old model stays as it is")
+        raise ExistingFileError(f"--output: {output} exists and is not empty; choose another folder, the old model is kept")
     settings = growth_settings(arguments)
     items = read_table(arguments.items, ["item_id"])
     model = load_recommender(arguments.model)

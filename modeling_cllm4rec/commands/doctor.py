@@ -226,9 +226,7 @@ def report(found: dict[str, Any]) -> str:
         for name, one in found["extras"].items()
     )
     threads, free = found["threads"], found["free_bytes"]
-    told = "\n".join(
-        f"  {'!' if one['serious'] else '-'} {one['problem']}\n    {one['what_to_do']}" for one in found["problems"]
-    )
+    told = "\n".join(f"  {'!' if one['serious'] else '-'} {one['problem']}\n    {one['what_to_do']}" for one in found["problems"])
     return f"""versions
 {versions}
 machine

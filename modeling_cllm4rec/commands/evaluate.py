@@ -13,6 +13,7 @@ from typing import Any
 from modeling_cllm4rec.baselines.popularity import PopularityRecommender, RandomRecommender
 from modeling_cllm4rec.commands.command_line import print_json, run_command
 from modeling_cllm4rec.commands.model_flags import add_model_arguments, batch_size, refuse_search, search_settings
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.id_checks import check_same_ids
 from modeling_cllm4rec.evaluation.evaluator import DEFAULT_METRICS, EvaluationReport, comparison_table, evaluate
@@ -123,13 +124,13 @@ def template_numbers(words: list[str], model: LCRecForRecommendation) -> list[in
     """The prompt templates that `--templates` asks for.
 
     Raises:
-        ValueError: a word that is neither a number nor `all`.
+        InputError: a word that is neither a number nor `all`.
     """
     if words == ["all"]:
         return list(range(len(model.config.recommendation_prompts or [])))
     wrong = [word for word in words if not word.isdecimal()]
     if wrong:
-        raise ValueError(f"--templates: {wrong[0]!r} is no number; give numbers from 0 on, or all")
+        raise InputError(f"--templates: {wrong[0]!r} is no number; give numbers from 0 on, or all")
     return [int(word) for word in words]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
 
 BATCH_SIZE, LCREC_BATCH_SIZE = 256, 64
@@ -23,7 +24,7 @@ def search_settings(arguments: argparse.Namespace, model: Any) -> dict[str, Any]
     """The settings of the search that were given.
 
     Raises:
-        ValueError: there are some, but the model scores all items at once and does not search.
+        InputError: there are some, but the model scores all items at once and does not search.
     """
     given = {name: getattr(arguments, name) for name in ("num_beams", "scoring") if getattr(arguments, name) is not None}
     if given and not isinstance(model, LCRecForRecommendation):
@@ -32,9 +33,9 @@ def search_settings(arguments: argparse.Namespace, model: Any) -> dict[str, Any]
 
 
 def refuse_search(names: list[str], model: str) -> None:
-    """Raise ValueError: these flags are for a model that searches."""
+    """Raise InputError: these flags are for a model that searches."""
     flags = ", ".join("--" + name.replace("_", "-") for name in names)
-    raise ValueError(f"{flags}: {model} scores all items at once and has no search to set; leave it out")
+    raise InputError(f"{flags}: {model} scores all items at once and has no search to set; leave it out")
 
 
 def batch_size(arguments: argparse.Namespace, model: Any) -> int:

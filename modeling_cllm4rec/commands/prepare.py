@@ -72,9 +72,7 @@ def _add_source_arguments(parser: argparse.ArgumentParser) -> None:
         ("review", "texts; kept for train pairs only"),
     ):
         group.add_argument(f"--{name}-column", metavar="NAME", help=f"{what} (default: {name}, if there is one)")
-    group.add_argument(
-        "--split-column", metavar="NAME", help="for --split given: train, validation or test (default: split)"
-    )
+    group.add_argument("--split-column", metavar="NAME", help="for --split given: train, validation or test (default: split)")
     group.add_argument("--no-reviews", action="store_true", help="format cllm4rec: leave the reviews out")
     group.add_argument(
         "--id-type",
@@ -90,9 +88,7 @@ def _add_text_arguments(parser: argparse.ArgumentParser, entity: str) -> None:
     group.add_argument(f"--{entity}s", metavar="SOURCE", help=f"one row per {entity}; see below")
     group.add_argument(f"--{entity}s-id-column", metavar="NAME", help=f"column of ids (default: as --{entity}-column)")
     group.add_argument(f"--{entity}-columns", nargs="+", metavar="NAME", help="columns to keep (default: all)")
-    group.add_argument(
-        f"--exclude-{entity}-columns", nargs="+", default=[], metavar="NAME", help="columns to leave out"
-    )
+    group.add_argument(f"--exclude-{entity}-columns", nargs="+", default=[], metavar="NAME", help="columns to leave out")
     group.add_argument(
         f"--on-missing-{entity}",
         choices=ON_MISSING,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.interactions import read_interactions, read_texts, typed_ids
 from modeling_cllm4rec.corpora.released_files import (
     SourceTables,
@@ -33,12 +34,12 @@ def find_sources(args: argparse.Namespace) -> tuple[Files, str]:
     """The files of each table as far as the flags or the names in the folder tell, and the kind of split.
 
     Raises:
-        FileNotFoundError, ValueError: the folder does not hold what its format says, or a table is given twice.
+        MissingFileError, ValueError: the folder does not hold what its format says, or a table is given twice.
     """
     for flag in MEANINGLESS[args.format]:
         if vars(args)[flag] not in (None, False, "auto", []):
             form = f"--format {args.format}" if args.format else "--interactions"
-            raise ValueError(f"--{flag.replace('_', '-')} says nothing about {form}; leave it out")
+            raise InputError(f"--{flag.replace('_', '-')} says nothing about {form}; leave it out")
     named: Files = {name: [vars(args)[name]] for name in ("interactions", "items", "users") if vars(args)[name]}
     split = {"cllm4rec": "given", "lcrec": "leave-one-out"}.get(args.format, "random")
     if args.format == "recbole":
@@ -49,7 +50,7 @@ def find_sources(args: argparse.Namespace) -> tuple[Files, str]:
         _refuse_twice(files, named)
         named = files | named
     if args.split == "given" and split != "given" and args.format is not None:
-        raise ValueError(f"--split given: the files of {args.folder} have no split; choose another, or leave it out")
+        raise InputError(f"--split given: the files of {args.folder} have no split; choose another, or leave it out")
     return named, args.split or split
 
 
@@ -78,7 +79,7 @@ def _released(args: argparse.Namespace) -> SourceTables:
 def _refuse_twice(found: Files, named: Files) -> None:
     for name in found:
         if name in named:
-            raise ValueError(f"--{name} names {named[name][0]}, but the folder has {found[name][0]}; leave one of them out")
+            raise InputError(f"--{name} names {named[name][0]}, but the folder has {found[name][0]}; leave one of them out")
 
 
 def _interactions(args: argparse.Namespace, sources: list[str | Path], split: str) -> pa.Table:

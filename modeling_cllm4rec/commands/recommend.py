@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from modeling_cllm4rec.commands.command_line import run_command
 from modeling_cllm4rec.commands.model_flags import add_model_arguments, batch_size, search_settings
+from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.core.recommender import RecommendsItems
 from modeling_cllm4rec.hub.loading import load_recommender
 from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
@@ -78,7 +79,7 @@ def questions(arguments: argparse.Namespace, model: RecommendsItems) -> Iterator
             yield {"users": users, "histories": part["history"].to_pylist(), "names": names}
         return
     if model.users is None:
-        raise ValueError(f"{arguments.model} knows no users; give --histories")
+        raise InputError(f"{arguments.model} knows no users; give --histories")
     if arguments.users:
         yield {"users": model.users.ids.parse(arguments.users), "histories": None, "names": None}
         return
@@ -91,17 +92,17 @@ def questions(arguments: argparse.Namespace, model: RecommendsItems) -> Iterator
 def read_histories(path: str) -> pa.Table:
     """The people of a histories file."""
     if not Path(path).is_file():
-        raise FileNotFoundError(f"--histories: there is no file {path}")
+        raise MissingFileError(f"--histories: there is no file {path}")
     try:
         table = pq.read_table(path) if path.endswith(".parquet") else pyarrow.json.read_json(path)
     except pa.ArrowInvalid as error:
-        raise ValueError(f"--histories: {path} is neither Parquet nor JSON lines ({error})") from error
+        raise InputError(f"--histories: {path} is neither Parquet nor JSON lines ({error})") from error
     if "history" not in table.column_names:
-        raise ValueError(f"--histories: {path} has columns {table.column_names}; it needs 'history' (lists of item ids)")
+        raise InputError(f"--histories: {path} has columns {table.column_names}; it needs 'history' (lists of item ids)")
     if not table.num_rows:
-        raise ValueError(f"--histories: {path} is empty")
+        raise InputError(f"--histories: {path} is empty")
     if {"user", "user_id"} <= set(table.column_names):
-        raise ValueError(
+        raise InputError(
             f"--histories: {path} has columns 'user_id' and 'user'; keep 'user_id' for users that the model knows, or 'user' "
             "for names that are only handed through"
         )
@@ -119,9 +120,9 @@ def tables(arguments: argparse.Namespace, model: RecommendsItems) -> Iterator[pa
     search = search_settings(arguments, model)
     if arguments.query:
         if not isinstance(model, LCRecForRecommendation):
-            raise ValueError(f"--query: {arguments.model} is no LC-Rec model and reads no queries; give --users or --histories")
+            raise InputError(f"--query: {arguments.model} is no LC-Rec model and reads no queries; give --users or --histories")
         if arguments.include_seen:
-            raise ValueError("--include-seen: a query is asked without a history, so nothing was seen; leave it out")
+            raise InputError("--include-seen: a query is asked without a history, so nothing was seen; leave it out")
         size = batch_size(arguments, model)
         yield model.search(
             arguments.query, arguments.k, candidates=candidates, on_unknown=arguments.on_unknown, batch_size=size, **search
@@ -145,7 +146,7 @@ def tables(arguments: argparse.Namespace, model: RecommendsItems) -> Iterator[pa
             people += table.num_rows // arguments.k
             yield table
     if not people:
-        raise ValueError(f"--on-unknown skip leaves nobody: {arguments.model} knows none of those that were asked for")
+        raise InputError(f"--on-unknown skip leaves nobody: {arguments.model} knows none of those that were asked for")
 
 
 def in_words_of_the_shell(parts: Iterator[pa.Table]) -> Iterator[pa.Table]:
@@ -153,7 +154,7 @@ def in_words_of_the_shell(parts: Iterator[pa.Table]) -> Iterator[pa.Table]:
     try:
         yield from parts
     except ValueError as error:
-        raise ValueError(str(error).replace("on_unknown='skip'", "--on-unknown skip")) from error
+        raise InputError(str(error).replace("on_unknown='skip'", "--on-unknown skip")) from error
 
 
 def write(parts: Iterator[pa.Table], path: Path) -> int:

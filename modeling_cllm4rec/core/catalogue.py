@@ -19,6 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from .errors import InputError
+
 OnUnknown = Literal["raise", "skip"]
 CATALOGUE_FILE = "catalogue.parquet"
 USERS_FILE = "users.parquet"
@@ -39,24 +41,24 @@ class IdMap:
     def __init__(self, ids: Sequence[Any] | pa.Array | pa.ChunkedArray, name: str) -> None:
         self.name = name
         if isinstance(ids, str):
-            raise ValueError(f"{name} is the string {ids!r}; give a list of ids, as [{ids!r}]")
+            raise InputError(f"{name} is the string {ids!r}; give a list of ids, as [{ids!r}]")
         try:
             self.array = pa.array(ids) if not isinstance(ids, (pa.Array, pa.ChunkedArray)) else ids
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise ValueError(f"{name} mixes types ({error}); give all strings or all integers") from error
+            raise InputError(f"{name} mixes types ({error}); give all strings or all integers") from error
         if isinstance(self.array, pa.ChunkedArray):
             self.array = self.array.combine_chunks()
         kind = self.array.type
         text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
         if len(self.array) and not (text or pa.types.is_integer(kind)):
-            raise ValueError(f"{name} has type {kind}; external ids are strings or integers")
+            raise InputError(f"{name} has type {kind}; external ids are strings or integers")
         self.is_text = text
         if self.array.null_count:
-            raise ValueError(f"{name} has {self.array.null_count} empty ids; give every row an id")
+            raise InputError(f"{name} has {self.array.null_count} empty ids; give every row an id")
         if len(pc.unique(self.array)) != len(self.array):
             counts = pc.value_counts(self.array).to_pylist()
             twice = [entry["values"] for entry in counts if entry["counts"] > 1][:5]
-            raise ValueError(f"{name} names some ids twice: {twice}; ids must be unique")
+            raise InputError(f"{name} names some ids twice: {twice}; ids must be unique")
 
     def __len__(self) -> int:
         return len(self.array)
@@ -77,21 +79,21 @@ class IdMap:
         """Dense indices of external ids, int64; -1 for an unknown id when `on_unknown="skip"`.
 
         Raises:
-            ValueError: an unknown id with `on_unknown="raise"` (the first five are named), or ids of the wrong type.
+            InputError: an unknown id with `on_unknown="raise"` (the first five are named), or ids of the wrong type.
         """
         if on_unknown not in ("raise", "skip"):
-            raise ValueError(f"on_unknown is {on_unknown!r}; allowed are 'raise' and 'skip'")
+            raise InputError(f"on_unknown is {on_unknown!r}; allowed are 'raise' and 'skip'")
         given = list(ids)
         allowed: tuple[type, ...] = (str,) if self.is_text else (int, np.integer)
         wrong = [value for value in given if not isinstance(value, allowed) or isinstance(value, bool)][:5]
         if wrong and len(self):
             wanted = "strings" if self.is_text else "integers"
-            raise ValueError(f"{self.name}: got {wrong!r}, but the ids of this catalogue are {wanted}; convert them first")
+            raise InputError(f"{self.name}: got {wrong!r}, but the ids of this catalogue are {wanted}; convert them first")
         dtype = self._index.dtype if self.is_text else None  # an integer may be too large for the catalogue's type
         indices = self._index.get_indexer(pd.Index(given, dtype=dtype) if given else [])
         if on_unknown == "raise" and (indices < 0).any():
             unknown = list(dict.fromkeys(value for value, index in zip(given, indices, strict=True) if index < 0))
-            raise ValueError(
+            raise InputError(
                 f"{len(unknown)} unknown {self.name}: {unknown[:5]!r}; the model knows {len(self)}. "
                 "Correct them, or pass on_unknown='skip' to leave them out"
             )
@@ -108,7 +110,7 @@ class IdMap:
         try:
             return [int(word) for word in words]
         except ValueError as error:
-            raise ValueError(f"{self.name}: {error}; the ids of this catalogue are integers") from error
+            raise InputError(f"{self.name}: {error}; the ids of this catalogue are integers") from error
 
 
 class Catalogue:
@@ -117,7 +119,7 @@ class Catalogue:
     def __init__(self, items: pa.Table | Sequence[Any]) -> None:
         self.table = items if isinstance(items, pa.Table) else pa.table({"item_id": IdMap(items, "item_id").array})
         if "item_id" not in self.table.column_names:
-            raise ValueError(f"the catalogue has no column 'item_id', only {self.table.column_names}")
+            raise InputError(f"the catalogue has no column 'item_id', only {self.table.column_names}")
         self.ids = IdMap(self.table["item_id"], "item_id")
 
     def __len__(self) -> int:
@@ -157,7 +159,7 @@ class KnownUsers:
     ) -> None:
         self.ids = IdMap(ids, "user_id")
         if (indptr is None) != (items is None) or (indptr is not None and len(indptr) != len(self.ids) + 1):
-            raise ValueError("histories: give indptr (users + 1,) and items together, or neither")
+            raise InputError("histories: give indptr (users + 1,) and items together, or neither")
         self.indptr = indptr
         self.items = items
 
@@ -172,13 +174,13 @@ class KnownUsers:
     def history(self, user_index: int) -> np.ndarray:
         """(history,) item indices of one user, oldest first."""
         if self.indptr is None or self.items is None:
-            raise ValueError(NO_HISTORIES)
+            raise InputError(NO_HISTORIES)
         return np.asarray(self.items[self.indptr[user_index] : self.indptr[user_index + 1]], dtype=np.int64)
 
     def history_lengths(self, user_indices: np.ndarray) -> np.ndarray:
         """(users,) how many items the stored histories of these users hold."""
         if self.indptr is None:
-            raise ValueError(NO_HISTORIES)
+            raise InputError(NO_HISTORIES)
         return np.asarray(self.indptr[user_indices + 1] - self.indptr[user_indices])
 
     def without_histories(self) -> KnownUsers:
@@ -230,7 +232,7 @@ def extended_catalogue(
         The catalogue, with the columns of both (null where an item has none), and the new items as a table.
 
     Raises:
-        ValueError: rows that are no dicts, no `item_id`, ids of another type, an id that is there already or stands twice,
+        InputError: rows that are no dicts, no `item_id`, ids of another type, an id that is there already or stands twice,
             columns of another type.
 
     Example:
@@ -244,21 +246,19 @@ def extended_catalogue(
         elif not isinstance(items, pa.Table):
             wrong = [row for row in items if not isinstance(row, Mapping)]
             if wrong:
-                raise ValueError(f"items holds {wrong[0]!r}; give a table, or a list with a dict (item_id, texts) for each item")
+                raise InputError(f"items holds {wrong[0]!r}; give a table, or a list with a dict (item_id, texts) for each item")
             items = pa.Table.from_pylist([dict(row) for row in items]) if len(items) else catalogue.table.slice(0, 0)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise ValueError(f"items: a column mixes types ({error}); give texts as strings, and None where there is none") from error
+        raise InputError(f"items: a column mixes types ({error}); give texts as strings, and None where there is none") from error
     if "item_id" not in items.column_names:
-        raise ValueError(f"items has no column 'item_id', only {items.column_names}; name the ids' column so")
+        raise InputError(f"items has no column 'item_id', only {items.column_names}; name the ids' column so")
     new = new_ids(items["item_id"], catalogue.ids)
-    items = items.set_column(
-        items.column_names.index("item_id"), "item_id", new.array.cast(catalogue.ids.array.type)
-    )
+    items = items.set_column(items.column_names.index("item_id"), "item_id", new.array.cast(catalogue.ids.array.type))
     for name in set(items.column_names) & set(catalogue.table.column_names):
         column, kind = items[name], catalogue.table[name].type
         if pa.types.is_null(column.type) or is_text_type(column.type) == is_text_type(kind):
             continue
-        raise ValueError(f"items: column {name!r} has type {column.type}, in the catalogue {kind}; convert it first")
+        raise InputError(f"items: column {name!r} has type {column.type}, in the catalogue {kind}; convert it first")
     together = pa.concat_tables([catalogue.table, items], promote_options="permissive")
     return Catalogue(together), items
 
@@ -267,16 +267,16 @@ def new_ids(ids: Any, known: IdMap) -> IdMap:
     """Ids as a map of their own.
 
     Raises:
-        ValueError: ids of another type than those that are known, one twice or empty, or one that is known already.
+        InputError: ids of another type than those that are known, one twice or empty, or one that is known already.
     """
     new = IdMap(ids, known.name)
     if len(new) and new.is_text != known.is_text:
         kinds = ("strings", "integers") if known.is_text else ("integers", "strings")
-        raise ValueError(f"{known.name}: the model's ids are {kinds[0]}, the new ones {kinds[1]}; convert them first")
+        raise InputError(f"{known.name}: the model's ids are {kinds[0]}, the new ones {kinds[1]}; convert them first")
     there = known.indices_of(new.array.to_pylist(), on_unknown="skip") >= 0
     if there.any():
         twice = [value for value, is_there in zip(new.array.to_pylist(), there, strict=True) if is_there]
-        raise ValueError(f"{len(twice)} of the new {known.name} are known already: {twice[:5]!r}; add only what is new")
+        raise InputError(f"{len(twice)} of the new {known.name} are known already: {twice[:5]!r}; add only what is new")
     return new
 
 
@@ -290,7 +290,7 @@ def _read_parquet(path: str | Path) -> pa.Table:
     try:
         return pq.read_table(path)
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} is no readable Parquet file ({error}); it may be cut off: copy the folder again") from error
+        raise InputError(f"{path} is no readable Parquet file ({error}); it may be cut off: copy the folder again") from error
 
 
 @dataclass

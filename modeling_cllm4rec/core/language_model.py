@@ -16,17 +16,19 @@ from torch import nn
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
+from .errors import InputError
+
 
 def word_head(language_model: PreTrainedModel) -> nn.Module:
     """What turns the decoder's states (..., K) into logits (..., N): BERT's has a layer more than GPT-2's.
 
     Raises:
-        ValueError: a model with more parts than a decoder and its output layer.
+        InputError: a model with more parts than a decoder and its output layer.
     """
     body = language_model.base_model
     heads = [module for module in language_model.children() if module is not body]
     if len(heads) != 1:
-        raise ValueError(
+        raise InputError(
             f"{type(language_model).__name__} has {len(heads)} parts beside its decoder; expected its output layer alone"
         )
     return heads[0]
@@ -70,16 +72,16 @@ def tokenizer_of(name_or_path: str | Path) -> PreTrainedTokenizerBase | None:
     return None
 
 
-def check_whole(name_or_path: str | Path) -> None:
+def reject_adapter(name_or_path: str | Path) -> None:
     """Refuse a folder or Hub name that holds LoRA matrices alone, whichever language model they were trained for.
 
     Raises:
-        ValueError: there is an adapter (its base is named).
+        InputError: there is an adapter (its base is named).
     """
     file = cached_file(name_or_path, "adapter_config.json", _raise_exceptions_for_missing_entries=False)
     if file is not None:
         base = json.loads(Path(file).read_text(encoding="utf-8")).get("base_model_name_or_path")
-        raise ValueError(
+        raise InputError(
             f"backbone: {name_or_path} is an adapter (adapter_config.json) of the base {base!r}, no whole language model; fold "
             "it into that base first (peft.AutoPeftModelForCausalLM.from_pretrained(ADAPTER).merge_and_unload()), save the whole "
             "with the base's tokenizer in a folder, and name that"
@@ -118,13 +120,13 @@ def check_fields(config_class: type[PreTrainedConfig], arguments: dict[str, Any]
     for name in arguments:
         if name not in names:
             near = difflib.get_close_matches(name, names)
-            raise ValueError(f"from_backbone: unknown field {name!r}; nearest: {near or names}")
+            raise InputError(f"from_backbone: unknown field {name!r}; nearest: {near or names}")
 
 
 __all__ = [
     "HoldsLanguageModel",
     "check_fields",
-    "check_whole",
+    "reject_adapter",
     "greedy_generation",
     "is_left_padded",
     "real_positions",

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .errors import InputError
+
 ItemLoss = Literal["exact", "chunked", "sampled"]
 
 
@@ -54,7 +56,7 @@ def item_log_partition(hidden: torch.Tensor, table: torch.Tensor, chunk_size: in
     if chunk_size is None or chunk_size >= table.shape[0]:
         return F.linear(hidden, table.to(hidden.dtype)).float().logsumexp(-1)
     if chunk_size < 1:
-        raise ValueError(f"chunk_size is {chunk_size}; it must be 1 or more, or None for all items at once")
+        raise InputError(f"chunk_size is {chunk_size}; it must be 1 or more, or None for all items at once")
     return _ChunkedLogSumExp.apply(hidden, table.to(hidden.dtype), chunk_size)
 
 
@@ -76,7 +78,7 @@ def sampled_log_partition(
     """
     num_items = table.shape[0]
     if not 0 < num_samples <= num_items:
-        raise ValueError(f"num_samples is {num_samples}; it must lie between 1 and the catalogue's {num_items} items")
+        raise InputError(f"num_samples is {num_samples}; it must lie between 1 and the catalogue's {num_items} items")
     sample = torch.randperm(num_items, generator=generator)[:num_samples].to(hidden.device)  # (S,)
     logits = F.linear(hidden, F.embedding(sample, table).to(hidden.dtype)).float()  # (M, S)
     own = (sample[None, :, None] == positives[:, None, :]).any(-1)  # (M, S): a positive is no negative
@@ -123,12 +125,12 @@ def multinomial_nll(
     """
     if item_loss == "sampled":
         if generator is None:
-            raise ValueError("item_loss 'sampled' draws items at random: give a generator")
+            raise InputError("item_loss 'sampled' draws items at random: give a generator")
         partition = sampled_log_partition(hidden, table, targets, min(num_samples, table.shape[0]), generator)
     elif item_loss in ("exact", "chunked"):
         partition = item_log_partition(hidden, table, chunk_size if item_loss == "chunked" else None)
     else:
-        raise ValueError(f"item_loss is {item_loss!r}; allowed are 'exact', 'chunked', 'sampled'")
+        raise InputError(f"item_loss is {item_loss!r}; allowed are 'exact', 'chunked', 'sampled'")
     given = targets >= 0
     rows = F.embedding(targets.clamp(min=0), table).to(hidden.dtype)  # (M, T, K)
     logits = torch.einsum("mk,mtk->mt", hidden, rows).float()

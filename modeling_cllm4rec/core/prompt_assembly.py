@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from .errors import InputError
+
 USER, ITEM, ITEMS = "user", "item", "items"
 
 
@@ -42,7 +44,7 @@ def assemble(
         words = sum(0 if piece == ITEMS else 1 if isinstance(piece, str) else len(piece) for piece in pieces)
         room = max_length - words
         if room < 1:
-            raise ValueError(
+            raise InputError(
                 f"the prompt's own words take {words} tokens and the context holds {max_length}: "
                 "no item of the history fits; shorten the template or use a backbone with a longer context"
             )
@@ -55,7 +57,7 @@ def assemble(
         elif piece == ITEMS:
             arrays.append(items)
         elif parts.get(piece) is None:
-            raise ValueError(f"the prompt asks for {piece!r}, which was not given")
+            raise InputError(f"the prompt asks for {piece!r}, which was not given")
         else:
             arrays.append(np.asarray([parts[piece]], dtype=np.int64))
     return np.concatenate(arrays) if arrays else np.zeros(0, np.int64)

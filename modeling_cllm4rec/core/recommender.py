@@ -14,6 +14,7 @@ import pyarrow as pa
 from tqdm.auto import tqdm
 
 from .catalogue import CATALOGUE_FILE, Catalogue, KnownUsers, OnUnknown, Recommendations
+from .errors import InputError
 
 
 class RecommendsItems(ABC):
@@ -77,11 +78,9 @@ class RecommendsItems(ABC):
             `Recommendations` with columns user, item, rank, score.
 
         Raises:
-            ValueError: unknown ids, an empty history of a person without an ID token, k out of range; before anything is scored.
+            InputError: unknown ids, an empty history of a person without an ID token, k out of range; before anything is scored.
         """
-        tables = list(
-            self.iter_recommendations(users, histories, k, exclude_seen, candidates, on_unknown, batch_size, **search)
-        )
+        tables = list(self.iter_recommendations(users, histories, k, exclude_seen, candidates, on_unknown, batch_size, **search))
         return Recommendations(pa.concat_tables(tables))
 
     def iter_recommendations(
@@ -99,26 +98,26 @@ class RecommendsItems(ABC):
         """As `recommend`, a table a batch, in the order asked: constant memory for millions of people."""
         catalogue, known = self._require_catalogue(), self.users
         if users is None and histories is None:
-            raise ValueError("recommend needs users=, histories=, or both")
+            raise InputError("recommend needs users=, histories=, or both")
         for name, ids in (("users", users), ("histories", histories), ("candidates", candidates)):
             if ids is not None:
                 _check_list(name, ids)
         if users is not None and histories is not None and len(users) != len(histories):
-            raise ValueError(f"got {len(users)} users and {len(histories)} histories; give one history for each user")
+            raise InputError(f"got {len(users)} users and {len(histories)} histories; give one history for each user")
         if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; it must be 1 or more")
+            raise InputError(f"batch_size is {batch_size}; it must be 1 or more")
         allowed = None
         if candidates is not None:
             found = catalogue.ids.indices_of(candidates, on_unknown)
             allowed = np.unique(found[found >= 0])
         choices = len(catalogue) if allowed is None else len(allowed)
         if not 1 <= k <= choices:
-            raise ValueError(f"k is {k}; it must lie between 1 and the {choices} items to choose from")
+            raise InputError(f"k is {k}; it must lie between 1 and the {choices} items to choose from")
         user_indices = None
         keep = np.arange(len(users if users is not None else histories or []))
         if users is not None:
             if known is None:
-                raise ValueError("this model knows no users; pass histories= instead")
+                raise InputError("this model knows no users; pass histories= instead")
             user_indices = known.ids.indices_of(users, on_unknown)
             keep = keep[user_indices >= 0]
         given = None
@@ -157,7 +156,7 @@ class RecommendsItems(ABC):
             (users,) bool; all True for a model whose users have tokens, or with `on_unknown="raise"`.
 
         Raises:
-            ValueError: a user of whom there is nothing to read, with `on_unknown="raise"` (the first five are named).
+            InputError: a user of whom there is nothing to read, with `on_unknown="raise"` (the first five are named).
         """
         known = self.users
         if self.users_have_tokens or known is None:
@@ -165,7 +164,7 @@ class RecommendsItems(ABC):
         found = (known.history_lengths(user_indices) if lengths is None else lengths) > 0
         if on_unknown == "raise" and not found.all():
             empty = known.ids.ids_of(user_indices[~found][:5])
-            raise ValueError(
+            raise InputError(
                 f"the histories of {int((~found).sum())} users are empty: {empty!r}; this model reads items and has no tokens "
                 "for users: give each at least one known item (histories=), or pass on_unknown='skip' to leave them out"
             )
@@ -173,7 +172,7 @@ class RecommendsItems(ABC):
 
     def _require_catalogue(self) -> Catalogue:
         if self.catalogue is None:
-            raise ValueError(
+            raise InputError(
                 f"this model has no catalogue ({CATALOGUE_FILE}), so it cannot name items; "
                 "build it with from_backbone(catalogue=...) or set model.catalogue"
             )
@@ -184,7 +183,7 @@ class RecommendsItems(ABC):
         indices = self._require_catalogue().ids.indices_of(history, on_unknown)
         indices = indices[indices >= 0]
         if anonymous and not len(indices):
-            raise ValueError(f"histories[{row}] is empty: a person without an ID token needs at least one known item")
+            raise InputError(f"histories[{row}] is empty: a person without an ID token needs at least one known item")
         return indices
 
     def _as_table(self, labels: pa.Array, best: np.ndarray, scores: np.ndarray) -> pa.Table:
@@ -201,7 +200,7 @@ class RecommendsItems(ABC):
 
 def _check_list(name: str, ids: Any) -> None:
     if isinstance(ids, str) or not hasattr(ids, "__len__"):
-        raise ValueError(f"{name} is the {type(ids).__name__} {ids!r}; give a list, as [{ids!r}]")
+        raise InputError(f"{name} is the {type(ids).__name__} {ids!r}; give a list, as [{ids!r}]")
 
 
 __all__ = ["RecommendsItems"]

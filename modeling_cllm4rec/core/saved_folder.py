@@ -22,6 +22,7 @@ from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 from transformers.utils.hub import resolve_revision
 
 from .catalogue import CATALOGUE_FILE, USERS_FILE, Catalogue, KnownUsers
+from .errors import ExistingFileError, InputError
 from .handler import EndpointHandler  # noqa: F401 (transformers copies what is imported: so the file goes along)
 
 CARD_FILE, CURVES_FILE, REQUIREMENTS_FILE = "README.md", "training_curves.png", "requirements.txt"
@@ -51,7 +52,7 @@ class SavedFolderModel(PreTrainedModel):
         """As `PreTrainedModel.from_pretrained`, with the folder's catalogue, users and card.
 
         Raises:
-            ValueError: weights that are missing, cut off or of another shape, or a catalogue of another checkpoint. Nothing
+            InputError: weights that are missing, cut off or of another shape, or a catalogue of another checkpoint. Nothing
                 is left at random silently.
         """
         where = {name: kwargs[name] for name in ("token", "local_files_only", "cache_dir") if name in kwargs}
@@ -62,18 +63,16 @@ class SavedFolderModel(PreTrainedModel):
         wants_info = kwargs.pop("output_loading_info", False)
         kwargs["ignore_mismatched_sizes"] = True  # they are refused below, by name
         try:
-            loaded: Any = super().from_pretrained(
-                pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
-            )
+            loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs)
         except (SafetensorError, EOFError) as error:
-            raise ValueError(
+            raise InputError(
                 f"the weights in {pretrained_model_name_or_path} cannot be read ({error}): the file is cut off or no "
                 "safetensors file; copy or download the folder again"
             ) from error
         model, info = loaded
         broken = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
         if broken:
-            raise ValueError(
+            raise InputError(
                 f"{pretrained_model_name_or_path} lacks weights of this model or has them in another shape: {broken[:5]} "
                 f"({len(broken)} in all); it is no complete CLLM4Rec checkpoint"
             )
@@ -86,34 +85,31 @@ class SavedFolderModel(PreTrainedModel):
         if not model.can_generate():
             parts.append(("generation_config", GENERATION_CONFIG_NAME, _read_generation_config))
         for name, file, load in parts:
-            path = cached_file(
-                pretrained_model_name_or_path, file, **hub, _raise_exceptions_for_missing_entries=False
-            )
+            path = cached_file(pretrained_model_name_or_path, file, **hub, _raise_exceptions_for_missing_entries=False)
             if path is not None:
                 setattr(model, name, load(path))
         model.check_catalogue()
         return (model, info) if wants_info else model
 
     def check_catalogue(self) -> None:
-        """Raise ValueError if catalogue or users are not those of the weights."""
+        """Raise InputError if catalogue or users are not those of the weights."""
         config, catalogue, users = self.config, self.catalogue, self.users
         if catalogue is not None and len(catalogue) != config.num_items:
-            raise ValueError(
-                f"{CATALOGUE_FILE} holds {len(catalogue)} items, the weights {config.num_items}: "
-                "it belongs to another checkpoint"
+            raise InputError(
+                f"{CATALOGUE_FILE} holds {len(catalogue)} items, the weights {config.num_items}: it belongs to another checkpoint"
             )
         if catalogue is not None and config.catalogue_fingerprint not in (None, catalogue.ids.fingerprint):
-            raise ValueError(
+            raise InputError(
                 f"{CATALOGUE_FILE} holds other items, or in another order, than the weights were trained on: "
                 "it belongs to another checkpoint"
             )
         if users is not None and len(users) != config.num_users:
-            raise ValueError(
+            raise InputError(
                 f"{USERS_FILE} holds {len(users)} users, the weights {config.num_users}: it belongs to another checkpoint"
             )
         last = -1 if users is None or users.items is None else int(np.max(users.items, initial=-1))
         if last >= config.num_items:
-            raise ValueError(
+            raise InputError(
                 f"{USERS_FILE} has histories with item {last}, the catalogue ends at {config.num_items - 1}: "
                 "it belongs to another checkpoint"
             )
@@ -129,7 +125,7 @@ class SavedFolderModel(PreTrainedModel):
         self.check_catalogue()
         for part, file in ((self.catalogue, CATALOGUE_FILE), (self.users, USERS_FILE)):
             if part is None and (Path(save_directory) / file).exists():
-                raise FileExistsError(
+                raise ExistingFileError(
                     f"{save_directory} holds a {file} of another model, this model has none and would be loaded with it; "
                     "save into another folder, or delete that file"
                 )
@@ -211,13 +207,13 @@ def flat_code(model_class: type) -> dict[str, bytes]:
         Content by file name.
 
     Raises:
-        ValueError: two modules of one name, which cannot lie in one folder.
+        InputError: two modules of one name, which cannot lie in one folder.
     """
     waiting, found = [Path(inspect.getfile(model_class)).absolute()], dict[str, Path]()
     while waiting:
         file = waiting.pop()
         if found.setdefault(file.name, file) != file:
-            raise ValueError(f"{file} and {found[file.name]} have one name and cannot lie in one saved folder; rename one")
+            raise InputError(f"{file} and {found[file.name]} have one name and cannot lie in one saved folder; rename one")
         imported = [_imported_file(file, name) for name in get_relative_imports(file)]
         waiting += [path for path in imported if path not in found.values()]
     return {name: _FLATTENED.sub(rb"\1.\2\3", found[name].read_bytes()) for name in sorted(found)}

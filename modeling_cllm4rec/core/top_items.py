@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from .errors import InputError
+
 
 def top_items(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The k best items of each row; of equal scores the lower item index comes first.
@@ -31,10 +33,10 @@ def top_items(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]
     """
     num_items = scores.shape[-1]
     if not 1 <= k <= num_items:
-        raise ValueError(f"k is {k}; it must lie between 1 and the number of items to choose from, {num_items}")
+        raise InputError(f"k is {k}; it must lie between 1 and the number of items to choose from, {num_items}")
     values = scores.float() + 0.0  # -0.0 becomes 0.0: they are equal and must tie
     if values.isnan().any():
-        raise ValueError("scores hold NaN: the model's weights or inputs are broken; do not rank with it")
+        raise InputError("scores hold NaN: the model's weights or inputs are broken; do not rank with it")
     keys = _ordered_bits(values.view(torch.int32)).long() << 32
     keys += torch.arange(num_items - 1, -1, -1, device=scores.device)
     best = keys.topk(k, dim=-1).values

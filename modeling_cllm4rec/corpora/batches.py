@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import torch
 
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.core.prompt_assembly import pad_right
 
 BUCKET_BATCHES = 50
@@ -28,7 +29,7 @@ def plan_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) ->
         [1, 2, 2]
     """
     if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it must be 1 or more")
+        raise InputError(f"batch_size is {batch_size}; it must be 1 or more")
     generator = np.random.default_rng((seed, epoch, len(lengths)))
     order = generator.permutation(len(lengths))
     bucket = batch_size * BUCKET_BATCHES
@@ -71,9 +72,7 @@ class Batch:
         return replace(self, **{name: part.to(device) for name, part in parts.items() if part is not None})
 
 
-def collate(
-    rows: list[np.ndarray], prompt_lengths: np.ndarray | list[int], targets: list[np.ndarray] | None = None
-) -> Batch:
+def collate(rows: list[np.ndarray], prompt_lengths: np.ndarray | list[int], targets: list[np.ndarray] | None = None) -> Batch:
     """Pad documents on the right.
 
     Args:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.preparation import prepare_tables
 
@@ -20,7 +21,7 @@ PARTS = ("report", "tuning")
 
 
 @dataclass(frozen=True)
-class Withheld:
+class HeldOutItems:
     """A data folder without some items, and these items apart.
 
     Attributes:
@@ -34,17 +35,17 @@ class Withheld:
     interactions: pa.Table
 
     @classmethod
-    def load(cls, folder: str | Path) -> Withheld:
-        """Read what `withhold_items` wrote.
+    def load(cls, folder: str | Path) -> HeldOutItems:
+        """Read what `hold_out_items` wrote.
 
         Raises:
-            FileNotFoundError: there is no such folder, or it is a data folder from which nothing was withheld.
+            MissingFileError: there is no such folder, or it is a data folder from which nothing was withheld.
         """
         data = RecommendationData.load(folder)
         for name in (ITEMS_FILE, INTERACTIONS_FILE):
             if not (Path(folder) / name).is_file():
-                raise FileNotFoundError(
-                    f"{folder} has no {name}: no items were withheld from it; `withhold_items` writes such a folder"
+                raise MissingFileError(
+                    f"{folder} has no {name}: no items were withheld from it; `hold_out_items` writes such a folder"
                 )
         return cls(data, pq.read_table(Path(folder) / ITEMS_FILE), pq.read_table(Path(folder) / INTERACTIONS_FILE))
 
@@ -52,17 +53,17 @@ class Withheld:
         """The items of one part, without the column `part`.
 
         Raises:
-            ValueError: another name than those of `PARTS`, or a part without items.
+            InputError: another name than those of `PARTS`, or a part without items.
         """
         if name not in PARTS:
-            raise ValueError(f"part is {name!r}; allowed are {', '.join(PARTS)}")
+            raise InputError(f"part is {name!r}; allowed are {', '.join(PARTS)}")
         chosen = self.items.filter(pc.equal(self.items["part"], name)).drop_columns(["part"])
         if not chosen.num_rows:
-            raise ValueError(f"no items were withheld for {name}; split again with a share above 0")
+            raise InputError(f"no items were withheld for {name}; split again with a share above 0")
         return chosen
 
 
-def withhold_items(
+def hold_out_items(
     data: RecommendationData,
     output: str | Path,
     *,
@@ -70,7 +71,7 @@ def withhold_items(
     tuning_share: float = 0.05,
     seed: int = 0,
     overwrite: bool = False,
-) -> Withheld:
+) -> HeldOutItems:
     """Write a data folder without a random share of the items, and beside its tables the withheld items.
 
     Args:
@@ -82,15 +83,15 @@ def withhold_items(
         overwrite: replace a data folder that is there.
 
     Raises:
-        ValueError: shares outside [0, 1), or such that no item is withheld or none stays.
-        FileExistsError: `output` holds something and is not to be replaced.
+        InputError: shares outside [0, 1), or such that no item is withheld or none stays.
+        ExistingFileError: `output` holds something and is not to be replaced.
     """
     for name, value in (("share", share), ("tuning_share", tuning_share)):
         if not 0 <= value < 1:
-            raise ValueError(f"{name} is {value}; it must be 0 or more and lie below 1")
+            raise InputError(f"{name} is {value}; it must be 0 or more and lie below 1")
     counts = [round(share * data.num_items), round(tuning_share * data.num_items)]
     if not 0 < counts[0] or sum(counts) >= data.num_items:
-        raise ValueError(
+        raise InputError(
             f"share {share} and tuning_share {tuning_share} withhold {counts[0]} and {counts[1]} of {data.num_items} items; "
             "at least one must be withheld to report on, and one must stay"
         )
@@ -124,4 +125,4 @@ def withhold_items(
     interactions = named.filter(new).select(["user_id", "item_id"])
     pq.write_table(items, Path(output) / ITEMS_FILE)
     pq.write_table(interactions, Path(output) / INTERACTIONS_FILE)
-    return Withheld(kept, items, interactions)
+    return HeldOutItems(kept, items, interactions)

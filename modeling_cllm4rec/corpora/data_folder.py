@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from modeling_cllm4rec.core.errors import ExistingFileError, InputError, MissingFileError
 from modeling_cllm4rec.corpora.interactions import check_texts, first_of
 from modeling_cllm4rec.corpora.splits import SPLITS
 
@@ -82,12 +83,12 @@ class RecommendationData:
         """Read a prepared folder.
 
         Raises:
-            FileNotFoundError: if the folder or one of its files is missing.
-            ValueError: if a file cannot be read, is of another format, or its contents do not fit together.
+            MissingFileError: if the folder or one of its files is missing.
+            InputError: if a file cannot be read, is of another format, or its contents do not fit together.
         """
         folder = Path(folder)
         if not folder.is_dir():
-            raise FileNotFoundError(f"{folder}: there is no such data folder; make one with `cllm4rec prepare`")
+            raise MissingFileError(f"{folder}: there is no such data folder; make one with `cllm4rec prepare`")
         info = _read_info(folder / INFO_FILE)
         data = cls(info=info, folder=folder, **{name: _read_parquet(folder / f"{name}.parquet") for name in TABLES})
         data.validate()
@@ -104,8 +105,8 @@ class RecommendationData:
             The same data with its new place.
 
         Raises:
-            FileExistsError: if something is there that is not to be replaced.
-            ValueError: if the tables do not fit together.
+            ExistingFileError: if something is there that is not to be replaced.
+            InputError: if the tables do not fit together.
         """
         folder = Path(folder)
         check_output(folder, overwrite)
@@ -116,12 +117,8 @@ class RecommendationData:
         try:
             partial.mkdir()
             for name in TABLES:
-                pq.write_table(
-                    getattr(self, name), partial / f"{name}.parquet", compression="zstd", row_group_size=ROW_GROUP
-                )
-            (partial / INFO_FILE).write_text(
-                json.dumps(self.info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-            )
+                pq.write_table(getattr(self, name), partial / f"{name}.parquet", compression="zstd", row_group_size=ROW_GROUP)
+            (partial / INFO_FILE).write_text(json.dumps(self.info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
             (partial / README).write_text(_readme(place.name, self.info), encoding="utf-8")
             _put_in_place(partial, place)
         finally:
@@ -138,11 +135,11 @@ class RecommendationData:
             Histories of all I users; those without an interaction in these splits have an empty one.
 
         Raises:
-            ValueError: if no split is named, or one is unknown.
+            InputError: if no split is named, or one is unknown.
         """
         unknown = [name for name in splits if name not in SPLITS]
         if unknown or not splits:
-            raise ValueError(f"splits must be one or more of {', '.join(SPLITS)}, got {list(splits)}")
+            raise InputError(f"splits must be one or more of {', '.join(SPLITS)}, got {list(splits)}")
         wanted = pc.is_in(self.interactions["split"], value_set=pa.array(splits, self.interactions["split"].type))
         chosen = self.interactions.select(["user_index", "item_index"]).filter(wanted)
         counts = np.bincount(chosen["user_index"].to_numpy(), minlength=self.num_users)
@@ -161,7 +158,7 @@ class RecommendationData:
         """Check that tables and statistics fit together.
 
         Raises:
-            ValueError: naming the table and column at fault.
+            InputError: naming the table and column at fault.
         """
         check_texts(self.items, "item_id")
         check_texts(self.users, "user_id")
@@ -169,7 +166,7 @@ class RecommendationData:
         counts = {"users": self.num_users, "items": self.num_items, "interactions": self.interactions.num_rows}
         for name, count in counts.items():
             if self.info["statistics"].get(name) != count:
-                raise ValueError(
+                raise InputError(
                     f"{INFO_FILE} says {self.info['statistics'].get(name)} {name}, but {count} are there; "
                     "the files are not of one folder: prepare it again"
                 )
@@ -179,21 +176,21 @@ def check_output(folder: str | Path, overwrite: bool = False) -> None:
     """Check that a data folder may be written there.
 
     Raises:
-        FileExistsError: if it is a file, or a folder that holds something; with `overwrite`, if what it holds is not a
+        ExistingFileError: if it is a file, or a folder that holds something; with `overwrite`, if what it holds is not a
             data folder.
     """
     folder = Path(folder)
     if not folder.exists():
         return
     if not folder.is_dir():
-        raise FileExistsError(f"{folder} is a file; the output must be a folder that does not exist yet or is empty")
+        raise ExistingFileError(f"{folder} is a file; the output must be a folder that does not exist yet or is empty")
     names = sorted(path.name for path in folder.iterdir())
     if names and INFO_FILE not in names:
-        raise FileExistsError(
+        raise ExistingFileError(
             f"{folder} holds {first_of(names)} and is no data folder, so it is never replaced; choose another output"
         )
     if names and not overwrite:
-        raise FileExistsError(
+        raise ExistingFileError(
             f"{folder} holds a data folder already ({first_of(names)}); pass --overwrite (overwrite=True) to replace "
             "it, or choose another output"
         )
@@ -221,54 +218,54 @@ def _put_in_place(partial: Path, place: Path) -> None:
 
 def _read_info(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; prepare the folder again with `cllm4rec prepare`")
+        raise MissingFileError(f"{path} is missing; prepare the folder again with `cllm4rec prepare`")
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); prepare the folder again") from error
+        raise InputError(f"{path} is not JSON ({error}); prepare the folder again") from error
     if not isinstance(info, dict) or info.get("format") != FORMAT:
         found = info.get("format") if isinstance(info, dict) else None
-        raise ValueError(f"{path}: format must be {FORMAT}, got {found!r}; prepare the folder again with this version")
+        raise InputError(f"{path}: format must be {FORMAT}, got {found!r}; prepare the folder again with this version")
     for name in ("statistics", "protocol", "sources"):
         if name not in info:
-            raise ValueError(f"{path}: {name!r} is missing; prepare the folder again")
+            raise InputError(f"{path}: {name!r} is missing; prepare the folder again")
     return info
 
 
 def _read_parquet(path: Path) -> pa.Table:
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; prepare the folder again with `cllm4rec prepare`")
+        raise MissingFileError(f"{path} is missing; prepare the folder again with `cllm4rec prepare`")
     try:
         with pq.ParquetFile(path) as file:
             return file.read()
     except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path} is truncated or not Parquet ({error}); prepare the folder again") from error
+        raise InputError(f"{path} is truncated or not Parquet ({error}); prepare the folder again") from error
 
 
 def _check_interactions_table(table: pa.Table, num_users: int, num_items: int) -> None:
     for name, kind in INTERACTION_TYPES.items():
         if name not in table.column_names:
             if name in ("user_index", "item_index", "split"):
-                raise ValueError(f"interactions: no column {name!r}; there are {', '.join(table.column_names)}")
+                raise InputError(f"interactions: no column {name!r}; there are {', '.join(table.column_names)}")
         elif table[name].type != kind:
-            raise ValueError(f"interactions: {name} must be {kind}, got {table[name].type}")
+            raise InputError(f"interactions: {name} must be {kind}, got {table[name].type}")
         elif name not in ("rating", "review") and table[name].null_count:
-            raise ValueError(f"interactions: {name} is null in {table[name].null_count} rows")
+            raise InputError(f"interactions: {name} is null in {table[name].null_count} rows")
     users, items = (table[name].to_numpy().astype(np.int64) for name in ("user_index", "item_index"))
     for name, indices, size in (("user_index", users, num_users), ("item_index", items, num_items)):
         if len(indices) and not 0 <= indices.min() <= indices.max() < size:
-            raise ValueError(f"interactions: {name} must be in [0, {size}), got {indices.min()} to {indices.max()}")
+            raise InputError(f"interactions: {name} must be in [0, {size}), got {indices.min()} to {indices.max()}")
     if (np.diff(users) < 0).any():
-        raise ValueError("interactions: rows must be sorted by user_index")
+        raise InputError("interactions: rows must be sorted by user_index")
     if len(np.unique(users * num_items + items)) < len(users):
-        raise ValueError("interactions: a (user_index, item_index) pair is there more than once")
+        raise InputError("interactions: a (user_index, item_index) pair is there more than once")
     unknown = set(pc.unique(table["split"]).to_pylist()) - set(SPLITS)
     if unknown:
-        raise ValueError(f"interactions: split must be one of {', '.join(SPLITS)}, got {first_of(sorted(unknown))}")
+        raise InputError(f"interactions: split must be one of {', '.join(SPLITS)}, got {first_of(sorted(unknown))}")
     if "review" in table.column_names:
         leaked = pc.sum(pc.and_(pc.not_equal(table["split"], "train"), table["review"].is_valid())).as_py()
         if leaked:
-            raise ValueError(f"interactions: {leaked} pairs outside train have a review; only train pairs may")
+            raise InputError(f"interactions: {leaked} pairs outside train have a review; only train pairs may")
 
 
 def _readme(name: str, info: dict[str, Any]) -> str:

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from modeling_cllm4rec.core.catalogue import IdMap
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.core.saved_folder import SavedFolderModel
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 
 
 def check_same_ids(model: SavedFolderModel, data: RecommendationData, name: str) -> None:
-    """Raise ValueError if a model's items or users are not those of the data, in the same order.
+    """Raise InputError if a model's items or users are not those of the data, in the same order.
 
     Args:
         name: how the model is called in the message.
     """
     items, users = IdMap(data.items["item_id"], "item_id"), IdMap(data.users["user_id"], "user_id")
     if model.catalogue is None or model.catalogue.ids.fingerprint != items.fingerprint:
-        raise ValueError(
+        raise InputError(
             f"{name} is a checkpoint of another catalogue than {data.folder}: its item ids or their order differ; "
             "use the data folder that it was trained on, or train on this one"
         )
     if model.users is None or model.users.ids.fingerprint != users.fingerprint:
-        raise ValueError(
+        raise InputError(
             f"{name} is a checkpoint of other users than {data.folder}: its user ids or their order differ; "
             "use the data folder that it was trained on, or train on this one"
         )

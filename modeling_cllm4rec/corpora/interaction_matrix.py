@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 
 FitOn = Literal["train", "train+validation"]
@@ -18,10 +19,10 @@ def fitting_histories(data: RecommendationData, fit_on: FitOn) -> Histories:
     """The histories that a baseline is fitted on.
 
     Raises:
-        ValueError: `fit_on` is neither of the two.
+        InputError: `fit_on` is neither of the two.
     """
     if fit_on not in get_args(FitOn):
-        raise ValueError(f"fit_on is {fit_on!r}; allowed are {' and '.join(map(repr, get_args(FitOn)))}")
+        raise InputError(f"fit_on is {fit_on!r}; allowed are {' and '.join(map(repr, get_args(FitOn)))}")
     return data.histories(*fit_on.split("+"))
 
 
@@ -37,7 +38,7 @@ def interaction_matrix(histories: Histories, num_items: int, recency: float = 0.
         (batch, J) float32.
 
     Raises:
-        ValueError: an item index is not in [0, J).
+        InputError: an item index is not in [0, J).
 
     >>> histories = Histories(np.array([0, 2]), np.array([2, 0], dtype=np.int32))
     >>> interaction_matrix(histories, 4, recency=1.0).toarray().tolist()
@@ -56,11 +57,11 @@ def check_items(histories: Histories, num_items: int) -> None:
     """Refuse histories of another catalogue.
 
     Raises:
-        ValueError: an item index is not in [0, num_items).
+        InputError: an item index is not in [0, num_items).
     """
     items = histories.items
     if len(items) and not 0 <= items.min() <= items.max() < num_items:
-        raise ValueError(
+        raise InputError(
             f"histories hold item indices from {items.min()} to {items.max()}, but the baseline was fitted on items 0 to "
             f"{num_items - 1}; give histories of the same catalogue"
         )

@@ -16,6 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.readers import is_untyped, nearest_names, read_table
 
 ID_TYPES = ("auto", "string", "integer")
@@ -53,7 +54,7 @@ def read_interactions(
         The table as `check_interactions` returns it.
 
     Raises:
-        FileNotFoundError, ValueError: as `readers.read_table` and `check_interactions`.
+        MissingFileError, ValueError: as `readers.read_table` and `check_interactions`.
     """
     required = {"user_id": user_column, "item_id": item_column}
     given = {"rating": rating_column, "timestamp": timestamp_column, "review": review_column}
@@ -62,7 +63,7 @@ def read_interactions(
     required |= {name: column for name, column in given.items() if column is not None}
     optional = {name: name for name, column in given.items() if column is None and name not in required.values()}
     if len(set(required.values())) < len(required):
-        raise ValueError(f"two columns are to be read from the same one: {required}; give each its own")
+        raise InputError(f"two columns are to be read from the same one: {required}; give each its own")
     table = read_table(source, list(required.values()), list(optional))
     names = {column: name for name, column in (optional | required).items()}
     table = table.rename_columns([names[column] for column in table.column_names])
@@ -94,21 +95,21 @@ def read_texts(
         The table as `check_texts` returns it.
 
     Raises:
-        FileNotFoundError, ValueError: as `readers.read_table` and `check_texts`.
+        MissingFileError, ValueError: as `readers.read_table` and `check_texts`.
     """
     wanted = [id_column] if columns is None else [id_column, *columns]
     table = read_table(source, wanted, None if columns is None else ())
     for column in exclude:
         if column not in table.column_names:
             names = table.column_names
-            raise ValueError(
+            raise InputError(
                 f"{source}: no column {column!r} to exclude; it has {', '.join(names)}{nearest_names(column, names)}"
             )
         if column == id_column:
-            raise ValueError(f"{source}: {column!r} is the column of ids and cannot be excluded")
+            raise InputError(f"{source}: {column!r} is the column of ids and cannot be excluded")
     table = table.drop_columns(list(exclude))
     if name != id_column and name in table.column_names:
-        raise ValueError(f"{source}: ids are read from {id_column!r}, but there is a column {name!r}; exclude it")
+        raise InputError(f"{source}: ids are read from {id_column!r}, but there is a column {name!r}; exclude it")
     table = table.rename_columns([name if column == id_column else column for column in table.column_names])
     table = _replace(table, name, typed_ids(table[name], name, source, id_type, is_untyped(source)))
     return check_texts(table, name)
@@ -125,7 +126,7 @@ def check_interactions(table: pa.Table) -> pa.Table:
         (fractions of a second dropped), `review` and `split` text.
 
     Raises:
-        ValueError: if the table is empty, `user_id` or `item_id` is missing, an id is empty, null or neither text nor
+        InputError: if the table is empty, `user_id` or `item_id` is missing, an id is empty, null or neither text nor
             integer, a rating is not a number, a timestamp is not one, or a review or split is not text.
 
     Example:
@@ -152,7 +153,7 @@ def check_texts(table: pa.Table, name: str) -> pa.Table:
         name: the id column, `item_id` or `user_id`; it becomes the first column.
 
     Raises:
-        ValueError: if the table is empty, the id column is missing, an id is empty, null, repeated or neither text nor
+        InputError: if the table is empty, the id column is missing, an id is empty, null, repeated or neither text nor
             integer, or a column holds something else than texts.
 
     Example:
@@ -165,7 +166,7 @@ def check_texts(table: pa.Table, name: str) -> pa.Table:
     counts = pc.value_counts(ids)
     twice = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
     if len(twice):
-        raise ValueError(f"{what}: {name} is repeated: {first_of(twice)}; keep one row for each")
+        raise InputError(f"{what}: {name} is repeated: {first_of(twice)}; keep one row for each")
     others = [column for column in table.column_names if column != name]
     return pa.table({name: ids} | {column: _text_or_lists(_plain(table[column]), column) for column in others})
 
@@ -174,7 +175,7 @@ def check_ids(column: pa.ChunkedArray | pa.Array, name: str) -> pa.Array:
     """Ids in one piece: text or integers, none missing.
 
     Raises:
-        ValueError: naming the column and the first rows at fault.
+        InputError: naming the column and the first rows at fault.
     """
     ids = _plain(column)
     missing = ids.is_null(nan_is_null=True)
@@ -182,9 +183,9 @@ def check_ids(column: pa.ChunkedArray | pa.Array, name: str) -> pa.Array:
         missing = pc.or_(missing, pc.equal(pc.utf8_trim_whitespace(pc.fill_null(ids, "")), ""))
     rows = np.flatnonzero(missing.to_numpy(zero_copy_only=False))
     if len(rows):
-        raise ValueError(f"{name} is empty or NaN in {_row_numbers(rows)}; each row needs one")
+        raise InputError(f"{name} is empty or NaN in {_row_numbers(rows)}; each row needs one")
     if not pa.types.is_large_string(ids.type) and not pa.types.is_integer(ids.type):
-        raise ValueError(f"{name} must hold texts or integers, got {ids.type}")
+        raise InputError(f"{name} must hold texts or integers, got {ids.type}")
     return ids
 
 
@@ -202,11 +203,11 @@ def clean_interactions(
         The table, and for each filter in its order `{"filter", "value", "removed"}`, `removed` in rows.
 
     Raises:
-        ValueError: if a repeated pair has two splits, a rating is missing where one is needed, a value is out of its
+        InputError: if a repeated pair has two splits, a rating is missing where one is needed, a value is out of its
             range, or nothing is left.
     """
     if k_core < 0:
-        raise ValueError(f"k_core must be at least 0 (off), got {k_core}")
+        raise InputError(f"k_core must be at least 0 (off), got {k_core}")
     kept = table.take(pa.array(_rows_of_last(table)))
     filters = [{"filter": "duplicates", "value": "last", "removed": table.num_rows - kept.num_rows}]
     if min_rating is not None:
@@ -219,7 +220,7 @@ def clean_interactions(
         filters.append({"filter": "k_core", "value": k_core, "removed": before - kept.num_rows})
     if not kept.num_rows:
         steps = "; ".join(f"{step['filter']} {step['value']} removed {step['removed']}" for step in filters)
-        raise ValueError(f"no interaction is left of {table.num_rows}: {steps}; lower min_rating or k_core")
+        raise InputError(f"no interaction is left of {table.num_rows}: {steps}; lower min_rating or k_core")
     return kept, filters
 
 
@@ -267,7 +268,7 @@ def _rows_of_last(table: pa.Table) -> IntArray:
         torn = order[~new & (np.diff(splits, prepend=0) != 0)]
         if len(torn):
             names = first_of(table["user_id"].take(torn[:NAMED])), first_of(table["item_id"].take(torn[:NAMED]))
-            raise ValueError(
+            raise InputError(
                 f"{len(torn)} repeated (user, item) pairs have more than one split: users {names[0]} with items "
                 f"{names[1]}; a pair may be in one split only"
             )
@@ -276,10 +277,10 @@ def _rows_of_last(table: pa.Table) -> IntArray:
 
 def _well_rated(table: pa.Table, min_rating: float) -> pa.Array:
     if "rating" not in table.column_names:
-        raise ValueError(f"min_rating {min_rating} needs a column of ratings; name it by --rating-column, or leave it")
+        raise InputError(f"min_rating {min_rating} needs a column of ratings; name it by --rating-column, or leave it")
     missing = int(table["rating"].null_count)
     if missing:
-        raise ValueError(f"min_rating {min_rating} needs all ratings, but rating is missing in {missing} rows")
+        raise InputError(f"min_rating {min_rating} needs all ratings, but rating is missing in {missing} rows")
     return pc.greater_equal(table["rating"], min_rating)
 
 
@@ -295,14 +296,14 @@ def typed_ids(
         untyped: whether the source does not tell texts from numbers, as CSV and the keys of JSON objects.
 
     Raises:
-        ValueError: an id is empty, or no whole number where `integer` is asked for.
+        InputError: an id is empty, or no whole number where `integer` is asked for.
 
     Example:
         >>> typed_ids(pa.array(["7", "10"]), "item_id", "a.csv").to_pylist()
         [7, 10]
     """
     if id_type not in ID_TYPES:
-        raise ValueError(f"id_type must be one of {', '.join(ID_TYPES)}, got {id_type!r}")
+        raise InputError(f"id_type must be one of {', '.join(ID_TYPES)}, got {id_type!r}")
     if id_type == "auto" and not untyped:
         return column
     if id_type == "string":
@@ -316,16 +317,16 @@ def typed_ids(
     if id_type == "auto":
         return ids
     others = pc.filter(ids, pc.invert(whole))
-    raise ValueError(f"{source}: with id_type integer, {name} must be plain whole numbers, got {first_of(others)}")
+    raise InputError(f"{source}: with id_type integer, {name} must be plain whole numbers, got {first_of(others)}")
 
 
 def _check_has(table: pa.Table, names: Sequence[str], what: str) -> None:
     for name in names:
         if name not in table.column_names:
             has = table.column_names
-            raise ValueError(f"{what}: no column {name!r}; there are {', '.join(has)}{nearest_names(name, has)}")
+            raise InputError(f"{what}: no column {name!r}; there are {', '.join(has)}{nearest_names(name, has)}")
     if not table.num_rows:
-        raise ValueError(f"{what}: the table has no rows")
+        raise InputError(f"{what}: the table has no rows")
 
 
 def _replace(table: pa.Table, name: str, column: pa.ChunkedArray | pa.Array) -> pa.Table:
@@ -347,7 +348,7 @@ def _texts(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     """Texts as large_string, not put into one piece."""
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if not _is_text(kind) and not pa.types.is_null(kind):
-        raise ValueError(f"{name} must hold texts, got {kind}")
+        raise InputError(f"{name} must hold texts, got {kind}")
     return column.cast(pa.large_string())
 
 
@@ -360,7 +361,7 @@ def _text_or_lists(column: pa.Array, name: str) -> pa.Array:
         return pc.if_else(pc.is_null(column, nan_is_null=True), None, column).cast(pa.large_string())
     elif not pa.types.is_nested(kind) and not pa.types.is_binary(kind) and not pa.types.is_large_binary(kind):
         return column.cast(pa.large_string())
-    raise ValueError(f"column {name!r} holds {kind}, which is neither text nor a list of texts; exclude it")
+    raise InputError(f"column {name!r} holds {kind}, which is neither text nor a list of texts; exclude it")
 
 
 def _ratings(column: pa.Array, name: str) -> pa.Array:
@@ -370,7 +371,7 @@ def _ratings(column: pa.Array, name: str) -> pa.Array:
         _reject(column, np.isnan(numbers) & ~blank, f"{name} is not a number")
         return pa.array(numbers, mask=blank)
     if not pa.types.is_integer(column.type) and not pa.types.is_floating(column.type):
-        raise ValueError(f"{name} must hold numbers, got {column.type}")
+        raise InputError(f"{name} must hold numbers, got {column.type}")
     return pc.if_else(pc.is_null(column, nan_is_null=True), None, column).cast(pa.float64())
 
 
@@ -391,7 +392,7 @@ def _unix_seconds(column: pa.Array, name: str) -> pa.Array:
             return _floor_seconds(times)
         seconds = numbers.to_numpy()
     else:
-        raise ValueError(f"{complaint}, got {column.type}")
+        raise InputError(f"{complaint}, got {column.type}")
     _reject(column, ~np.isfinite(seconds), complaint)
     return pa.array(np.floor(seconds).astype(np.int64))
 
@@ -403,7 +404,7 @@ def _floor_seconds(times: pd.Series) -> pa.Array:
 def _reject(column: pa.Array, bad: npt.NDArray[np.bool_], complaint: str) -> None:
     rows = np.flatnonzero(bad)
     if len(rows):
-        raise ValueError(f"{complaint} in {_row_numbers(rows)}: {first_of(column.take(rows))}")
+        raise InputError(f"{complaint} in {_row_numbers(rows)}: {first_of(column.take(rows))}")
 
 
 def _row_numbers(rows: IntArray) -> str:

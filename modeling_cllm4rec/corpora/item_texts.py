@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from modeling_cllm4rec.cllm4rec.documents import text_column
+from modeling_cllm4rec.core.errors import InputError
 
 OnMissingText = Literal["raise", "title-only"]
 TITLE, DESCRIPTION = "title", "description"
@@ -60,7 +61,7 @@ def item_texts(
         field -> J texts, in the order of `fields`; one without any letter or digit counts as missing.
 
     Raises:
-        ValueError: a field that is no text column, items without a text (how many, the first five), a wrong choice.
+        InputError: a field that is no text column, items without a text (how many, the first five), a wrong choice.
 
     Example:
         >>> items = pa.table({"item_id": ["p", "q"], "title": ["Red lamp", "Tea"], "description": ["<b>Bright</b>.", None]})
@@ -68,11 +69,11 @@ def item_texts(
         {'title': ['Red lamp', 'Tea'], 'description': ['Bright.', '']}
     """
     if on_missing_text not in ("raise", "title-only"):
-        raise ValueError(f"on_missing_text is {on_missing_text!r}; allowed are 'raise' and 'title-only'")
+        raise InputError(f"on_missing_text is {on_missing_text!r}; allowed are 'raise' and 'title-only'")
     if isinstance(fields, str) or not fields:
-        raise ValueError(f"fields is {fields!r}; give a list of text columns, such as ['title', 'description']")
+        raise InputError(f"fields is {fields!r}; give a list of text columns, such as ['title', 'description']")
     if on_missing_text == "title-only" and TITLE not in fields:
-        raise ValueError(f"on_missing_text is 'title-only', but fields is {list(fields)}: put 'title' among the fields")
+        raise InputError(f"on_missing_text is 'title-only', but fields is {list(fields)}: put 'title' among the fields")
     texts: dict[str, list[str]] = {}
     for field in fields:
         must = field == TITLE or on_missing_text == "raise"
@@ -81,7 +82,7 @@ def item_texts(
             texts[field] = [text if _SAYS.search(text) else "" for text in map(clean_text, text_column(items, field))]
         elif must:
             columns = [name for name in items.column_names if name != "item_id"]
-            raise ValueError(f"the items have no column {field!r}, only {columns}; choose other fields")
+            raise InputError(f"the items have no column {field!r}, only {columns}; choose other fields")
         else:
             texts[field] = [""] * items.num_rows
         missing = [row for row, text in enumerate(texts[field]) if not text]
@@ -89,7 +90,7 @@ def item_texts(
             hint = "give them one, or take them out of the data"
             if field != TITLE and TITLE in fields:
                 hint += ", or set on_missing_text to 'title-only': then their titles stand alone"
-            raise ValueError(f"{len(missing)} of {items.num_rows} items have no {field}: {_named(items, missing)}; {hint}")
+            raise InputError(f"{len(missing)} of {items.num_rows} items have no {field}: {_named(items, missing)}; {hint}")
     return texts
 
 
@@ -100,11 +101,11 @@ def check_text_lengths(items: pa.Table, what: str, lengths: np.ndarray, limit: i
         what: the field, for the message; lengths: (J,) tokens of each item's text; limit: tokens that fit.
 
     Raises:
-        ValueError: naming the first five items whose text is longer, and the longest.
+        InputError: naming the first five items whose text is longer, and the longest.
     """
     long = np.flatnonzero(np.asarray(lengths) > limit)
     if len(long):
-        raise ValueError(
+        raise InputError(
             f"the {what} of {len(long)} items has more than the {limit} tokens that fit (the longest has {max(lengths)}): "
             f"{_named(items, long)}; set max_text_tokens, to {limit} at most, to have texts cut there"
         )
@@ -114,7 +115,7 @@ def _check_is_text(items: pa.Table, field: str) -> None:
     kind = items[field].type
     inner = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
     if not (pa.types.is_string(inner) or pa.types.is_large_string(inner) or pa.types.is_null(inner)):
-        raise ValueError(f"the items' column {field!r} has type {kind}; a text column holds strings or lists of strings")
+        raise InputError(f"the items' column {field!r} has type {kind}; a text column holds strings or lists of strings")
 
 
 def _named(items: pa.Table, rows: Sequence[int] | np.ndarray) -> str:

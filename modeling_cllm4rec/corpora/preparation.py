@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.data_folder import FORMAT, RecommendationData, check_output, is_written
 from modeling_cllm4rec.corpora.interactions import check_interactions, check_texts, clean_interactions, first_of
 from modeling_cllm4rec.corpora.splits import SPLITS, SplitCodes, assign_splits, split_names
@@ -68,8 +69,8 @@ def prepare_tables(
         The data as `RecommendationData.load(output)` reads it.
 
     Raises:
-        ValueError: if the input is at fault, see the functions named above.
-        FileExistsError: if `output` holds something and is not to be replaced.
+        InputError: if the input is at fault, see the functions named above.
+        ExistingFileError: if `output` holds something and is not to be replaced.
 
     Example:
         >>> import tempfile
@@ -84,9 +85,9 @@ def prepare_tables(
     check_output(Path(output), overwrite)
     for name, value in (("on_missing_item", on_missing_item), ("on_missing_user", on_missing_user)):
         if value not in ON_MISSING:
-            raise ValueError(f"{name} must be one of {', '.join(ON_MISSING)}, got {value!r}")
+            raise InputError(f"{name} must be one of {', '.join(ON_MISSING)}, got {value!r}")
     if keep_all_items and items is None:
-        raise ValueError("keep_all_items needs a table of items")
+        raise InputError("keep_all_items needs a table of items")
     table = check_interactions(interactions)
     if split != "given" and "split" in table.column_names:
         table = table.drop_columns(["split"])
@@ -139,9 +140,7 @@ def protocol_line(protocol: dict[str, Any]) -> str:
         "min_rating": "rating >= {value:g}",
         "k_core": "{value}-core",
     }
-    return "; ".join(
-        [words[protocol["split"]], *(filters[step["filter"]].format(**step) for step in protocol["filters"])]
-    )
+    return "; ".join([words[protocol["split"]], *(filters[step["filter"]].format(**step) for step in protocol["filters"])])
 
 
 def _item_table(ids: pa.Array, items: pa.Table | None, on_missing: str, keep_all: bool) -> pa.Table:
@@ -170,7 +169,7 @@ def _same_type(table: pa.Table, ids: pa.Array, name: str) -> pa.Table:
     """The table with its ids in the type of the interactions'; integers of another width are turned into it."""
     kind = table[name].type
     if kind != ids.type and not (pa.types.is_integer(kind) and pa.types.is_integer(ids.type)):
-        raise ValueError(
+        raise InputError(
             f"{name} is {ids.type} in the interactions, but {kind} in the {name.removesuffix('_id')}s; "
             "read both as one type, with --id-type string or --id-type integer"
         )
@@ -181,7 +180,7 @@ def _missing(ids: pa.Array, known: pa.Table, on_missing: str, what: str) -> pa.A
     """The ids without a row in `known`, if they may be without one."""
     missing = ids.filter(pc.invert(pc.is_in(ids, value_set=known[f"{what}_id"].combine_chunks())))
     if len(missing) and on_missing == "error":
-        raise ValueError(
+        raise InputError(
             f"{len(missing)} of {len(ids)} {what}s with interactions are not among the {what}s: {first_of(missing)}; "
             f"add them, or pass --on-missing-{what} keep (their texts are then null)"
         )

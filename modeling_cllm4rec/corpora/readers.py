@@ -20,6 +20,8 @@ import pyarrow.csv as pa_csv
 import pyarrow.json as pa_json
 import pyarrow.parquet as pq
 
+from modeling_cllm4rec.core.errors import InputError, MissingFileError
+
 HUB_PREFIX = "hf:"
 BLOCK_BYTES = 16 << 20
 """Bytes parsed at a time; a single row of a CSV or JSON Lines file must be shorter."""
@@ -49,8 +51,8 @@ def read_table(source: str | Path, required: Sequence[str] = (), optional: Seque
         atomic file are text (tokens, sequences of tokens) or float64.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the kind of file is unknown, it cannot be parsed, has no rows, or lacks a required column.
+        MissingFileError: if there is no such file.
+        InputError: if the kind of file is unknown, it cannot be parsed, has no rows, or lacks a required column.
 
     Example:
         >>> import tempfile
@@ -70,7 +72,7 @@ def read_table(source: str | Path, required: Sequence[str] = (), optional: Seque
     else:
         table = _read_path(Path(source), choose)
     if not table.num_rows:
-        raise ValueError(f"{name} has no rows")
+        raise InputError(f"{name} has no rows")
     return table
 
 
@@ -111,34 +113,34 @@ def nearest_names(name: str, names: Iterable[str]) -> str:
 def _choose(source: str, names: Sequence[str], required: Sequence[str], optional: Sequence[str] | None) -> list[str]:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"{source}: column {twice[0]!r} is there more than once; rename one of them")
+        raise InputError(f"{source}: column {twice[0]!r} is there more than once; rename one of them")
     for name in required:
         if name not in names:
-            raise ValueError(f"{source}: no column {name!r}; it has {', '.join(names)}{nearest_names(name, names)}")
+            raise InputError(f"{source}: no column {name!r}; it has {', '.join(names)}{nearest_names(name, names)}")
     more = names if optional is None else optional
     return list(dict.fromkeys([*required, *(name for name in more if name in names)]))
 
 
 def _read_path(path: Path, choose: Choice) -> pa.Table:
     if not path.exists():
-        raise FileNotFoundError(f"{path}: there is no such file or folder")
+        raise MissingFileError(f"{path}: there is no such file or folder")
     if path.is_dir():
         return _read_dataset(_saved_dataset(path), choose)
     read = {"csv": _read_csv, "atomic": _read_atomic, "json": _read_json, "parquet": _read_parquet}.get(_kind(path))
     if path.name.lower().endswith((".pkl", ".pickle")):
-        raise ValueError(f"{path}: {PICKLE}; write the table as Parquet, with pandas: frame.to_parquet(...)")
+        raise InputError(f"{path}: {PICKLE}; write the table as Parquet, with pandas: frame.to_parquet(...)")
     if read is None:
-        raise ValueError(
+        raise InputError(
             f"{path}: the kind of file is not known by its name; it must end in .csv, .csv.gz, .jsonl, .jsonl.gz, "
             f".json, .json.gz, .parquet, {', '.join(ATOMIC)}, or be a folder written by datasets.Dataset.save_to_disk, "
             f"or {HUB_PREFIX}NAME"
         )
     if not path.stat().st_size:
-        raise ValueError(f"{path} is empty (0 bytes)")
+        raise InputError(f"{path} is empty (0 bytes)")
     try:
         return read(path, choose)
     except (pa.ArrowInvalid, UnicodeDecodeError, EOFError, OSError) as error:
-        raise ValueError(f"{path}: cannot be read: {_explain(str(error))}") from error
+        raise InputError(f"{path}: cannot be read: {_explain(str(error))}") from error
 
 
 def _kind(path: Path) -> str:
@@ -158,10 +160,7 @@ def _explain(message: str) -> str:
     mixed = re.search(r"Column\(/(.+?)\) changed from (\w+) to (\w+) in row (\d+)", message)
     if mixed:
         column, first, second, row = mixed.groups()
-        return (
-            f"column {column!r} mixes types: {first}, and {second} in row {int(row) + 1}; "
-            "write all its values in one type"
-        )
+        return f"column {column!r} mixes types: {first}, and {second} in row {int(row) + 1}; write all its values in one type"
     if "changed from object to array" in message:
         return "it must hold one JSON object per line, not one JSON array"
     return message
@@ -194,16 +193,16 @@ def _read_atomic(path: Path, choose: Choice) -> pa.Table:
         fields = [field.rpartition(":") for field in file.readline().rstrip("\r\n").split("\t")]
     for name, _, kind in fields:
         if not name:
-            raise ValueError(f"{path}: the header's field {kind!r} has no type; it must be name:type, as user_id:token")
+            raise InputError(f"{path}: the header's field {kind!r} has no type; it must be name:type, as user_id:token")
     types = {name: kind for name, _, kind in fields}
     columns = choose([name for name, _, _ in fields])
     for name in columns:
         if types[name] not in ATOMIC_TYPES:
             allowed = ", ".join(ATOMIC_TYPES)
-            raise ValueError(f"{path}: column {name!r} has type {types[name]!r}; {allowed} can be read: leave it out")
+            raise InputError(f"{path}: column {name!r} has type {types[name]!r}; {allowed} can be read: leave it out")
     lists = [name for name in types if name.endswith("_list")]
     if path.name.lower().endswith(".inter") and lists:
-        raise ValueError(
+        raise InputError(
             f"{path}: {lists[0]!r} holds histories, so its rows are examples for training, not interactions; give the file "
             "with one interaction in each row"
         )
@@ -256,11 +255,11 @@ def _saved_dataset(folder: Path) -> Any:
     import datasets  # heavy, and most sources are files
 
     if not any(folder.glob("dataset_*.json")):
-        raise ValueError(f"{folder}: is a folder, but not one written by datasets.Dataset.save_to_disk")
+        raise InputError(f"{folder}: is a folder, but not one written by datasets.Dataset.save_to_disk")
     dataset = datasets.load_from_disk(str(folder))
     if isinstance(dataset, datasets.DatasetDict):
         first = folder / next(iter(dataset))
-        raise ValueError(f"{folder}: holds the splits {', '.join(dataset)}; name the folder of one, such as {first}")
+        raise InputError(f"{folder}: holds the splits {', '.join(dataset)}; name the folder of one, such as {first}")
     return dataset
 
 
@@ -269,5 +268,5 @@ def _hub_dataset(name: str) -> Any:
 
     path, _, split = name.removeprefix(HUB_PREFIX).partition(":")
     if not path:
-        raise ValueError(f"{name!r} names no dataset; write {HUB_PREFIX}NAME or {HUB_PREFIX}NAME:SPLIT")
+        raise InputError(f"{name!r} names no dataset; write {HUB_PREFIX}NAME or {HUB_PREFIX}NAME:SPLIT")
     return datasets.load_dataset(path, split=split or "train")

@@ -18,19 +18,20 @@ import pyarrow as pa
 from scipy import sparse
 
 from modeling_cllm4rec.core.catalogue import IdMap
+from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.corpora.interactions import first_of, typed_ids
 from modeling_cllm4rec.corpora.readers import PICKLE
 from modeling_cllm4rec.corpora.splits import SPLITS
 
 if TYPE_CHECKING:
-    from modeling_cllm4rec.lcrec.semantic_ids import ItemIndex
+    from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds
 
 RECBOLE_SPLITS = {"train": "train", "valid": "validation", "test": "test"}
 """The word in a RecBole file's name -> our split."""
 MATRICES = {"train": "train_matrix.npz", "validation": "val_matrix.npz", "test": "test_matrix.npz"}
 REVIEWS, PICKLED_REVIEWS = Path("user_item_texts", "review.jsonl"), Path("user_item_texts", "review.pkl")
 TO_JSON_LINES = (
-    "python -c 'import json, pickle; [print(json.dumps(pair)) for pair in pickle.load(open(\"review.pkl\", \"rb\"))]' "
+    'python -c \'import json, pickle; [print(json.dumps(pair)) for pair in pickle.load(open("review.pkl", "rb"))]\' '
     "> review.jsonl"
 )
 PAIR = re.compile(r"user_(\d+)\b.*\bitem_(\d+)\b", re.DOTALL)
@@ -72,25 +73,25 @@ def find_recbole_files(folder: str | Path) -> SourceFiles:
             where there are texts.
 
     Raises:
-        FileNotFoundError: no such folder, no such files, or a split is missing.
-        ValueError: files of more than one data set.
+        MissingFileError: no such folder, no such files, or a split is missing.
+        InputError: files of more than one data set.
     """
     folder = _folder(folder)
     names = {path.name.removesuffix(".inter"): path for path in sorted(folder.glob("*.inter"))}
     if not names:
-        raise FileNotFoundError(f"{folder}: there is no .inter file; name the folder of a RecBole data set")
+        raise MissingFileError(f"{folder}: there is no .inter file; name the folder of a RecBole data set")
     divided = {name: path for name, path in names.items() if name.rpartition(".")[2] in RECBOLE_SPLITS}
     stems = {name.rpartition(".")[0] if name in divided else name for name in names}
     if len(stems) > 1:
-        raise ValueError(f"{folder} holds more than one data set: {', '.join(sorted(stems))}; give each a folder of its own")
+        raise InputError(f"{folder} holds more than one data set: {', '.join(sorted(stems))}; give each a folder of its own")
     stem = stems.pop()
     if stem in names and divided:
-        raise ValueError(f"{folder} holds {stem}.inter and a split of it; keep one of them")
+        raise InputError(f"{folder} holds {stem}.inter and a split of it; keep one of them")
     interactions = {"all": names[stem]} if stem in names else {}
     if divided:
         missing = [word for word in RECBOLE_SPLITS if f"{stem}.{word}" not in divided]
         if missing:
-            raise FileNotFoundError(f"{folder}: {stem}.{missing[0]}.inter is missing; a given split needs all three files")
+            raise MissingFileError(f"{folder}: {stem}.{missing[0]}.inter is missing; a given split needs all three files")
         interactions = {split: divided[f"{stem}.{word}"] for word, split in RECBOLE_SPLITS.items()}
     texts = [path if path.exists() else None for path in (folder / f"{stem}.item", folder / f"{stem}.user")]
     return SourceFiles(interactions, *texts)
@@ -110,14 +111,14 @@ def read_cllm4rec_files(folder: str | Path, reviews: bool = True) -> SourceTable
         Interactions with `split` (and `review`), and the items, one for each column.
 
     Raises:
-        FileNotFoundError: a matrix is missing.
-        ValueError: a file is a pickle or holds one, matrices of different shapes, a pair in two splits, a review of no pair.
+        MissingFileError: a matrix is missing.
+        InputError: a file is a pickle or holds one, matrices of different shapes, a pair in two splits, a review of no pair.
     """
     folder = _folder(folder)
     matrices = {split: _matrix(folder / file) for split, file in MATRICES.items()}
     shapes = {split: matrix.shape for split, matrix in matrices.items()}
     if len(set(shapes.values())) > 1:
-        raise ValueError(f"{folder}: the matrices have different shapes: {shapes}; they must be of the same users and items")
+        raise InputError(f"{folder}: the matrices have different shapes: {shapes}; they must be of the same users and items")
     num_users, num_items = shapes["train"]
     users, items = (np.concatenate(one) for one in zip(*(matrix.nonzero() for matrix in matrices.values()), strict=True))
     codes = np.repeat(np.arange(len(SPLITS)), [matrix.nnz for matrix in matrices.values()])
@@ -126,14 +127,14 @@ def read_cllm4rec_files(folder: str | Path, reviews: bool = True) -> SourceTable
     pairs = np.unique(users * num_items + items)
     if len(pairs) < len(users):
         twice = len(users) - len(pairs)
-        raise ValueError(f"{folder}: {twice} pairs are in more than one matrix; a pair may be in one split only")
+        raise InputError(f"{folder}: {twice} pairs are in more than one matrix; a pair may be in one split only")
     table = pa.table({"user_id": users, "item_id": items, "split": pa.array(SPLITS).take(pa.array(codes))})
     files = {"interactions": [folder / file for file in MATRICES.values()]}
     if reviews and (folder / REVIEWS).exists():
         table = table.append_column("review", _reviews(folder / REVIEWS, users * num_items + items, num_users, num_items))
         files["interactions"].append(folder / REVIEWS)
     elif reviews and (folder / PICKLED_REVIEWS).exists():
-        raise ValueError(
+        raise InputError(
             f"{folder / PICKLED_REVIEWS} {PICKLE}; if you trust where it comes from, turn it into JSON lines in its own folder "
             f"by {TO_JSON_LINES} or leave the texts out by --no-reviews"
         )
@@ -152,18 +153,18 @@ def read_lcrec_files(folder: str | Path, id_type: str = "auto") -> SourceTables:
         Interactions in the order of the histories, and the items in the order of their file.
 
     Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: more than one data set, no JSON, or not of this form.
+        MissingFileError: a file is missing.
+        InputError: more than one data set, no JSON, or not of this form.
     """
     folder = _folder(folder)
     inter, item = (_one_json(folder, kind) for kind in ("inter", "item"))
     histories, texts = _json_object(inter), _json_object(item)
     for user, history in histories.items():
         if not isinstance(history, list) or any(type(one) not in (int, str) for one in history):
-            raise ValueError(f"{inter}: user {user!r} has {history!r}; it must be a list of item ids")
+            raise InputError(f"{inter}: user {user!r} has {history!r}; it must be a list of item ids")
     for one, columns in texts.items():
         if not isinstance(columns, dict):
-            raise ValueError(f"{item}: item {one!r} has {columns!r}; it must be an object of texts, such as title")
+            raise InputError(f"{item}: item {one!r} has {columns!r}; it must be an object of texts, such as title")
     user_ids = [user for user, history in histories.items() for _ in history]
     item_ids = [str(one) for history in histories.values() for one in history]
     pairs = pa.table(
@@ -177,12 +178,12 @@ def read_lcrec_files(folder: str | Path, id_type: str = "auto") -> SourceTables:
     try:
         table = {name: pa.array([columns.get(name) for columns in texts.values()]) for name in names}
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise ValueError(f"{item}: the values of a field are of different types ({error}); write them all as texts") from error
+        raise InputError(f"{item}: the values of a field are of different types ({error}); write them all as texts") from error
     return SourceTables(pairs, pa.table({"item_id": ids, **table}), {"interactions": [inter], "items": [item]})
 
 
-def read_lcrec_index(path: str | Path, items: IdMap, num_levels: int, codebook_size: int) -> ItemIndex:
-    """The released index of LC-Rec as an `ItemIndex`.
+def read_lcrec_index(path: str | Path, items: IdMap, num_levels: int, codebook_size: int) -> SemanticIds:
+    """The released index of LC-Rec as an `SemanticIds`.
 
     Args:
         path: NAME.index.json, `{item: ["<a_12>", "<b_3>", ...]}`, or the same gzipped.
@@ -190,29 +191,29 @@ def read_lcrec_index(path: str | Path, items: IdMap, num_levels: int, codebook_s
         num_levels: codes of an item; codebook_size: codes of a level.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: no such form, an item without an index, another number of levels, a code outside the codebook, or items that
+        MissingFileError: no such file.
+        InputError: no such form, an item without an index, another number of levels, a code outside the codebook, or items that
             share an index.
     """
-    from modeling_cllm4rec.lcrec.semantic_ids import ItemIndex  # imports torch, which preparing data does without
+    from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds  # imports torch, which preparing data does without
 
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"codes: there is no file {path}")
+        raise MissingFileError(f"codes: there is no file {path}")
     tokens = _json_object(path)
     ids = [str(one) for one in items.array.to_pylist()]
     missing = [one for one in ids if one not in tokens]
     if missing:
-        raise ValueError(f"{path}: {len(missing)} of {len(ids)} items have no index: {first_of(missing)}; it is of other items")
+        raise InputError(f"{path}: {len(missing)} of {len(ids)} items have no index: {first_of(missing)}; it is of other items")
     codes = np.array([_codes(path, one, tokens[one], num_levels) for one in ids])
-    return ItemIndex(codes, codebook_size)
+    return SemanticIds(codes, codebook_size)
 
 
 def _codes(path: Path, item: str, tokens: Any, num_levels: int) -> list[int]:
     words = [INDEX_TOKEN.fullmatch(str(token)) for token in tokens] if isinstance(tokens, list) else [None]
     letters = [word[1] if word else "" for word in words]
     if letters != list(string.ascii_lowercase[:num_levels]):
-        raise ValueError(
+        raise InputError(
             f"{path}: item {item!r} has the index {tokens!r}; with num_levels {num_levels} it must be a list of "
             f"{', '.join(f'<{letter}_NUMBER>' for letter in string.ascii_lowercase[:num_levels])}"
         )
@@ -221,19 +222,19 @@ def _codes(path: Path, item: str, tokens: Any, num_levels: int) -> list[int]:
 
 def _folder(folder: str | Path) -> Path:
     if not Path(folder).is_dir():
-        raise FileNotFoundError(f"{folder}: there is no such folder")
+        raise MissingFileError(f"{folder}: there is no such folder")
     return Path(folder)
 
 
 def _matrix(path: Path) -> sparse.csr_matrix:
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; the released files of CLLM4Rec are {', '.join(MATRICES.values())}")
+        raise MissingFileError(f"{path} is missing; the released files of CLLM4Rec are {', '.join(MATRICES.values())}")
     try:
         matrix = sparse.load_npz(path)  # scipy never allows pickled arrays here
     except (ValueError, BadZipFile, KeyError, OSError, EOFError) as error:
         if "pickle" in str(error):
-            raise ValueError(f"{path} {PICKLE}; write the matrix by scipy.sparse.save_npz") from error
-        raise ValueError(f"{path} is no sparse matrix of scipy.sparse.save_npz: {error}") from error
+            raise InputError(f"{path} {PICKLE}; write the matrix by scipy.sparse.save_npz") from error
+        raise InputError(f"{path} is no sparse matrix of scipy.sparse.save_npz: {error}") from error
     matrix = sparse.csr_matrix(matrix)
     matrix.eliminate_zeros()
     return matrix
@@ -246,14 +247,14 @@ def _reviews(path: Path, pairs: np.ndarray, num_users: int, num_items: int) -> p
         for number, line in enumerate(file, start=1):
             user, item, text = _review(path, number, line)
             if user >= num_users or item >= num_items:
-                raise ValueError(f"{path}: line {number} is about user {user} and item {item}, which the matrices do not have")
+                raise InputError(f"{path}: line {number} is about user {user} and item {item}, which the matrices do not have")
             if user * num_items + item in texts:
-                raise ValueError(f"{path}: line {number} is a second review of item {item} by user {user}; keep one")
+                raise InputError(f"{path}: line {number} is a second review of item {item} by user {user}; keep one")
             texts[user * num_items + item] = text
     strangers = np.setdiff1d(np.fromiter(texts, np.int64, len(texts)), pairs)
     if len(strangers):
         user, item = divmod(int(strangers[0]), num_items)
-        raise ValueError(f"{path}: {len(strangers)} reviews are of no pair in the matrices, first user {user} and item {item}")
+        raise InputError(f"{path}: {len(strangers)} reviews are of no pair in the matrices, first user {user} and item {item}")
     return pa.array([texts.get(pair) for pair in pairs.tolist()], pa.large_string())
 
 
@@ -261,11 +262,11 @@ def _review(path: Path, number: int, line: str) -> tuple[int, int, str]:
     try:
         pair = json.loads(line)
     except ValueError as error:
-        raise ValueError(f"{path}: line {number} is not JSON ({error})") from error
+        raise InputError(f"{path}: line {number} is not JSON ({error})") from error
     words = isinstance(pair, list) and len(pair) == 2 and all(isinstance(one, str) for one in pair)
     found = PAIR.search(pair[0]) if words else None
     if found is None:
-        raise ValueError(
+        raise InputError(
             f'{path}: line {number} must be ["user_3 ... item_5:", "text"], in words and not in token ids; got '
             f"{line.strip()[:80]}"
         )
@@ -275,9 +276,9 @@ def _review(path: Path, number: int, line: str) -> tuple[int, int, str]:
 def _one_json(folder: Path, kind: str) -> Path:
     found = sorted([*folder.glob(f"*.{kind}.json"), *folder.glob(f"*.{kind}.json.gz")])
     if not found:
-        raise FileNotFoundError(f"{folder}: there is no NAME.{kind}.json; name the folder of a data set in LC-Rec's form")
+        raise MissingFileError(f"{folder}: there is no NAME.{kind}.json; name the folder of a data set in LC-Rec's form")
     if len(found) > 1:
-        raise ValueError(f"{folder} holds more than one data set: {first_of([path.name for path in found])}; give each a folder")
+        raise InputError(f"{folder} holds more than one data set: {first_of([path.name for path in found])}; give each a folder")
     return found[0]
 
 
@@ -286,7 +287,7 @@ def _json_object(path: Path) -> dict[str, Any]:
         text = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode("utf-8")
         value = json.loads(text)
     except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path} is not JSON ({error})") from error
+        raise InputError(f"{path} is not JSON ({error})") from error
     if not isinstance(value, dict) or not value:
-        raise ValueError(f"{path} must be a JSON object with ids as keys, got {type(value).__name__} of {len(value or ())}")
+        raise InputError(f"{path} must be a JSON object with ids as keys, got {type(value).__name__} of {len(value or ())}")
     return value

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.interactions import IntArray, encode, first_of
 
 SPLITS = ("train", "validation", "test")
@@ -38,13 +39,13 @@ def assign_splits(
         `temporal_cuts` and `cut_times`.
 
     Raises:
-        ValueError: if `split` is none of these, a column that it needs is missing, users have too few interactions,
+        InputError: if `split` is none of these, a column that it needs is missing, users have too few interactions,
             or there is nothing to train on.
     """
     if split not in SPLIT_KINDS:
-        raise ValueError(f"split must be one of {', '.join(SPLIT_KINDS)}, got {split!r}")
+        raise InputError(f"split must be one of {', '.join(SPLIT_KINDS)}, got {split!r}")
     if seed < 0:
-        raise ValueError(f"seed must be at least 0, got {seed}")
+        raise InputError(f"seed must be at least 0, got {seed}")
     done: dict[str, Any] = {"split": split, "seed": seed if split == "random" else None}
     if split == "random":
         _check_least(table, split)
@@ -55,13 +56,13 @@ def assign_splits(
         codes = leave_one_out_split(encode(table["user_id"]), times)
     elif split == "temporal":
         if "timestamp" not in table.column_names:
-            raise ValueError("split 'temporal' needs a column of times; name it by --timestamp-column")
+            raise InputError("split 'temporal' needs a column of times; name it by --timestamp-column")
         codes, cut_times = temporal_split(table["timestamp"].to_numpy(), temporal_cuts)
         done |= {"temporal_cuts": list(temporal_cuts), "cut_times": list(cut_times)}
     else:
         codes = _given_split(table)
     if not (codes == SPLITS.index("train")).any():
-        raise ValueError(f"split {split!r} leaves no interaction for train; there must be at least one")
+        raise InputError(f"split {split!r} leaves no interaction for train; there must be at least one")
     return codes, done
 
 
@@ -127,7 +128,7 @@ def temporal_split(times: npt.NDArray[np.number], cuts: tuple[float, float]) -> 
         (rows,) split codes, and the two times.
 
     Raises:
-        ValueError: if the cuts are not 0 < first < second < 1, or the times leave a split empty.
+        InputError: if the cuts are not 0 < first < second < 1, or the times leave a split empty.
 
     Example:
         >>> temporal_split(np.array([30, 10, 20, 40, 50]), (0.6, 0.8))
@@ -135,13 +136,13 @@ def temporal_split(times: npt.NDArray[np.number], cuts: tuple[float, float]) -> 
     """
     first, second = cuts
     if not 0 < first < second < 1:
-        raise ValueError(f"temporal_cuts must be two shares with 0 < first < second < 1, got {first} and {second}")
+        raise InputError(f"temporal_cuts must be two shares with 0 < first < second < 1, got {first} and {second}")
     in_order = np.sort(times)
     begin_validation, begin_test = (int(in_order[int(cut * len(times))]) for cut in cuts)
     codes = (times >= begin_validation).astype(np.int8) + (times >= begin_test)
     for code, name in enumerate(SPLITS):
         if not (codes == code).any():
-            raise ValueError(
+            raise InputError(
                 f"temporal_cuts {first} and {second} fall on the times {begin_validation} and {begin_test}, which "
                 f"leave nothing for {name}; choose other shares"
             )
@@ -159,11 +160,11 @@ def split_names(codes: SplitCodes) -> pa.Array:
 
 def _given_split(table: pa.Table) -> SplitCodes:
     if "split" not in table.column_names:
-        raise ValueError("split 'given' needs a column of split names; name it by --split-column")
+        raise InputError("split 'given' needs a column of split names; name it by --split-column")
     codes = pc.index_in(table["split"], value_set=pa.array(SPLITS, table["split"].type))
     if codes.null_count:
         unknown = pc.unique(table["split"].filter(codes.is_null()))
-        raise ValueError(f"split has the values {first_of(unknown)}; allowed are {', '.join(SPLITS)}, so spelled")
+        raise InputError(f"split has the values {first_of(unknown)}; allowed are {', '.join(SPLITS)}, so spelled")
     return codes.to_numpy().astype(np.int8)
 
 
@@ -171,7 +172,7 @@ def _check_least(table: pa.Table, split: str) -> None:
     counts = pc.value_counts(table["user_id"])
     few = counts.filter(pc.less(counts.field("counts"), LEAST_INTERACTIONS)).field("values")
     if len(few):
-        raise ValueError(
+        raise InputError(
             f"split {split!r} needs at least {LEAST_INTERACTIONS} interactions of each user, but {len(few)} of "
             f"{len(counts)} users have fewer: {first_of(few)}; leave them out by --k-core {LEAST_INTERACTIONS}"
         )

@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from modeling_cllm4rec.core.errors import InputError
+
 CATEGORIES = {  # category: department, nouns
     "Tea": ("Pantry", ("black tea", "herbal tea", "green tea")),
     "Coffee": ("Pantry", ("ground coffee", "espresso blend", "filter coffee")),
@@ -91,7 +93,7 @@ _FIRST_DAY = 1_577_836_800  # 2020-01-01 in seconds
 _TWO_YEARS = 2 * 365 * 24 * 3600
 
 
-class SmallWorld(NamedTuple):
+class SyntheticDataset(NamedTuple):
     """Three tables in external ids.
 
     Attributes:
@@ -121,14 +123,14 @@ class _People(NamedTuple):
     tastes: npt.NDArray[np.float64]  # (I, traits) positive where liked, negative where disliked
 
 
-def make_small_world(
+def make_synthetic_dataset(
     num_users: int = 600,
     num_items: int = 240,
     seed: int = 0,
     interactions_per_user: int = 13,
     taste_strength: float = 2.5,
     popularity_spread: float = 0.5,
-) -> SmallWorld:
+) -> SyntheticDataset:
     """Generate people, items, and who chose, rated and reviewed what.
 
     Args:
@@ -140,10 +142,10 @@ def make_small_world(
         popularity_spread: standard deviation of the items' log popularity; 0 makes all equally popular.
 
     Raises:
-        ValueError: a size is too small or a factor is negative.
+        InputError: a size is too small or a factor is negative.
 
     Example:
-        >>> world = make_small_world(num_users=20, num_items=30, seed=1)
+        >>> world = make_synthetic_dataset(num_users=20, num_items=30, seed=1)
         >>> world.interactions.column_names
         ['user_id', 'item_id', 'rating', 'timestamp', 'review']
         >>> world.items.num_rows, world.users.num_rows
@@ -164,28 +166,28 @@ def make_small_world(
     interactions = _interactions_table(
         people, items, user_index[by_time], item_index[by_time], ratings[by_time], timestamps[by_time], rng
     )
-    return SmallWorld(interactions, _items_table(items, rng), _users_table(people, rng))
+    return SyntheticDataset(interactions, _items_table(items, rng), _users_table(people, rng))
 
 
 def _check_sizes(num_users: int, num_items: int, seed: int, interactions_per_user: int) -> None:
     if num_users < 1:
-        raise ValueError(f"num_users is {num_users}; a world needs at least 1 person")
+        raise InputError(f"num_users is {num_users}; a world needs at least 1 person")
     if interactions_per_user < 5:
-        raise ValueError(
+        raise InputError(
             f"interactions_per_user is {interactions_per_user}; it must be at least 5, for the numbers start 4 below it"
         )
     if num_items < 2 * interactions_per_user:
-        raise ValueError(
+        raise InputError(
             f"num_items is {num_items}; with interactions_per_user={interactions_per_user} "
             f"at least {2 * interactions_per_user} are needed: raise num_items or lower interactions_per_user"
         )
     if seed < 0:
-        raise ValueError(f"seed is {seed}; it must be 0 or greater")
+        raise InputError(f"seed is {seed}; it must be 0 or greater")
 
 
 def _check_factor(name: str, value: float) -> None:
     if not (0 <= value < float("inf")):
-        raise ValueError(f"{name} is {value}; it must be 0 or greater, and finite")
+        raise InputError(f"{name} is {value}; it must be 0 or greater, and finite")
 
 
 def _pick(options: tuple[str, ...], rng: np.random.Generator) -> str:
@@ -342,9 +344,7 @@ def _interactions_table(
     rng: np.random.Generator,
 ) -> pa.Table:
     triples = list(zip(user_index.tolist(), item_index.tolist(), ratings.tolist(), strict=True))
-    reviews = [
-        _review(people.tastes[i], items, j, rating, rng) if rng.random() < 0.9 else None for i, j, rating in triples
-    ]
+    reviews = [_review(people.tastes[i], items, j, rating, rng) if rng.random() < 0.9 else None for i, j, rating in triples]
     return pa.table(
         {
             "user_id": pa.array([people.ids[i] for i, _, _ in triples], pa.string()),

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from tqdm.auto import tqdm
 
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.core.top_items import top_items
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.evaluation import ranking
@@ -51,9 +52,7 @@ class Recommender(TypingProtocol):
         """Size J of the catalogue."""
         ...
 
-    def score_histories(
-        self, user_indices: npt.NDArray[np.integer] | None, histories: Histories
-    ) -> npt.NDArray[np.float32]:
+    def score_histories(self, user_indices: npt.NDArray[np.integer] | None, histories: Histories) -> npt.NDArray[np.float32]:
         """Score all J items for each of (batch,) histories.
 
         Args:
@@ -135,14 +134,14 @@ def evaluate(
         Means, intervals, protocol, and the values of each user.
 
     Raises:
-        ValueError: if an argument has no allowed value, a k is larger than the catalogue, the recommender is of
+        InputError: if an argument has no allowed value, a k is larger than the catalogue, the recommender is of
             another catalogue or returns unusable scores, or nobody has anything in `split`.
     """
     _check_positive("batch_size", batch_size)
     if n_resamples < 0:
-        raise ValueError(f"n_resamples must be 0 (no intervals) or more, got {n_resamples}")
+        raise InputError(f"n_resamples must be 0 (no intervals) or more, got {n_resamples}")
     if recommender.num_items != data.num_items:
-        raise ValueError(
+        raise InputError(
             f"the recommender scores {recommender.num_items} items, but the data has {data.num_items}; "
             "evaluate on the data folder that the recommender was made for"
         )
@@ -160,9 +159,7 @@ def evaluate(
 
     start = time.perf_counter()
     per_user = {request.label: np.zeros(len(users)) for request in requests if request.metric != "coverage"}
-    shown = {
-        request.label: np.zeros(data.num_items, dtype=bool) for request in requests if request.metric == "coverage"
-    }
+    shown = {request.label: np.zeros(data.num_items, dtype=bool) for request in requests if request.metric == "coverage"}
     largest_k = max(request.k for request in requests)
     illegal = 0
     with tqdm(total=len(users), desc=f"evaluating {split}", unit="user", disable=not progress) as bar:
@@ -187,16 +184,12 @@ def evaluate(
     }
     intervals = {}
     if n_resamples:
-        intervals = {
-            label: bootstrap_interval(values, n_resamples=n_resamples, seed=seed) for label, values in per_user.items()
-        }
+        intervals = {label: bootstrap_interval(values, n_resamples=n_resamples, seed=seed) for label, values in per_user.items()}
     if illegal:
         told = f"{illegal} recommendations are no items, stand twice in a list or were seen: they are misses"
         warnings.warn(told, stacklevel=2)
     searched = None if hasattr(recommender, "score_histories") else illegal
-    return EvaluationReport(
-        protocol, means, intervals, seconds, seed, n_resamples, users, per_user, illegal_items=searched
-    )
+    return EvaluationReport(protocol, means, intervals, seconds, seed, n_resamples, users, per_user, illegal_items=searched)
 
 
 def _rank(
@@ -209,20 +202,20 @@ def _rank(
     """(batch, k) best unseen items, -1 where there are fewer, and how many are illegal: these are numbers from J on.
 
     Raises:
-        ValueError: what came back has another shape.
+        InputError: what came back has another shape.
     """
     rows, num_items = len(users), recommender.num_items
     if hasattr(recommender, "score_histories"):
         scores = recommender.score_histories(users, histories)
         if np.shape(scores) != (rows, num_items):
-            raise ValueError(
+            raise InputError(
                 f"score_histories returned shape {np.shape(scores)} for {rows} users and {num_items} items; "
                 f"it must be ({rows}, {num_items})"
             )
         return top_k(scores, k, seen)[0], 0
     ranked = np.asarray(recommender.rank_histories(users, histories, seen, k))
     if ranked.shape != (rows, k):
-        raise ValueError(f"rank_histories returned shape {ranked.shape} for {rows} users and k {k}; it must be ({rows}, {k})")
+        raise InputError(f"rank_histories returned shape {ranked.shape} for {rows} users and k {k}; it must be ({rows}, {k})")
     illegal = ranking.illegal_items(ranked, num_items, seen)
     return np.where(illegal, num_items + np.arange(k), ranked), int(illegal.sum())
 
@@ -244,7 +237,7 @@ def top_k(
         left.
 
     Raises:
-        ValueError: if the scores are of another shape or type or hold NaN, k is not in [1, J], or `seen` does not fit.
+        InputError: if the scores are of another shape or type or hold NaN, k is not in [1, J], or `seen` does not fit.
 
     >>> indices, values = top_k(np.array([[0.5, 2.0, 2.0, 1.0]], dtype=np.float32), k=2)
     >>> indices.tolist(), values.tolist()
@@ -254,7 +247,7 @@ def top_k(
     num_items = array.shape[1]
     _check_positive("k", k)
     if k > num_items:
-        raise ValueError(f"k is {k}, but there are {num_items} items; choose k <= {num_items}")
+        raise InputError(f"k is {k}, but there are {num_items} items; choose k <= {num_items}")
     if seen is not None:
         _check_seen(seen, len(array), num_items)
     indices = np.empty((len(array), k), dtype=np.int64)
@@ -264,7 +257,7 @@ def top_k(
         rows = np.arange(start, min(start + rows_at_once, len(array)))
         block = array[rows]  # a copy
         if np.isnan(block).any():
-            raise ValueError(f"scores hold NaN, first in row {rows[np.isnan(block).any(axis=1)][0]}; check the model")
+            raise InputError(f"scores hold NaN, first in row {rows[np.isnan(block).any(axis=1)][0]}; check the model")
         if seen is not None:
             block_seen = select_users(seen, rows)
             block[np.repeat(np.arange(len(rows)), np.diff(block_seen.indptr)), block_seen.items] = -np.inf
@@ -277,30 +270,28 @@ def parse_metrics(metrics: Sequence[str], num_items: int) -> list[MetricRequest]
     """Take metric names such as `recall@20` apart.
 
     Raises:
-        ValueError: if there is none, one is unknown, given twice or has no whole number k in [1, num_items].
+        InputError: if there is none, one is unknown, given twice or has no whole number k in [1, num_items].
 
     >>> parse_metrics(["recall@20"], num_items=50)
     [MetricRequest(label='recall@20', metric='recall', k=20)]
     """
     if isinstance(metrics, str) or not metrics:
-        raise ValueError(f"metrics must be a non-empty list of names such as 'recall@20', got {metrics!r}")
+        raise InputError(f"metrics must be a non-empty list of names such as 'recall@20', got {metrics!r}")
     requests = []
     for label in metrics:
         metric, _, number = label.partition("@")
         if metric not in METRICS:
             near = difflib.get_close_matches(metric, METRICS, n=1)
             hint = f"; did you mean {near[0]}@{number or 'k'}?" if near else ""
-            raise ValueError(
-                f"unknown metric {label!r}: allowed are {', '.join(f'{name}@k' for name in METRICS)}{hint}"
-            )
+            raise InputError(f"unknown metric {label!r}: allowed are {', '.join(f'{name}@k' for name in METRICS)}{hint}")
         if not (number.isascii() and number.isdigit() and int(number) > 0):
-            raise ValueError(f"metric {label!r} needs a whole number of at least 1 after the @, as in {metric}@20")
+            raise InputError(f"metric {label!r} needs a whole number of at least 1 after the @, as in {metric}@20")
         k = int(number)
         if k > num_items:
-            raise ValueError(f"{label} needs {k} items, the catalogue has {num_items}; choose a smaller k")
+            raise InputError(f"{label} needs {k} items, the catalogue has {num_items}; choose a smaller k")
         requests.append(MetricRequest(label, metric, k))
     if len({(metric, k) for _, metric, k in requests}) < len(requests):
-        raise ValueError(f"metrics names one twice: {list(metrics)}")
+        raise InputError(f"metrics names one twice: {list(metrics)}")
     return requests
 
 
@@ -337,7 +328,7 @@ def _setting(
     users = np.flatnonzero(ranking.truth_sizes(truth))
     excluded = data.num_users - len(users)
     if not len(users):
-        raise ValueError(f"no user has interactions in the {split} split; split must be one that the data folder holds")
+        raise InputError(f"no user has interactions in the {split} split; split must be one that the data folder holds")
     if excluded:
         warnings.warn(f"{excluded} of {data.num_users} users have no {split} items and are left out", stacklevel=3)
     return dataclasses.replace(draft, users=len(users), excluded_users=excluded), users, truth
@@ -358,23 +349,19 @@ def _as_float32(scores: npt.NDArray[np.floating] | torch.Tensor) -> npt.NDArray[
     if array.dtype == np.float16:
         array = array.astype(np.float32)
     if array.dtype != np.float32:
-        raise ValueError(
-            f"scores must be of 32 or 16 bits, got {array.dtype}; convert them with .astype(numpy.float32)"
-        )
+        raise InputError(f"scores must be of 32 or 16 bits, got {array.dtype}; convert them with .astype(numpy.float32)")
     if array.ndim != 2 or not array.shape[1]:
-        raise ValueError(f"scores must be (batch, items), got shape {array.shape}")
+        raise InputError(f"scores must be (batch, items), got shape {array.shape}")
     return array
 
 
 def _check_seen(seen: Histories, rows: int, num_items: int) -> None:
     if len(seen.indptr) != rows + 1:
-        raise ValueError(f"seen has {len(seen.indptr) - 1} histories for {rows} rows of scores; both need one per user")
+        raise InputError(f"seen has {len(seen.indptr) - 1} histories for {rows} rows of scores; both need one per user")
     if seen.items.size and not 0 <= seen.items.min() <= seen.items.max() < num_items:
-        raise ValueError(
-            f"seen has item indices from {seen.items.min()} to {seen.items.max()}, allowed are 0 to {num_items - 1}"
-        )
+        raise InputError(f"seen has item indices from {seen.items.min()} to {seen.items.max()}, allowed are 0 to {num_items - 1}")
 
 
 def _check_positive(field: str, value: int) -> None:
     if value < 1:
-        raise ValueError(f"{field} must be at least 1, got {value}")
+        raise InputError(f"{field} must be at least 1, got {value}")

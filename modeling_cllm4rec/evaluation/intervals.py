@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from modeling_cllm4rec.core.errors import InputError
+
 FloatArray = npt.NDArray[np.float64]
 
 DRAWS_AT_ONCE = 1 << 22
@@ -29,21 +31,21 @@ def bootstrap_interval(
         Lower and upper end.
 
     Raises:
-        ValueError: if there is no value, a value is NaN or infinite, or an argument is out of its range.
+        InputError: if there is no value, a value is NaN or infinite, or an argument is out of its range.
 
     >>> bootstrap_interval(np.full(5, 0.25))
     (0.25, 0.25)
     """
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or not values.size:
-        raise ValueError(f"values must be a non-empty (users,) array, got shape {values.shape}")
+        raise InputError(f"values must be a non-empty (users,) array, got shape {values.shape}")
     if not np.isfinite(values).all():
         wrong = int((~np.isfinite(values)).sum())
-        raise ValueError(f"values has {wrong} NaN or infinite entries of {values.size}; leave those users out first")
+        raise InputError(f"values has {wrong} NaN or infinite entries of {values.size}; leave those users out first")
     if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
+        raise InputError(f"confidence must lie between 0 and 1, got {confidence}")
     if n_resamples < 1:
-        raise ValueError(f"n_resamples must be at least 1, got {n_resamples}")
+        raise InputError(f"n_resamples must be at least 1, got {n_resamples}")
     tail = (1 - confidence) / 2
     low, high = np.quantile(_resampled_means(values, n_resamples, seed), (tail, 1 - tail))
     return float(low), float(high)
@@ -62,7 +64,7 @@ def paired_difference_interval(
     """
     first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if first.shape != second.shape:
-        raise ValueError(
+        raise InputError(
             f"first and second must be of the same users, got shapes {first.shape} and {second.shape}; "
             "evaluate both recommenders under one protocol"
         )

@@ -17,9 +17,10 @@ from modeling_cllm4rec.baselines.popularity import PopularityRecommender, Random
 from modeling_cllm4rec.baselines.textknn import TextKNNRecommender
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
 from modeling_cllm4rec.core.catalogue import IdMap
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.core.recommender import RecommendsItems
 from modeling_cllm4rec.core.top_items import top_permitted_items
-from modeling_cllm4rec.corpora.cold_items import Withheld
+from modeling_cllm4rec.corpora.cold_items import HeldOutItems
 from modeling_cllm4rec.corpora.data_folder import Histories
 from modeling_cllm4rec.evaluation import ranking
 from modeling_cllm4rec.evaluation.evaluator import Recommender, select_users
@@ -58,7 +59,7 @@ class NewItemsResult:
         return {name: value for name, value in asdict(self).items() if name != "per_user"}
 
 
-def baselines_for(withheld: Withheld, new: int, vectors: npt.NDArray[np.floating], seed: int = 0) -> dict[str, Recommender]:
+def baselines_for(withheld: HeldOutItems, new: int, vectors: npt.NDArray[np.floating], seed: int = 0) -> dict[str, Recommender]:
     """Recommenders over the old items and `new` further ones: popularity (0 for what is new), random, text neighbours.
 
     Args:
@@ -75,7 +76,7 @@ def baselines_for(withheld: Withheld, new: int, vectors: npt.NDArray[np.floating
 
 def new_items_recall(
     recommender: Recommender | CLLM4RecForRecommendation | LCRecForRecommendation,
-    withheld: Withheld,
+    withheld: HeldOutItems,
     new: pa.Table,
     *,
     k: int = 20,
@@ -99,22 +100,22 @@ def new_items_recall(
         search: settings of the model's own search (LC-Rec: `num_beams`, `scoring`).
 
     Raises:
-        ValueError: a recommender of another number of items, k larger than the number of new items, or nobody with a new item.
+        InputError: a recommender of another number of items, k larger than the number of new items, or nobody with a new item.
     """
     data, count = withheld.data, withheld.data.num_items + new.num_rows
     num_items = recommender.num_items
     if num_items != count:
-        raise ValueError(
+        raise InputError(
             f"the recommender has {num_items} items, the data {data.num_items} and {new.num_rows} new ones; "
             "add these items, and no other"
         )
     if not 1 <= k <= new.num_rows:
-        raise ValueError(f"k is {k}; it must lie between 1 and the number of new items, {new.num_rows}")
+        raise InputError(f"k is {k}; it must lie between 1 and the number of new items, {new.num_rows}")
     truth, choosers = _truth(withheld, new)
     histories = data.histories("train")
     users = np.flatnonzero((ranking.truth_sizes(truth) > 0) & (np.diff(histories.indptr) > 0))
     if not len(users):
-        raise ValueError("nobody with a training history chose one of the new items; withhold more")
+        raise InputError("nobody with a training history chose one of the new items; withhold more")
     only_new, old_truth = np.arange(data.num_items, count), data.histories("test")
     per_user = {name: np.full(len(users), np.nan) for name in MEASURES}
     with tqdm(total=len(users), desc="ranking new items", unit="user", disable=not progress) as bar:
@@ -148,7 +149,7 @@ def new_items_table(results: Mapping[str, NewItemsResult]) -> str:
     return "\n".join([*lines, "", note])
 
 
-def _truth(withheld: Withheld, new: pa.Table) -> tuple[Histories, int]:
+def _truth(withheld: HeldOutItems, new: pa.Table) -> tuple[Histories, int]:
     """The new items of each user of the data, of all splits, as indices behind the old ones; and how many people chose one."""
     ids, users = IdMap(new["item_id"], "item_id"), IdMap(withheld.data.users["user_id"], "user_id")
     item = ids.indices_of(withheld.interactions["item_id"].to_pylist(), on_unknown="skip")

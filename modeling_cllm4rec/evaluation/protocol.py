@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from modeling_cllm4rec.core.errors import InputError
+
 EVALUATED_SPLITS = ("validation", "test")
 TEST_HISTORIES = ("train", "train+validation")
 ALL_SCORED = "all items scored"
@@ -33,7 +35,7 @@ class Protocol:
         sample: which of the users were evaluated, where not all.
 
     Raises:
-        ValueError: if `split`, `test_history` or `masked` has another value, or would show the recommender what it
+        InputError: if `split`, `test_history` or `masked` has another value, or would show the recommender what it
             must predict.
 
     >>> print(Protocol("beauty", "given split", "test", "train", "train", items=50, users=9, excluded_users=1))
@@ -60,12 +62,11 @@ class Protocol:
         for field, allowed in (("split", EVALUATED_SPLITS), ("test_history", TEST_HISTORIES), ("masked", MASKS)):
             value = getattr(self, field)
             if value not in allowed:
-                raise ValueError(f"{field} must be one of {', '.join(allowed)}, got {value!r}")
+                raise InputError(f"{field} must be one of {', '.join(allowed)}, got {value!r}")
         for field in ("test_history", "masked"):
             if self.split == "validation" and "validation" in getattr(self, field):
-                raise ValueError(
-                    f"{field} is {getattr(self, field)!r}, but the validation split is to be predicted; "
-                    f"use {field} 'train'"
+                raise InputError(
+                    f"{field} is {getattr(self, field)!r}, but the validation split is to be predicted; use {field} 'train'"
                 )
 
     def __str__(self) -> str:
@@ -96,13 +97,11 @@ class Protocol:
         """The protocol that `to_dict` wrote.
 
         Raises:
-            ValueError: if a field without a default is missing, or one is unknown.
+            InputError: if a field without a default is missing, or one is unknown.
         """
         fields = {field.name for field in dataclasses.fields(cls)}
         needed = {field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING}
         if not needed <= set(values) <= fields:
             missing, unknown = sorted(needed - set(values)), sorted(set(values) - fields)
-            raise ValueError(
-                f"protocol fields do not fit: missing {missing}, unknown {unknown}; it needs {sorted(fields)}"
-            )
+            raise InputError(f"protocol fields do not fit: missing {missing}, unknown {unknown}; it needs {sorted(fields)}")
         return cls(**values)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.data_folder import Histories
 
 BoolArray = npt.NDArray[np.bool_]
@@ -35,7 +36,7 @@ def hits(ranked: IntArray, truth: Histories) -> BoolArray:
         (users, K) booleans; padding is never a hit.
 
     Raises:
-        ValueError: if the shapes do not fit together, or a row or the truth names an item twice.
+        InputError: if the shapes do not fit together, or a row or the truth names an item twice.
 
     >>> hits(np.array([[4, 2, 7]]), Histories(np.array([0, 2]), np.array([7, 4], dtype=np.int32)))
     array([[ True, False,  True]])
@@ -44,14 +45,14 @@ def hits(ranked: IntArray, truth: Histories) -> BoolArray:
     sizes = truth_sizes(truth)
     _check_ranked(ranked)
     if len(ranked) != len(sizes):
-        raise ValueError(f"ranked has {len(ranked)} users and truth has {len(sizes)}; both need one row per user")
+        raise InputError(f"ranked has {len(ranked)} users and truth has {len(sizes)}; both need one row per user")
     items = np.asarray(truth.items, dtype=np.int64)
     if items.size and items.min() < 0:
-        raise ValueError(f"truth.items must be item indices >= 0, got {items.min()}")
+        raise InputError(f"truth.items must be item indices >= 0, got {items.min()}")
     stride = 1 + max(int(items.max(initial=0)), int(ranked.max(initial=0)))
     true_keys = np.sort(np.repeat(np.arange(len(sizes), dtype=np.int64), sizes) * stride + items)
     if (true_keys[1:] == true_keys[:-1]).any():
-        raise ValueError("truth.items names an item twice for one user; give each (user, item) pair once")
+        raise InputError("truth.items names an item twice for one user; give each (user, item) pair once")
     if not true_keys.size:
         return np.zeros(ranked.shape, dtype=bool)
     keys = np.arange(len(ranked), dtype=np.int64)[:, None] * stride + ranked
@@ -85,7 +86,7 @@ def recall_at_k(hit: BoolArray, sizes: IntArray, k: int) -> FloatArray:
         (users,) values in [0, 1]; NaN where a user has no true item.
 
     Raises:
-        ValueError: if k is not in [1, K], or the shapes do not fit together.
+        InputError: if k is not in [1, K], or the shapes do not fit together.
 
     >>> recall_at_k(np.array([[True, False, True]]), np.array([4]), k=3).round(3).tolist()  # 2 of min(3, 4)
     [0.667]
@@ -173,7 +174,7 @@ def items_shown(ranked: IntArray, num_items: int, k: int) -> BoolArray:
         (J,) booleans.
 
     Raises:
-        ValueError: if k is not in [1, K], or an item index is not below `num_items`.
+        InputError: if k is not in [1, K], or an item index is not below `num_items`.
     """
     ranked = np.asarray(ranked)
     _check_ranked(ranked)
@@ -181,9 +182,7 @@ def items_shown(ranked: IntArray, num_items: int, k: int) -> BoolArray:
     shown = np.zeros(num_items, dtype=bool)
     items = ranked[:, :k]
     if items.size and items.max() >= num_items:
-        raise ValueError(
-            f"ranked names item {items.max()}, but num_items is {num_items}: indices end at {num_items - 1}"
-        )
+        raise InputError(f"ranked names item {items.max()}, but num_items is {num_items}: indices end at {num_items - 1}")
     shown[items[items != PADDING]] = True
     return shown
 
@@ -245,29 +244,29 @@ def _flat(rows: Iterable[Sequence[int]]) -> npt.NDArray[np.int64]:
 
 def _check_ranked(ranked: IntArray) -> None:
     if ranked.ndim != 2 or not np.issubdtype(ranked.dtype, np.integer):
-        raise ValueError(f"ranked must be a (users, K) integer array, got shape {ranked.shape} of {ranked.dtype}")
+        raise InputError(f"ranked must be a (users, K) integer array, got shape {ranked.shape} of {ranked.dtype}")
     if ranked.size and ranked.min() < PADDING:
-        raise ValueError(f"ranked must hold item indices >= 0, or -1 for padding, got {ranked.min()}")
+        raise InputError(f"ranked must hold item indices >= 0, or -1 for padding, got {ranked.min()}")
     if ((ranked[:, :-1] == PADDING) & (ranked[:, 1:] != PADDING)).any():
-        raise ValueError("ranked has an item after padding; -1 may only fill the end of a row")
+        raise InputError("ranked has an item after padding; -1 may only fill the end of a row")
     ordered = np.sort(ranked, axis=1)
     if ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != PADDING)).any():
-        raise ValueError("ranked recommends an item twice to one user; each item may stand in a row once")
+        raise InputError("ranked recommends an item twice to one user; each item may stand in a row once")
 
 
 def _check_k(k: int, columns: int) -> None:
     if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
+        raise InputError(f"k must be at least 1, got {k}")
     if k > columns:
-        raise ValueError(f"k is {k}, but only {columns} items are ranked for each user; rank at least {k}")
+        raise InputError(f"k is {k}, but only {columns} items are ranked for each user; rank at least {k}")
 
 
 def _checked(hit: BoolArray, sizes: IntArray, k: int) -> tuple[BoolArray, FloatArray]:
     """The first k columns of the marks, and the most hits each user can have there (NaN without true items)."""
     hit, sizes = np.asarray(hit), np.asarray(sizes)
     if hit.ndim != 2 or hit.dtype != np.bool_:
-        raise ValueError(f"hit must be a (users, K) boolean array from hits(), got shape {hit.shape} of {hit.dtype}")
+        raise InputError(f"hit must be a (users, K) boolean array from hits(), got shape {hit.shape} of {hit.dtype}")
     if sizes.shape != (len(hit),):
-        raise ValueError(f"sizes must have one number per user, ({len(hit)},), got shape {sizes.shape}")
+        raise InputError(f"sizes must have one number per user, ({len(hit)},), got shape {sizes.shape}")
     _check_k(k, hit.shape[1])
     return hit[:, :k], np.where(sizes > 0, np.minimum(sizes, k), np.nan)

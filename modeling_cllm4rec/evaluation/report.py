@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from modeling_cllm4rec.core.errors import ExistingFileError, InputError
 from modeling_cllm4rec.evaluation.protocol import ALL_SCORED, Protocol
 
 FORMAT = "cllm4rec-evaluation-1"
@@ -45,9 +46,7 @@ class EvaluationReport:
     seconds: float
     seed: int
     n_resamples: int
-    user_indices: npt.NDArray[np.int64] = field(
-        default_factory=lambda: np.zeros(0, dtype=np.int64), compare=False, repr=False
-    )
+    user_indices: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64), compare=False, repr=False)
     per_user: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict, compare=False, repr=False)
     command: str | None = None
     illegal_items: int | None = None
@@ -86,8 +85,8 @@ class EvaluationReport:
         """Write the report as JSON, whole or not at all.
 
         Raises:
-            ValueError: if the name does not end in `.json`.
-            FileExistsError: if there is such a file and `overwrite` is off.
+            InputError: if the name does not end in `.json`.
+            ExistingFileError: if there is such a file and `overwrite` is off.
         """
         target = _free_path(path, ".json", overwrite)
         text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -100,10 +99,10 @@ class EvaluationReport:
         """Write `user_index` and one column per metric as Parquet; errors as `save`.
 
         Raises:
-            ValueError: if this report was loaded and has no per-user values.
+            InputError: if this report was loaded and has no per-user values.
         """
         if not self.per_user:
-            raise ValueError("per_user is empty: a loaded report has no per-user values; write them after evaluate()")
+            raise InputError("per_user is empty: a loaded report has no per-user values; write them after evaluate()")
         target = _free_path(path, ".parquet", overwrite)
         unfinished = target.with_name(target.name + ".unfinished")
         pq.write_table(pa.table({"user_index": self.user_indices, **self.per_user}), unfinished)
@@ -115,15 +114,15 @@ class EvaluationReport:
         """Read what `save` wrote; the report equals the saved one but for its per-user values.
 
         Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: if the file is not a report.
+            MissingFileError: if there is no such file.
+            InputError: if the file is not a report.
         """
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not a whole JSON file ({error}); evaluate again") from error
+            raise InputError(f"{path} is not a whole JSON file ({error}); evaluate again") from error
         if not isinstance(values, dict) or values.get("format") != FORMAT:
-            raise ValueError(f"{path} is not an evaluation report: its field format must be {FORMAT!r}")
+            raise InputError(f"{path} is not an evaluation report: its field format must be {FORMAT!r}")
         try:
             return cls(
                 protocol=Protocol.from_dict(values["protocol"]),
@@ -136,7 +135,7 @@ class EvaluationReport:
                 illegal_items=values.get("illegal_items"),
             )
         except KeyError as error:
-            raise ValueError(f"{path} lacks the field {error}; evaluate again") from error
+            raise InputError(f"{path} lacks the field {error}; evaluate again") from error
 
     def to_markdown(self) -> str:
         """A table of the metrics with their intervals, and the protocol below it."""
@@ -160,19 +159,19 @@ def comparison_table(reports: Mapping[str, EvaluationReport]) -> str:
         The table, and the common protocol below it. How a model decodes is its own affair: it may differ, and is said.
 
     Raises:
-        ValueError: if there is no report, or the reports differ in protocol or metrics.
+        InputError: if there is no report, or the reports differ in protocol or metrics.
     """
     if not reports:
-        raise ValueError("reports is empty; give at least one report")
+        raise InputError("reports is empty; give at least one report")
     first_name, first = next(iter(reports.items()))
     for name, report in reports.items():
         if dataclasses.replace(report.protocol, decoding=first.protocol.decoding) != first.protocol:
-            raise ValueError(
+            raise InputError(
                 "reports of different protocols cannot stand in one table; evaluate again under one.\n"
                 f"{first_name}: {first.protocol}\n{name}: {report.protocol}"
             )
         if list(report.metrics) != list(first.metrics):
-            raise ValueError(
+            raise InputError(
                 f"reports must have the same metrics in the same order, but {first_name} has {list(first.metrics)} "
                 f"and {name} has {list(report.metrics)}"
             )
@@ -196,8 +195,8 @@ def _cell(value: float, interval: tuple[float, float] | None) -> str:
 def _free_path(path: str | os.PathLike[str], suffix: str, overwrite: bool) -> Path:
     target = Path(path)
     if target.suffix != suffix:
-        raise ValueError(f"path must end in {suffix}, got {str(target)!r}")
+        raise InputError(f"path must end in {suffix}, got {str(target)!r}")
     if target.exists() and not overwrite:
-        raise FileExistsError(f"{target} exists already; choose another path or pass overwrite=True")
+        raise ExistingFileError(f"{target} exists already; choose another path or pass overwrite=True")
     target.parent.mkdir(parents=True, exist_ok=True)
     return target

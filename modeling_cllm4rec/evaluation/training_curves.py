@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.core.saved_folder import CURVES_FILE
 
 logger = logging.getLogger(__name__)
@@ -36,8 +37,8 @@ def plot_training(folder: str | Path) -> Path:
         The picture, `training_curves.png` in the folder; one that was there is replaced.
 
     Raises:
-        FileNotFoundError: the folder holds no record of a training.
-        ValueError: matplotlib is not installed, or no stage of the record has epochs.
+        MissingFileError: the folder holds no record of a training.
+        InputError: matplotlib is not installed, or no stage of the record has epochs.
 
     Example:
         >>> plot_training("runs/mine")  # doctest: +SKIP
@@ -45,12 +46,12 @@ def plot_training(folder: str | Path) -> Path:
     """
     path = Path(folder) / RECORD_FILE
     if not path.is_file():
-        raise FileNotFoundError(f"folder: there is no {path}; give the folder of a run that came to its end")
+        raise MissingFileError(f"folder: there is no {path}; give the folder of a run that came to its end")
     if not _can_draw():
-        raise ValueError("matplotlib is not installed; run: pip install matplotlib")
+        raise InputError("matplotlib is not installed; run: pip install matplotlib")
     found = panels(json.loads(path.read_text(encoding="utf-8")))
     if not found:
-        raise ValueError(f"folder: no stage in {path} has losses or metrics of its epochs; there is nothing to draw")
+        raise InputError(f"folder: no stage in {path} has losses or metrics of its epochs; there is nothing to draw")
     picture = Path(folder) / CURVES_FILE
     _figure(found).savefig(picture, dpi=110)
     return picture

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
+from modeling_cllm4rec.core.errors import ExistingFileError, InputError
 from modeling_cllm4rec.core.handler import check_ready
 
 
@@ -13,19 +14,19 @@ def new_output_folder(folder: str | Path) -> Path:
     """Make a folder, or take one that is empty.
 
     Raises:
-        FileExistsError: it holds something.
+        ExistingFileError: it holds something.
     """
     path = Path(folder)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise FileExistsError(f"--output: {path} holds something already; name a folder that is new or empty")
+        raise ExistingFileError(f"--output: {path} holds something already; name a folder that is new or empty")
     path.mkdir(parents=True, exist_ok=True)
     return path
 
 
 def require_scoring_model(model: Any, what: str) -> None:
-    """Raise ValueError if the model does not score all items from one state of the prompt, as CLLM4Rec does."""
+    """Raise InputError if the model does not score all items from one state of the prompt, as CLLM4Rec does."""
     if not isinstance(model, CLLM4RecForRecommendation):
-        raise ValueError(
+        raise InputError(
             f"{what}: got a {type(model).__name__}, which finds items by a search and has no vector of an item; "
             "allowed is a finetuned CLLM4Rec model; serve this one by `cllm4rec serve`"
         )

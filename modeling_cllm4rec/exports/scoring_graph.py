@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
+from modeling_cllm4rec.core.errors import RunError
 from modeling_cllm4rec.core.language_model import real_positions
 from modeling_cllm4rec.exports.output_folder import new_output_folder, require_scoring_model
 
@@ -65,12 +66,12 @@ def export_onnx(model: Any, folder: str | Path) -> dict[str, Any]:
 
     Raises:
         OSError: onnx, onnxscript or onnxruntime is not installed.
-        ValueError: a model that does not score all items at once (LC-Rec), or a folder that is not empty.
+        InputError: a model that does not score all items at once (LC-Rec), or a folder that is not empty.
         ArithmeticError: onnxruntime's scores differ from torch's by more than 1e-4; no `model.json` is then written.
     """
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        raise OSError(f"export onnx: {', '.join(missing)} not installed; run: pip install {' '.join(missing)}")
+        raise RunError(f"export onnx: {', '.join(missing)} not installed; run: pip install {' '.join(missing)}")
     require_scoring_model(model, "export onnx")
     folder = new_output_folder(folder)
     model = model.float().cpu().eval()
@@ -126,7 +127,7 @@ def compare(model: CLLM4RecForRecommendation, graph: Path) -> dict[str, Any]:
             (found,) = session.run(None, {"input_ids": one.numpy(), "attention_mask": its.numpy()})
             largest = max(largest, float(np.abs(np.asarray(found) - expected).max()))
     if not largest <= TOLERANCE:
-        raise ArithmeticError(
+        raise RunError(
             f"export onnx: onnxruntime's scores differ from torch's by {largest:.2g}, more than {TOLERANCE:g}; "
             f"do not use {graph}, and report the backbone"
         )

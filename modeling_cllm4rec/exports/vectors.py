@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 from tqdm.auto import tqdm
 
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.core.prompt_assembly import pad_right
 from modeling_cllm4rec.exports.nearest_items import INDEX_FILE, Recall, build_index, measure_recall
 from modeling_cllm4rec.exports.output_folder import new_output_folder, require_scoring_model
@@ -30,7 +31,7 @@ _ROWS_AT_ONCE = 65536
 
 
 @torch.no_grad()
-def encode_people(model: CLLM4RecForRecommendation, users: np.ndarray | None, histories: Sequence[np.ndarray]) -> np.ndarray:
+def encode_histories(model: CLLM4RecForRecommendation, users: np.ndarray | None, histories: Sequence[np.ndarray]) -> np.ndarray:
     """The query encoder: (people, K) float32 states of their prompts' last tokens, in evaluation mode.
 
     Args:
@@ -39,7 +40,7 @@ def encode_people(model: CLLM4RecForRecommendation, users: np.ndarray | None, hi
         histories: item indices of each, oldest first.
 
     Example:
-        >>> queries = encode_people(model, None, [model.catalogue.ids.indices_of(["B1"])])  # doctest: +SKIP
+        >>> queries = encode_histories(model, None, [model.catalogue.ids.indices_of(["B1"])])  # doctest: +SKIP
     """
     prompts = model.build_prompts(users, histories)
     ids = torch.from_numpy(pad_right(prompts, 0))
@@ -80,13 +81,13 @@ def export_vectors(
         What `vectors.json` holds: `items`, `width`, `users`, and `recall` (None without an index).
 
     Raises:
-        ValueError: a model without vectors (LC-Rec), or k, queries or batch_size out of range.
-        FileExistsError: the folder holds something.
+        InputError: a model without vectors (LC-Rec), or k, queries or batch_size out of range.
+        ExistingFileError: the folder holds something.
     """
     require_scoring_model(model, "export vectors")
     for name, value, most in (("k", k, model.num_items), ("queries", queries, None), ("batch_size", batch_size, None)):
         if value < 1 or (most is not None and value > most):
-            raise ValueError(f"{name} is {value}; it must be 1 or more" + (f", up to the {most} items" if most else ""))
+            raise InputError(f"{name} is {value}; it must be 1 or more" + (f", up to the {most} items" if most else ""))
     folder = new_output_folder(folder)
     items = model.item_collaborative.weight.detach().float().cpu().numpy()
     table = model.catalogue.table
@@ -130,9 +131,7 @@ def known_people(model: CLLM4RecForRecommendation) -> np.ndarray:
 def write_vectors(path: Path, columns: dict[str, Any], vectors: np.ndarray) -> None:
     """Write ids and (n, K) float32 vectors as `path.parquet`, and the vectors alone as `path.safetensors`."""
     width = vectors.shape[1]
-    schema = pa.schema(
-        [(name, values.type) for name, values in columns.items()] + [("vector", pa.list_(pa.float32(), width))]
-    )
+    schema = pa.schema([(name, values.type) for name, values in columns.items()] + [("vector", pa.list_(pa.float32(), width))])
     with pq.ParquetWriter(path.with_suffix(".parquet"), schema) as writer:
         for start in range(0, len(vectors), _ROWS_AT_ONCE):
             rows = vectors[start : start + _ROWS_AT_ONCE]
@@ -145,16 +144,16 @@ def write_vectors(path: Path, columns: dict[str, Any], vectors: np.ndarray) -> N
 def encode_users(model: CLLM4RecForRecommendation, people: np.ndarray, batch_size: int, progress: bool = False) -> np.ndarray:
     """(people, K) float32 vectors of known users with their stored histories; histories of like length share a batch."""
     if model.users is None:
-        raise ValueError("encode_users: this model knows no users; give histories to encode_people")
+        raise InputError("encode_users: this model knows no users; give histories to encode_histories")
     histories = [model.users.history(int(user)) for user in people]
     order = np.argsort([len(history) for history in histories], kind="stable")
     vectors = np.zeros((len(people), model.config.hidden_size), np.float32)
     with tqdm(total=len(people), desc="encoding", unit="user", disable=not progress) as bar:
         for start in range(0, len(people), batch_size):
             rows = order[start : start + batch_size]
-            vectors[rows] = encode_people(model, people[rows], [histories[row] for row in rows])
+            vectors[rows] = encode_histories(model, people[rows], [histories[row] for row in rows])
             bar.update(len(rows))
     return vectors
 
 
-__all__ = ["Recall", "encode_people", "encode_users", "export_vectors", "known_people", "write_vectors"]
+__all__ = ["Recall", "encode_histories", "encode_users", "export_vectors", "known_people", "write_vectors"]

@@ -12,6 +12,7 @@ from transformers import AutoModel
 from transformers.utils import CONFIG_NAME
 
 import modeling_cllm4rec as _registers_the_model_types  # noqa: F401
+from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.core.recommender import RecommendsItems
 
 __all__ = ["load_recommender"]
@@ -26,19 +27,19 @@ def load_recommender(name: str | Path) -> Any:
     reached for about a minute; what lies in its cache is then loaded from there.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is a model that does not recommend.
+        MissingFileError: there is none.
+        InputError: it is a model that does not recommend.
     """
     unreached = None if Path(name).is_dir() else _hub_unreached(str(name))
     from_cache = {"local_files_only": True, "adapter_kwargs": {"local_files_only": True}} if unreached else {}
     try:
         model = AutoModel.from_pretrained(name, **from_cache)
     except OSError as error:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"--model: {name} is no folder with a model and could not be read from the Hub ({unreached or error})"
         ) from error
     if not isinstance(model, RecommendsItems):
-        raise ValueError(
+        raise InputError(
             f"--model: {name} holds a {type(model).__name__}, which does not recommend; name a finetuned or aligned model"
         )
     return model
@@ -48,14 +49,14 @@ def _hub_unreached(name: str) -> Exception | None:
     """Why the Hub does not give a model of this name; None if it does.
 
     Raises:
-        FileNotFoundError: the name can only be a path, or begins with a folder that is here.
+        MissingFileError: the name can only be a path, or begins with a folder that is here.
     """
     path = Path(name)
     if name.startswith((".", "/", "~", "\\")) or len(path.parts) > 2 or (len(path.parts) == 2 and path.parent.is_dir()):
         beside = [one.name for one in path.parent.iterdir() if one.is_dir()] if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.name, beside, n=1)
         hint = f"did you mean {path.parent / near[0]}?" if near else "name the folder of a run, or a model on the Hub"
-        raise FileNotFoundError(f"--model: {name} is no folder with a model: there is no such folder; {hint}")
+        raise MissingFileError(f"--model: {name} is no folder with a model: there is no such folder; {hint}")
     try:
         get_hf_file_metadata(hf_hub_url(name, CONFIG_NAME), timeout=PROBE_SECONDS)
     except (OSError, ValueError, httpx2.HTTPError) as error:

@@ -16,7 +16,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from modeling_cllm4rec.cllm4rec.documents import text_column
 from modeling_cllm4rec.core.catalogue import Catalogue, IdMap, KnownUsers
-from modeling_cllm4rec.core.language_model import check_whole
+from modeling_cllm4rec.core.errors import InputError, MissingFileError
+from modeling_cllm4rec.core.language_model import reject_adapter
 from modeling_cllm4rec.core.losses import word_nll
 from modeling_cllm4rec.core.prompt_assembly import pad_right
 from modeling_cllm4rec.corpora.batches import plan_batches
@@ -36,8 +37,8 @@ from modeling_cllm4rec.lcrec.indexing import INDEX_FILE, SETTINGS_FILE
 from modeling_cllm4rec.lcrec.intention_writer import write_intentions
 from modeling_cllm4rec.lcrec.modeling_lcrec import INDEXER_FOLDER, LCRecForRecommendation
 from modeling_cllm4rec.lcrec.modeling_rqvae import RQVAEModel
-from modeling_cllm4rec.lcrec.semantic_ids import ItemIndex
-from modeling_cllm4rec.tokenization.tokenization_lcrec import add_index_tokens
+from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds
+from modeling_cllm4rec.tokenization.tokenization_lcrec import add_semantic_id_tokens
 from modeling_cllm4rec.training.arguments import TrainingArguments, check_at_least
 from modeling_cllm4rec.training.backbones import untrained_backbone
 from modeling_cllm4rec.training.estimates import LargestBatch
@@ -49,7 +50,7 @@ from modeling_cllm4rec.training.loop import (
     make_accelerator,
     run,
 )
-from modeling_cllm4rec.training.parameters import choose_index_rows, merge_lora
+from modeling_cllm4rec.training.parameters import choose_semantic_id_rows, merge_lora
 from modeling_cllm4rec.training.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -118,31 +119,31 @@ class AlignArguments(TrainingArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.index:
-            raise ValueError("index is not set; give --index or set it in the YAML file")
+            raise InputError("index is not set; give --index or set it in the YAML file")
         check_at_least(self, 0, "scratch_layers")
         check_at_least(self, 1, "scratch_width", "scratch_heads", "scratch_context")
         if not self.backbone and not self.scratch_layers:
-            raise ValueError("backbone is not set; give --backbone or set it in the YAML file, or scratch_layers for a small one")
+            raise InputError("backbone is not set; give --backbone or set it in the YAML file, or scratch_layers for a small one")
         if self.backbone and self.scratch_layers:
-            raise ValueError(
+            raise InputError(
                 f"backbone is {self.backbone!r} and scratch_layers {self.scratch_layers}; a decoder from scratch stands in "
                 "place of a backbone: set one of the two"
             )
         if self.scratch_layers and self.scratch_width % self.scratch_heads:
-            raise ValueError(
+            raise InputError(
                 f"scratch_width is {self.scratch_width} and scratch_heads {self.scratch_heads}; the width must be a multiple of "
                 "the heads"
             )
         if self.scratch_layers and self.tune != "full":
-            raise ValueError(f"tune is {self.tune!r}, but random weights must be trained whole; set tune: full")
+            raise InputError(f"tune is {self.tune!r}, but random weights must be trained whole; set tune: full")
         for name in ("max_history", "num_beams", "eval_users", "eval_batch_size", "eval_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be 1 or more")
+                raise InputError(f"{name} is {value}; it must be 1 or more")
         if not 0 <= self.reorder <= 1:
-            raise ValueError(f"reorder is {self.reorder}; it must lie between 0 and 1")
+            raise InputError(f"reorder is {self.reorder}; it must lie between 0 and 1")
         if self.num_beams < 10:
-            raise ValueError(f"num_beams is {self.num_beams}; validation ranks 10 items and needs 10 beams or more")
+            raise InputError(f"num_beams is {self.num_beams}; validation ranks 10 items and needs 10 beams or more")
         _ = self.task_weights
 
     def fingerprints(self) -> dict[str, str]:
@@ -161,14 +162,14 @@ class AlignArguments(TrainingArguments):
             try:
                 weight = float(share) if given else 1.0
             except ValueError as error:
-                raise ValueError(f"tasks: {word!r} has no number behind the =, as in {name}=0.5") from error
+                raise InputError(f"tasks: {word!r} has no number behind the =, as in {name}=0.5") from error
             if name not in TASKS or not 0 < weight <= 1:
-                raise ValueError(
+                raise InputError(
                     f"tasks: {word!r}; allowed are {', '.join(TASKS)}, alone or with a share in (0, 1] as seqrec=0.5"
                 )
             weights[name] = weight
         if not weights:
-            raise ValueError(f"tasks is empty; name at least one of {', '.join(TASKS)}")
+            raise InputError(f"tasks is empty; name at least one of {', '.join(TASKS)}")
         return weights
 
 
@@ -224,7 +225,7 @@ class AlignmentStage:
         )
         logger.info("%d documents in the first epoch", len(self.corpus.documents(0)))
         if not len(data.histories("validation").items):
-            raise ValueError("the data has no validation interactions: prepare it with a split that has them")
+            raise InputError("the data has no validation interactions: prepare it with a split that has them")
 
     @property
     def num_epochs(self) -> int:
@@ -285,19 +286,19 @@ class AlignmentStage:
         return {**metrics, "selection": metrics[f"validation/{SELECTION}"]}
 
 
-def load_index(folder: str | Path, data: RecommendationData) -> tuple[ItemIndex, RQVAEModel | None, dict[str, object]]:
+def load_semantic_ids(folder: str | Path, data: RecommendationData) -> tuple[SemanticIds, RQVAEModel | None, dict[str, object]]:
     """The index of a data folder's items, what made it, and how their texts were encoded.
 
     Raises:
-        FileNotFoundError: there is no index.
-        ValueError: it is the index of another catalogue.
+        MissingFileError: there is no index.
+        InputError: it is the index of another catalogue.
     """
     file = Path(folder) / INDEX_FILE
     if not file.is_file():
-        raise FileNotFoundError(f"index: there is no {file}; run `cllm4rec index-items` first, or name another folder")
-    index, ids = ItemIndex.load(file)
+        raise MissingFileError(f"index: there is no {file}; run `cllm4rec index-items` first, or name another folder")
+    index, ids = SemanticIds.load(file)
     if ids.fingerprint != IdMap(data.items["item_id"], "item_id").fingerprint:
-        raise ValueError(
+        raise InputError(
             f"index: {folder} is the index of another catalogue than {data.folder}: its item ids or their order differ; "
             "run `cllm4rec index-items` on this data"
         )
@@ -314,12 +315,12 @@ def new_lcrec_model(
     With `scratch_layers` the backbone is `backbones.untrained_backbone`; with the task seqrec alone that is near to TIGER.
 
     Raises:
-        FileNotFoundError: there is no such backbone, or no index.
-        ValueError: the index is that of another catalogue, the backbone an adapter alone, or `init_tokens` is `text` and no
+        MissingFileError: there is no such backbone, or no index.
+        InputError: the index is that of another catalogue, the backbone an adapter alone, or `init_tokens` is `text` and no
             item has a text.
     """
     if data.num_items < 10:
-        raise ValueError(f"the catalogue has {data.num_items} items; {SELECTION} selects the epoch and needs 10 or more")
+        raise InputError(f"the catalogue has {data.num_items} items; {SELECTION} selects the epoch and needs 10 or more")
     if not arguments.scratch_layers:
         return _model_around(arguments.backbone, data, arguments)
     templates = load_templates(arguments.templates or None)
@@ -341,12 +342,12 @@ def new_lcrec_model(
 def _model_around(
     backbone: str, data: RecommendationData, arguments: AlignArguments
 ) -> tuple[LCRecForRecommendation, PreTrainedTokenizerBase]:
-    index, indexer, item_encoder = load_index(arguments.index, data)
+    index, indexer, item_encoder = load_semantic_ids(arguments.index, data)
     try:
-        check_whole(backbone)
+        reject_adapter(backbone)
         tokenizer = AutoTokenizer.from_pretrained(backbone)
     except OSError as error:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"backbone: {backbone} is no folder with a language model and could not be read from the Hub ({error})"
         ) from error
     templates = load_templates(arguments.templates or None)
@@ -355,7 +356,7 @@ def _model_around(
         "query_prompts": query_pieces(templates, tokenizer),
         "separator": separator_ids(tokenizer),
     }
-    first = add_index_tokens(tokenizer, index.num_levels, index.codebook_size)
+    first = add_semantic_id_tokens(tokenizer, index.num_levels, index.codebook_size)
     train = data.histories("train")
     model = LCRecForRecommendation.from_backbone(
         backbone,
@@ -374,9 +375,9 @@ def _model_around(
         present = [name for name in arguments.init_columns if name in data.items.column_names]
         texts = [" ".join(words) for words in zip(*(text_column(data.items, name) for name in present), strict=True)]
         if not any(text.strip() for text in texts):
-            raise ValueError(f"init_tokens is 'text', but no item has any of {arguments.init_columns}; use init_tokens: random")
+            raise InputError(f"init_tokens is 'text', but no item has any of {arguments.init_columns}; use init_tokens: random")
         words = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        model.start_index_rows([np.array(ids, dtype=np.int64) for ids in words])
+        model.start_semantic_id_rows([np.array(ids, dtype=np.int64) for ids in words])
     return model, tokenizer
 
 
@@ -393,7 +394,7 @@ def align(arguments: AlignArguments) -> tuple[LCRecForRecommendation, Progress]:
     model, tokenizer = new_lcrec_model(data, arguments)
     with accelerator.main_process_first():
         stage = AlignmentStage(model, tokenizer, data, arguments, accelerator.is_main_process, str(accelerator.device))
-    adapted = choose_index_rows(model, arguments)
+    adapted = choose_semantic_id_rows(model, arguments)
     progress = run(stage, accelerator)
     if progress.finished and accelerator.is_main_process:
         merge_lora(adapted)

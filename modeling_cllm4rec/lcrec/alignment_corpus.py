@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.item_texts import OnMissingText, item_texts
 from modeling_cllm4rec.lcrec.alignment_documents import (
@@ -39,8 +40,8 @@ from modeling_cllm4rec.lcrec.alignment_templates import (
     title_separator_ids,
 )
 from modeling_cllm4rec.lcrec.intentions import Intentions, extract_intentions
-from modeling_cllm4rec.lcrec.prompts import ITEMS, QUERY, index_tokens, items_that_fit
-from modeling_cllm4rec.lcrec.semantic_ids import ItemIndex, index_token
+from modeling_cllm4rec.lcrec.prompts import ITEMS, QUERY, items_that_fit, semantic_id_tokens
+from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds, semantic_id_token
 from modeling_cllm4rec.lcrec.token_texts import TokenTexts, encode_texts
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "recommendation_pieces",
     "separator_ids",
 ]
+
 
 class _Plan(NamedTuple):
     """How some documents look: template, query, items (or titles) of the history that are read, and tokens in all."""
@@ -97,7 +99,7 @@ class AlignmentCorpus:
         cache_folder: where token ids are kept; None keeps nothing.
 
     Raises:
-        ValueError: an unknown task, a share outside (0, 1], a task without documents, items without text, a text that does
+        InputError: an unknown task, a share outside (0, 1], a task without documents, items without text, a text that does
             not fit the context, an index of another catalogue or tokenizer.
 
     Example:
@@ -109,7 +111,7 @@ class AlignmentCorpus:
         self,
         data: RecommendationData,
         tokenizer: PreTrainedTokenizerBase,
-        index: ItemIndex,
+        index: SemanticIds,
         first_index_token: int,
         *,
         templates: AlignmentTemplates | None = None,
@@ -127,12 +129,12 @@ class AlignmentCorpus:
         self.tasks = checked_tasks(tasks)
         _check_index(data, tokenizer, index, first_index_token)
         if seqrec not in ("together", "apart"):
-            raise ValueError(f"seqrec is {seqrec!r}; allowed are 'together' and 'apart'")
+            raise InputError(f"seqrec is {seqrec!r}; allowed are 'together' and 'apart'")
         for name, value in (("max_history", max_history), ("max_text_tokens", max_text_tokens)):
             if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be 1 or more")
+                raise InputError(f"{name} is {value}; it must be 1 or more")
         if not 0 <= reorder <= 1:
-            raise ValueError(f"reorder is {reorder}; it must lie between 0 and 1")
+            raise InputError(f"reorder is {reorder}; it must lie between 0 and 1")
         self.seed, self.context_length, self.max_history, self.together = seed, context_length, max_history, seqrec == "together"
         self.reorder = reorder
         self.histories = data.histories("train")
@@ -141,7 +143,7 @@ class AlignmentCorpus:
         self._num_levels = index.num_levels
         self._separator = len(separator_ids(tokenizer))
         self._title_separator = np.array(title_separator_ids(tokenizer), dtype=np.int64)
-        tokens = index_tokens(index.codes, first_index_token, index.codebook_size)
+        tokens = semantic_id_tokens(index.codes, first_index_token, index.codebook_size)
         marks = np.tile(np.array(separator_ids(tokenizer), dtype=np.int64), (len(tokens), 1))
         self._index_tokens, self._blocks = tokens, np.concatenate([tokens, marks], axis=1)
         self._read_texts(tokenizer, on_missing_text, intentions, max_text_tokens, cache_folder)
@@ -184,7 +186,7 @@ class AlignmentCorpus:
         if {"itemsearch", "preferenceobtain"} & set(self.tasks):
             made = intentions or extract_intentions(data, self.seed, self.max_history)
             if len(made.queries) != data.num_items or not all(made.queries) or len(made.preferences) != data.num_users:
-                raise ValueError(
+                raise InputError(
                     f"intentions: there must be one query or more for each of {data.num_items} items and a text for each of "
                     f"{data.num_users} users, got {len(made.queries)} and {len(made.preferences)}; make them from this data"
                 )
@@ -202,7 +204,7 @@ class AlignmentCorpus:
         room = self.context_length - words - self._num_levels
         fit = int(items_that_fit(room, self._num_levels, self._separator, closed=True))
         if fit < 1:
-            raise ValueError(
+            raise InputError(
                 f"the longest template of seqrec has {words} tokens, and with the indices of two items it does not fit the "
                 f"context of {self.context_length}: shorten it, or use a backbone with a longer context"
             )
@@ -227,7 +229,7 @@ class AlignmentCorpus:
                 found = [(items[some.end], some.begin, some.end)]
             subject, begin, end = (np.concatenate(columns) for columns in zip(*found, strict=True))
             if not len(subject):
-                raise ValueError(f"the task {task} has no documents: no user has two training items; leave it out of tasks")
+                raise InputError(f"the task {task} has no documents: no user has two training items; leave it out of tasks")
             first, choices = self._templates_of(task, subject, end)
             parts.append(Documents(np.full(len(subject), TASKS.index(task)), subject, begin, end, first, choices))
         return Documents(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
@@ -264,7 +266,7 @@ class AlignmentCorpus:
                 ids = (self._data.users if what == "user_id" else self._data.items)[what]
                 named = [ids[int(subject)].as_py() for subject in documents.subject[bad[:5]]]
                 room = (self.context_length - template.words - 2 * self._num_levels) // 2
-                raise ValueError(
+                raise InputError(
                     f"{len(bad)} documents of {template.task} do not fit the context of {self.context_length} tokens, such as "
                     f"those of {what} {named}: their texts are too long; set max_text_tokens, to {max(1, room)} or so, to have "
                     "texts cut there"
@@ -358,9 +360,7 @@ class AlignmentCorpus:
             return end - start, words + before[end] - before[np.minimum(start, end)] - mark
         return np.zeros(len(numbers), dtype=np.int64), words
 
-    def _row(
-        self, number: int, template: Template, query: int, read: int, epoch: int
-    ) -> tuple[Integers, npt.NDArray[np.bool_]]:
+    def _row(self, number: int, template: Template, query: int, read: int, epoch: int) -> tuple[Integers, npt.NDArray[np.bool_]]:
         subject, end = int(self._documents.subject[number]), int(self._documents.end[number])
         history = self.histories.items[end - read : end]
         if template.task == "seqrec" and self.reorder:
@@ -408,21 +408,20 @@ class AlignmentCorpus:
 
 
 def _check_index(
-    data: RecommendationData, tokenizer: PreTrainedTokenizerBase, index: ItemIndex, first_index_token: int
+    data: RecommendationData, tokenizer: PreTrainedTokenizerBase, index: SemanticIds, first_index_token: int
 ) -> None:
     if index.num_items != data.num_items:
-        raise ValueError(
+        raise InputError(
             f"the index names {index.num_items} items and the data has {data.num_items}: it is that of another catalogue; "
             "run `cllm4rec index-items` on this data"
         )
     level, code = index.num_levels - 1, index.codebook_size - 1
     for word, token in (
-        (index_token(0, 0), first_index_token),
-        (index_token(level, code), first_index_token + level * index.codebook_size + code),
+        (semantic_id_token(0, 0), first_index_token),
+        (semantic_id_token(level, code), first_index_token + level * index.codebook_size + code),
     ):
         if tokenizer.get_vocab().get(word) != token:
-            raise ValueError(
+            raise InputError(
                 f"first_index_token is {first_index_token}, so {word} should be token {token}, but the tokenizer has "
-                f"{tokenizer.get_vocab().get(word)}: add the index tokens first (tokenization_lcrec.add_index_tokens)"
+                f"{tokenizer.get_vocab().get(word)}: add the index tokens first (tokenization_lcrec.add_semantic_id_tokens)"
             )
-

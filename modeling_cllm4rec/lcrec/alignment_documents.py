@@ -100,9 +100,7 @@ class Template(NamedTuple):
     response: str
 
 
-def cut_templates(
-    templates: AlignmentTemplates, tasks: Iterable[str], tokenizer: PreTrainedTokenizerBase
-) -> list[Template]:
+def cut_templates(templates: AlignmentTemplates, tasks: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> list[Template]:
     """The templates of tasks, one task after the other; within a task, those that need a description come last."""
     cut: list[Template] = []
     for task in tasks:

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from transformers import PreTrainedTokenizerBase
 
+from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.lcrec.prompts import ITEMS, QUERY
 
 SEPARATOR, TITLE_SEPARATOR = ", ", "; "
@@ -88,8 +89,8 @@ def load_templates(path: str | Path | None = None) -> AlignmentTemplates:
         path: a YAML file in the form of `corpora/alignment_templates.yaml`; a kind of templates that it does not name stays.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no YAML, names an unknown task or kind, or has a template without its placeholders.
+        MissingFileError: there is no such file.
+        InputError: it is no YAML, names an unknown task or kind, or has a template without its placeholders.
 
     Example:
         >>> templates = load_templates()
@@ -101,11 +102,11 @@ def load_templates(path: str | Path | None = None) -> AlignmentTemplates:
     if path is None:
         return AlignmentTemplates(answer or "", groups)
     if not Path(path).is_file():
-        raise FileNotFoundError(f"templates: there is no file {path}; name a YAML file, or leave it out for the packaged ones")
+        raise MissingFileError(f"templates: there is no file {path}; name a YAML file, or leave it out for the packaged ones")
     try:
         given = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"templates: {path} is not YAML ({error})") from error
+        raise InputError(f"templates: {path} is not YAML ({error})") from error
     own_answer, own_groups = _checked(str(path), given)
     together = {task: {**kinds, **own_groups.get(task, {})} for task, kinds in groups.items()}
     return AlignmentTemplates((answer or "") if own_answer is None else own_answer, together)
@@ -113,16 +114,16 @@ def load_templates(path: str | Path | None = None) -> AlignmentTemplates:
 
 def _checked(source: str, given: Any) -> tuple[str | None, dict[str, dict[str, tuple[str, ...]]]]:
     if not isinstance(given, dict):
-        raise ValueError(f"templates: {source} must map tasks to templates, got {type(given).__name__}")
+        raise InputError(f"templates: {source} must map tasks to templates, got {type(given).__name__}")
     _check_names(source, "task", given, [*TASKS, "answer"])
     answer = given.get("answer")
     if answer is not None and not isinstance(answer, str):
-        raise ValueError(f"templates: answer in {source} is {answer!r}; it must be a text")
+        raise InputError(f"templates: answer in {source} is {answer!r}; it must be a text")
     groups: dict[str, dict[str, tuple[str, ...]]] = {}
     for task in (name for name in given if name != "answer"):
         kinds = {"": given[task]} if "" in GROUPS[task] else given[task]
         if not isinstance(kinds, dict):
-            raise ValueError(f"templates: {task} in {source} must map {', '.join(GROUPS[task])} to lists of templates")
+            raise InputError(f"templates: {task} in {source} must map {', '.join(GROUPS[task])} to lists of templates")
         _check_names(source, f"kind of {task}", kinds, list(GROUPS[task]))
         groups[task] = {kind: _checked_list(source, task, kind, kinds[kind]) for kind in kinds}
     return answer, groups
@@ -132,24 +133,24 @@ def _check_names(source: str, what: str, given: Iterable[Any], allowed: list[str
     for name in given:
         if name not in allowed:
             near = difflib.get_close_matches(str(name), allowed)
-            raise ValueError(f"templates: {source} names the unknown {what} {name!r}; nearest: {near or allowed}")
+            raise InputError(f"templates: {source} names the unknown {what} {name!r}; nearest: {near or allowed}")
 
 
 def _checked_list(source: str, task: str, kind: str, templates: Any) -> tuple[str, ...]:
     name = f"{task}.{kind}" if kind else task
     if not isinstance(templates, list) or not templates:
-        raise ValueError(f"templates: {name} in {source} must be a list of one template or more, got {templates!r}")
+        raise InputError(f"templates: {name} in {source} must be a list of one template or more, got {templates!r}")
     wanted = GROUPS[task][kind].placeholders
     for template in templates:
         try:
             found = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
         except (TypeError, ValueError) as error:
-            raise ValueError(f"templates: {name} in {source} has {template!r}, which is no template ({error})") from error
+            raise InputError(f"templates: {name} in {source} has {template!r}, which is no template ({error})") from error
         if sorted(found) != sorted(wanted):
             braced = ", ".join("{" + field + "}" for field in wanted)
-            raise ValueError(f"templates: {name} in {source} has {template!r}; it must hold each of {braced} once and no other")
+            raise InputError(f"templates: {name} in {source} has {template!r}; it must hold each of {braced} once and no other")
         if task == "seqrec" and not template.endswith("{history}"):
-            raise ValueError(f"templates: seqrec in {source} has {template!r}; it must end with {{history}}, which goes on")
+            raise InputError(f"templates: seqrec in {source} has {template!r}; it must end with {{history}}, which goes on")
     return tuple(templates)
 
 
@@ -157,7 +158,7 @@ def checked_tasks(tasks: Mapping[str, float] | None) -> dict[str, float]:
     """Task -> share of its documents that an epoch reads, in the order of `TASKS`; None means all of all.
 
     Raises:
-        ValueError: an unknown task, a share outside (0, 1], no task.
+        InputError: an unknown task, a share outside (0, 1], no task.
 
     Example:
         >>> checked_tasks({"item2index": 0.5, "seqrec": 1})
@@ -167,11 +168,11 @@ def checked_tasks(tasks: Mapping[str, float] | None) -> dict[str, float]:
     for task, share in given.items():
         if task not in TASKS:
             near = difflib.get_close_matches(str(task), TASKS)
-            raise ValueError(f"tasks: unknown task {task!r}; nearest: {near or list(TASKS)}")
+            raise InputError(f"tasks: unknown task {task!r}; nearest: {near or list(TASKS)}")
         if not 0 < share <= 1:
-            raise ValueError(f"tasks: {task} has the share {share}; it must lie in (0, 1]; leave the task out to switch it off")
+            raise InputError(f"tasks: {task} has the share {share}; it must lie in (0, 1]; leave the task out to switch it off")
     if not given:
-        raise ValueError(f"tasks is empty; name at least one of {', '.join(TASKS)}")
+        raise InputError(f"tasks is empty; name at least one of {', '.join(TASKS)}")
     return {task: float(given[task]) for task in TASKS if task in given}
 
 

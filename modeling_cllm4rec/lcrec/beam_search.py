@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
+from ..core.errors import InputError
 from ..core.language_model import real_positions, word_head
 from ..core.top_items import top_items
 from .constrained_decoding import ItemTrie, PermittedItems, SeenItems, check_vocabulary
@@ -63,11 +64,11 @@ def beam_search(
         seen: item indices of each row that must not be named; candidates: item indices that may be named at all.
 
     Raises:
-        ValueError: num_beams below 1, no candidates at all, a prompt that is empty or leaves no room for an index, a model in
+        InputError: num_beams below 1, no candidates at all, a prompt that is empty or leaves no room for an index, a model in
             training mode or with another kind of attention.
     """
     if num_beams < 1:
-        raise ValueError(f"num_beams is {num_beams}; it must be 1 or more")
+        raise InputError(f"num_beams is {num_beams}; it must be 1 or more")
     rows = len(input_ids)
     permitted = trie.permitted(rows, seen, candidates)
     tree = _PromptTree(language_model, input_ids, attention_mask, trie, first_index_token)
@@ -122,7 +123,7 @@ def score_all(
         (B, J) float32.
     """
     if nodes_at_a_time < 1:
-        raise ValueError(f"nodes_at_a_time is {nodes_at_a_time}; it must be 1 or more")
+        raise InputError(f"nodes_at_a_time is {nodes_at_a_time}; it must be 1 or more")
     tree = _PromptTree(language_model, input_ids, attention_mask, trie, first_index_token)
     prompt_log_probs = tree.prompt_log_probs()  # (B, K)
     if trie.num_levels == 1:
@@ -143,7 +144,7 @@ def check_tree_attention(language_model: PreTrainedModel) -> None:
     not its output layer applied to its decoder's states.
 
     Raises:
-        ValueError: a difference above 1e-3 on a probe of two prompts and eight indices; or see `beam_search`.
+        InputError: a difference above 1e-3 on a probe of two prompts and eight indices; or see `beam_search`.
     """
     device = language_model.device
     codes = torch.cartesian_prod(*[torch.arange(2)] * 3)
@@ -158,7 +159,7 @@ def check_tree_attention(language_model: PreTrainedModel) -> None:
         plain = log_probs[:, length - 1 : -1].gather(2, tokens[..., None]).sum(dim=(1, 2))
         difference = float((ours[row] - plain).abs().max())
         if not difference <= 1e-3 * max(1.0, float(plain.abs().max())):
-            raise ValueError(
+            raise InputError(
                 f"{type(language_model).__name__} scores an index {difference:.2g} nats apart when beams share one cache: its "
                 "attention, positions or logits are computed in a way that the search does not reproduce; choose another "
                 "backbone"
@@ -181,7 +182,7 @@ class _PromptTree:
         first_index_token: int,
     ) -> None:
         if language_model.training:
-            raise ValueError("the language model is in training mode, where dropout makes scores random; call .eval() first")
+            raise InputError("the language model is in training mode, where dropout makes scores random; call .eval() first")
         self.trie, self.first_index_token = trie, first_index_token
         self.decoder, self.head = language_model.base_model, word_head(language_model)
         config = language_model.config.get_text_config()
@@ -331,20 +332,20 @@ def _check_prompts(
 ) -> None:
     """Refuse prompts, or a kind of attention, for which the scores would not be those of plain passes."""
     if input_ids.ndim != 2 or mask.shape != input_ids.shape or not len(input_ids):
-        raise ValueError(
+        raise InputError(
             f"input_ids have shape {tuple(input_ids.shape)} and attention_mask {tuple(mask.shape)}; "
             "both must be (prompts, tokens), with one prompt or more"
         )
     if not bool((lengths > 0).all()):
-        raise ValueError(f"row {int(lengths.argmin())}: the prompt is empty (its attention_mask is 0 throughout)")
+        raise InputError(f"row {int(lengths.argmin())}: the prompt is empty (its attention_mask is 0 throughout)")
     longest, room = int(lengths.max()), config.max_position_embeddings
     if longest + num_levels > room:
-        raise ValueError(
+        raise InputError(
             f"row {int(lengths.argmax())}: the prompt takes {longest} tokens and an index {num_levels}, but the context holds "
             f"{room}; shorten the prompt"
         )
     if config._attn_implementation not in TREE_ATTENTION:
-        raise ValueError(
+        raise InputError(
             f"attn_implementation is {config._attn_implementation!r}, which takes no mask of its own for each token; "
             f"load the model with one of {', '.join(TREE_ATTENTION)}"
         )
@@ -355,12 +356,12 @@ def _check_windows(config: PreTrainedConfig, length: int) -> None:
     """Refuse layers that do not see all tokens; not every configuration has these two fields."""
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if kinds:
-        raise ValueError(
+        raise InputError(
             f"the backbone has layers of {', '.join(sorted(kinds))}; beams can share a cache of attention layers only"
         )
     window = getattr(config, "sliding_window", None)
     if window is not None and length > window:
-        raise ValueError(
+        raise InputError(
             f"prompt and index take {length} tokens, and the backbone's sliding window holds {window}; shorten the prompt"
         )
 

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from ..core.configuration_backbone import BackboneConfig
+from ..core.errors import InputError
 
 AUTO_MAP = {
     "AutoConfig": "configuration_lcrec.LCRecConfig",
@@ -70,16 +71,16 @@ class LCRecConfig(BackboneConfig):
             first_index_token = vocabulary - num_levels * codebook_size
         last = first_index_token + num_levels * codebook_size - 1
         if first_index_token < 0 or last >= vocabulary:
-            raise ValueError(
+            raise InputError(
                 f"first_index_token is {first_index_token}: {num_levels} levels of {codebook_size} codes end at token {last}, "
                 f"but the language model has {vocabulary} tokens; add the index tokens to its vocabulary first (from_backbone)"
             )
         for name, count in (("num_users", num_users), ("num_items", num_items)):
             if count < 0:
-                raise ValueError(f"{name} is {count}; it must be 0 or more")
+                raise InputError(f"{name} is {count}; it must be 0 or more")
         for name, count in (("max_history", max_history), ("search_beams", search_beams)):
             if count < 1:
-                raise ValueError(f"{name} is {count}; it must be 1 or more")
+                raise InputError(f"{name} is {count}; it must be 1 or more")
         self.num_items = num_items
         self.num_users = num_users
         self.num_levels = num_levels

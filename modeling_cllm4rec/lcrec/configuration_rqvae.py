@@ -10,6 +10,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from ..core.errors import InputError
+
 
 class RQVAEConfig(PreTrainedConfig):
     """Shape and loss of an RQ-VAE.
@@ -60,7 +62,7 @@ class RQVAEConfig(PreTrainedConfig):
             *(("hidden_dims", width) for width in hidden_dims),
         ):
             if value < 1:
-                raise ValueError(f"{name} is {value}; it must be 1 or more")
+                raise InputError(f"{name} is {value}; it must be 1 or more")
         for name, number in (
             ("beta", beta),
             ("quantization_weight", quantization_weight),
@@ -68,9 +70,9 @@ class RQVAEConfig(PreTrainedConfig):
             ("dropout", dropout),
         ):
             if number < 0:
-                raise ValueError(f"{name} is {number}; it must be 0 or more")
+                raise InputError(f"{name} is {number}; it must be 0 or more")
         if not hidden_dims and latent_dim != input_dim:
-            raise ValueError(
+            raise InputError(
                 f"hidden_dims is empty, so the embeddings themselves are quantized, but latent_dim is {latent_dim} and input_dim "
                 f"{input_dim}; make them equal"
             )

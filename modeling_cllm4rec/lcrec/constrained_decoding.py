@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from transformers import LogitsProcessor
 
+from ..core.errors import InputError
 from .semantic_ids import row_numbers
 
 SeenItems = tuple[Any, Any]
@@ -35,7 +36,7 @@ class ItemTrie:
         leaf_items: (J,) item index of each leaf; item_leaves: (J,) the other way round.
 
     Raises:
-        ValueError: no items, codes outside the codebook, or items that share their codes.
+        InputError: no items, codes outside the codebook, or items that share their codes.
 
     Example:
         >>> trie = ItemTrie(np.array([[1, 0], [0, 2], [1, 1]]), codebook_size=3)
@@ -146,7 +147,7 @@ class PermittedItems:
         candidates: item indices that may be given at all; None stands for all.
 
     Raises:
-        ValueError: no candidates at all, or item indices that do not exist.
+        InputError: no candidates at all, or item indices that do not exist.
 
     Example:
         >>> trie = ItemTrie(np.array([[1, 0], [0, 2], [1, 1]]), codebook_size=3)
@@ -164,7 +165,7 @@ class PermittedItems:
         zero = torch.zeros(1, dtype=torch.int64, device=trie.device)
         self._candidates_before = torch.cat([zero, is_candidate.cumsum(0)])  # (J + 1,)
         if not self._candidates_before[-1]:
-            raise ValueError("candidates are empty: no item is left to be named; give at least one, or None for all items")
+            raise InputError("candidates are empty: no item is left to be named; give at least one, or None for all items")
         self._seen = zero[:0]  # ascending row * J + leaf of what counts as a candidate and was seen
         if seen is not None:
             rows, leaves = _seen_leaves(seen, trie, num_rows)
@@ -202,7 +203,7 @@ class TrieLogitsProcessor(LogitsProcessor):
         permitted: prunes the tree for each prompt; several beams of one prompt stand side by side, as `generate` puts them.
 
     Raises:
-        ValueError: a prompt for which nothing is permitted: `generate` has to write something.
+        InputError: a prompt for which nothing is permitted: `generate` has to write something.
 
     Example:
         >>> trie = ItemTrie(np.array([[1, 0], [0, 2], [1, 1]]), codebook_size=3)
@@ -220,7 +221,7 @@ class TrieLogitsProcessor(LogitsProcessor):
         permitted: PermittedItems | None = None,
     ) -> None:
         if prompt_length < 0:
-            raise ValueError(f"prompt_length is {prompt_length}; it must be 0 or more")
+            raise InputError(f"prompt_length is {prompt_length}; it must be 0 or more")
         if permitted is not None:
             _check_choice(permitted)
         self.trie, self.permitted = trie, permitted
@@ -234,7 +235,7 @@ class TrieLogitsProcessor(LogitsProcessor):
         masked = torch.full_like(scores, float("-inf"))
         if level >= self.trie.num_levels:
             if self.end_token_id is None:
-                raise ValueError(
+                raise InputError(
                     f"an index has {self.trie.num_levels} tokens and all are written: set max_new_tokens to "
                     f"{self.trie.num_levels}, or give end_token_id"
                 )
@@ -256,7 +257,7 @@ class TrieLogitsProcessor(LogitsProcessor):
         if self.permitted is not None:
             beams, rest = divmod(len(written), self.permitted.num_rows)
             if rest:
-                raise ValueError(
+                raise InputError(
                     f"got {len(written)} rows for permitted items of {self.permitted.num_rows} prompts; "
                     "the rows must be a multiple of the prompts"
                 )
@@ -266,10 +267,10 @@ class TrieLogitsProcessor(LogitsProcessor):
 
 
 def check_vocabulary(vocabulary: int, trie: ItemTrie, first_index_token: int) -> None:
-    """Raise ValueError if the index tokens are not within a vocabulary of `vocabulary` tokens."""
+    """Raise InputError if the index tokens are not within a vocabulary of `vocabulary` tokens."""
     last = first_index_token + trie.num_levels * trie.codebook_size - 1
     if first_index_token < 0 or last >= vocabulary:
-        raise ValueError(
+        raise InputError(
             f"first_index_token is {first_index_token}: {trie.num_levels} levels of {trie.codebook_size} codes take the tokens "
             f"up to {last}, and the model has tokens 0 to {vocabulary - 1}; resize its embeddings, or correct first_index_token"
         )
@@ -278,13 +279,13 @@ def check_vocabulary(vocabulary: int, trie: ItemTrie, first_index_token: int) ->
 def _checked_codes(codes: Any, codebook_size: int) -> np.ndarray:
     codes = np.asarray(codes)
     if codes.ndim != 2 or 0 in codes.shape or not np.issubdtype(codes.dtype, np.integer):
-        raise ValueError(
+        raise InputError(
             f"codes have shape {codes.shape} and type {codes.dtype}; expected (items, levels) integers, at least one"
         )
     if codes.min() < 0 or codes.max() >= codebook_size:
         outside = np.argwhere((codes < 0) | (codes >= codebook_size))
         item, level = outside[0]
-        raise ValueError(
+        raise InputError(
             f"codes: item {item} has the code {codes[item, level]} on level {level}; with a codebook_size of {codebook_size} "
             f"codes lie in [0, {codebook_size}); the index belongs to another codebook ({len(outside)} such codes)"
         )
@@ -299,7 +300,7 @@ def _check_unique(codes: np.ndarray, order: np.ndarray, differs: np.ndarray) -> 
             f"{min(order[leaf - 1 : leaf + 1])} and {max(order[leaf - 1 : leaf + 1])} share {codes[leaf].tolist()}"
             for leaf in twins[:5]
         ]
-        raise ValueError(
+        raise InputError(
             f"codes collide: items {'; items '.join(pairs)} ({len(twins)} collisions); every item needs codes of its own: "
             "index the catalogue anew"
         )
@@ -309,7 +310,7 @@ def _check_choice(permitted: PermittedItems) -> None:
     """Refuse rows that may be given nothing."""
     nothing = (~permitted.rows_with_items()).nonzero().flatten()
     if len(nothing):
-        raise ValueError(
+        raise InputError(
             f"permitted: row {int(nothing[0])} ({len(nothing)} of {permitted.num_rows} rows) has seen all candidates, and "
             "generate cannot write nothing; leave these prompts out, give more candidates, or permit items seen before"
         )
@@ -319,7 +320,7 @@ def _item_tensor(name: str, items: Any, trie: ItemTrie) -> torch.Tensor:
     tensor = torch.as_tensor(items, device=trie.device).long().flatten()
     outside = (tensor < 0) | (tensor >= trie.num_items)
     if outside.any():
-        raise ValueError(f"{name} hold the item index {int(tensor[outside][0])}; items are 0 to {trie.num_items - 1}")
+        raise InputError(f"{name} hold the item index {int(tensor[outside][0])}; items are 0 to {trie.num_items - 1}")
     return tensor
 
 
@@ -329,7 +330,7 @@ def _seen_leaves(seen: SeenItems, trie: ItemTrie, num_rows: int) -> tuple[torch.
     items = _item_tensor("seen items", seen[1], trie)
     lengths = indptr.diff()
     if len(indptr) != num_rows + 1 or indptr[0] != 0 or indptr[-1] != len(items) or (lengths < 0).any():
-        raise ValueError(
+        raise InputError(
             f"seen: indptr has {len(indptr)} entries from {indptr[:1].tolist()} to {indptr[-1:].tolist()}; "
             f"expected {num_rows + 1}, ascending from 0 to the {len(items)} items"
         )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.evaluation.evaluator import evaluate
 from modeling_cllm4rec.evaluation.intervals import bootstrap_interval
@@ -79,7 +80,7 @@ def evaluate_templates(
         The report of the means, intervals over users. Of several templates, coverage is the mean of the coverages.
     """
     if not templates:
-        raise ValueError("templates is empty; name at least one")
+        raise InputError("templates is empty; name at least one")
     reports = [
         evaluate(SearchingRecommender(model, num_beams, scoring, template), data, split, **arguments) for template in templates
     ]

@@ -11,10 +11,11 @@ from scipy import sparse
 from scipy.linalg import eigh
 from scipy.sparse.linalg import eigsh
 
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.data_folder import Histories
 from modeling_cllm4rec.corpora.interaction_matrix import interaction_matrix
 from modeling_cllm4rec.lcrec.modeling_rqvae import k_means
-from modeling_cllm4rec.lcrec.semantic_ids import ItemIndex, codes_with_room
+from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds, codes_with_room
 
 logger = logging.getLogger(__name__)
 
@@ -24,16 +25,16 @@ DEGREE_PRIOR = 5.0
 """Added to each item's degree where its spectral vector is quantized."""
 
 
-def vanilla_index(num_items: int) -> ItemIndex:
+def vanilla_semantic_ids(num_items: int) -> SemanticIds:
     """A token of its own for each item: one level, as many codes as items ("Vanilla ID" in figure 2 of LC-Rec).
 
     Hua et al. (arXiv 2305.06569) call it independent indexing. Nothing is shared between items, so an item that is rarely met
     has a token that was rarely trained.
 
-    >>> vanilla_index(3).codes.tolist()
+    >>> vanilla_semantic_ids(3).codes.tolist()
     [[0], [1], [2]]
     """
-    return ItemIndex(np.arange(num_items, dtype=np.int32)[:, None], num_items)
+    return SemanticIds(np.arange(num_items, dtype=np.int32)[:, None], num_items)
 
 
 def random_codes(num_items: int, num_levels: int, codebook_size: int, seed: int) -> npt.NDArray[np.int32]:
@@ -50,7 +51,9 @@ def random_codes(num_items: int, num_levels: int, codebook_size: int, seed: int)
     return codes
 
 
-def co_occurrence_index(histories: Histories, num_items: int, num_levels: int, codebook_size: int, seed: int = 0) -> ItemIndex:
+def co_occurrence_semantic_ids(
+    histories: Histories, num_items: int, num_levels: int, codebook_size: int, seed: int = 0
+) -> SemanticIds:
     """Items that the same people chose share the beginning of their index (collaborative indexing of P5-CID).
 
     After Hua et al., "How to Index Item IDs for Recommendation Foundation Models" (arXiv 2305.06569): the graph of items,
@@ -74,20 +77,20 @@ def co_occurrence_index(histories: Histories, num_items: int, num_levels: int, c
         The index; the same for equal arguments.
 
     Raises:
-        ValueError: no two items have anybody in common, or there are more items than indices.
+        InputError: no two items have anybody in common, or there are more items than indices.
 
     >>> histories = Histories(np.array([0, 2, 4]), np.array([0, 2, 1, 3], dtype=np.int32))
-    >>> co_occurrence_index(histories, 4, num_levels=2, codebook_size=2).codes[[0, 2]].tolist()
+    >>> co_occurrence_semantic_ids(histories, 4, num_levels=2, codebook_size=2).codes[[0, 2]].tolist()
     [[0, 0], [0, 1]]
     """
     if num_items > codebook_size**num_levels:
-        raise ValueError(
+        raise InputError(
             f"{num_items} items need more indices than {num_levels} levels of {codebook_size} codes give "
             f"({codebook_size**num_levels}); raise num_levels or codebook_size"
         )
     graph = co_occurrence_graph(histories, num_items)
     if not graph.nnz:
-        raise ValueError(
+        raise InputError(
             f"co-occurrence: among {len(histories.indptr) - 1} training histories none has two different items, so no item "
             "stands beside another; use --method random or vanilla, or data with longer histories"
         )
@@ -105,7 +108,7 @@ def co_occurrence_index(histories: Histories, num_items: int, num_levels: int, c
         clusters = _clusters(graph[items][:, items], codebook_size, room, seed)
         codes[items, level] = clusters
         waiting += [(level + 1, items[clusters == cluster]) for cluster in np.unique(clusters)]
-    return ItemIndex(np.delete(codes, slice(depth - 1, num_levels - 1), axis=1), codebook_size)
+    return SemanticIds(np.delete(codes, slice(depth - 1, num_levels - 1), axis=1), codebook_size)
 
 
 def beside_co_occurrence(embeddings: np.ndarray, histories: Histories, share: float, width: int = 96) -> np.ndarray:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from modeling_cllm4rec.core.catalogue import IdMap
+from modeling_cllm4rec.core.errors import ExistingFileError, InputError
 from modeling_cllm4rec.core.saved_folder import CURVES_FILE
 from modeling_cllm4rec.corpora.data_folder import INFO_FILE, RecommendationData
 from modeling_cllm4rec.corpora.item_embeddings import item_embeddings
@@ -24,14 +25,19 @@ from modeling_cllm4rec.corpora.released_files import read_lcrec_index
 from modeling_cllm4rec.evaluation.training_curves import RECORD_FILE as TRAINING_FILE
 from modeling_cllm4rec.hub.model_card import save_record, training_record
 from modeling_cllm4rec.lcrec.configuration_rqvae import RQVAEConfig
-from modeling_cllm4rec.lcrec.index_methods import beside_co_occurrence, co_occurrence_index, random_codes, vanilla_index
+from modeling_cllm4rec.lcrec.index_methods import (
+    beside_co_occurrence,
+    co_occurrence_semantic_ids,
+    random_codes,
+    vanilla_semantic_ids,
+)
 from modeling_cllm4rec.lcrec.modeling_lcrec import INDEXER_FOLDER
 from modeling_cllm4rec.lcrec.modeling_rqvae import RQVAEModel, residual_k_means
 from modeling_cllm4rec.lcrec.rqvae_training import CHECKPOINTS, IndexProgress, train_rqvae
 from modeling_cllm4rec.lcrec.semantic_id_report import REPORT_FILES, check_plots, index_report, save_index_report
 from modeling_cllm4rec.lcrec.semantic_ids import (
     LEVEL_LETTERS,
-    ItemIndex,
+    SemanticIds,
     assign_unique_codes,
     nearest_codes,
     residuals,
@@ -120,30 +126,30 @@ class IndexArguments:
         check_types(self)
         for name in ("data", "output"):
             if not getattr(self, name):
-                raise ValueError(f"{name} is not set; give --{name} or set it in the YAML file")
+                raise InputError(f"{name} is not set; give --{name} or set it in the YAML file")
         check_at_least(self, 1, "num_levels", "codebook_size", "latent_dim", "epochs", "batch_size", "save_every")
         check_at_least(self, 1, "encode_batch_size", "max_text_tokens")
         check_at_least(self, 0, "seed", "beta", "sinkhorn_epsilon", "lr", "weight_decay", "max_grad_norm")
         check_at_least(self, 0, "warmup_epochs", "stop_after_epochs")
         if self.warmup_epochs > self.epochs:
-            raise ValueError(
+            raise InputError(
                 f"warmup_epochs is {self.warmup_epochs} and epochs {self.epochs}, so the learning rate would never reach lr; "
                 "lower warmup_epochs"
             )
         if bool(self.codes) != (self.method == "given"):
-            raise ValueError(f"codes is {self.codes!r} and method {self.method!r}; a file of codes belongs to --method given")
+            raise InputError(f"codes is {self.codes!r} and method {self.method!r}; a file of codes belongs to --method given")
         if not 0 <= self.co_occurrence < 1:
-            raise ValueError(
+            raise InputError(
                 f"co_occurrence is {self.co_occurrence}; it must be 0 or more and below 1 (--method co-occurrence reads no texts)"
             )
         if self.co_occurrence and self.method in WITHOUT_EMBEDDINGS:
-            raise ValueError(
+            raise InputError(
                 f"co_occurrence is {self.co_occurrence}, but --method {self.method} quantizes no vectors; use rqvae or rk-means"
             )
         if not self.fields:
-            raise ValueError("fields is empty; name the text columns that tell items apart")
+            raise InputError("fields is empty; name the text columns that tell items apart")
         if self.resume and self.overwrite:
-            raise ValueError("resume and overwrite are both set; choose one")
+            raise InputError("resume and overwrite are both set; choose one")
 
     @property
     def folder(self) -> Path:
@@ -158,7 +164,7 @@ class IndexArguments:
         return {"encoder": encoder, **{name: getattr(self, name) for name in names}}
 
 
-def index_items(arguments: IndexArguments, embeddings: np.ndarray | None = None) -> tuple[ItemIndex | None, IndexProgress]:
+def index_items(arguments: IndexArguments, embeddings: np.ndarray | None = None) -> tuple[SemanticIds | None, IndexProgress]:
     """Index the items of a data folder and save index, indexer, embeddings and report to OUTPUT.
 
     Args:
@@ -169,8 +175,8 @@ def index_items(arguments: IndexArguments, embeddings: np.ndarray | None = None)
         alone.
 
     Raises:
-        FileExistsError: the output folder holds an index, and neither resume nor overwrite was asked for; or something else.
-        ValueError: NaN embeddings, fewer items than codes, more items than indices, nothing that occurs together, plots without
+        ExistingFileError: the output folder holds an index, and neither resume nor overwrite was asked for; or something else.
+        InputError: NaN embeddings, fewer items than codes, more items than indices, nothing that occurs together, plots without
             matplotlib, or a resumed run with other arguments or embeddings.
 
     Example:
@@ -222,7 +228,7 @@ def index_items(arguments: IndexArguments, embeddings: np.ndarray | None = None)
         latents, codebooks = indexer.latents(embeddings), indexer.codebook_array
         plain = nearest_codes(latents, codebooks)
         asked = spread_last_level(latents, codebooks, plain, arguments.sinkhorn_epsilon)
-        index = ItemIndex(assign_unique_codes(latents, codebooks, asked), arguments.codebook_size)
+        index = SemanticIds(assign_unique_codes(latents, codebooks, asked), arguments.codebook_size)
         earlier = {"nearest": plain, "uniform": asked}
         report = index_report(index, embeddings, indexer, earlier)
         if not arguments.co_occurrence:  # else it could not place an item that nobody has chosen
@@ -239,18 +245,18 @@ def index_items(arguments: IndexArguments, embeddings: np.ndarray | None = None)
     return index, progress
 
 
-def index_without_embeddings(arguments: IndexArguments, data: RecommendationData, items: IdMap) -> ItemIndex | None:
+def index_without_embeddings(arguments: IndexArguments, data: RecommendationData, items: IdMap) -> SemanticIds | None:
     """The index of a method that reads no item texts; None for the others."""
     levels, size, seed = arguments.num_levels, arguments.codebook_size, arguments.seed
     match arguments.method:
         case "given":
             return read_lcrec_index(arguments.codes, items, levels, size)
         case "random":
-            return ItemIndex(random_codes(len(items), levels, size, seed), size)
+            return SemanticIds(random_codes(len(items), levels, size, seed), size)
         case "vanilla":
-            return vanilla_index(len(items))
+            return vanilla_semantic_ids(len(items))
         case "co-occurrence":
-            return co_occurrence_index(data.histories("train"), len(items), levels, size, seed)
+            return co_occurrence_semantic_ids(data.histories("train"), len(items), levels, size, seed)
     return None
 
 
@@ -288,15 +294,15 @@ def _check_sizes(num_items: int, arguments: IndexArguments) -> None:
     if arguments.method == "vanilla":
         return
     if arguments.num_levels > len(LEVEL_LETTERS):
-        raise ValueError(f"num_levels is {arguments.num_levels}; an index has at most {len(LEVEL_LETTERS)} levels")
+        raise InputError(f"num_levels is {arguments.num_levels}; an index has at most {len(LEVEL_LETTERS)} levels")
     if num_items < arguments.codebook_size and arguments.method not in WITHOUT_EMBEDDINGS:
-        raise ValueError(
+        raise InputError(
             f"{num_items} items are fewer than the {arguments.codebook_size} codes of a level, which K-means cannot start from; "
             f"lower codebook_size to {num_items} or less"
         )
     room = arguments.codebook_size**arguments.num_levels
     if num_items > room:
-        raise ValueError(
+        raise InputError(
             f"{num_items} items need more indices than {arguments.num_levels} levels of {arguments.codebook_size} codes give "
             f"({room}); raise num_levels or codebook_size"
         )
@@ -304,10 +310,10 @@ def _check_sizes(num_items: int, arguments: IndexArguments) -> None:
 
 def _check_embeddings(embeddings: np.ndarray, items: IdMap) -> None:
     if embeddings.ndim != 2 or len(embeddings) != len(items):
-        raise ValueError(f"embeddings have shape {embeddings.shape}; {len(items)} items need one row each")
+        raise InputError(f"embeddings have shape {embeddings.shape}; {len(items)} items need one row each")
     bad = np.flatnonzero(~np.isfinite(embeddings).all(1))
     if len(bad):
-        raise ValueError(
+        raise InputError(
             f"the embeddings of {len(bad)} items are NaN or infinite, first {items.ids_of(bad[:5])}; look at their texts and the "
             "encoder"
         )
@@ -323,19 +329,19 @@ def _check_folder(arguments: IndexArguments, identity: Mapping[str, Any]) -> Non
     folder = arguments.folder
     record = folder / RECORD_FILE
     if (folder / INFO_FILE).exists():
-        raise FileExistsError(f"output: {folder} is a data folder, which is never written into; choose another --output")
+        raise ExistingFileError(f"output: {folder} is a data folder, which is never written into; choose another --output")
     if not record.exists():
         names = (INDEX_FILE, SETTINGS_FILE, INDEXER_FOLDER, CHECKPOINTS, "config.json")
         others = [name for name in names if (folder / name).exists()]
         if others:
-            raise FileExistsError(
+            raise ExistingFileError(
                 f"output: {folder} holds {', '.join(others)}, but no record of how an index was made there; it may be a model or "
                 "another run: choose another --output"
             )
     elif arguments.resume:
         _check_same(record, identity)
     elif not arguments.overwrite:
-        raise FileExistsError(
+        raise ExistingFileError(
             f"output: {folder} holds an index already; pass --resume to go on with it, --overwrite to throw it away, or choose "
             "another --output"
         )
@@ -345,7 +351,7 @@ def _check_same(record: Path, identity: Mapping[str, Any]) -> None:
     before = json.loads(record.read_text(encoding="utf-8"))
     changed = {key: (before.get(key), value) for key, value in identity.items() if before.get(key) != value}
     if changed:
-        raise ValueError(
+        raise InputError(
             f"resume: the run in {record.parent} had other arguments (then, now): {changed}; give the same, or --overwrite"
         )
 

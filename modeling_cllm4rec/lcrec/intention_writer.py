@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.core.language_model import greedy_generation
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.item_embeddings import context_length, model_revision
@@ -58,14 +59,14 @@ def write_intentions(
         max_new_tokens: longest text.
 
     Raises:
-        ValueError: items without a title, a prompt beyond the writer's context, a cache that is some other file.
+        InputError: items without a title, a prompt beyond the writer's context, a cache that is some other file.
 
     Example:
         >>> write_intentions(data, "Qwen/Qwen2.5-0.5B-Instruct", cache="intentions.jsonl")  # doctest: +SKIP
     """
     for name, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
         if value < 1:
-            raise ValueError(f"{name} is {value}; it must be 1 or more")
+            raise InputError(f"{name} is {value}; it must be 1 or more")
     by_rules = extract_intentions(data, seed, max_history)
     prompts = [*_item_prompts(data), *_user_prompts(data, max_history)]
     name = Path(writer).resolve().name if Path(writer).is_dir() else writer
@@ -119,7 +120,7 @@ def _write(
     context = context_length(model.config)
     longest = max(map(len, rows))
     if longest + max_new_tokens > context:
-        raise ValueError(
+        raise InputError(
             f"the longest prompt has {longest} tokens and max_new_tokens is {max_new_tokens}, but {writer} reads {context} at "
             "once: take a writer with a longer context, or a smaller max_history"
         )
@@ -168,13 +169,13 @@ def _read_cache(path: Path) -> dict[str, str]:
         return {}
     content, first = path.read_bytes(), b'{"key": "'
     if content[: len(first)] != first[: len(content)]:
-        raise ValueError(f"{path} is no file of written intentions; name another cache")
+        raise InputError(f"{path} is no file of written intentions; name another cache")
     whole = content[: content.rfind(b"\n") + 1]
     try:
         entries = [json.loads(line) for line in whole.splitlines()]
         written = {entry["key"]: entry["text"] for entry in entries}
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error!r}): delete it, or name another cache") from error
+        raise InputError(f"{path} is damaged ({error!r}): delete it, or name another cache") from error
     if len(whole) < len(content):
         logger.warning("the last line of %s was cut off; its text is written anew", path)
         with path.open("r+b") as file:

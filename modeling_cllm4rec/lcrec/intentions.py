@@ -93,7 +93,7 @@ def extract_intentions(data: RecommendationData, seed: int = 0, max_history: int
         max_history: items of a history that a preference is about, the last ones before the last.
 
     Raises:
-        ValueError: items without a title.
+        InputError: items without a title.
     """
     texts = item_texts(data.items, (TITLE, DESCRIPTION), "title-only")
     reviews = reviews_of_items(data)
@@ -251,9 +251,7 @@ def _own_reviews(data: RecommendationData, brands: list[set[str]]) -> dict[tuple
     """(user, item) -> the words of that training pair's review, without the brand."""
     table = data.reviews()
     columns = (table[name].to_pylist() for name in ("user_index", "item_index", "review"))
-    return {
-        (user, item): set(words_of(clean_text(review))) - brands[item] for user, item, review in zip(*columns, strict=True)
-    }
+    return {(user, item): set(words_of(clean_text(review))) - brands[item] for user, item, review in zip(*columns, strict=True)}
 
 
 def _preference(items: list[ItemWords], told: list[set[str]], rarity: dict[str, float], draw: float) -> str:

@@ -22,7 +22,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import cached_file
 
 from ..core.catalogue import Catalogue, KnownUsers, OnUnknown, Recommendations, extended_catalogue
-from ..core.language_model import HoldsLanguageModel, check_fields, check_whole, greedy_generation, tokenizer_of
+from ..core.errors import InputError, MissingFileError, MissingPackageError
+from ..core.language_model import HoldsLanguageModel, check_fields, greedy_generation, reject_adapter, tokenizer_of
 from ..core.prompt_assembly import pad_right
 from ..core.recommender import RecommendsItems
 from ..core.saved_folder import SavedFolderModel
@@ -31,8 +32,8 @@ from .beam_search import FoundItems, beam_search, check_tree_attention, score_al
 from .configuration_lcrec import LCRecConfig
 from .constrained_decoding import ItemTrie
 from .modeling_rqvae import RQVAEModel
-from .prompts import index_prompt
-from .semantic_ids import ItemIndex, codes_of, nearest_free_codes
+from .prompts import semantic_id_prompt
+from .semantic_ids import SemanticIds, codes_of, nearest_free_codes
 
 Scoring = Literal["beam", "all"]
 INDEXER_FOLDER = "rqvae"
@@ -103,16 +104,16 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
         return self.config.num_items
 
     @cached_property
-    def index(self) -> ItemIndex:
+    def index(self) -> SemanticIds:
         """The codes of all items; read anew after a change of the catalogue.
 
         Raises:
-            ValueError: the model has no catalogue with codes.
+            InputError: the model has no catalogue with codes.
         """
         catalogue = self._require_catalogue()
         if "codes" not in catalogue.table.column_names:
-            raise ValueError("the catalogue has no column 'codes': it is not that of an LC-Rec model")
-        return ItemIndex(codes_of(catalogue.table["codes"]), self.config.codebook_size)
+            raise InputError("the catalogue has no column 'codes': it is not that of an LC-Rec model")
+        return SemanticIds(codes_of(catalogue.table["codes"]), self.config.codebook_size)
 
     @cached_property
     def trie(self) -> ItemTrie:
@@ -124,10 +125,10 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
         """The tokenizer of the model's folder, which queries need.
 
         Raises:
-            ValueError: the model came from no folder.
+            InputError: the model came from no folder.
         """
         if not self.name_or_path:
-            raise ValueError(
+            raise InputError(
                 "this model came from no folder, so it has no tokenizer to read queries with; save both and load the model, or "
                 "set model.tokenizer"
             )
@@ -138,13 +139,13 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
         self.__dict__["indexer"] = indexer
 
     def check_catalogue(self) -> None:
-        """Raise ValueError if catalogue, codes or users are not those of the weights."""
+        """Raise InputError if catalogue, codes or users are not those of the weights."""
         super().check_catalogue()
         if self.catalogue is None:
             return
         config, index = self.config, self.index
         if index.num_levels != config.num_levels:
-            raise ValueError(
+            raise InputError(
                 f"the catalogue's codes have {index.num_levels} levels, the model {config.num_levels}: "
                 "the index belongs to another checkpoint"
             )
@@ -158,14 +159,14 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
             template: number of the template of sequential item prediction.
 
         Raises:
-            ValueError: an empty history, or a template that does not exist.
+            InputError: an empty history, or a template that does not exist.
         """
         config = self.config
         templates = config.recommendation_prompts
         if templates is None or config.separator is None:
-            raise ValueError("this model has no recommendation prompts yet: align it (`cllm4rec align`)")
+            raise InputError("this model has no recommendation prompts yet: align it (`cllm4rec align`)")
         if not 0 <= template < len(templates):
-            raise ValueError(f"template is {template}; the model has templates 0 to {len(templates) - 1}")
+            raise InputError(f"template is {template}; the model has templates 0 to {len(templates) - 1}")
         codes = []
         for number, items in enumerate(histories):
             name = f"history {number}" if user_indices is None else f"the history of user index {user_indices[number]}"
@@ -174,12 +175,12 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
 
     def _last_items(self, name: str, history: np.ndarray) -> np.ndarray:
         if not len(history):
-            raise ValueError(f"{name} is empty: LC-Rec reads items only; give at least one known item")
+            raise InputError(f"{name} is empty: LC-Rec reads items only; give at least one known item")
         return np.asarray(history, dtype=np.int64)[-self.config.max_history :]
 
     def _prompt(self, pieces: list[Any], codes: np.ndarray, query: Sequence[int] = ()) -> np.ndarray:
         config = self.config
-        return index_prompt(
+        return semantic_id_prompt(
             pieces,
             codes,
             config.separator or [],
@@ -208,16 +209,16 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
                 missed, and is slower.
 
         Raises:
-            ValueError: k is larger than the number of beams, or a setting or a choice that does not exist.
+            InputError: k is larger than the number of beams, or a setting or a choice that does not exist.
         """
         if search:
-            raise ValueError(f"unknown settings {sorted(search)}; allowed are num_beams and scoring")
+            raise InputError(f"unknown settings {sorted(search)}; allowed are num_beams and scoring")
         if scoring == "all":
             if num_beams is not None:
-                raise ValueError(f'num_beams is {num_beams}, but scoring="all" scores every item and has no beams; leave one out')
+                raise InputError(f'num_beams is {num_beams}, but scoring="all" scores every item and has no beams; leave one out')
             return top_permitted_items(self.score_prompts(prompts), seen, k, allowed)
         if scoring != "beam":
-            raise ValueError(f"scoring is {scoring!r}; allowed are 'beam' and 'all'")
+            raise InputError(f"scoring is {scoring!r}; allowed are 'beam' and 'all'")
         found = self.search_indices(prompts, seen, k, allowed, num_beams)
         return found.items.cpu().numpy(), found.scores.cpu().numpy()
 
@@ -233,9 +234,9 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
         """The k best items of each prompt by a beam search, with the codes that it wrote; errors as `best_items`."""
         beams = self.config.search_beams if num_beams is None else num_beams
         if beams < 1:
-            raise ValueError(f"num_beams is {beams}; it must be 1 or more")
+            raise InputError(f"num_beams is {beams}; it must be 1 or more")
         if k > beams:
-            raise ValueError(
+            raise InputError(
                 f"k is {k}, but a search with {beams} beams finds {beams} items at most; set num_beams to {k} or more, "
                 'or scoring="all"'
             )
@@ -304,7 +305,7 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
             `Recommendations`; the user is the query's number.
 
         Raises:
-            ValueError: an empty query, a history for some people only, an empty history, unknown items, k out of range, or
+            InputError: an empty query, a history for some people only, an empty history, unknown items, k out of range, or
                 settings as in `best_items`; before anything is searched.
 
         Example:
@@ -312,22 +313,22 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
         """
         catalogue, prompts = self._require_catalogue(), self.config.query_prompts
         if isinstance(queries, str):
-            raise ValueError(f"queries is the string {queries!r}; give a list, as [{queries!r}]")
+            raise InputError(f"queries is the string {queries!r}; give a list, as [{queries!r}]")
         if prompts is None:
-            raise ValueError("this model has no query prompts: align it with the task itemsearch (`cllm4rec align`)")
+            raise InputError("this model has no query prompts: align it with the task itemsearch (`cllm4rec align`)")
         for number, query in enumerate(queries):
             if not isinstance(query, str) or not query.strip():
-                raise ValueError(f"queries[{number}] is {query!r}; say in words what is looked for")
+                raise InputError(f"queries[{number}] is {query!r}; say in words what is looked for")
         if histories is not None and len(histories) != len(queries):
-            raise ValueError(f"got {len(queries)} queries and {len(histories)} histories; give one history for each query")
+            raise InputError(f"got {len(queries)} queries and {len(histories)} histories; give one history for each query")
         pieces = prompts["alone" if histories is None else "history"]
         if not 0 <= template < len(pieces):
-            raise ValueError(f"template is {template}; the model has templates 0 to {len(pieces) - 1}")
+            raise InputError(f"template is {template}; the model has templates 0 to {len(pieces) - 1}")
         if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; it must be 1 or more")
+            raise InputError(f"batch_size is {batch_size}; it must be 1 or more")
         choices = None if candidates is None else np.unique(self._known_items(candidates, on_unknown))
         if not 1 <= k <= (len(catalogue) if choices is None else len(choices)):
-            raise ValueError(f"k is {k}; it must lie between 1 and the number of items to choose from")
+            raise InputError(f"k is {k}; it must lie between 1 and the number of items to choose from")
         read = last = [np.zeros(0, np.int64)] * len(queries)
         if histories is not None:
             read = [self._known_items(history, on_unknown) for history in histories]
@@ -351,7 +352,7 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
         cls,
         name_or_path: str | Path,
         *,
-        index: ItemIndex,
+        index: SemanticIds,
         first_index_token: int,
         catalogue: Catalogue | pa.Table | Sequence[Any],
         users: KnownUsers | None = None,
@@ -364,7 +365,7 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
 
         Args:
             name_or_path: what `AutoModelForCausalLM.from_pretrained` takes.
-            index: the codes of all items; first_index_token: what `tokenization_lcrec.add_index_tokens` returned.
+            index: the codes of all items; first_index_token: what `tokenization_lcrec.add_semantic_id_tokens` returned.
             catalogue: the items in the order of the index, as external ids, a table, or a `Catalogue`.
             users: known users and their histories.
             indexer: the RQ-VAE that made the index.
@@ -373,26 +374,26 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
             config_arguments: further fields of `LCRecConfig`.
 
         Raises:
-            ValueError: an index of another number of items than the catalogue's, index tokens amid the backbone's own, a field
+            InputError: an index of another number of items than the catalogue's, index tokens amid the backbone's own, a field
                 that the configuration does not have, an adapter in place of a whole language model.
         """
         check_fields(LCRecConfig, config_arguments)
         catalogue = catalogue if isinstance(catalogue, Catalogue) else Catalogue(catalogue)
         if index.num_items != len(catalogue):
-            raise ValueError(
+            raise InputError(
                 f"the index names {index.num_items} items and the catalogue has {len(catalogue)}: it is that of another "
                 "catalogue; run `cllm4rec index-items` on this data"
             )
-        check_whole(name_or_path)
+        reject_adapter(name_or_path)
         backbone = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype)
         words: Any = backbone.get_input_embeddings()
         own_words = words.num_embeddings
         tokenizer = tokenizer_of(name_or_path)
         lowest = len(tokenizer) if tokenizer is not None else own_words
         if first_index_token < lowest:
-            raise ValueError(
+            raise InputError(
                 f"first_index_token is {first_index_token}, but the backbone has {lowest} tokens of its own; "
-                "add the index tokens behind them (tokenization_lcrec.add_index_tokens)"
+                "add the index tokens behind them (tokenization_lcrec.add_semantic_id_tokens)"
             )
         needed = first_index_token + index.num_levels * index.codebook_size
         with torch.random.fork_rng(devices=[]):
@@ -435,7 +436,7 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
         self.check_catalogue()
 
     @torch.no_grad()
-    def start_index_rows(self, item_tokens: Sequence[np.ndarray], noise: float = 0.1) -> None:
+    def start_semantic_id_rows(self, item_tokens: Sequence[np.ndarray], noise: float = 0.1) -> None:
         """Start the row of each index token from the words of the items that bear it, instead of at random.
 
         Args:
@@ -466,10 +467,10 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
         """What gives new items their codes.
 
         Raises:
-            ValueError: there is none, because the index was not made from texts, or its folder is lost.
+            InputError: there is none, because the index was not made from texts, or its folder is lost.
         """
         if self.indexer is None:
-            raise ValueError(
+            raise InputError(
                 f"this model was saved without its indexer ({INDEXER_FOLDER}/), so it cannot index new items: vanilla and random "
                 "codes, those by co-occurrence, in whole or in part, and those of a file say nothing of an item that nobody has "
                 "met; index with --method rqvae or rk-means, without --co_occurrence, and align again"
@@ -493,11 +494,11 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
             progress: show a bar while texts are encoded.
 
         Raises:
-            ValueError: no `item_id`, ids of another type, an item that the catalogue has already, no indexer, embeddings of
+            InputError: no `item_id`, ids of another type, an item that the catalogue has already, no indexer, embeddings of
                 another width or with NaN, a model that does not say how texts become embeddings, items without the texts that
                 are encoded, or more items than there are indices.
-            FileNotFoundError: the encoder is not there.
-            ImportError: what encodes texts is not installed (what to install).
+            MissingFileError: the encoder is not there.
+            MissingPackageError: what encodes texts is not installed (what to install).
 
         Example:
             >>> model.add_items([{"item_id": "B9", "title": "Rose soap", "description": "For hands."}])  # doctest: +SKIP
@@ -510,9 +511,9 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
         width = indexer.config.input_dim
         if vectors.shape != (new.num_rows, width):
             made = "; encoder is not that of the index" if embeddings is None else ""
-            raise ValueError(f"embeddings have shape {vectors.shape}; {new.num_rows} items need ({new.num_rows}, {width}){made}")
+            raise InputError(f"embeddings have shape {vectors.shape}; {new.num_rows} items need ({new.num_rows}, {width}){made}")
         if not np.isfinite(vectors).all():
-            raise ValueError("embeddings hold NaN or infinite values; make them anew")
+            raise InputError("embeddings hold NaN or infinite values; make them anew")
         free = nearest_free_codes(indexer.latents(vectors), indexer.codebook_array, self.index.codes)
         self._set_items(together, np.concatenate([self.index.codes, free]))
 
@@ -520,7 +521,7 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
         """(new, d) vectors of texts, made as those of the model's items."""
         settings = dict(self.config.item_encoder or {})
         if not settings:
-            raise ValueError(
+            raise InputError(
                 "this model does not say how texts become embeddings (config.item_encoder is empty); give embeddings=, or index "
                 "and align it again"
             )
@@ -528,14 +529,14 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
         try:  # no import statement: transformers would ask for the package wherever a saved folder is loaded
             embed_items = importlib.import_module(ENCODES_TEXTS).embed_items
         except ImportError as error:
-            raise ImportError(
+            raise MissingPackageError(
                 "texts are encoded by the package modeling_cllm4rec, which is not installed: pip install . in its repository, "
                 f"or give embeddings= made by {settings}"
             ) from error
         try:
             return np.asarray(embed_items(items, **settings, device=str(self.device), progress=progress))
         except OSError as error:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"the encoder of item texts, {settings['encoder']!r}, could not be read ({error}); give encoder= its folder or "
                 "its name on the Hub, or embeddings="
             ) from error
@@ -544,13 +545,13 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
         """Take items out of the catalogue; they are never recommended again, and leave the stored histories.
 
         Raises:
-            ValueError: unknown items, or all of them.
+            InputError: unknown items, or all of them.
         """
         catalogue, codes = self._require_catalogue(), self.index.codes
         keep = np.ones(len(catalogue), dtype=bool)
         keep[catalogue.ids.indices_of(item_ids)] = False
         if not keep.any():
-            raise ValueError("remove_items: nothing would be left to recommend")
+            raise InputError("remove_items: nothing would be left to recommend")
         if self.users is not None:
             self.users = self.users.renumbered(np.where(keep, np.cumsum(keep) - 1, -1))
         self._set_items(Catalogue(catalogue.table.filter(pa.array(keep))), codes[keep])

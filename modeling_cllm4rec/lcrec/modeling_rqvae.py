@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
+from ..core.errors import InputError
 from .configuration_rqvae import RQVAEConfig
 from .semantic_ids import sinkhorn
 
@@ -88,9 +89,7 @@ class RQVAEModel(PreTrainedModel):
         loss = reconstruction_loss + self.config.quantization_weight * quantization_loss
         return RQVAEOutput(loss, reconstruction_loss, quantization_loss, codes, latents, reconstruction)
 
-    def quantize(
-        self, latents: torch.Tensor, uniform_last: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def quantize(self, latents: torch.Tensor, uniform_last: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Residual quantization: c_h the nearest code vector to r_h, r_{h+1} = r_h - v.
 
         Args:
@@ -127,7 +126,7 @@ class RQVAEModel(PreTrainedModel):
             embeddings: (J, input_dim) of all items.
 
         Raises:
-            ValueError: fewer items than codes.
+            InputError: fewer items than codes.
         """
         if bool(self.initialized):
             return
@@ -204,7 +203,7 @@ def k_means(points: torch.Tensor, count: int, seed: int = 0, iterations: int = 1
         (count, d) centres and (n,) the centre of each point.
 
     Raises:
-        ValueError: fewer points than clusters.
+        InputError: fewer points than clusters.
 
     Example:
         >>> centres, nearest = k_means(torch.tensor([[0.0], [0.1], [5.0], [5.1]]), 2)
@@ -212,7 +211,7 @@ def k_means(points: torch.Tensor, count: int, seed: int = 0, iterations: int = 1
         (0.05000000074505806, True)
     """
     if len(points) < count:
-        raise ValueError(f"{len(points)} items are fewer than the {count} codes of a level; lower codebook_size")
+        raise InputError(f"{len(points)} items are fewer than the {count} codes of a level; lower codebook_size")
     generator = torch.Generator().manual_seed(seed)
     places = torch.randint(len(points), (1,), generator=generator).tolist()
     nearest = torch.cdist(points, points[places]).square()[:, 0]

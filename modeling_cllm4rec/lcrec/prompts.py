@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from ..core.errors import InputError
+
 ITEMS, QUERY = "items", "query"
 """Placeholders in a prompt's pieces: the history, and what somebody looks for."""
 
 
-def index_tokens(codes: np.ndarray, first_index_token: int, codebook_size: int) -> np.ndarray:
+def semantic_id_tokens(codes: np.ndarray, first_index_token: int, codebook_size: int) -> np.ndarray:
     """Token ids of items.
 
     Args:
@@ -24,7 +26,7 @@ def index_tokens(codes: np.ndarray, first_index_token: int, codebook_size: int) 
         (n, H) int64: code c of level h has the id `first_index_token + h * codebook_size + c`.
 
     Example:
-        >>> index_tokens(np.array([[3, 0], [1, 2]]), first_index_token=100, codebook_size=4).tolist()
+        >>> semantic_id_tokens(np.array([[3, 0], [1, 2]]), first_index_token=100, codebook_size=4).tolist()
         [[103, 104], [101, 106]]
     """
     return np.asarray(codes, dtype=np.int64) + first_index_token + codebook_size * np.arange(codes.shape[1])
@@ -45,7 +47,7 @@ def items_that_fit(room: Any, num_levels: int, separator_length: int, closed: bo
     return (room if closed else room + separator_length) // (num_levels + separator_length)
 
 
-def index_prompt(
+def semantic_id_prompt(
     pieces: Sequence[Any],
     codes: np.ndarray,
     separator: Sequence[int],
@@ -61,7 +63,7 @@ def index_prompt(
         codes: (n, H) codes of the history's items, oldest first.
         separator: token ids between two items. After the last one, too, where the history ends the prompt: the next item
             goes on from there.
-        first_index_token, codebook_size: see `index_tokens`.
+        first_index_token, codebook_size: see `semantic_id_tokens`.
         query: token ids of what somebody looks for.
         max_length: tokens that fit. What is dropped is the oldest items, each whole; all words stay.
 
@@ -69,37 +71,37 @@ def index_prompt(
         (length,) int64 token ids.
 
     Raises:
-        ValueError: the prompt asks for a history or a query that is empty, or no item of the history fits.
+        InputError: the prompt asks for a history or a query that is empty, or no item of the history fits.
 
     Example:
         >>> codes = np.array([[0, 1], [2, 3], [1, 1]])
-        >>> index_prompt([[7, 8], "items"], codes, [9], first_index_token=100, codebook_size=4, max_length=8).tolist()
+        >>> semantic_id_prompt([[7, 8], "items"], codes, [9], first_index_token=100, codebook_size=4, max_length=8).tolist()
         [7, 8, 102, 107, 9, 101, 105, 9]
     """
     if ITEMS in pieces and not len(codes):
-        raise ValueError("the prompt asks for a history, and this one is empty; give at least one item")
+        raise InputError("the prompt asks for a history, and this one is empty; give at least one item")
     if QUERY in pieces and not len(query):
-        raise ValueError("the prompt asks for a query, and this one has no words; say what is looked for")
+        raise InputError("the prompt asks for a query, and this one has no words; say what is looked for")
     closed = pieces[-1] == ITEMS
     words = sum(0 if piece == ITEMS else len(query) if piece == QUERY else len(piece) for piece in pieces)
     if max_length is not None and ITEMS in pieces:
         fit = items_that_fit(max_length - words, codes.shape[1], len(separator), closed)
         if fit < 1:
-            raise ValueError(
+            raise InputError(
                 f"the prompt's words take {words} tokens and {max_length} fit: there is no room for an item of the history; "
                 "shorten the query or the template, or use a backbone with a longer context"
             )
         codes = codes[-fit:]
     elif max_length is not None and words > max_length:
-        raise ValueError(f"the prompt takes {words} tokens and {max_length} fit; shorten the query or the template")
+        raise InputError(f"the prompt takes {words} tokens and {max_length} fit; shorten the query or the template")
     arrays: list[np.ndarray] = []
     for piece in pieces:
         if piece == ITEMS:
-            arrays.append(_list_of_items(index_tokens(codes, first_index_token, codebook_size), separator, closed))
+            arrays.append(_list_of_items(semantic_id_tokens(codes, first_index_token, codebook_size), separator, closed))
         elif piece == QUERY:
             arrays.append(np.asarray(query, dtype=np.int64))
         elif isinstance(piece, str):
-            raise ValueError(f"the prompt asks for {piece!r}; a prompt holds 'items' and 'query' only")
+            raise InputError(f"the prompt asks for {piece!r}; a prompt holds 'items' and 'query' only")
         else:
             arrays.append(np.asarray(piece, dtype=np.int64))
     return np.concatenate(arrays)
@@ -112,4 +114,4 @@ def _list_of_items(tokens: np.ndarray, separator: Sequence[int], closed: bool) -
     return row if closed or not len(separator) else row[: -len(separator)]
 
 
-__all__ = ["ITEMS", "QUERY", "index_prompt", "index_tokens", "items_that_fit"]
+__all__ = ["ITEMS", "QUERY", "semantic_id_prompt", "semantic_id_tokens", "items_that_fit"]

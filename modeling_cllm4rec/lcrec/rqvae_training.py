@@ -15,6 +15,7 @@ from torch.nn.utils import clip_grad_norm_
 from tqdm.auto import tqdm
 from transformers import get_linear_schedule_with_warmup
 
+from modeling_cllm4rec.core.errors import DivergedError
 from modeling_cllm4rec.lcrec.modeling_rqvae import RQVAEModel
 from modeling_cllm4rec.training import checkpoints
 
@@ -69,7 +70,7 @@ def train_rqvae(model: RQVAEModel, embeddings: np.ndarray, arguments: IndexArgum
         loss, used = _epoch(model, points, optimizer, schedule, arguments, progress.epoch)
         model.revive_dead_codes(points, used, _number(arguments.seed, progress.epoch, 2))
         if not np.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss} in epoch {progress.epoch + 1}; lower lr, or look at the embeddings")
+            raise DivergedError(f"the loss is {loss} in epoch {progress.epoch + 1}; lower lr, or look at the embeddings")
         progress.epoch += 1
         progress.losses.append(loss)
         progress.seconds = before + time.perf_counter() - started

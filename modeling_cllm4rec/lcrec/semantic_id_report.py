@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.lcrec.modeling_rqvae import RQVAEModel
-from modeling_cllm4rec.lcrec.semantic_ids import ItemIndex, residuals, shared_codes
+from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds, residuals, shared_codes
 
 __all__ = ["REPORT_FILES", "check_plots", "index_report", "save_index_report"]
 
@@ -20,7 +21,7 @@ REPORT_FILES = ("report.md", "code_use.png")
 
 
 def index_report(
-    index: ItemIndex,
+    index: SemanticIds,
     embeddings: np.ndarray | None = None,
     indexer: RQVAEModel | None = None,
     earlier: Mapping[str, np.ndarray] | None = None,
@@ -76,9 +77,9 @@ def save_index_report(folder: Path, report: Mapping[str, Any], plots: bool = Fal
 
 
 def check_plots() -> None:
-    """Raise ValueError if matplotlib, which draws the plots, is not installed."""
+    """Raise InputError if matplotlib, which draws the plots, is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("plots: matplotlib is not installed; run: pip install matplotlib, or leave plots out")
+        raise InputError("plots: matplotlib is not installed; run: pip install matplotlib, or leave plots out")
 
 
 def as_markdown(report: Mapping[str, Any]) -> str:

@@ -19,26 +19,27 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from ..core.catalogue import IdMap
+from ..core.errors import InputError
 
 ROUNDS_WITHOUT_LOGARITHMS = 9
 LEVEL_LETTERS = string.ascii_lowercase
 CODEBOOK_SIZE = b"codebook_size"
 
 
-def index_token(level: int, code: int) -> str:
+def semantic_id_token(level: int, code: int) -> str:
     """The word of a code: levels are letters.
 
     Example:
-        >>> index_token(1, 30)
+        >>> semantic_id_token(1, 30)
         '<b_30>'
     """
     if not 0 <= level < len(LEVEL_LETTERS):
-        raise ValueError(f"level is {level}; an index has at most {len(LEVEL_LETTERS)} levels")
+        raise InputError(f"level is {level}; an index has at most {len(LEVEL_LETTERS)} levels")
     return f"<{LEVEL_LETTERS[level]}_{code}>"
 
 
 @dataclass(frozen=True)
-class ItemIndex:
+class SemanticIds:
     """The codes of all items.
 
     Attributes:
@@ -46,10 +47,10 @@ class ItemIndex:
         codebook_size: K, codes of a level.
 
     Raises:
-        ValueError: codes of another shape, outside the codebook, or shared by items (the first ones are named).
+        InputError: codes of another shape, outside the codebook, or shared by items (the first ones are named).
 
     Example:
-        >>> ItemIndex(np.array([[2, 0], [2, 1]]), codebook_size=4).index_words(1)
+        >>> SemanticIds(np.array([[2, 0], [2, 1]]), codebook_size=4).semantic_id_text(1)
         '<a_2><b_1>'
     """
 
@@ -59,20 +60,20 @@ class ItemIndex:
     def __post_init__(self) -> None:
         codes = np.asarray(self.codes)
         if codes.ndim != 2 or not 1 <= codes.shape[1] <= len(LEVEL_LETTERS) or codes.dtype.kind not in "iu":
-            raise ValueError(
+            raise InputError(
                 f"codes have shape {codes.shape} and type {codes.dtype}; they must be integers (items, levels) with 1 to "
                 f"{len(LEVEL_LETTERS)} levels"
             )
         outside = (codes < 0) | (codes >= self.codebook_size)
         if outside.any():
             item, level = np.argwhere(outside)[0]
-            raise ValueError(
+            raise InputError(
                 f"item {item} has code {codes[item, level]} at level {level}, outside the codebook of {self.codebook_size} "
                 "codes: this is the index of another model"
             )
         same = shared_codes(codes)
         if len(same):
-            raise ValueError(
+            raise InputError(
                 f"{len(same)} items share their codes with another, first items {same[:5].tolist()}: an index that collides "
                 "cannot tell items apart; make it anew with `cllm4rec index-items`"
             )
@@ -96,37 +97,37 @@ class ItemIndex:
         """(...) item indices of (..., H) codes, -1 where no item has them: a plain look-up, without any tree.
 
         Example:
-            >>> ItemIndex(np.array([[2, 0], [2, 1]]), codebook_size=4).items_of(np.array([[2, 1], [3, 3]])).tolist()
+            >>> SemanticIds(np.array([[2, 0], [2, 1]]), codebook_size=4).items_of(np.array([[2, 1], [3, 3]])).tolist()
             [1, -1]
         """
         rows = np.ascontiguousarray(codes, dtype=np.int32).reshape(-1, self.num_levels)
         return np.array([self._items.get(row.tobytes(), -1) for row in rows], dtype=np.int64).reshape(codes.shape[:-1])
 
-    def index_words(self, item: int) -> str:
+    def semantic_id_text(self, item: int) -> str:
         """The index of an item in words."""
-        return "".join(index_token(level, int(code)) for level, code in enumerate(self.codes[item]))
+        return "".join(semantic_id_token(level, int(code)) for level, code in enumerate(self.codes[item]))
 
     def save(self, path: str | Path, item_ids: IdMap) -> None:
         """Write a Parquet file with the columns `item_id` and `codes`."""
         if len(item_ids) != self.num_items:
-            raise ValueError(f"got {len(item_ids)} item ids for an index of {self.num_items} items")
+            raise InputError(f"got {len(item_ids)} item ids for an index of {self.num_items} items")
         table = pa.table({"item_id": item_ids.array, "codes": pa.array(list(self.codes), pa.list_(pa.int32()))})
         pq.write_table(table.replace_schema_metadata({CODEBOOK_SIZE: str(self.codebook_size)}), path)
 
     @classmethod
-    def load(cls, path: str | Path) -> tuple[ItemIndex, IdMap]:
+    def load(cls, path: str | Path) -> tuple[SemanticIds, IdMap]:
         """Read what `save` wrote: the index, and the items that it is of.
 
         Raises:
-            ValueError: no such file, not an index, or one that `ItemIndex` refuses.
+            InputError: no such file, not an index, or one that `SemanticIds` refuses.
         """
         try:
             table = pq.read_table(path)
         except (OSError, pa.ArrowInvalid) as error:
-            raise ValueError(f"{path} is no readable index ({error}); make it anew with `cllm4rec index-items`") from error
+            raise InputError(f"{path} is no readable index ({error}); make it anew with `cllm4rec index-items`") from error
         size = (table.schema.metadata or {}).get(CODEBOOK_SIZE)
         if size is None or not {"item_id", "codes"} <= set(table.column_names):
-            raise ValueError(f"{path} has columns {table.column_names}; an index has item_id and codes, and its codebook's size")
+            raise InputError(f"{path} has columns {table.column_names}; an index has item_id and codes, and its codebook's size")
         return cls(codes_of(table["codes"]), int(size)), IdMap(table["item_id"], "item_id")
 
 
@@ -134,12 +135,12 @@ def codes_of(column: pa.ChunkedArray) -> np.ndarray:
     """(J, H) codes of a column of lists.
 
     Raises:
-        ValueError: lists of different lengths.
+        InputError: lists of different lengths.
     """
     lists = column.combine_chunks()
     lengths = pc.unique(pc.list_value_length(lists)).to_pylist()
     if len(lengths) != 1 or lengths == [None]:
-        raise ValueError(
+        raise InputError(
             f"codes: all items need codes of the same number of levels, but they have {lengths[:5]}; make the index anew with "
             "`cllm4rec index-items`"
         )
@@ -202,7 +203,7 @@ def sinkhorn(distances: torch.Tensor, epsilon: float = 0.003, iterations: int = 
         [1, 0]
     """
     if epsilon <= 0 or iterations < 1:
-        raise ValueError(f"epsilon is {epsilon} and iterations {iterations}; both must be above 0")
+        raise InputError(f"epsilon is {epsilon} and iterations {iterations}; both must be above 0")
     items, codes = distances.shape
     highest, lowest = distances.max(), distances.min()
     half = ((highest - lowest) / 2).clamp(min=torch.finfo(distances.dtype).tiny)
@@ -271,14 +272,14 @@ def assign_unique_codes(latents: np.ndarray, codebooks: np.ndarray, codes: np.nd
         (J, H) int32, no two rows alike for any input.
 
     Raises:
-        ValueError: more items than indices, NaN, or `codes` of another shape or outside the codebooks.
+        InputError: more items than indices, NaN, or `codes` of another shape or outside the codebooks.
     """
     latents, codebooks = np.asarray(latents, dtype=np.float64), np.asarray(codebooks, dtype=np.float64)
     levels, size, _ = codebooks.shape
     _check_latents(latents, len(latents), size, levels)
     asked = nearest_codes(latents, codebooks) if codes is None else np.asarray(codes)
     if asked.shape != (len(latents), levels) or ((asked < 0) | (asked >= size)).any():
-        raise ValueError(
+        raise InputError(
             f"codes have shape {asked.shape}; they must be ({len(latents)}, {levels}), one row an item, all in [0, {size})"
         )
     result = asked.astype(np.int32)
@@ -365,7 +366,7 @@ def nearest_free_codes(latents: np.ndarray, codebooks: np.ndarray, taken: np.nda
         (M, H) int32, all different from one another and from `taken`.
 
     Raises:
-        ValueError: more items than free indices, or NaN.
+        InputError: more items than free indices, or NaN.
     """
     latents, codebooks = np.asarray(latents, dtype=np.float64), np.asarray(codebooks, dtype=np.float64)
     levels, size, _ = codebooks.shape
@@ -397,20 +398,20 @@ def _count(used: dict[tuple[int, ...], int], row: list[int]) -> None:
 def _check_latents(latents: np.ndarray, items: int, size: int, levels: int) -> None:
     if not np.isfinite(latents).all():
         bad = np.flatnonzero(~np.isfinite(latents).all(1))
-        raise ValueError(f"{len(bad)} items have NaN or infinite embeddings, first {bad[:5].tolist()}; make them anew")
+        raise InputError(f"{len(bad)} items have NaN or infinite embeddings, first {bad[:5].tolist()}; make them anew")
     if items > size**levels:
-        raise ValueError(
+        raise InputError(
             f"{items} items need more indices than {levels} levels of {size} codes give ({size**levels}); "
             "raise num_levels or codebook_size"
         )
 
 
 __all__ = [
-    "ItemIndex",
+    "SemanticIds",
     "assign_unique_codes",
     "codes_of",
     "codes_with_room",
-    "index_token",
+    "semantic_id_token",
     "nearest_codes",
     "nearest_free_codes",
     "row_numbers",

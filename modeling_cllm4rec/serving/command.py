@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 from modeling_cllm4rec.commands.command_line import run_command
+from modeling_cllm4rec.core.errors import InputError, RunError
 from modeling_cllm4rec.hub.loading import load_recommender
 
 EPILOG = """example:
@@ -48,12 +49,12 @@ def serve(arguments: argparse.Namespace) -> None:
     """Load the model and answer until the process is told to stop.
 
     Raises:
-        ValueError: a flag out of range, or a model that cannot recommend.
+        InputError: a flag out of range, or a model that cannot recommend.
         OSError: no such model, the port is taken, or the extra is not installed.
     """
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        raise OSError(f"{', '.join(missing)} not installed; run: pip install {' '.join(missing)}")
+        raise RunError(f"{', '.join(missing)} not installed; run: pip install {' '.join(missing)}")
     import uvicorn
 
     from modeling_cllm4rec.serving.service import ServiceSettings, make_service
@@ -82,19 +83,19 @@ def listening(host: str, port: int) -> socket.socket:
     """A socket that is bound, so that a taken port is told before the model is loaded.
 
     Raises:
-        ValueError: there is no such port, or no such address on this machine.
+        InputError: there is no such port, or no such address on this machine.
         OSError: the port is taken.
     """
     if not 0 <= port <= 65535:
-        raise ValueError(f"--port: got {port}; allowed are 0 to 65535")
+        raise InputError(f"--port: got {port}; allowed are 0 to 65535")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
     except socket.gaierror as error:
-        raise ValueError(f"--host: {host} is no address of this machine ({error}); use 127.0.0.1, or 0.0.0.0 for all") from error
+        raise InputError(f"--host: {host} is no address of this machine ({error}); use 127.0.0.1, or 0.0.0.0 for all") from error
     try:
         return socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:
-        raise OSError(f"--port: cannot listen on {host}:{port} ({error.strerror}); choose another --port or --host") from error
+        raise RunError(f"--port: cannot listen on {host}:{port} ({error.strerror}); choose another --port or --host") from error
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.core.handler import BadRequest
 
 MOST_BYTES = 1_000_000
@@ -123,7 +124,7 @@ def parse_json(body: bytes) -> Any:
 
 
 def _no_number(word: str) -> Any:
-    raise ValueError(f"{word} is no JSON number")
+    raise InputError(f"{word} is no JSON number")
 
 
 def _too_large(got: str, most_bytes: int) -> Refused:

@@ -20,6 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from modeling_cllm4rec import __version__
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.core.handler import BadRequest, answer, batch_size_of, check_ready, is_searching, read_question
 from modeling_cllm4rec.serving.dynamic_batching import Batcher, QueueFull
 from modeling_cllm4rec.serving.error_responses import MOST_BYTES, JSONAnswer, Refused, read_json, refusal
@@ -52,7 +53,7 @@ class ServiceSettings:
     def __post_init__(self) -> None:
         for name, value, least in (("batch_size", self.batch_size, 1), ("queue", self.queue, 256), ("wait_ms", self.wait_ms, 0)):
             if value is not None and not least <= value < math.inf:
-                raise ValueError(f"{name} is {value}; it must be {least} or more, and a finite number")
+                raise InputError(f"{name} is {value}; it must be {least} or more, and a finite number")
 
 
 def make_service(model: Any, settings: ServiceSettings | None = None) -> Starlette:
@@ -63,7 +64,7 @@ def make_service(model: Any, settings: ServiceSettings | None = None) -> Starlet
         settings: None takes the defaults.
 
     Raises:
-        ValueError: the model cannot recommend, or it has no titles of items to name and no catalogue.
+        InputError: the model cannot recommend, or it has no titles of items to name and no catalogue.
     """
     check_ready(model)
     service = _Service(model.eval(), settings or ServiceSettings())

@@ -16,6 +16,7 @@ from transformers import HfArgumentParser
 
 from modeling_cllm4rec.cllm4rec.objectives import Weights
 from modeling_cllm4rec.cllm4rec.prompts import Prompts
+from modeling_cllm4rec.core.errors import InputError, MissingFileError
 
 INIT_COLUMNS = ("title", "brand", "categories")
 """Texts of an item whose words its rows start from."""
@@ -79,19 +80,19 @@ class TrainingArguments:
         check_types(self)
         for name in ("data", "output"):
             if not getattr(self, name):
-                raise ValueError(f"{name} is not set; give --{name} or set it in the YAML file")
+                raise InputError(f"{name} is not set; give --{name} or set it in the YAML file")
         check_at_least(self, 1, "epochs", "batch_size", "gradient_accumulation_steps", "lora_rank", "lora_alpha", "save_every")
         check_at_least(self, 1, "max_text_tokens")
         check_at_least(self, 0, "seed", "lr", "backbone_lr", "backbone_weight_decay")
         check_at_least(self, 0, "max_grad_norm", "warmup_share", "patience", "stop_after_steps")
         if self.warmup_share > 1:
-            raise ValueError(f"warmup_share is {self.warmup_share}; it must lie between 0 and 1")
+            raise InputError(f"warmup_share is {self.warmup_share}; it must lie between 0 and 1")
         if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}; it must be 0 or more and lie below 1")
+            raise InputError(f"dropout is {self.dropout}; it must be 0 or more and lie below 1")
         if not 0 <= self.average_decay < 1:
-            raise ValueError(f"average_decay is {self.average_decay}; it must be 0 (no averaging) or lie below 1")
+            raise InputError(f"average_decay is {self.average_decay}; it must be 0 (no averaging) or lie below 1")
         if self.resume and self.overwrite:
-            raise ValueError("resume and overwrite are both set; choose one")
+            raise InputError("resume and overwrite are both set; choose one")
 
     @property
     def run_folder(self) -> Path:
@@ -124,7 +125,7 @@ class TeacherArguments(TrainingArguments):
         super().__post_init__()
         check_at_least(self, 1, "teacher_items")
         if not self.teacher_power > 0:
-            raise ValueError(f"teacher_power is {self.teacher_power}; it must be above 0")
+            raise InputError(f"teacher_power is {self.teacher_power}; it must be above 0")
         _ = self.settings_of_teacher
 
     @property
@@ -134,7 +135,7 @@ class TeacherArguments(TrainingArguments):
         for word in self.teacher_settings:
             name, given, value = word.partition("=")
             if not given:
-                raise ValueError(f"teacher_settings: {word!r} has no = in it; write settings as regularization=300")
+                raise InputError(f"teacher_settings: {word!r} has no = in it; write settings as regularization=300")
             member, dot, setting = name.partition(".")
             (settings.setdefault(member, {}) if dot else settings)[setting or name] = yaml.safe_load(value)
         return settings
@@ -170,12 +171,12 @@ class StageArguments(TrainingArguments):
         check_at_least(self, 1, "max_history_tokens")
         check_at_least(self, 0, "lambda_c", "lambda_l")
         if self.lambda_l and self.mutual_regularization == "released":
-            raise ValueError(
+            raise InputError(
                 f"lambda_l is {self.lambda_l}, but the released code has no prior; set lambda_l: 0, or "
                 "mutual_regularization: paper"
             )
         if not 0 <= self.drop_user <= 1:
-            raise ValueError(f"drop_user is {self.drop_user}; it must lie between 0 and 1")
+            raise InputError(f"drop_user is {self.drop_user}; it must lie between 0 and 1")
         _ = self.templates  # a template that is not right is told before anything is loaded
 
     @property
@@ -213,11 +214,11 @@ class PretrainArguments(StageArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.backbone:
-            raise ValueError("backbone is not set; name a causal language model by --backbone or in the YAML file")
+            raise InputError("backbone is not set; name a causal language model by --backbone or in the YAML file")
         check_at_least(self, 0, "warmup_epochs")
         for name in ("content_share", "text_validation_share"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1")
+                raise InputError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1")
 
 
 @dataclass
@@ -242,7 +243,7 @@ class FinetuneArguments(TeacherArguments, StageArguments):
         super().__post_init__()
         self.start = self.start or str(self.run_folder / "pretrained")
         if not 0 < self.mask_share < 1:
-            raise ValueError(f"mask_share is {self.mask_share}; it must lie between 0 and 1, both excluded")
+            raise InputError(f"mask_share is {self.mask_share}; it must lie between 0 and 1, both excluded")
         check_at_least(self, 1, "eval_batch_size", "eval_every")
         check_at_least(self, 0, "content_every", "teacher_weight")
 
@@ -260,7 +261,7 @@ def parse_arguments(kind: type[Arguments], section: str, argv: Sequence[str] | N
     """Arguments from `--config FILE` (shared keys at the top, those of a stage under its name) and flags.
 
     Raises:
-        ValueError: an unknown key or flag (the nearest names are listed) or a value that is not allowed.
+        InputError: an unknown key or flag (the nearest names are listed) or a value that is not allowed.
         SystemExit: with code 2 and argparse's own message, a flag whose value is no number where one is needed.
     """
     reader = HfArgumentParser(kind, allow_abbrev=False, **parser)  # type: ignore[arg-type]
@@ -275,7 +276,7 @@ def parse_arguments(kind: type[Arguments], section: str, argv: Sequence[str] | N
     if unknown:  # before anything is missed that an unknown flag may have meant
         names = [one.name for one in fields(kind)]
         near = difflib.get_close_matches(unknown[0].lstrip("-").replace("-", "_"), names, n=3, cutoff=0.5)
-        raise ValueError(f"unknown flag {unknown[0]!r}; nearest: {['--' + name for name in near or names]}")
+        raise InputError(f"unknown flag {unknown[0]!r}; nearest: {['--' + name for name in near or names]}")
     arguments, *_ = reader.parse_args_into_dataclasses(words)
     return arguments
 
@@ -284,8 +285,8 @@ def read_config(path: str | Path, kind: type[Any], section: str) -> dict[str, An
     """The keys of a YAML file that concern one stage.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: no YAML, an unknown key (the nearest names are listed), or a value of another type than the field's.
+        MissingFileError: no such file.
+        InputError: no YAML, an unknown key (the nearest names are listed), or a value of another type than the field's.
     """
     return stage_settings(read_yaml(path), path, kind, section)
 
@@ -299,20 +300,20 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """The keys and values of a YAML file: of that path, or else of that name among those of the package.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: no YAML, or something else than keys and values.
+        MissingFileError: no such file.
+        InputError: no YAML, or something else than keys and values.
     """
     file = Path(path)
     if not file.is_file() and str(path) in packaged_configs():
         file = CONFIGS / path
     if not file.is_file():
-        raise FileNotFoundError(f"config: there is no file {path}; name yours, or one of {', '.join(packaged_configs())}")
+        raise MissingFileError(f"config: there is no file {path}; name yours, or one of {', '.join(packaged_configs())}")
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+        raise InputError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected keys and values, got {type(content).__name__}")
+        raise InputError(f"{path}: expected keys and values, got {type(content).__name__}")
     return content
 
 
@@ -323,19 +324,19 @@ def stage_settings(content: Mapping[str, Any], path: str | Path, kind: type[Any]
         path: where they stand, for messages.
 
     Raises:
-        ValueError: an unknown key (the nearest names are listed), or a value of another type than the field's.
+        InputError: an unknown key (the nearest names are listed), or a value of another type than the field's.
     """
     shared = {key: value for key, value in content.items() if key not in SHARED_BY_SECTION or section not in SHARED_BY_SECTION}
     own = content.get(section) or {}
     if not isinstance(own, dict):
-        raise ValueError(f"{path}: {section}: expected keys and values, got {type(own).__name__}")
+        raise InputError(f"{path}: {section}: expected keys and values, got {type(own).__name__}")
     names = {one.name: one for one in fields(kind)}
     common = {one.name for one in fields(SHARED_BY_SECTION.get(section, kind))}
     for place, keys, allowed in (("", shared, common), (f"{section}: ", own, set(names))):
         for key in keys:
             if key not in allowed:
                 near = difflib.get_close_matches(str(key), sorted(allowed), n=3, cutoff=0.5)
-                raise ValueError(f"{path}: {place}unknown key {key!r}; nearest: {near or sorted(allowed)}")
+                raise InputError(f"{path}: {place}unknown key {key!r}; nearest: {near or sorted(allowed)}")
     merged = {**shared, **own}
     for key, value in merged.items():
         merged[key] = _typed(path, key, value, names[key].default)
@@ -350,19 +351,19 @@ def _typed(path: str | Path, key: str, value: Any, default: Any) -> Any:
         try:
             return value if isinstance(value, bool) else float(value)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}: {key} is {value!r}; it must be a number") from error
+            raise InputError(f"{path}: {key} is {value!r}; it must be a number") from error
     if type(value) is not type(default):
-        raise ValueError(f"{path}: {key} is {value!r} ({type(value).__name__}); it must be {type(default).__name__}")
+        raise InputError(f"{path}: {key} is {value!r} ({type(value).__name__}); it must be {type(default).__name__}")
     return value
 
 
 def check_types(arguments: Any) -> None:
-    """Raise ValueError if a field holds what its annotation does not allow: a wrong type, a choice that is none, NaN."""
+    """Raise InputError if a field holds what its annotation does not allow: a wrong type, a choice that is none, NaN."""
     for name, hint in get_type_hints(type(arguments)).items():
         value = getattr(arguments, name)
         if get_origin(hint) is Literal:
             if value not in get_args(hint):
-                raise ValueError(f"{name} is {value!r}; allowed are {', '.join(map(repr, get_args(hint)))}")
+                raise InputError(f"{name} is {value!r}; allowed are {', '.join(map(repr, get_args(hint)))}")
             continue
         hints = get_args(hint) if isinstance(hint, UnionType) else (hint,)
         kinds = tuple(get_origin(one) or one for one in hints)
@@ -371,26 +372,26 @@ def check_types(arguments: Any) -> None:
         right = isinstance(value, (*kinds, int) if float in kinds else kinds) and all(type(word) is inner for word in words)
         if not right or (isinstance(value, bool) and bool not in kinds):
             allowed = " or ".join("null" if one is type(None) else getattr(one, "__name__", str(one)) for one in hints)
-            raise ValueError(f"{name} is {value!r} ({type(value).__name__}); it must be {allowed}")
+            raise InputError(f"{name} is {value!r} ({type(value).__name__}); it must be {allowed}")
         if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{name} is {value}; it must be a finite number")
+            raise InputError(f"{name} is {value}; it must be a finite number")
 
 
 def check_at_least(arguments: Any, least: int, *names: str) -> None:
-    """Raise ValueError if one of the named fields is given and below `least`."""
+    """Raise InputError if one of the named fields is given and below `least`."""
     for name in names:
         value = getattr(arguments, name)
         if value is not None and value < least:
-            raise ValueError(f"{name} is {value}; it must be {least} or more")
+            raise InputError(f"{name} is {value}; it must be {least} or more")
 
 
 def _from_json(name: str, text: str) -> dict[str, str]:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{name} is {text!r}, which is no JSON ({error})") from error
+        raise InputError(f"{name} is {text!r}, which is no JSON ({error})") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{name} is {text!r}; it must be a JSON object of names and templates")
+        raise InputError(f"{name} is {text!r}; it must be a JSON object of names and templates")
     return value
 
 

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from modeling_cllm4rec.cllm4rec.documents import BIOGRAPHY, ITEM_TEXTS, text_column
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ def train_backbone(
     """
     texts = list(training_texts(data))
     if not texts:
-        raise ValueError(f"{data.folder} has no texts to train a language model on; name a pretrained backbone instead")
+        raise InputError(f"{data.folder} has no texts to train a language model on; name a pretrained backbone instead")
     tokenizer = train_tokenizer(texts, vocab_size, context_length)
     set_seed(seed)
     model = small_decoder(tokenizer, hidden_size, layers, heads)
@@ -110,10 +111,10 @@ def untrained_backbone(
         `output`, which `AutoModelForCausalLM.from_pretrained` reads.
 
     Raises:
-        ValueError: `hidden_size` is no multiple of `heads`.
+        InputError: `hidden_size` is no multiple of `heads`.
     """
     if hidden_size % heads:
-        raise ValueError(f"hidden_size is {hidden_size} and heads is {heads}; hidden_size must be a multiple of heads")
+        raise InputError(f"hidden_size is {hidden_size} and heads is {heads}; hidden_size must be a multiple of heads")
     tokenizer = train_tokenizer([*prompts, *training_texts(data)], vocab_size, context_length)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

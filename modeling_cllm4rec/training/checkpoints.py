@@ -13,6 +13,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from modeling_cllm4rec.core.errors import InputError, RunError
+
 PREFIX = "step-"
 
 
@@ -41,7 +43,7 @@ def write_atomically(folder: Path, tensors: Mapping[str, torch.Tensor], state: M
     except (OSError, SafetensorError) as error:
         shutil.rmtree(beside, ignore_errors=True)
         _put_back(folder)
-        raise OSError(
+        raise RunError(
             f"the checkpoint {folder} could not be written ({error}); earlier checkpoints are untouched: make room on the "
             "disk, then go on with --resume"
         ) from error
@@ -51,13 +53,13 @@ def read(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Read what `write_atomically` wrote.
 
     Raises:
-        ValueError: a file is missing or cut off.
+        InputError: a file is missing or cut off.
     """
     _put_back(folder)
     try:
         return load_file(folder / "tensors.safetensors"), json.loads((folder / "state.json").read_text(encoding="utf-8"))
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
-        raise ValueError(f"the checkpoint {folder} cannot be read ({error}); delete it to go on from the one before") from error
+        raise InputError(f"the checkpoint {folder} cannot be read ({error}); delete it to go on from the one before") from error
 
 
 def latest(folder: Path) -> Path | None:

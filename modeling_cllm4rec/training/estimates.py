@@ -19,6 +19,7 @@ import psutil
 import torch
 
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation
+from modeling_cllm4rec.core.errors import MemoryLimitError
 from modeling_cllm4rec.core.losses import ItemLoss
 from modeling_cllm4rec.training.arguments import TrainingArguments
 from modeling_cllm4rec.training.parameters import TrainedModel, trainable
@@ -243,10 +244,10 @@ def check_memory(estimate: MemoryEstimate, limit_gb: float | None, advice: str, 
         device: whose memory counts; None means that of the processor.
 
     Raises:
-        MemoryError: the estimate is over the limit.
+        MemoryLimitError: the estimate is over the limit.
     """
     if limit_gb is not None and estimate.total > limit_gb * GB:
-        raise MemoryError(f"max_memory is {limit_gb:g} GB, but the estimate is {estimate.line()}; {advice}")
+        raise MemoryLimitError(f"max_memory is {limit_gb:g} GB, but the estimate is {estimate.line()}; {advice}")
     room = _free(device) + estimate.held.get("held now", 0)
     if estimate.total > room:
         logger.warning("the estimate of %s is more than the %.1f GB that are free; %s", estimate.line(), room / GB, advice)

@@ -21,6 +21,7 @@ from torch.nn.utils import clip_grad_norm_
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
+from modeling_cllm4rec.core.errors import DivergedError, ExistingFileError, InputError
 from modeling_cllm4rec.corpora.batches import share_of
 from modeling_cllm4rec.corpora.data_folder import INFO_FILE, RecommendationData
 from modeling_cllm4rec.training import checkpoints
@@ -104,7 +105,7 @@ def make_accelerator(arguments: TrainingArguments) -> Accelerator:
     """The processes and the device of a run; nothing is written.
 
     Raises:
-        ValueError: a kind of parallel training that this loop does not do (sharded parameters), or a tracker that is not
+        InputError: a kind of parallel training that this loop does not do (sharded parameters), or a tracker that is not
             installed.
     """
     accelerator = Accelerator(
@@ -114,12 +115,12 @@ def make_accelerator(arguments: TrainingArguments) -> Accelerator:
     )
     single_or_replicated = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU, DistributedType.MULTI_XPU)
     if accelerator.distributed_type not in single_or_replicated:
-        raise ValueError(
+        raise InputError(
             f"distributed_type {accelerator.distributed_type.value} is not supported: parameters must be whole on every process; "
             "launch with plain data parallelism (multi-GPU, multi-CPU)"
         )
     if arguments.report_to != "none" and not accelerator.log_with:  # accelerate leaves out what is not installed, silently
-        raise ValueError(f"report_to: {arguments.report_to} is not installed; run: pip install {arguments.report_to}")
+        raise InputError(f"report_to: {arguments.report_to} is not installed; run: pip install {arguments.report_to}")
     return accelerator
 
 
@@ -133,19 +134,19 @@ def check_folder(stage: str, arguments: TrainingArguments, data: RecommendationD
     """Refuse to write over another run or into a data folder; nothing is written. To be asked before a stage is made.
 
     Raises:
-        FileExistsError: checkpoints are there and neither resume nor overwrite was asked for, or it is a data folder.
-        ValueError: resume was asked for, but the run there had other arguments or other data (named).
+        ExistingFileError: checkpoints are there and neither resume nor overwrite was asked for, or it is a data folder.
+        InputError: resume was asked for, but the run there had other arguments or other data (named).
     """
     folder = stage_folder(stage, arguments)
     record = folder / RECORD_FILE
     if (arguments.run_folder / INFO_FILE).exists():
-        raise FileExistsError(
+        raise ExistingFileError(
             f"output: {arguments.run_folder} is a data folder, which is never written into; choose another --output"
         )
     if not record.exists() or arguments.overwrite:
         return
     if not arguments.resume:
-        raise FileExistsError(
+        raise ExistingFileError(
             f"output: {folder} holds a run already; pass --resume to go on with it, --overwrite to throw it away, or "
             "choose another --output"
         )
@@ -153,9 +154,7 @@ def check_folder(stage: str, arguments: TrainingArguments, data: RecommendationD
     identity = run_identity(arguments, data)
     changed = {key: (before.get(key), value) for key, value in identity.items() if before.get(key) != value}
     if changed:
-        raise ValueError(
-            f"resume: the run in {folder} had other arguments (then, now): {changed}; give the same, or --overwrite"
-        )
+        raise InputError(f"resume: the run in {folder} had other arguments (then, now): {changed}; give the same, or --overwrite")
 
 
 def claim_folder(stage: str, arguments: TrainingArguments, data: RecommendationData) -> None:
@@ -236,9 +235,11 @@ def _epochs(stage: Stage, accelerator: Accelerator, folder: Path, fingerprint: s
     optimizer = torch.optim.AdamW(parameter_groups(model, arguments), fused=True)
     all_steps = [step for epoch in range(stage.num_epochs) for step in stage.steps(epoch)]
     total = len(all_steps)
-    schedule = get_scheduler(arguments.schedule, optimizer, int(arguments.warmup_share * total), total) if (
-        arguments.schedule != "constant"
-    ) else get_scheduler("constant_with_warmup", optimizer, int(arguments.warmup_share * total))
+    schedule = (
+        get_scheduler(arguments.schedule, optimizer, int(arguments.warmup_share * total), total)
+        if (arguments.schedule != "constant")
+        else get_scheduler("constant_with_warmup", optimizer, int(arguments.warmup_share * total))
+    )
     average = WeightAverage(parameters, arguments.average_decay) if arguments.average_decay else None
     progress = Progress()
     last = checkpoints.latest(folder) if arguments.resume else None
@@ -345,7 +346,7 @@ def _optimizer_step(
     norm = float(clip_grad_norm_(parameters.values(), arguments.max_grad_norm or float("inf")))
     value = float(totals[0] / totals[1].clamp(min=1))
     if not np.isfinite([value, norm]).all():
-        raise FloatingPointError(
+        raise DivergedError(
             f"{stage.name}: at step {progress.step + 1} the loss is {value} and the gradient's norm {norm}; lower lr, or set "
             "max_grad_norm; the last checkpoint is good"
         )
@@ -418,7 +419,7 @@ def _restore(
 ) -> Progress:
     tensors, state = checkpoints.read(path)
     if state["start"] != fingerprint:
-        raise ValueError(
+        raise InputError(
             f"resume: the run of {path} started from other weights; give the same backbone (or start), data and seed, or "
             "--overwrite"
         )
@@ -435,6 +436,6 @@ def _restore(
 @torch.no_grad()
 def _copy_into(parameters: dict[str, torch.nn.Parameter], tensors: dict[str, torch.Tensor], path: Path) -> None:
     if parameters.keys() != tensors.keys():
-        raise ValueError(f"{path} holds other weights than this run trains; give the same arguments, or --overwrite")
+        raise InputError(f"{path} holds other weights than this run trains; give the same arguments, or --overwrite")
     for name, parameter in parameters.items():
         parameter.copy_(tensors[name])

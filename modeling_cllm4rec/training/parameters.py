@@ -36,7 +36,7 @@ def choose_trainable(
     return adapted
 
 
-def choose_index_rows(model: LCRecForRecommendation, arguments: TrainingArguments) -> peft.PeftModel | None:
+def choose_semantic_id_rows(model: LCRecForRecommendation, arguments: TrainingArguments) -> peft.PeftModel | None:
     """Set `requires_grad` throughout an LC-Rec model: the rows of its index tokens, and of the backbone what is tuned.
 
     Unless the whole backbone is tuned, the words' rows stand in the same matrices but receive no gradient: they stay what

@@ -14,7 +14,7 @@ from modeling_cllm4rec.app.reasons import ContentWriter
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
 from modeling_cllm4rec.cllm4rec.prompts import Prompts, recommendation_pieces
 from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers
-from modeling_cllm4rec.lcrec.semantic_ids import ItemIndex
+from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds
 from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 
 _spec = importlib.util.spec_from_file_location("lcrec_models_for_app", Path(__file__).parents[1] / "lcrec" / "lcrec_models.py")
@@ -53,7 +53,7 @@ def cllm4rec(tiny_backbones) -> ShownModel:
 def lcrec(tiny_backbones) -> ShownModel:
     model, tokenizer = lcrec_models.new_lcrec(
         tiny_backbones["gpt2"],
-        index=ItemIndex(CODES, 5),
+        index=SemanticIds(CODES, 5),
         catalogue=catalogue(),
         users=users(),
         search_beams=10,

@@ -133,8 +133,11 @@ def test_failures_are_named_and_the_others_stand(filled: Path) -> None:
 def test_the_verdicts_of_a_row_in_one_line(filled: Path) -> None:
     table = read_tables(filled, 50)[1][0]
     (row,) = [one for one in table.measured if not one.is_baseline]
-    row.differences = {"recall@20": Estimate(0.02, 0.01, 0.03, 9), "recall@40": Estimate(0.5, 0.25, 0.75, 9),
-                       "ndcg@100": Estimate(-0.01, -0.02, 0.001, 9)}
+    row.differences = {
+        "recall@20": Estimate(0.02, 0.01, 0.03, 9),
+        "recall@40": Estimate(0.5, 0.25, 0.75, 9),
+        "ndcg@100": Estimate(-0.01, -0.02, 0.001, 9),
+    }
     table.references = {"recall@20": "A", "recall@40": "A", "ndcg@100": "B"}
     assert summary_of(row, table) == (
         "above A on recall@20 (+.0200 [.0100, .0300]), recall@40 (+.5000 [.2500, .7500]); "

@@ -52,8 +52,14 @@ def test_lcrec_is_indexed_aligned_and_searched_wide_enough(
     recipe = {
         "index": {"method": "random", "num_levels": 2, "codebook_size": 8},
         "align": {
-            "backbone": str(tiny_backbones["gpt2"]), "epochs": 1, "batch_size": 32, "tasks": ["seqrec"], "max_history": 4,
-            "num_beams": 10, "eval_users": 5, "on_missing_text": "title-only",
+            "backbone": str(tiny_backbones["gpt2"]),
+            "epochs": 1,
+            "batch_size": 32,
+            "tasks": ["seqrec"],
+            "max_history": 4,
+            "num_beams": 10,
+            "eval_users": 5,
+            "on_missing_text": "title-only",
         },
     }
     setting = make_setting(data, metrics=("recall@20",))
@@ -68,8 +74,17 @@ def test_tiger_trains_from_scratch_on_an_index(data: RecommendationData, setting
     recipe = {
         "index": {"method": "co-occurrence", "num_levels": 3, "codebook_size": 8},
         "align": {
-            "scratch_layers": 1, "scratch_width": 16, "scratch_heads": 2, "scratch_context": 96, "tune": "full", "epochs": 1,
-            "tasks": ["seqrec"], "max_history": 4, "num_beams": 10, "eval_users": 5, "init_tokens": "random",
+            "scratch_layers": 1,
+            "scratch_width": 16,
+            "scratch_heads": 2,
+            "scratch_context": 96,
+            "tune": "full",
+            "epochs": 1,
+            "tasks": ["seqrec"],
+            "max_history": 4,
+            "num_beams": 10,
+            "eval_users": 5,
+            "init_tokens": "random",
         },
     }
     trained = train(Job("tiger", "tiger", 1, recipe), setting, data, tmp_path)
@@ -84,7 +99,11 @@ def test_text_only_is_fitted_and_asked_about_candidates_only(
     setting = make_setting(data, metrics=("recall@5",), sampled_negatives=7, max_users=3)
     assert pairs_to_score(setting, data) == 3 * data.num_items + 3 * 8
     settings = {
-        "backbone": str(tiny_backbones["gpt2"]), "positives": 8, "epochs": 1, "max_history": 2, "max_title_tokens": 6,
+        "backbone": str(tiny_backbones["gpt2"]),
+        "positives": 8,
+        "epochs": 1,
+        "max_history": 2,
+        "max_title_tokens": 6,
         "progress": False,
     }
     trained = train(Job("tallrec", "baseline", 1, {"name": "tallrec", "settings": settings}), setting, data, tmp_path)

@@ -29,9 +29,11 @@ def model(saved: Path) -> CLLM4RecForRecommendation:
 
 
 def tables(model: CLLM4RecModel) -> dict[str, torch.Tensor]:
-    return {f"{kind} {side}": table.weight.clone() for side in SIDES for kind, table in zip(
-        ("user", "item"), model.tables(side), strict=True
-    )}
+    return {
+        f"{kind} {side}": table.weight.clone()
+        for side in SIDES
+        for kind, table in zip(("user", "item"), model.tables(side), strict=True)
+    }
 
 
 def scores(model: CLLM4RecForRecommendation, users: list[str]) -> dict[tuple[str, str], float]:
@@ -69,7 +71,7 @@ def test_rows_of_a_regression_are_those_of_the_formula(model):
     old = mean_word_rows(model.catalogue.table, model._folder_tokenizer(), words, ["title"])
     new = mean_word_rows(pa.Table.from_pylist(NEW), model._folder_tokenizer(), words, ["title"])
     expected = {side: regress_rows(old, model.tables(side)[1].weight.detach().numpy(), new, 0.3) for side in SIDES}
-    model.add_items(NEW, boldness=0.3)
+    model.add_items(NEW, prediction_scale=0.3)
     for side in SIDES:
         assert np.array_equal(model.tables(side)[1].weight[12:].detach().numpy(), expected[side])
     assert not np.array_equal(expected["collaborative"], expected["content"])
@@ -179,8 +181,8 @@ def test_words_need_a_text_column_of_texts(model):
         model.add_items([{"item_id": "z", "title": "t", "brand": 3}], start="words")
     with pytest.raises(ValueError, match="start is 'text'; allowed are 'regression' and 'words'"):
         model.add_items(NEW, start="text")
-    with pytest.raises(ValueError, match="boldness is 1.5; it must lie between 0 and 1"):
-        model.add_items(NEW, boldness=1.5)
+    with pytest.raises(ValueError, match="prediction_scale is 1.5; it must lie between 0 and 1"):
+        model.add_items(NEW, prediction_scale=1.5)
     with pytest.raises(ValueError, match="no item that the model has has a text: there is nothing to fit"):
         regress_rows(np.full((2, 3), np.nan), np.zeros((2, 1)), np.zeros((1, 3)))
 
@@ -256,16 +258,14 @@ def test_the_regression_is_ridge_regression(backbone):
     assert np.array_equal(regress_rows(holes, np.vstack([z, np.full((2, 2), 1e9)]), asked), ours)
 
 
-@pytest.mark.parametrize("boldness", [0.0, 0.5, 1.0])
-def test_bold_rows_lie_as_far_out_as_trained_ones(backbone, boldness):
+@pytest.mark.parametrize("prediction_scale", [0.0, 0.5, 1.0])
+def test_bold_rows_lie_as_far_out_as_trained_ones(backbone, prediction_scale):
     generator = np.random.default_rng(0)
     x = generator.normal(size=(60, 3))
     z = np.hstack([x[:, :1], generator.normal(size=(60, 1))])
-    distance = {
-        one: np.square(regress_rows(x, z, x, one) - z.mean(0)).sum(1).mean() ** 0.5 for one in (0.0, boldness)
-    }
+    distance = {one: np.square(regress_rows(x, z, x, one) - z.mean(0)).sum(1).mean() ** 0.5 for one in (0.0, prediction_scale)}
     ratio = np.square(z - z.mean(0)).sum(1).mean() ** 0.5 / distance[0.0]
-    assert ratio > 1.2 and distance[boldness] / distance[0.0] == pytest.approx(ratio**boldness)
+    assert ratio > 1.2 and distance[prediction_scale] / distance[0.0] == pytest.approx(ratio**prediction_scale)
 
 
 def test_what_a_column_does_not_say_counts_as_its_mean(backbone):

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from modeling_cllm4rec.cllm4rec.documents import HistoryCorpus, TextCorpus, initial_item_rows, text_column
 from modeling_cllm4rec.cllm4rec.prompts import Prompts
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
-from modeling_cllm4rec.corpora.synthetic import SmallWorld
+from modeling_cllm4rec.corpora.synthetic import SyntheticDataset
 from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 
 REVIEWS = ["Lovely and light.", None, "Do not buy <item_0> or <user_1>, buy user_1!", "Solid."]
@@ -82,9 +82,7 @@ def rendered(data: RecommendationData) -> dict[str, list[tuple[str, str]]]:
             texts = data.items[column].to_pylist()
             texts = [", ".join(dict.fromkeys(text)) if isinstance(text, list) else text for text in texts]
             documents[column] = [
-                (prompts.item_text.format(item=f"<item_{item}>", column=column), text)
-                for item, text in enumerate(texts)
-                if text
+                (prompts.item_text.format(item=f"<item_{item}>", column=column), text) for item, text in enumerate(texts) if text
             ]
     documents["biography"] = [
         (prompts.biography.format(user=f"<user_{user}>"), text)
@@ -150,13 +148,13 @@ def test_what_looks_like_an_id_in_a_review_stays_words(
 
 
 def test_held_out_reviews_are_not_in_the_corpus(
-    small_world: SmallWorld, data: RecommendationData, tiny_backbones: dict[str, Path], tmp_path: Path
+    synthetic_dataset: SyntheticDataset, data: RecommendationData, tiny_backbones: dict[str, Path], tmp_path: Path
 ) -> None:
     tokenizer = byte_level_tokenizer(tiny_backbones["gpt2"], data)
     corpus = make_corpus(data, tokenizer, tmp_path)
     assert corpus.documents is not None
     users, items = (data.users["user_id"].to_pylist(), data.items["item_id"].to_pylist())
-    told = {(row["user_id"], row["item_id"]): row["review"] for row in small_world.interactions.to_pylist()}
+    told = {(row["user_id"], row["item_id"]): row["review"] for row in synthetic_dataset.interactions.to_pylist()}
     held = [row for row in data.interactions.to_pylist() if row["split"] != "train"]
     secrets = {told[users[row["user_index"]], items[row["item_index"]]] for row in held} - {None, ""}
     open_pairs = {(row["user_index"], row["item_index"]) for row in data.reviews().to_pylist()}
@@ -233,9 +231,7 @@ def test_the_cache_is_not_read_for_other_documents(
     assert {path.name.split("-")[0] for path in set(tmp_path.iterdir()) - before} == kinds
 
 
-def test_a_text_beyond_the_context_is_an_error(
-    small: RecommendationData, tokenizer: CLLM4RecTokenizer, tmp_path: Path
-) -> None:
+def test_a_text_beyond_the_context_is_an_error(small: RecommendationData, tokenizer: CLLM4RecTokenizer, tmp_path: Path) -> None:
     longest = int(make_corpus(small, tokenizer, tmp_path).lengths.max())
     assert int(make_corpus(small, tokenizer, tmp_path, context_length=longest).lengths.max()) == longest
     message = f"1 text documents are longer .* context of {longest - 1} tokens .*longest has {longest}.*max_text_tokens"
@@ -243,9 +239,7 @@ def test_a_text_beyond_the_context_is_an_error(
         make_corpus(small, tokenizer, tmp_path, context_length=longest - 1)
 
 
-def test_max_text_tokens_cuts_main_texts_only(
-    small: RecommendationData, tokenizer: CLLM4RecTokenizer, tmp_path: Path
-) -> None:
+def test_max_text_tokens_cuts_main_texts_only(small: RecommendationData, tokenizer: CLLM4RecTokenizer, tmp_path: Path) -> None:
     whole, cut = make_corpus(small, tokenizer, tmp_path), make_corpus(small, tokenizer, tmp_path, max_text_tokens=6)
     (rows, prompts), (cut_rows, cut_prompts) = (one.rows(range(len(one))) for one in (whole, cut))
     assert prompts.tolist() == cut_prompts.tolist()
@@ -351,9 +345,7 @@ def test_without_reordering_the_order_of_the_data_stays() -> None:
     share=st.floats(0.01, 0.99),
     reorder=st.booleans(),
 )
-def test_holdout_and_rest_are_a_partition(
-    rows: list[list[int]], seed: int, epoch: int, share: float, reorder: bool
-) -> None:
+def test_holdout_and_rest_are_a_partition(rows: list[list[int]], seed: int, epoch: int, share: float, reorder: bool) -> None:
     corpus = HistoryCorpus(histories(*rows), seed, reorder)
     for user in corpus.users:
         row = rows[user]

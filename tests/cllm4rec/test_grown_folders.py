@@ -19,9 +19,7 @@ def test_a_grown_model_survives_its_folder(saved: Path, tmp_path: Path) -> None:
     model.add_items(NEW)
     model.add_users({"zoe": ["new 1", "item 3"]})
     model.remove_items(["item 0"])
-    tokenizer = CLLM4RecTokenizer.from_pretrained(
-        saved, num_users=model.config.num_users, num_items=model.config.num_items
-    )
+    tokenizer = CLLM4RecTokenizer.from_pretrained(saved, num_users=model.config.num_users, num_items=model.config.num_items)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     loaded = CLLM4RecForRecommendation.from_pretrained(tmp_path)

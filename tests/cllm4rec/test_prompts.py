@@ -118,9 +118,7 @@ def test_arithmetic_equals_the_tokenizer(
     """Pieces encoded once with ID tokens put between them are what the tokenizer makes of the rendered sentence."""
     tokenizer = request.getfixturevalue(kind)
     template = "{user}".join(parts[:2]) + "{item}" + parts[2]
-    ids = assemble(
-        cut(template, tokenizer), user=tokenizer.user_token_id(user), item=tokenizer.item_token_id(item)
-    ).tolist()
+    ids = assemble(cut(template, tokenizer), user=tokenizer.user_token_id(user), item=tokenizer.item_token_id(item)).tolist()
     rendered = template.format(user=f"<user_{user}>", item=f"<item_{item}>")
     begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     assert ids == begin + tokenizer(rendered, add_special_tokens=False)["input_ids"]
@@ -132,9 +130,7 @@ def test_default_prompts_with_items_equal_the_tokenizer(kind: str, name: str, re
     tokenizer = request.getfixturevalue(kind)
     template = getattr(Prompts(), name)
     items = [5, 0, 29, 11]
-    ids = assemble(
-        cut(template, tokenizer), user=tokenizer.user_token_id(7), items=tokenizer.item_token_id(np.array(items))
-    )
+    ids = assemble(cut(template, tokenizer), user=tokenizer.user_token_id(7), items=tokenizer.item_token_id(np.array(items)))
     rendered = template.format(user="<user_7>", items=" ".join(f"<item_{item}>" for item in items))
     begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     assert ids.tolist() == begin + tokenizer(rendered, add_special_tokens=False)["input_ids"]

@@ -13,7 +13,7 @@ from scipy import sparse
 from modeling_cllm4rec.commands.prepare import main
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.lcrec.indexing import IndexArguments, index_items
-from modeling_cllm4rec.lcrec.semantic_ids import ItemIndex
+from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds
 
 PAIRS = [(user, (user + step) % 8, step) for user in range(5) for step in range(5)]
 HEAD = "user_id:token\titem_id:token\ttimestamp:float\n"
@@ -107,7 +107,7 @@ def test_the_released_index_becomes_an_index_folder(lcrec: Path, tmp_path: Path)
     with pytest.raises(ValueError, match="with num_levels 4 it must be a list of"):
         index_items(IndexArguments(**shared, codes=codes))
     index_items(IndexArguments(**shared, codes=codes, num_levels=2, codebook_size=4))
-    index, items = ItemIndex.load(tmp_path / "index" / "index.parquet")
+    index, items = SemanticIds.load(tmp_path / "index" / "index.parquet")
     assert index.codes.tolist() == [[item // 4, item % 4] for item in range(8)]
     assert items.array.to_pylist() == list(range(8))
     for wrong in ({**shared}, {**shared, "method": "random", "codes": codes}):

@@ -31,9 +31,7 @@ def test_a_plan_follows_from_seed_and_epoch(lengths: np.ndarray, seed: int, epoc
 
 def test_epochs_and_seeds_differ() -> None:
     lengths = np.arange(1, 101)
-    plans = {
-        tuple(np.concatenate(plan_batches(lengths, 4, seed, epoch)).tolist()) for seed in range(3) for epoch in range(3)
-    }
+    plans = {tuple(np.concatenate(plan_batches(lengths, 4, seed, epoch)).tolist()) for seed in range(3) for epoch in range(3)}
     assert len(plans) == 9
 
 

@@ -1,4 +1,4 @@
-"""Withheld items are in no table that is trained on, and nothing of them is lost."""
+"""HeldOutItems items are in no table that is trained on, and nothing of them is lost."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 
-from modeling_cllm4rec.corpora.cold_items import ITEMS_FILE, Withheld, withhold_items
+from modeling_cllm4rec.corpora.cold_items import ITEMS_FILE, HeldOutItems, hold_out_items
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 
 
@@ -19,7 +19,7 @@ def pairs(data: RecommendationData) -> set[tuple[object, object]]:
 
 
 def test_nothing_is_lost_and_nothing_leaks(data: RecommendationData, tmp_path: Path) -> None:
-    withheld = withhold_items(data, tmp_path / "rest", share=0.2, tuning_share=0.1, seed=3)
+    withheld = hold_out_items(data, tmp_path / "rest", share=0.2, tuning_share=0.1, seed=3)
     new = set(withheld.items["item_id"].to_pylist())
     assert [withheld.part(name).num_rows for name in ("report", "tuning")] == [8, 4] and len(new) == 12
     assert "part" not in withheld.part("report").column_names and "title" in withheld.part("report").column_names
@@ -30,13 +30,13 @@ def test_nothing_is_lost_and_nothing_leaks(data: RecommendationData, tmp_path: P
     assert rest | apart == pairs(data) and not rest & apart
     assert withheld.data.info["protocol"]["line"].endswith("; 8 + 4 items withheld, seed 3")
     assert withheld.data.reviews().num_rows < data.reviews().num_rows
-    read = Withheld.load(tmp_path / "rest")
+    read = HeldOutItems.load(tmp_path / "rest")
     assert read.items.equals(withheld.items) and read.interactions.equals(withheld.interactions)
     assert read.data.interactions.equals(withheld.data.interactions)
 
 
 def test_the_seed_alone_chooses(data: RecommendationData, tmp_path: Path) -> None:
-    one, same, other = (withhold_items(data, tmp_path / str(n), seed=seed).items for n, seed in enumerate((1, 1, 2)))
+    one, same, other = (hold_out_items(data, tmp_path / str(n), seed=seed).items for n, seed in enumerate((1, 1, 2)))
     assert one.equals(same) and not one.equals(other)
     order = np.array(data.items["item_id"].to_pylist(), dtype=object)
     rows = [int(np.flatnonzero(order == item)[0]) for item in one["item_id"].to_pylist()]
@@ -55,22 +55,22 @@ def test_the_seed_alone_chooses(data: RecommendationData, tmp_path: Path) -> Non
 )
 def test_shares_that_cannot_be(data: RecommendationData, tmp_path: Path, shares: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        withhold_items(data, tmp_path / "rest", **shares)
+        hold_out_items(data, tmp_path / "rest", **shares)
 
 
 def test_parts_and_folders_that_are_none(data: RecommendationData, data_folder: Path, tmp_path: Path) -> None:
-    withheld = withhold_items(data, tmp_path / "rest", tuning_share=0.0)
+    withheld = hold_out_items(data, tmp_path / "rest", tuning_share=0.0)
     with pytest.raises(ValueError, match="no items were withheld for tuning; split again with a share above 0"):
         withheld.part("tuning")
     with pytest.raises(ValueError, match="part is 'test'; allowed are report, tuning"):
         withheld.part("test")
     with pytest.raises(FileNotFoundError, match=f"has no {ITEMS_FILE}: no items were withheld from it"):
-        Withheld.load(data_folder)
+        HeldOutItems.load(data_folder)
     with pytest.raises(FileExistsError, match="pass --overwrite"):
-        withhold_items(data, tmp_path / "rest")
+        hold_out_items(data, tmp_path / "rest")
 
 
 def test_users_without_texts_of_their_own(data: RecommendationData, tmp_path: Path) -> None:
     bare = dataclasses.replace(data, users=data.users.select(["user_id"]))
-    withheld = withhold_items(bare, tmp_path / "rest")
+    withheld = hold_out_items(bare, tmp_path / "rest")
     assert withheld.data.users.column_names == ["user_id"] and withheld.data.num_users == 60

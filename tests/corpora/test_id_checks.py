@@ -25,9 +25,7 @@ def data_of(users: list[str] | list[int], items: list[str]) -> RecommendationDat
 
 @pytest.fixture(scope="module")
 def model(tiny_backbones: dict[str, Path]) -> CLLM4RecForRecommendation:
-    return CLLM4RecForRecommendation.from_backbone(
-        tiny_backbones["gpt2"], users=KnownUsers(USERS), catalogue=Catalogue(ITEMS)
-    )
+    return CLLM4RecForRecommendation.from_backbone(tiny_backbones["gpt2"], users=KnownUsers(USERS), catalogue=Catalogue(ITEMS))
 
 
 def test_the_same_ids_fit_whatever_their_arrow_type(model: CLLM4RecForRecommendation) -> None:
@@ -48,9 +46,7 @@ def test_the_same_ids_fit_whatever_their_arrow_type(model: CLLM4RecForRecommenda
         ([1, 2], ITEMS, PEOPLE),
     ],
 )
-def test_other_ids_do_not(
-    users: list[str] | list[int], items: list[str], message: str, model: CLLM4RecForRecommendation
-) -> None:
+def test_other_ids_do_not(users: list[str] | list[int], items: list[str], message: str, model: CLLM4RecForRecommendation) -> None:
     with pytest.raises(ValueError, match=message):
         check_same_ids(model, data_of(users, items), "runs/x")
 

@@ -43,9 +43,7 @@ def test_integer_ids_keep_their_type(kind: pa.DataType) -> None:
     assert check_ids(pa.chunked_array([[3, 1], [2]], kind), "user_id").type == kind
 
 
-@pytest.mark.parametrize(
-    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())]
-)
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())])
 def test_all_encodings_of_text_are_one(kind: pa.DataType) -> None:
     ids = check_ids(pa.array(["b", "a"]).cast(pa.string()).cast(kind), "user_id")
     assert ids.type == pa.large_string()
@@ -305,9 +303,7 @@ def test_texts_are_selected(tmp_path: Path) -> None:
     assert read_texts(path, **read).to_pylist() == [{"item_id": 1, "title": "A", "brand": "", "price": "9"}]
     assert read_texts(path, **read, columns=["price"]).to_pylist() == [{"item_id": 1, "price": "9"}]
     assert read_texts(path, **read, exclude=["price", "brand"]).column_names == ["item_id", "title"]
-    with pytest.raises(
-        ValueError, match="no column 'prize' to exclude; it has id, title, brand, price; did you mean 'price'"
-    ):
+    with pytest.raises(ValueError, match="no column 'prize' to exclude; it has id, title, brand, price; did you mean 'price'"):
         read_texts(path, **read, exclude=["prize"])
     with pytest.raises(ValueError, match="no column 'titel'"):
         read_texts(path, **read, columns=["titel"])

@@ -71,9 +71,7 @@ def test_items_in_the_order_of_their_table(tmp_path: Path) -> None:
 def test_items_and_users_without_texts(tmp_path: Path) -> None:
     items = pa.table({"item_id": ["c", "b"], "title": ["C", "B"]})
     users = pa.table({"user_id": ["stranger", "zoe"], "biography": ["?", "reads"]})
-    with pytest.raises(
-        ValueError, match="2 of 4 items .* not among the items: '<item_3>', 'd'; .* --on-missing-item keep"
-    ):
+    with pytest.raises(ValueError, match="2 of 4 items .* not among the items: '<item_3>', 'd'; .* --on-missing-item keep"):
         prepare(tmp_path, world(), items=items)
     with pytest.raises(ValueError, match="2 of 3 users .*: 'user_1', '🙂 b'; .* --on-missing-user keep"):
         prepare(tmp_path, world(), users=users)
@@ -118,9 +116,7 @@ def test_no_review_outside_train_is_in_any_file(tmp_path: Path, split: str) -> N
 def test_statistics_and_protocol(tmp_path: Path) -> None:
     raw = world(rating=[5, 4, 4, 4, 4, 4, 4, 4, 1], timestamp=TIMES, review=[*REVIEWS[:8], " "])
     raw = pa.concat_tables([raw, raw.slice(1, 1)])
-    data = prepare(
-        tmp_path, raw, min_rating=4, k_core=2, split="temporal", temporal_cuts=(0.6, 0.8), sources=[{"a": "b"}]
-    )
+    data = prepare(tmp_path, raw, min_rating=4, k_core=2, split="temporal", temporal_cuts=(0.6, 0.8), sources=[{"a": "b"}])
     assert data.info == {
         "format": 1,
         "statistics": {

@@ -3,22 +3,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_cllm4rec.corpora.synthetic import QUALITIES, SmallWorld, make_small_world
+from modeling_cllm4rec.corpora.synthetic import QUALITIES, SyntheticDataset, make_synthetic_dataset
 
 
 @pytest.fixture(scope="module")
-def world() -> SmallWorld:
-    return make_small_world()
+def world() -> SyntheticDataset:
+    return make_synthetic_dataset()
 
 
-def matrices(world: SmallWorld) -> tuple[np.ndarray, np.ndarray]:
+def matrices(world: SyntheticDataset) -> tuple[np.ndarray, np.ndarray]:
     """Train and test indicator matrices: each person's last interaction in the table is the test one."""
     users = {u: k for k, u in enumerate(world.users["user_id"].to_pylist())}
     items = {j: k for k, j in enumerate(world.items["item_id"].to_pylist())}
     train, last = np.zeros((len(users), len(items))), {}
-    for user, item in zip(
-        world.interactions["user_id"].to_pylist(), world.interactions["item_id"].to_pylist(), strict=True
-    ):
+    for user, item in zip(world.interactions["user_id"].to_pylist(), world.interactions["item_id"].to_pylist(), strict=True):
         train[users[user], items[item]] = 1
         last[users[user]] = items[item]
     test = np.zeros_like(train)
@@ -44,7 +42,7 @@ def test_columns_and_types(world):
 
 
 def test_same_seed_same_world_other_seed_another(world):
-    again, other = make_small_world(), make_small_world(seed=1)
+    again, other = make_synthetic_dataset(), make_synthetic_dataset(seed=1)
     assert all(a.equals(b) for a, b in zip(world, again, strict=True))
     assert not any(a.equals(b) for a, b in zip(world, other, strict=True))
 
@@ -102,7 +100,7 @@ def test_who_chose_what_predicts_what_comes_next(world):
 
 
 def test_without_taste_there_is_nothing_to_learn():
-    world = make_small_world(taste_strength=0.0, popularity_spread=0.0)
+    world = make_synthetic_dataset(taste_strength=0.0, popularity_spread=0.0)
     train, test = matrices(world)
     gram = train.T @ train
     np.fill_diagonal(gram, 0)
@@ -117,7 +115,7 @@ def test_popularity_is_moderately_skewed(world):
 @settings(max_examples=15)
 @given(users=st.integers(1, 20), extra_items=st.integers(0, 30), mean=st.integers(5, 9), seed=st.integers(0, 10**9))
 def test_any_size(users, extra_items, mean, seed):
-    world = make_small_world(users, 2 * mean + extra_items, seed, mean)
+    world = make_synthetic_dataset(users, 2 * mean + extra_items, seed, mean)
     assert world.users.num_rows == users
     assert users * (mean - 4) <= world.interactions.num_rows <= users * (mean + 4)
     assert set(world.interactions["user_id"].to_pylist()) == set(world.users["user_id"].to_pylist())
@@ -137,4 +135,4 @@ def test_any_size(users, extra_items, mean, seed):
 )
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
-        make_small_world(**arguments)
+        make_synthetic_dataset(**arguments)

@@ -21,7 +21,7 @@ from scipy import sparse
 from transformers import PreTrainedTokenizerBase
 
 from modeling_cllm4rec.commands.main import COMMANDS
-from modeling_cllm4rec.corpora.synthetic import SmallWorld
+from modeling_cllm4rec.corpora.synthetic import SyntheticDataset
 from modeling_cllm4rec.corpora.splits import leave_one_out_split
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
 
@@ -29,10 +29,10 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 @pytest.fixture(scope="module")
-def frames(small_world: SmallWorld) -> tuple[pd.DataFrame, pd.DataFrame]:
+def frames(synthetic_dataset: SyntheticDataset) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Interactions and items of the small world under whole numbers."""
-    interactions = small_world.interactions.to_pandas().drop(columns="review").drop_duplicates(["user_id", "item_id"])
-    items = small_world.items.to_pandas()
+    interactions = synthetic_dataset.interactions.to_pandas().drop(columns="review").drop_duplicates(["user_id", "item_id"])
+    items = synthetic_dataset.items.to_pandas()
     items["categories"] = items["categories"].map("|".join)
     item_number = {name: number for number, name in enumerate(items["item_id"])}
     interactions["item_id"] = interactions["item_id"].map(item_number)

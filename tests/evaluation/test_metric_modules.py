@@ -54,9 +54,7 @@ def test_users_without_truth_are_counted(load, name):
     assert result[name] == pytest.approx(EXPECTED[name])
 
 
-@pytest.mark.parametrize(
-    ("k", "message"), [(0, "k must be at least 1, got 0"), (4, "k is 4, but only 3 items are ranked")]
-)
+@pytest.mark.parametrize(("k", "message"), [(0, "k must be at least 1, got 0"), (4, "k is 4, but only 3 items are ranked")])
 @pytest.mark.parametrize("name", METRIC_NAMES)
 def test_k_must_fit(load, name, k, message):
     inputs = {"predictions": PREDICTIONS, "references": REFERENCES}

@@ -8,21 +8,21 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from modeling_cllm4rec.corpora.cold_items import Withheld
+from modeling_cllm4rec.corpora.cold_items import HeldOutItems
 from modeling_cllm4rec.corpora.data_folder import Histories
 from modeling_cllm4rec.corpora.preparation import prepare_tables
 from modeling_cllm4rec.evaluation.new_items import baselines_for, new_items_recall, new_items_table
 
 
 @pytest.fixture
-def withheld(tmp_path: Path) -> Withheld:
+def withheld(tmp_path: Path) -> HeldOutItems:
     """Old items a, b, c; new ones x, y, z. Ann chose x and y, bob z, cid only x, dan none of them."""
     users = ["ann", "ann", "bob", "bob", "dan"]
     items = ["a", "b", "b", "c", "c"]
     table = pa.table({"user_id": users, "item_id": items, "split": ["train"] * 5})
     data = prepare_tables(table, pa.table({"item_id": ["a", "b", "c"]}), None, tmp_path / "data", split="given")
     new = pa.table({"item_id": ["x", "y", "z"], "part": ["report"] * 3})
-    return Withheld(data, new, pa.table({"user_id": ["ann", "ann", "bob", "cid"], "item_id": ["x", "y", "z", "x"]}))
+    return HeldOutItems(data, new, pa.table({"user_id": ["ann", "ann", "bob", "cid"], "item_id": ["x", "y", "z", "x"]}))
 
 
 class Fixed:
@@ -34,7 +34,7 @@ class Fixed:
         return np.tile(np.array([9, 8, 5, 3, 1, 2], dtype=np.float32), (len(histories.indptr) - 1, 1))
 
 
-def test_by_hand(withheld: Withheld) -> None:
+def test_by_hand(withheld: HeldOutItems) -> None:
     new = withheld.part("report")
     result = new_items_recall(Fixed(), withheld, new, k=2, batch_size=1, progress=False)
     # Among new items x, z come first: ann (x, y) finds 1 of 2, bob (z) 1 of 1.
@@ -50,7 +50,7 @@ def test_by_hand(withheld: Withheld) -> None:
     assert "2 users with a new item; 1 more have no training history left" in table
 
 
-def test_baselines(withheld: Withheld) -> None:
+def test_baselines(withheld: HeldOutItems) -> None:
     new = withheld.part("report")
     vectors = np.array([[1, 0], [1, 0], [0, 1], [1, 0], [1, 0.1], [0, 1]], dtype=np.float32)
     found = baselines_for(withheld, new.num_rows, vectors)
@@ -67,14 +67,12 @@ def test_baselines(withheld: Withheld) -> None:
         (1, 2, "the recommender has 6 items, the data 3 and 2 new ones; add these items, and no other"),
     ],
 )
-def test_what_cannot_be_measured(withheld: Withheld, k: int, rows: int, message: str) -> None:
+def test_what_cannot_be_measured(withheld: HeldOutItems, k: int, rows: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         new_items_recall(Fixed(), withheld, withheld.part("report").slice(0, rows), k=k, progress=False)
 
 
-def test_nobody_to_ask(withheld: Withheld) -> None:
-    alone = Withheld(withheld.data, withheld.items, withheld.interactions.slice(3))
+def test_nobody_to_ask(withheld: HeldOutItems) -> None:
+    alone = HeldOutItems(withheld.data, withheld.items, withheld.interactions.slice(3))
     with pytest.raises(ValueError, match="nobody with a training history chose one of the new items"):
         new_items_recall(Fixed(), alone, alone.part("report"), k=1, progress=False)
-
-

@@ -16,7 +16,7 @@ from modeling_cllm4rec.corpora.data_folder import Histories
 from modeling_cllm4rec.exports import vectors
 from modeling_cllm4rec.exports.command import main
 from modeling_cllm4rec.exports.nearest_items import build_index, measure_recall, recall_of
-from modeling_cllm4rec.exports.vectors import encode_people, encode_users, export_vectors
+from modeling_cllm4rec.exports.vectors import encode_histories, encode_users, export_vectors
 
 
 def read(path, name):
@@ -50,7 +50,7 @@ def test_the_query_encoder_is_a_model_of_its_own_without_histories(exported, mod
     encoder = AutoModel.from_pretrained(exported[0] / "query_encoder")
     assert encoder.users.items is None
     history = model.catalogue.ids.indices_of([1004, 1007])
-    queries = encode_people(encoder, None, [history])
+    queries = encode_histories(encoder, None, [history])
     best = int(np.argsort(-(queries @ read(exported[0], "item_vectors")[1].T)[0])[0])
     (row,) = model.recommend(histories=[[1004, 1007]], k=1, exclude_seen=False).to_pylist()
     assert row["item"] == 1000 + best
@@ -58,7 +58,7 @@ def test_the_query_encoder_is_a_model_of_its_own_without_histories(exported, mod
 
 def test_batches_of_like_lengths_change_nothing(model):
     people = np.arange(20)
-    alone = np.concatenate([encode_people(model, people[i : i + 1], [model.users.history(i)]) for i in people])
+    alone = np.concatenate([encode_histories(model, people[i : i + 1], [model.users.history(i)]) for i in people])
     np.testing.assert_allclose(encode_users(model, people, batch_size=6), alone, atol=1e-5)
 
 
@@ -108,7 +108,7 @@ def test_a_model_that_keeps_no_histories_has_an_index_and_no_recall(model, tmp_p
     assert main(["vectors", "--model", str(tmp_path / "model"), "--output", str(tmp_path / "out")]) == 0
     assert "its recall is unknown, because the model keeps no histories" in capsys.readouterr().out
     model.users = None
-    with pytest.raises(ValueError, match="this model knows no users; give histories to encode_people"):
+    with pytest.raises(ValueError, match="this model knows no users; give histories to encode_histories"):
         encode_users(model, np.array([0]), 4)
 
 

@@ -14,8 +14,8 @@ from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers
 from modeling_cllm4rec.lcrec.configuration_rqvae import RQVAEConfig
 from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
 from modeling_cllm4rec.lcrec.modeling_rqvae import RQVAEModel
-from modeling_cllm4rec.lcrec.semantic_ids import ItemIndex
-from modeling_cllm4rec.tokenization.tokenization_lcrec import add_index_tokens
+from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds
+from modeling_cllm4rec.tokenization.tokenization_lcrec import add_semantic_id_tokens
 
 USERS = ["ann", "user 1", "🎸"]
 ITEMS = [f"item {number}" for number in range(10)] + ["<a_0>", "ä"]
@@ -44,14 +44,12 @@ def new_lcrec(backbone: Path, **changes: Any) -> tuple[LCRecForRecommendation, P
         },
         "separator": words(","),
     }
-    first = add_index_tokens(tokenizer, LEVELS, CODES)
+    first = add_semantic_id_tokens(tokenizer, LEVELS, CODES)
     torch.manual_seed(0)
-    indexer = RQVAEModel(
-        RQVAEConfig(input_dim=WIDTH, hidden_dims=(8,), latent_dim=4, num_levels=LEVELS, codebook_size=CODES)
-    )
+    indexer = RQVAEModel(RQVAEConfig(input_dim=WIDTH, hidden_dims=(8,), latent_dim=4, num_levels=LEVELS, codebook_size=CODES))
     indptr = np.cumsum([0, *map(len, HISTORIES)])
     arguments: dict[str, Any] = {
-        "index": ItemIndex(item_codes(), CODES),
+        "index": SemanticIds(item_codes(), CODES),
         "first_index_token": first,
         "catalogue": Catalogue(pa.table({"item_id": ITEMS, "title": [f"title {number}" for number in range(12)]})),
         "users": KnownUsers(USERS, indptr, np.concatenate(HISTORIES).astype(np.int32)),

@@ -26,9 +26,9 @@ from modeling_cllm4rec.lcrec.alignment_corpus import (
 )
 from modeling_cllm4rec.lcrec.alignment_documents import windows
 from modeling_cllm4rec.lcrec.intentions import Intentions
-from modeling_cllm4rec.lcrec.prompts import index_prompt
-from modeling_cllm4rec.lcrec.semantic_ids import ItemIndex
-from modeling_cllm4rec.tokenization.tokenization_lcrec import add_index_tokens
+from modeling_cllm4rec.lcrec.prompts import semantic_id_prompt
+from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds
+from modeling_cllm4rec.tokenization.tokenization_lcrec import add_semantic_id_tokens
 
 CODES = np.array([[0, 1], [1, 1], [2, 0], [0, 2]], dtype=np.int32)
 TITLES = ["Red <a_0> lamp", "Tea", "Pen!", "Soap"]
@@ -67,7 +67,7 @@ def small() -> RecommendationData:
 def tokenizer(tiny_backbones: dict[str, Path]) -> PreTrainedTokenizerBase:
     """Byte-level, with a token for beginning and end, and the tokens of 2 levels of 3 codes."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_backbones["gpt2"])
-    add_index_tokens(tokenizer, num_levels=2, codebook_size=3)
+    add_semantic_id_tokens(tokenizer, num_levels=2, codebook_size=3)
     return tokenizer
 
 
@@ -79,7 +79,7 @@ def word_piece_tokenizer(texts: list[str], num_levels: int, codebook_size: int) 
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]"
     )
-    add_index_tokens(tokenizer, num_levels, codebook_size)
+    add_semantic_id_tokens(tokenizer, num_levels, codebook_size)
     return tokenizer
 
 
@@ -97,21 +97,21 @@ def first_token(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def make(data: RecommendationData, tokenizer: PreTrainedTokenizerBase, **changes: Any) -> AlignmentCorpus:
     arguments: dict[str, Any] = {"context_length": 128, "on_missing_text": "title-only", "intentions": INTENTIONS, **changes}
-    index = arguments.pop("index", ItemIndex(CODES, 3))
+    index = arguments.pop("index", SemanticIds(CODES, 3))
     return AlignmentCorpus(data, tokenizer, index, first_token(tokenizer), **arguments)
 
 
 def make_whole(data: RecommendationData, tokenizer: PreTrainedTokenizerBase, **changes: Any) -> AlignmentCorpus:
     """A corpus of the tiny world, whose items get the codes of their number in base 7."""
     items = np.arange(data.num_items)
-    index = ItemIndex(np.stack([items // 7, items % 7], axis=1).astype(np.int32), 7)
+    index = SemanticIds(np.stack([items // 7, items % 7], axis=1).astype(np.int32), 7)
     return make(data, tokenizer, **{"index": index, "intentions": None, "context_length": 256, **changes})
 
 
 @pytest.fixture(scope="module")
 def whole_tokenizer(tiny_backbones: dict[str, Path]) -> PreTrainedTokenizerBase:
     tokenizer = AutoTokenizer.from_pretrained(tiny_backbones["gpt2"])
-    add_index_tokens(tokenizer, num_levels=2, codebook_size=7)
+    add_semantic_id_tokens(tokenizer, num_levels=2, codebook_size=7)
     return tokenizer
 
 
@@ -302,9 +302,7 @@ def test_word_pieces_have_no_beginning_and_end_with_their_separator(small: Recom
         assert counts[-1]
 
 
-def test_apart_is_a_document_for_each_prefix(
-    small: RecommendationData, tokenizer: PreTrainedTokenizerBase, plain: Path
-) -> None:
+def test_apart_is_a_document_for_each_prefix(small: RecommendationData, tokenizer: PreTrainedTokenizerBase, plain: Path) -> None:
     corpus = make(small, tokenizer, templates=load_templates(plain), tasks={"seqrec": 1}, seqrec="apart")
     lamp, tea, pen, soap = "<a_0><b_1>", "<a_1><b_1>", "<a_2><b_0>", "<a_0><b_2>"
     assert told(corpus, tokenizer)["seqrec"] == [
@@ -363,7 +361,7 @@ def test_every_target_comes_after_the_prompt_of_inference(
         targets += items[1:] if mode == "together" else items[-1:]
         assert any(items == user[place : place + len(items)] for user in users for place in range(len(user)))
         known = {
-            tuple(index_prompt(pieces, codes[items[:many]], separator_ids(tokenizer), first, 7).tolist())
+            tuple(semantic_id_prompt(pieces, codes[items[:many]], separator_ids(tokenizer), first, 7).tolist())
             for pieces in prompts
             for many in range(1, len(items))
         }
@@ -576,8 +574,8 @@ def test_nothing_of_held_out_pairs_gets_in(
         ({"max_history": 0}, "max_history is 0; it must be 1 or more"),
         ({"reorder": 1.5}, "reorder is 1.5; it must lie between 0 and 1"),
         ({"max_text_tokens": 0}, "max_text_tokens is 0; it must be 1 or more"),
-        ({"index": ItemIndex(CODES[:3], 3)}, "the index names 3 items and the data has 4: it is that of another catalogue"),
-        ({"index": ItemIndex(CODES, 4)}, "so <b_3> should be token .*add the index tokens first"),
+        ({"index": SemanticIds(CODES[:3], 3)}, "the index names 3 items and the data has 4: it is that of another catalogue"),
+        ({"index": SemanticIds(CODES, 4)}, "so <b_3> should be token .*add the index tokens first"),
         ({"context_length": 8, "tasks": {"seqrec": 1}}, "the longest template of seqrec has .* it does not fit the context of 8"),
         (
             {"intentions": dataclasses.replace(INTENTIONS, queries=INTENTIONS.queries[:2])},
@@ -596,7 +594,7 @@ def test_wrong_arguments(
 def test_a_tokenizer_without_index_tokens(small: RecommendationData, tiny_backbones: dict[str, Path]) -> None:
     bare = AutoTokenizer.from_pretrained(tiny_backbones["gpt2"])
     with pytest.raises(ValueError, match="so <a_0> should be token 400, but the tokenizer has None: add the index tokens first"):
-        AlignmentCorpus(small, bare, ItemIndex(CODES, 3), 400, context_length=128)
+        AlignmentCorpus(small, bare, SemanticIds(CODES, 3), 400, context_length=128)
 
 
 def test_a_task_without_documents(small: RecommendationData, tokenizer: PreTrainedTokenizerBase) -> None:

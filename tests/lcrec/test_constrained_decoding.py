@@ -21,7 +21,7 @@ from transformers import (
 
 from modeling_cllm4rec.lcrec.beam_search import beam_search, check_tree_attention, score_all
 from modeling_cllm4rec.lcrec.constrained_decoding import ItemTrie, TrieLogitsProcessor
-from modeling_cllm4rec.lcrec.semantic_ids import ItemIndex
+from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds
 
 FIRST, LEVELS, CODES, ITEMS, VOCABULARY, CONTEXT = 20, 3, 4, 30, 40, 24  # tokens 32 to 39: padding of the vocabulary
 END = 1
@@ -283,7 +283,7 @@ class TestBeamSearch:
         found = beam_search(gpt2, *padded(), ItemTrie(codes, CODES), FIRST, num_beams, seen=seen)
         written = np.where(found.items[..., None] < 0, -1, codes[found.items])
         assert np.array_equal(found.codes, written) and found.codes.shape == (3, num_beams, LEVELS)
-        assert np.array_equal(ItemIndex(codes, CODES).items_of(found.codes.numpy()), found.items)
+        assert np.array_equal(SemanticIds(codes, CODES).items_of(found.codes.numpy()), found.items)
 
     @pytest.mark.parametrize("num_beams", [1, 3, 7])
     def test_equals_generate(self, model, num_beams):

@@ -22,8 +22,8 @@ from modeling_cllm4rec.lcrec.configuration_rqvae import RQVAEConfig
 from modeling_cllm4rec.lcrec.constrained_decoding import TrieLogitsProcessor
 from modeling_cllm4rec.lcrec.modeling_lcrec import ENCODES_TEXTS, LCRecForRecommendation
 from modeling_cllm4rec.lcrec.modeling_rqvae import RQVAEModel
-from modeling_cllm4rec.lcrec.prompts import index_tokens
-from modeling_cllm4rec.lcrec.semantic_ids import ItemIndex
+from modeling_cllm4rec.lcrec.prompts import semantic_id_tokens
+from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds
 
 _spec = importlib.util.spec_from_file_location("lcrec_models", Path(__file__).with_name("lcrec_models.py"))
 assert _spec is not None and _spec.loader is not None
@@ -54,7 +54,7 @@ def brute_force(model: LCRecForRecommendation, history: list[int], template: int
     """(J,) ln p of every item's index, each by a pass of its own."""
     prompt = torch.from_numpy(model.build_prompts(None, [np.array(history)], template)[0])
     scores = []
-    for tokens in index_tokens(model.index.codes, model.config.first_index_token, CODES):
+    for tokens in semantic_id_tokens(model.index.codes, model.config.first_index_token, CODES):
         ids = torch.cat([prompt, torch.from_numpy(tokens)])[None]
         with torch.no_grad():
             logits = model(ids).logits[0].log_softmax(-1)
@@ -128,7 +128,7 @@ def test_the_language_model_inside_generates_real_items(backbone):
     )
     words = {"".join(tokenizer.convert_ids_to_tokens(row[ids.shape[1] :].tolist())) for row in written}
     assert len(words) == 4
-    assert words <= {model.index.index_words(item) for item in range(12)}
+    assert words <= {model.index.semantic_id_text(item) for item in range(12)}
 
 
 def test_a_query_finds_items(backbone, tmp_path):
@@ -202,7 +202,7 @@ def test_start_rows_are_means_of_the_bearers_words(backbone):
     first, codes = model.config.first_index_token, model.index.codes
     before = [weight.detach().clone() for weight in model.id_parameters]
     tokens = [np.array([item % 3, 4 + item % 2]) if item else np.zeros(0, np.int64) for item in range(12)]
-    model.start_index_rows(tokens, noise=0.0)
+    model.start_semantic_id_rows(tokens, noise=0.0)
     for weight, old in zip(model.id_parameters, before, strict=True):
         assert torch.equal(weight[:first], old[:first])
         for level in range(LEVELS):
@@ -232,9 +232,13 @@ class TestChangesOfTheCatalogue:
         found = gpt2.recommend(users=["ann"], k=11, num_beams=14).to_pandas()["item"]
         assert {"n 1", "n 2"} <= set(found)
         gpt2.save_pretrained(tmp_path)
-        assert LCRecForRecommendation.from_pretrained(tmp_path).recommend(users=["ann"], k=11, num_beams=14).to_pandas()[
-            "item"
-        ].tolist() == found.tolist()
+        assert (
+            LCRecForRecommendation.from_pretrained(tmp_path)
+            .recommend(users=["ann"], k=11, num_beams=14)
+            .to_pandas()["item"]
+            .tolist()
+            == found.tolist()
+        )
 
     def test_texts_alone_are_encoded_as_the_index_was(self, tiny_backbones):
         encoder = {"encoder": "gpt2", "fields": ["title"], "pooling": "separate", "max_text_tokens": 9}
@@ -352,7 +356,7 @@ class TestBadInput:
 
     def test_an_index_of_another_catalogue(self, tiny_backbones):
         with pytest.raises(ValueError, match="the index names 3 items and the catalogue has 12"):
-            lcrec_models.new_lcrec(tiny_backbones["gpt2"], index=ItemIndex(np.array([[0, 0], [0, 1], [1, 0]]), CODES))
+            lcrec_models.new_lcrec(tiny_backbones["gpt2"], index=SemanticIds(np.array([[0, 0], [0, 1], [1, 0]]), CODES))
 
     def test_index_tokens_amid_the_words(self, tiny_backbones):
         with pytest.raises(ValueError, match="first_index_token is 3, but the backbone has"):

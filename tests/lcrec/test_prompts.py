@@ -9,19 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeling_cllm4rec.lcrec.prompts import index_prompt, index_tokens, items_that_fit
+from modeling_cllm4rec.lcrec.prompts import items_that_fit, semantic_id_prompt, semantic_id_tokens
 
 CODES = np.array([[0, 1], [2, 3], [1, 1]], dtype=np.int32)
 FIRST, SIZE = 100, 4
 
 
 def prompt(pieces: list[Any], codes: np.ndarray = CODES, separator: tuple[int, ...] = (9,), **more: Any) -> list[int]:
-    return index_prompt(pieces, codes, list(separator), FIRST, SIZE, **more).tolist()
+    return semantic_id_prompt(pieces, codes, list(separator), FIRST, SIZE, **more).tolist()
 
 
 def test_index_tokens() -> None:
-    assert index_tokens(CODES, FIRST, SIZE).tolist() == [[100, 105], [102, 107], [101, 105]]
-    assert index_tokens(CODES, FIRST, SIZE).dtype == np.int64
+    assert semantic_id_tokens(CODES, FIRST, SIZE).tolist() == [[100, 105], [102, 107], [101, 105]]
+    assert semantic_id_tokens(CODES, FIRST, SIZE).dtype == np.int64
 
 
 def test_a_history_at_the_end_is_open_for_the_next_item() -> None:

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from modeling_cllm4rec.core.catalogue import IdMap
 from modeling_cllm4rec.lcrec.semantic_ids import (
-    ItemIndex,
+    SemanticIds,
     assign_unique_codes,
-    index_token,
     nearest_codes,
     nearest_free_codes,
     row_numbers,
+    semantic_id_token,
     shared_codes,
     sinkhorn,
     squared_distances_to,
@@ -151,14 +151,14 @@ def test_three_thousand_items_of_one_embedding():
 
 class TestItemIndex:
     def test_words(self):
-        assert ItemIndex(np.array([[12, 3, 200, 7]]), 256).index_words(0) == "<a_12><b_3><c_200><d_7>"
+        assert SemanticIds(np.array([[12, 3, 200, 7]]), 256).semantic_id_text(0) == "<a_12><b_3><c_200><d_7>"
         with pytest.raises(ValueError, match="level is 26; an index has at most 26 levels"):
-            index_token(26, 0)
+            semantic_id_token(26, 0)
 
     def test_round_trip(self, tmp_path):
-        index = ItemIndex(np.array([[0, 1], [1, 0], [1, 1]]), 4)
+        index = SemanticIds(np.array([[0, 1], [1, 0], [1, 1]]), 4)
         index.save(tmp_path / "index.parquet", IdMap(["x", "ä", "🎸"], "item_id"))
-        loaded, ids = ItemIndex.load(tmp_path / "index.parquet")
+        loaded, ids = SemanticIds.load(tmp_path / "index.parquet")
         assert np.array_equal(loaded.codes, index.codes) and loaded.codebook_size == 4
         assert ids.ids_of([0, 1, 2]) == ["x", "ä", "🎸"]
 
@@ -174,33 +174,33 @@ class TestItemIndex:
     )
     def test_refuses(self, codes, message):
         with pytest.raises(ValueError, match=message):
-            ItemIndex(np.array(codes), 4)
+            SemanticIds(np.array(codes), 4)
 
     def test_a_file_whose_codes_collide_or_that_is_none(self, tmp_path):
         path = tmp_path / "index.parquet"
         table = pa.table({"item_id": ["a", "b"], "codes": [[0, 0], [0, 0]]})
         pq.write_table(table.replace_schema_metadata({"codebook_size": "4"}), path)
         with pytest.raises(ValueError, match="2 items share their codes"):
-            ItemIndex.load(path)
+            SemanticIds.load(path)
         pq.write_table(table, path)
         with pytest.raises(ValueError, match="an index has item_id and codes, and its codebook's size"):
-            ItemIndex.load(path)
+            SemanticIds.load(path)
         path.write_bytes(b"PAR1")
         with pytest.raises(ValueError, match="is no readable index"):
-            ItemIndex.load(path)
+            SemanticIds.load(path)
         with pytest.raises(ValueError, match="is no readable index"):
-            ItemIndex.load(tmp_path / "nowhere.parquet")
+            SemanticIds.load(tmp_path / "nowhere.parquet")
 
     @pytest.mark.parametrize("ragged", [[[1, 2], [3]], [[1, 2], None], [None, None]])
     def test_codes_of_different_lengths(self, ragged, tmp_path):
         table = pa.table({"item_id": ["p", "q"], "codes": pa.array(ragged, pa.list_(pa.int32()))})
         pq.write_table(table.replace_schema_metadata({"codebook_size": "4"}), tmp_path / "index.parquet")
         with pytest.raises(ValueError, match="codes: all items need codes of the same number of levels, but they have"):
-            ItemIndex.load(tmp_path / "index.parquet")
+            SemanticIds.load(tmp_path / "index.parquet")
 
     def test_ids_of_another_catalogue(self, tmp_path):
         with pytest.raises(ValueError, match="got 1 item ids for an index of 2 items"):
-            ItemIndex(np.array([[0], [1]]), 4).save(tmp_path / "x.parquet", IdMap(["a"], "item_id"))
+            SemanticIds(np.array([[0], [1]]), 4).save(tmp_path / "x.parquet", IdMap(["a"], "item_id"))
 
 
 def test_refusals():

@@ -16,8 +16,8 @@ from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.evaluation.evaluator import evaluate
 from modeling_cllm4rec.lcrec.evaluation import SearchingRecommender
 from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
-from modeling_cllm4rec.lcrec.semantic_ids import ItemIndex
-from modeling_cllm4rec.tokenization.tokenization_lcrec import add_index_tokens
+from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds
+from modeling_cllm4rec.tokenization.tokenization_lcrec import add_semantic_id_tokens
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -40,8 +40,8 @@ def model(data: RecommendationData, tiny_backbones: dict[str, Path], tmp_path_fa
     numbers = np.random.default_rng(0).permutation(64)[: data.num_items]
     LCRecForRecommendation.from_backbone(
         tiny_backbones["gpt2"],
-        index=ItemIndex(np.stack([numbers // 3, numbers % 3], axis=1).astype(np.int32), 22),
-        first_index_token=add_index_tokens(tokenizer, 2, 22),
+        index=SemanticIds(np.stack([numbers // 3, numbers % 3], axis=1).astype(np.int32), 22),
+        first_index_token=add_semantic_id_tokens(tokenizer, 2, 22),
         catalogue=Catalogue(data.items),
         users=KnownUsers(data.users["user_id"], train.indptr, train.items),
         recommendation_prompts=[[[1, 2], "items"]],

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from modeling_cllm4rec.core.catalogue import IdMap
-from modeling_cllm4rec.lcrec.semantic_ids import ItemIndex
+from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SMALL = ["--items", "40", "--levels", "3", "--codebook-size", "8", "--users", "5", "--batch-size", "3", "--history", "3"]
@@ -51,7 +51,7 @@ def test_one_run(recipes: dict[str, Any], tiny_backbone: Path, tmp_path: Path) -
 
 def test_a_saved_index_is_read(recipes: dict[str, Any], tiny_backbones: dict[str, Path], tmp_path: Path) -> None:
     codes = np.array([[0, 1], [2, 3], [2, 1]], dtype=np.int32)
-    ItemIndex(codes, 4).save(tmp_path / "index.parquet", IdMap(["a", "b", "c"], "item_id"))
+    SemanticIds(codes, 4).save(tmp_path / "index.parquet", IdMap(["a", "b", "c"], "item_id"))
     world = recipes["decoding"].make_world(
         asked(recipes, "--index", str(tmp_path / "index.parquet"), "--model", str(tiny_backbones["gpt2"]))
     )

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 
 from modeling_cllm4rec.cllm4rec.pretraining import new_model
 from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers
-from modeling_cllm4rec.corpora.cold_items import Withheld, withhold_items
+from modeling_cllm4rec.corpora.cold_items import HeldOutItems, hold_out_items
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.item_embeddings import embed_items
 from modeling_cllm4rec.hub.loading import load_recommender
@@ -26,22 +26,22 @@ from modeling_cllm4rec.hub.model_card import update_card
 from modeling_cllm4rec.lcrec.configuration_rqvae import RQVAEConfig
 from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
 from modeling_cllm4rec.lcrec.modeling_rqvae import RQVAEModel
-from modeling_cllm4rec.lcrec.semantic_ids import ItemIndex
+from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds
 from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
-from modeling_cllm4rec.tokenization.tokenization_lcrec import add_index_tokens
+from modeling_cllm4rec.tokenization.tokenization_lcrec import add_semantic_id_tokens
 from modeling_cllm4rec.training.arguments import PretrainArguments
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 @pytest.fixture(scope="module")
-def withheld(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Withheld:
+def withheld(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> HeldOutItems:
     output = tmp_path_factory.mktemp("withheld") / "rest"
-    return withhold_items(RecommendationData.load(data_folder), output, share=0.2, tuning_share=0.1)
+    return hold_out_items(RecommendationData.load(data_folder), output, share=0.2, tuning_share=0.1)
 
 
 @pytest.fixture(scope="module")
-def cllm4rec(withheld: Withheld, tiny_backbones: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cllm4rec(withheld: HeldOutItems, tiny_backbones: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained model of the data without the withheld items."""
     folder = tmp_path_factory.mktemp("cllm4rec")
     values: dict[str, Any] = {"data": str(withheld.data.folder), "backbone": str(tiny_backbones["gpt2"])}
@@ -54,7 +54,7 @@ def cllm4rec(withheld: Withheld, tiny_backbones: dict[str, Path], tmp_path_facto
 
 
 @pytest.fixture(scope="module")
-def lcrec(withheld: Withheld, tiny_backbones: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def lcrec(withheld: HeldOutItems, tiny_backbones: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained LC-Rec over the same data, two levels of eight codes."""
     folder, backbone, data = tmp_path_factory.mktemp("lcrec"), tiny_backbones["gpt2"], withheld.data
     tokenizer = AutoTokenizer.from_pretrained(backbone)
@@ -62,8 +62,8 @@ def lcrec(withheld: Withheld, tiny_backbones: dict[str, Path], tmp_path_factory:
     train = data.histories("train")
     model = LCRecForRecommendation.from_backbone(
         backbone,
-        index=ItemIndex(np.stack([numbers // 8, numbers % 8], axis=1).astype(np.int32), 8),
-        first_index_token=add_index_tokens(tokenizer, 2, 8),
+        index=SemanticIds(np.stack([numbers // 8, numbers % 8], axis=1).astype(np.int32), 8),
+        first_index_token=add_semantic_id_tokens(tokenizer, 2, 8),
         catalogue=Catalogue(data.items),
         users=KnownUsers(data.users["user_id"], train.indptr, train.items),
         indexer=RQVAEModel(RQVAEConfig(input_dim=32, hidden_dims=(8,), latent_dim=4, num_levels=2, codebook_size=8)),
@@ -77,7 +77,7 @@ def lcrec(withheld: Withheld, tiny_backbones: dict[str, Path], tmp_path_factory:
 
 
 @pytest.fixture
-def new_items(withheld: Withheld, tmp_path: Path) -> Path:
+def new_items(withheld: HeldOutItems, tmp_path: Path) -> Path:
     pq.write_table(withheld.part("report"), tmp_path / "new.parquet")
     return tmp_path / "new.parquet"
 
@@ -97,7 +97,7 @@ def run_main() -> Callable[[str], Callable[..., int]]:
 
 
 def test_add_items_to_cllm4rec(
-    run_main: Any, cllm4rec: Path, new_items: Path, withheld: Withheld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run_main: Any, cllm4rec: Path, new_items: Path, withheld: HeldOutItems, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "grown"
     assert run_main("add_items")("--model", cllm4rec, "--items", new_items, "--output", output, "--json") == 0
@@ -113,7 +113,7 @@ def test_add_items_to_cllm4rec(
 
 
 def test_add_items_to_lcrec(
-    run_main: Any, lcrec: Path, new_items: Path, withheld: Withheld, tiny_backbones: dict[str, Path], tmp_path: Path
+    run_main: Any, lcrec: Path, new_items: Path, withheld: HeldOutItems, tiny_backbones: dict[str, Path], tmp_path: Path
 ) -> None:
     output = tmp_path / "grown"
     flags = ("--model", lcrec, "--items", new_items, "--output", output, "--encoder", tiny_backbones["gpt2"])
@@ -129,7 +129,7 @@ def test_split_and_measure_both_systems(
     data_folder: Path,
     cllm4rec: Path,
     lcrec: Path,
-    withheld: Withheld,
+    withheld: HeldOutItems,
     tiny_backbones: dict[str, Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -138,7 +138,7 @@ def test_split_and_measure_both_systems(
     shares = ("--share", 0.2, "--tuning-share", 0.1)
     assert main("split", "--data", data_folder, "--output", tmp_path / "rest", *shares) == 0
     assert "28 items and " in capsys.readouterr().out
-    assert Withheld.load(tmp_path / "rest").items.equals(withheld.items)
+    assert HeldOutItems.load(tmp_path / "rest").items.equals(withheld.items)
     encoders = ("--encoder", tiny_backbones["gpt2"], "--baseline-encoder", tiny_backbones["gpt2"], "--baseline-text-tokens", 40)
     flags = ("--data", tmp_path / "rest", "--model", cllm4rec, lcrec, "--k", 4, "--output", tmp_path / "out.json", *encoders)
     assert main("measure", *flags) == 0
@@ -169,7 +169,11 @@ def test_one_line_for_bad_input(
         ("add_items", (*new, "--items", bare), "item_id"),
         ("add_items", (*new, "--items", known), "are known already"),
         ("add_items", (*new, "--items", tmp_path / "none.parquet"), "none.parquet"),
-        ("add_items", (*new, "--items", new_items, "--boldness", "2"), "boldness is 2.0; it must lie between 0 and 1"),
+        (
+            "add_items",
+            (*new, "--items", new_items, "--prediction-scale", "2"),
+            "prediction_scale is 2.0; it must lie between 0 and 1",
+        ),
         ("add_items", (*new, "--items", new_items, "--passes", "-1"), "passes is -1; it must be 0 or more"),
         ("add_items", ("--model", cllm4rec, "--items", new_items, "--output", cllm4rec), "exists and is not empty"),
         ("new_items", ("measure", "--data", data_folder), "no items were withheld from it"),

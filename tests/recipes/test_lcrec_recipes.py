@@ -19,9 +19,7 @@ Mains = dict[str, Callable[..., int]]
 
 
 @pytest.fixture(scope="module")
-def run(
-    mains: Mains, data_folder: Path, tiny_backbones: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def run(mains: Mains, data_folder: Path, tiny_backbones: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run and, beside it, its index."""
     folder = tmp_path_factory.mktemp("runs")
     index = {

@@ -77,9 +77,7 @@ def test_all_sources_give_the_same_folder(recipe: ModuleType, sources: dict[str,
 
 
 def test_columns_users_and_given_split(recipe: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = "".join(
-        f"{user},{item},{fold}\n" for user in "ab" for item, fold in enumerate(("train", "validation", "test"))
-    )
+    rows = "".join(f"{user},{item},{fold}\n" for user in "ab" for item, fold in enumerate(("train", "validation", "test")))
     (tmp_path / "r.csv").write_text("who,what,fold\n" + rows)
     (tmp_path / "people.csv").write_text("name,biography,age\nb,reads,9\na,,8\n")
     arguments = [

@@ -177,9 +177,7 @@ def test_a_backbone_that_is_not_there_is_one_error(
     assert_one_line(capsys, "pretrain: error: backbone: .*nowhere is no folder with a language model")
 
 
-def test_finetuning_before_pretraining(
-    finetune: Main, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_finetuning_before_pretraining(finetune: Main, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert finetune("--config", config, "--output", tmp_path / "run") == 2
     assert_one_line(capsys, "finetune: error: start: there is no folder .*pretrained; run `cllm4rec pretrain` first")
 

@@ -125,9 +125,7 @@ def test_histories_that_do_not_fit(recipes: dict[str, Any], world: Any) -> None:
     stage.model.config.text_config.max_position_embeddings = 12
     with pytest.raises(ValueError, match="the longest history has .* the backbone's context holds 12 tokens"):
         tokenizer = stage.texts.tokenizer
-        recipes["released"].ReleasedScheme(
-            stage.model, tokenizer, stage.data, recipes["speed"].Prompts(), stage.histories
-        )
+        recipes["released"].ReleasedScheme(stage.model, tokenizer, stage.data, recipes["speed"].Prompts(), stage.histories)
 
 
 def test_batches_are_spread_over_the_file(recipes: dict[str, Any]) -> None:

@@ -96,7 +96,7 @@ BAD = [
     ({"usrs": [7]}, "body: got \"usrs\"; allowed: users, histories.*did you mean 'users'"),
     ({"xyz": 1}, "leave it out"),
     ({"users": [7], "query": "soap"}, "reads no queries.*ask an LC-Rec model"),
-    ({"users": "7"}, "users: got \"7\"; allowed: a list of 1 to 256"),
+    ({"users": "7"}, 'users: got "7"; allowed: a list of 1 to 256'),
     ({"users": []}, "users: got .*a list of 1 to 256"),
     ({"users": [7] * 257}, "users: got .*a list of 1 to 256; split"),
     ({"users": ["7"]}, "users: got .*; allowed: whole numbers"),
@@ -113,7 +113,7 @@ BAD = [
     ({"users": [7], "k": 3, "candidates": ["ä", "6", "ä"]}, "k: got 3; .*1 to 2"),
     ({"users": [7], "candidates": []}, "candidates: got .*leave the field out"),
     ({"users": [7], "candidates": ["b"]}, "candidates: got .*the 6 item_ids"),
-    ({"users": [7], "k": 1, "exclude_seen": "no"}, "exclude_seen: got \"no\"; allowed: true or false"),
+    ({"users": [7], "k": 1, "exclude_seen": "no"}, 'exclude_seen: got "no"; allowed: true or false'),
 ]
 
 

@@ -193,9 +193,7 @@ ADVERSARIAL = [
     "\N{GRINNING FACE}", "e\N{COMBINING ACUTE ACCENT}", "\u200d", "\x00", "\x07", "\ue000", "\U0010ffff", "\ufeff", "▁",
     "Ġ", "\n", "\t", "\r\n", "  ", "   ", "<s>", "[SEP]", "<|endoftext|>", "naïve", "guitar", "Strings,", "(", "ﬁ", "İ",
 ]  # fmt: skip
-ID_WORDS = st.one_of(
-    st.integers(0, NUM_USERS - 1).map("<user_{}>".format), st.integers(0, NUM_ITEMS - 1).map("<item_{}>".format)
-)
+ID_WORDS = st.one_of(st.integers(0, NUM_USERS - 1).map("<user_{}>".format), st.integers(0, NUM_ITEMS - 1).map("<item_{}>".format))
 PIECES = st.one_of(ID_WORDS, st.sampled_from(ADVERSARIAL), st.text(max_size=6).filter(lambda t: t.isprintable()))
 TEXTS = st.lists(st.tuples(st.sampled_from(["", " ", " ", "  ", "\n"]), PIECES), max_size=12).map(
     lambda parts: "".join(space + piece for space, piece in parts)
@@ -356,9 +354,7 @@ def test_words_given_apart(kind, tokenizer):
     assert output["offset_mapping"] == expected["offset_mapping"]
     assert tokenizer.item_token_id(100) in output["input_ids"][1]
     pairs = [(["<user_1>"], ["of", "<item_7>"])]
-    assert dict(tokenizer(pairs, is_split_into_words=True)) == second_implementation(kind)(
-        pairs, is_split_into_words=True
-    )
+    assert dict(tokenizer(pairs, is_split_into_words=True)) == second_implementation(kind)(pairs, is_split_into_words=True)
     one = tokenizer(words[0], is_split_into_words=True)
     assert one["input_ids"] == output["input_ids"][0]
     assert one.word_ids() == output.word_ids(0)

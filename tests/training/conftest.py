@@ -37,9 +37,7 @@ def still_backbone(tiny_backbones: dict[str, Path], tmp_path_factory: pytest.Tem
 
 
 @pytest.fixture
-def pretrain_arguments(
-    data_folder: Path, tiny_backbones: dict[str, Path], tmp_path: Path
-) -> Callable[..., PretrainArguments]:
+def pretrain_arguments(data_folder: Path, tiny_backbones: dict[str, Path], tmp_path: Path) -> Callable[..., PretrainArguments]:
     """Arguments of a short pretraining: a warm-up epoch and an alternating one, 9 C, then 2 L and 5 C steps."""
 
     def make(**changes: Any) -> PretrainArguments:

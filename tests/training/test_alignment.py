@@ -25,14 +25,14 @@ from modeling_cllm4rec.cllm4rec.pretraining import pretrain
 from modeling_cllm4rec.core.catalogue import IdMap
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.lcrec import alignment
-from modeling_cllm4rec.lcrec.alignment import AlignArguments, AlignmentStage, align, load_index, new_lcrec_model
+from modeling_cllm4rec.lcrec.alignment import AlignArguments, AlignmentStage, align, load_semantic_ids, new_lcrec_model
 from modeling_cllm4rec.lcrec.constrained_decoding import ItemTrie
 from modeling_cllm4rec.lcrec.evaluation import SearchingRecommender, evaluate_templates
 from modeling_cllm4rec.lcrec.indexing import IndexArguments, index_items
 from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
-from modeling_cllm4rec.lcrec.semantic_ids import ItemIndex
+from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds
 from modeling_cllm4rec.training.arguments import PretrainArguments
-from modeling_cllm4rec.training.parameters import choose_index_rows, merge_lora, trainable
+from modeling_cllm4rec.training.parameters import choose_semantic_id_rows, merge_lora, trainable
 
 MakeAlign = Callable[..., AlignArguments]
 REPOSITORY = Path(__file__).parents[2]
@@ -48,9 +48,7 @@ def index_folder(data: RecommendationData, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture
-def align_arguments(
-    data: RecommendationData, tiny_backbones: dict[str, Path], index_folder: Path, tmp_path: Path
-) -> MakeAlign:
+def align_arguments(data: RecommendationData, tiny_backbones: dict[str, Path], index_folder: Path, tmp_path: Path) -> MakeAlign:
     """Two short epochs over a part of the documents."""
 
     def make(**changes: Any) -> AlignArguments:
@@ -240,7 +238,7 @@ def test_merged_lora_computes_the_same_and_reloads(
         return of.eval()(ids, torch.ones_like(ids)).logits
 
     before, names = logits(model), [name for name, _ in model.named_parameters()]
-    adapted = choose_index_rows(model, arguments)
+    adapted = choose_semantic_id_rows(model, arguments)
     assert torch.equal(logits(model), before)  # the second LoRA matrix starts at zero
     with torch.no_grad():
         for name, parameter in trainable(model).items():
@@ -381,11 +379,11 @@ class TestBadInput:
             align(align_arguments(index=str(tmp_path)))
 
     def test_an_index_of_another_catalogue(self, align_arguments: MakeAlign, data: RecommendationData, tmp_path: Path) -> None:
-        ItemIndex(np.arange(40)[:, None] // np.array([8, 1]) % 8, 8).save(
+        SemanticIds(np.arange(40)[:, None] // np.array([8, 1]) % 8, 8).save(
             tmp_path / "index.parquet", IdMap([f"other {number}" for number in range(40)], "item_id")
         )
         with pytest.raises(ValueError, match="is the index of another catalogue than"):
-            load_index(tmp_path, data)
+            load_semantic_ids(tmp_path, data)
 
     def test_a_backbone_that_is_none(self, align_arguments: MakeAlign, tmp_path: Path) -> None:
         with pytest.raises(OSError, match="backbone: .* is no folder with a language model"):
@@ -410,11 +408,9 @@ class TestBadInput:
             pretrain(PretrainArguments(data=arguments.data, output=arguments.output, backbone=arguments.backbone))
         with pytest.raises(ValueError, match=told):
             CLLM4RecForRecommendation.from_backbone(tmp_path / "adapter", num_users=1, num_items=2)
-        index = ItemIndex(np.array([[0], [1]]), 2)
+        index = SemanticIds(np.array([[0], [1]]), 2)
         with pytest.raises(ValueError, match=told):
-            LCRecForRecommendation.from_backbone(
-                tmp_path / "adapter", index=index, first_index_token=999, catalogue=["p", "q"]
-            )
+            LCRecForRecommendation.from_backbone(tmp_path / "adapter", index=index, first_index_token=999, catalogue=["p", "q"])
 
     def test_resuming_with_changed_templates(self, align_arguments: MakeAlign, tmp_path: Path) -> None:
         file = tmp_path / "templates.yaml"

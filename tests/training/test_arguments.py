@@ -218,9 +218,7 @@ def test_unknown_flags(flags: list[str], message: str) -> None:
         (["--config"], "argument --config: expected one argument"),
     ],
 )
-def test_flags_that_argparse_refuses_end_with_code_2(
-    flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_flags_that_argparse_refuses_end_with_code_2(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         parse_arguments(FinetuneArguments, "finetune", [*FLAGS, *flags])
     assert ended.value.code == 2

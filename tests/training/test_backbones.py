@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
-from modeling_cllm4rec.corpora.synthetic import SmallWorld
+from modeling_cllm4rec.corpora.synthetic import SyntheticDataset
 from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 from modeling_cllm4rec.training.backbones import END, train_backbone, training_texts
 
@@ -25,7 +25,7 @@ def folder(data: RecommendationData, tmp_path_factory: pytest.TempPathFactory) -
     return train_backbone(data, tmp_path_factory.mktemp("own") / "backbone", **SHAPE)  # type: ignore[arg-type]
 
 
-def test_texts_are_those_of_items_users_and_train_pairs(small_world: SmallWorld, data: RecommendationData) -> None:
+def test_texts_are_those_of_items_users_and_train_pairs(synthetic_dataset: SyntheticDataset, data: RecommendationData) -> None:
     texts = list(training_texts(data))
     items, users = data.items.to_pylist(), data.users.to_pylist()
     expected = [", ".join(row["categories"]) for row in items]
@@ -33,7 +33,7 @@ def test_texts_are_those_of_items_users_and_train_pairs(small_world: SmallWorld,
     expected += [row["biography"] for row in users if row["biography"]]
     expected += data.reviews()["review"].to_pylist()
     assert sorted(texts) == sorted(expected)
-    told = {(row["user_id"], row["item_id"]): row["review"] for row in small_world.interactions.to_pylist()}
+    told = {(row["user_id"], row["item_id"]): row["review"] for row in synthetic_dataset.interactions.to_pylist()}
     held = [row for row in data.interactions.to_pylist() if row["split"] != "train"]
     secrets = {told[users[row["user_index"]]["user_id"], items[row["item_index"]]["item_id"]] for row in held}
     assert len(secrets) > 50

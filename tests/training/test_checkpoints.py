@@ -100,9 +100,7 @@ def test_a_kill_between_the_two_renames_of_a_replacement(again: str, tmp_path: P
 
 
 @pytest.mark.parametrize("moment", ["tensors", "state", "flush", "rename"])
-def test_a_failure_at_any_moment_leaves_the_earlier_ones(
-    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failure_at_any_moment_leaves_the_earlier_ones(moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints.save_step(tmp_path, 5, numbered(5), {"value": 5})
     checkpoints.write_atomically(tmp_path / "best", numbered(5), {"value": 5})
 

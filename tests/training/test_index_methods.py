@@ -17,12 +17,12 @@ from modeling_cllm4rec.evaluation.ranking import histories_from_lists
 from modeling_cllm4rec.lcrec.index_methods import (
     beside_co_occurrence,
     co_occurrence_graph,
-    co_occurrence_index,
+    co_occurrence_semantic_ids,
     random_codes,
-    vanilla_index,
+    vanilla_semantic_ids,
 )
 from modeling_cllm4rec.lcrec.indexing import IndexArguments, index_items
-from modeling_cllm4rec.lcrec.semantic_ids import ItemIndex, shared_codes
+from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds, shared_codes
 
 
 def blocks(sizes: list[int], people: int = 40, seed: int = 0) -> Histories:
@@ -46,13 +46,13 @@ def test_the_graph_counts_people() -> None:
 
 @pytest.mark.parametrize(("size", "levels"), [(2, 5), (3, 4), (4, 3)])
 def test_disjoint_blocks_have_no_first_code_in_common(size: int, levels: int) -> None:
-    codes = co_occurrence_index(blocks([10, 10]), 20, levels, size).codes
+    codes = co_occurrence_semantic_ids(blocks([10, 10]), 20, levels, size).codes
     assert not set(codes[:10, 0]) & set(codes[10:, 0])
 
 
 def test_as_many_blocks_as_codes_are_the_clusters() -> None:
-    codes = co_occurrence_index(blocks([6, 6, 6, 6]), 24, num_levels=2, codebook_size=6).codes
-    small = co_occurrence_index(blocks([4, 4, 4, 4]), 16, num_levels=4, codebook_size=4).codes
+    codes = co_occurrence_semantic_ids(blocks([6, 6, 6, 6]), 24, num_levels=2, codebook_size=6).codes
+    small = co_occurrence_semantic_ids(blocks([4, 4, 4, 4]), 16, num_levels=4, codebook_size=4).codes
     assert codes.shape == (24, 2)
     assert small.shape == (16, 2), "two levels are enough, the other two would be 0 everywhere"
     assert [len(set(small[start : start + 4, 0])) for start in range(0, 16, 4)] == [1, 1, 1, 1]
@@ -60,14 +60,14 @@ def test_as_many_blocks_as_codes_are_the_clusters() -> None:
 
 
 def test_few_items_are_one_leaf() -> None:
-    assert co_occurrence_index(blocks([5]), 5, num_levels=3, codebook_size=8).codes.tolist() == [[0], [1], [2], [3], [4]]
+    assert co_occurrence_semantic_ids(blocks([5]), 5, num_levels=3, codebook_size=8).codes.tolist() == [[0], [1], [2], [3], [4]]
 
 
 def test_a_large_graph_has_the_clusters_of_a_small_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sparse eigenvectors against dense ones: the blocks are the same."""
     histories = blocks([8, 8, 8])
     monkeypatch.setattr("modeling_cllm4rec.lcrec.index_methods.DENSE_UP_TO", 10)
-    codes = co_occurrence_index(histories, 24, num_levels=4, codebook_size=3).codes
+    codes = co_occurrence_semantic_ids(histories, 24, num_levels=4, codebook_size=3).codes
     assert [len(set(codes[start : start + 8, 0])) for start in range(0, 24, 8)] == [1, 1, 1]
     assert len(set(codes[::8, 0])) == 3
 
@@ -81,24 +81,24 @@ def test_always_unique_and_the_same_again(draw: st.DataObject) -> None:
     histories = histories_from_lists(draw.draw(st.lists(history, min_size=1, max_size=12)))
     if not co_occurrence_graph(histories, items).nnz:
         with pytest.raises(ValueError, match="training histories none has two different items"):
-            co_occurrence_index(histories, items, levels, size)
+            co_occurrence_semantic_ids(histories, items, levels, size)
         return
-    index = co_occurrence_index(histories, items, levels, size, seed=3)
+    index = co_occurrence_semantic_ids(histories, items, levels, size, seed=3)
     assert index.num_items == items and index.num_levels <= levels and index.codebook_size == size
     assert len(shared_codes(index.codes)) == 0
-    assert np.array_equal(index.codes, co_occurrence_index(histories, items, levels, size, seed=3).codes)
+    assert np.array_equal(index.codes, co_occurrence_semantic_ids(histories, items, levels, size, seed=3).codes)
 
 
 def test_a_full_tree_is_filled() -> None:
     """As many items as indices: no cluster has more room than it needs."""
-    codes = co_occurrence_index(blocks([20, 7]), 27, num_levels=3, codebook_size=3).codes
+    codes = co_occurrence_semantic_ids(blocks([20, 7]), 27, num_levels=3, codebook_size=3).codes
     assert sorted(map(tuple, codes.tolist())) == list(np.ndindex(3, 3, 3))
 
 
 def test_vanilla_is_one_token_for_each_item() -> None:
-    index = vanilla_index(300)
+    index = vanilla_semantic_ids(300)
     assert (index.num_items, index.num_levels, index.codebook_size) == (300, 1, 300)
-    assert index.index_words(299) == "<a_299>"
+    assert index.semantic_id_text(299) == "<a_299>"
 
 
 @pytest.mark.parametrize(("levels", "size", "items"), [(2, 4, 16), (3, 7, 40), (11, 256, 500)])
@@ -150,7 +150,7 @@ def test_an_index_folder_without_texts(data: RecommendationData, tmp_path: Path,
     arguments: dict[str, Any] = {"data": str(data.folder), "method": method, "num_levels": 4, "codebook_size": 6}
     index, progress = index_items(IndexArguments(**arguments, output=str(tmp_path / "index")))
     assert index is not None and progress.finished
-    loaded, ids = ItemIndex.load(tmp_path / "index" / "index.parquet")
+    loaded, ids = SemanticIds.load(tmp_path / "index" / "index.parquet")
     assert np.array_equal(loaded.codes, index.codes) and ids.fingerprint == IdMap(data.items["item_id"], "item_id").fingerprint
     assert not (tmp_path / "index" / "rqvae").exists() and not (tmp_path / "index" / "embeddings.parquet").exists()
     record = json.loads((tmp_path / "index" / "index.json").read_text())
@@ -163,18 +163,18 @@ def test_an_index_folder_without_texts(data: RecommendationData, tmp_path: Path,
 def test_only_training_histories_are_looked_at(data: RecommendationData, tmp_path: Path) -> None:
     arguments: dict[str, Any] = {"data": str(data.folder), "method": "co-occurrence", "codebook_size": 6}
     index, _ = index_items(IndexArguments(**arguments, output=str(tmp_path / "index")))
-    expected = co_occurrence_index(data.histories("train"), data.num_items, 4, 6, seed=42)
+    expected = co_occurrence_semantic_ids(data.histories("train"), data.num_items, 4, 6, seed=42)
     assert index is not None and np.array_equal(index.codes, expected.codes)
 
 
 class TestBadInput:
     def test_nothing_occurs_together(self) -> None:
         with pytest.raises(ValueError, match="among 2 training histories none has two different items, .*use --method random"):
-            co_occurrence_index(histories_from_lists([[1, 1], [0]]), 3, 2, 2)
+            co_occurrence_semantic_ids(histories_from_lists([[1, 1], [0]]), 3, 2, 2)
 
     def test_too_many_items(self) -> None:
         with pytest.raises(ValueError, match=r"20 items need more indices than 2 levels of 4 codes give \(16\); raise"):
-            co_occurrence_index(blocks([10, 10]), 20, 2, 4)
+            co_occurrence_semantic_ids(blocks([10, 10]), 20, 2, 4)
 
     def test_resume_on_other_interactions(self, data: RecommendationData, tmp_path: Path) -> None:
         arguments: dict[str, Any] = {"data": str(data.folder), "output": str(tmp_path / "index"), "codebook_size": 6}

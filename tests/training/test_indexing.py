@@ -15,7 +15,7 @@ from modeling_cllm4rec.core.catalogue import IdMap
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.lcrec.indexing import IndexArguments, index_items
 from modeling_cllm4rec.lcrec.modeling_rqvae import RQVAEModel
-from modeling_cllm4rec.lcrec.semantic_ids import ItemIndex, shared_codes
+from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds, shared_codes
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_a_whole_index(data: RecommendationData, embeddings: np.ndarray, tmp_pat
     asked = arguments(data, tmp_path / "index", method=method)
     index, progress = index_items(asked, None if method == "random" else embeddings)
     assert index is not None and progress.finished
-    loaded, ids = ItemIndex.load(tmp_path / "index" / "index.parquet")
+    loaded, ids = SemanticIds.load(tmp_path / "index" / "index.parquet")
     assert np.array_equal(loaded.codes, index.codes) and loaded.num_levels == 3 and loaded.codebook_size == 5
     assert ids.fingerprint == IdMap(data.items["item_id"], "item_id").fingerprint
     assert len(shared_codes(index.codes)) == 0
@@ -90,9 +90,7 @@ def test_one_process_of_a_launch_works(
     assert index is None and progress.finished and not (tmp_path / "index").exists()
 
 
-def test_nothing_depends_on_the_global_random_state(
-    data: RecommendationData, embeddings: np.ndarray, tmp_path: Path
-) -> None:
+def test_nothing_depends_on_the_global_random_state(data: RecommendationData, embeddings: np.ndarray, tmp_path: Path) -> None:
     codes = []
     for number in (1, 2):
         torch.manual_seed(number)

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation
-from modeling_cllm4rec.cllm4rec.new_item_training import Settling, add_items, settle_items
+from modeling_cllm4rec.cllm4rec.new_item_training import NewRowTraining, add_items, train_new_rows
 from modeling_cllm4rec.cllm4rec.prompts import Prompts, recommendation_pieces
 from modeling_cllm4rec.cllm4rec.update import UpdateArguments, grow_to, update
 from modeling_cllm4rec.core.catalogue import KnownUsers
-from modeling_cllm4rec.corpora.cold_items import Withheld, withhold_items
+from modeling_cllm4rec.corpora.cold_items import HeldOutItems, hold_out_items
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 
@@ -44,7 +44,7 @@ def test_only_new_rows_train(loaded: Loaded) -> None:
     model.item_content.requires_grad_(False)
     model.train()
     before = state(model)
-    nats = settle_items(model, tokenizer, 40, Settling(passes=8, lr=0.02), progress=False)
+    nats = train_new_rows(model, tokenizer, 40, NewRowTraining(passes=8, lr=0.02), progress=False)
     after = state(model)
     assert len(nats) == 8 and nats[-1] < nats[0]
     for name, one in before.items():
@@ -63,7 +63,7 @@ def test_content_rows_are_pulled_to_collaborative_ones(loaded: Loaded) -> None:
         model.item_collaborative.weight[40:] += 1.0
     gaps = []
     for lambda_c in (0.0, 100.0):
-        settle_items(model, tokenizer, 40, Settling(passes=20, lr=0.02, lambda_c=lambda_c), progress=False)
+        train_new_rows(model, tokenizer, 40, NewRowTraining(passes=20, lr=0.02, lambda_c=lambda_c), progress=False)
         gaps.append((model.item_collaborative.weight - model.item_content.weight)[40:].norm().item())
     assert gaps[1] < gaps[0] * 0.8
 
@@ -74,7 +74,7 @@ def test_settling_changes_no_recommendation(loaded: Loaded, pretrained: Path) ->
     for passes in (0, 5):
         model = CLLM4RecForRecommendation.from_pretrained(pretrained)
         model.config.recommendation_prompts = recommendation_pieces(Prompts(), loaded[1])
-        add_items(model, loaded[1], pa.Table.from_pylist(NEW), settling=Settling(passes=passes, lr=0.1), progress=False)
+        add_items(model, loaded[1], pa.Table.from_pylist(NEW), settling=NewRowTraining(passes=passes, lr=0.1), progress=False)
         scores.append(model.recommend(histories=[["new 1"]], k=41).table)
     assert scores[0].equals(scores[1])
 
@@ -83,7 +83,7 @@ def test_the_seed_decides(loaded: Loaded, pretrained: Path) -> None:
     rows = []
     for seed in (1, 1, 2):
         model = CLLM4RecForRecommendation.from_pretrained(pretrained)
-        settling = Settling(batch_size=1, seed=seed)
+        settling = NewRowTraining(batch_size=1, seed=seed)
         tokenizer = add_items(model, loaded[1], pa.Table.from_pylist(NEW), settling=settling, progress=False)
         assert len(tokenizer) == model.config.total_tokens
         rows.append(model.item_content.weight[40:].detach())
@@ -94,22 +94,22 @@ def test_texts_that_do_not_fit(loaded: Loaded) -> None:
     model, tokenizer = loaded
     model.add_items([{"item_id": "long", "title": "word " * 200}], start="words", tokenizer=tokenizer)
     with pytest.raises(ValueError, match="a text of the new items has .* tokens .* context holds 128; set max_text_tokens"):
-        settle_items(model, tokenizer, 40, progress=False)
-    assert settle_items(model, tokenizer, 40, Settling(passes=1, max_text_tokens=5), progress=False)
+        train_new_rows(model, tokenizer, 40, progress=False)
+    assert train_new_rows(model, tokenizer, 40, NewRowTraining(passes=1, max_text_tokens=5), progress=False)
 
 
 @pytest.mark.parametrize("field", ["passes", "lr", "lambda_c", "batch_size", "max_text_tokens", "seed"])
 def test_settings_out_of_range(field: str) -> None:
     with pytest.raises(ValueError, match=rf"{field} is -1; it must be . or more"):
-        Settling(**{field: -1})
+        NewRowTraining(**{field: -1})
 
 
 # ---- update ----
 
 
 @pytest.fixture
-def withheld(data: RecommendationData, tmp_path: Path) -> Withheld:
-    return withhold_items(data, tmp_path / "withheld", share=0.2, tuning_share=0.0)
+def withheld(data: RecommendationData, tmp_path: Path) -> HeldOutItems:
+    return hold_out_items(data, tmp_path / "withheld", share=0.2, tuning_share=0.0)
 
 
 def small(model: CLLM4RecForRecommendation, data: RecommendationData) -> None:
@@ -147,18 +147,16 @@ def test_the_same_data_change_nothing(loaded: Loaded, data: RecommendationData) 
     assert all(torch.equal(one, whole[name]) for name, one in state(model).items())
 
 
-def test_update_goes_on(
-    pretrained: Path, data_folder: Path, data: RecommendationData, tmp_path: Path, loaded: Loaded
-) -> None:
+def test_update_goes_on(pretrained: Path, data_folder: Path, data: RecommendationData, tmp_path: Path, loaded: Loaded) -> None:
     model, tokenizer = loaded
     small(model, data)
     start = tmp_path / "start"
     model.config.max_history_tokens = 60
     model.save_pretrained(start)
     tokenizer.save_pretrained(start)
-    (start / "training.json").write_text(json.dumps({"finetune": {
-        "arguments": {}, "seconds": 1.0, "steps": 7, "versions": {}, "machine": "m"
-    }}))
+    (start / "training.json").write_text(
+        json.dumps({"finetune": {"arguments": {}, "seconds": 1.0, "steps": 7, "versions": {}, "machine": "m"}})
+    )
     values: dict[str, Any] = {"data": str(data_folder), "start": str(start), "lr": 0.01, "batch_size": 16}
     arguments = UpdateArguments(**values, output=str(tmp_path / "now"), epochs=1)
     updated, progress = update(arguments)
@@ -176,7 +174,7 @@ def test_update_goes_on(
     assert torch.equal(resumed.item_collaborative.weight, updated.item_collaborative.weight)
 
 
-def test_data_that_lack_something(loaded: Loaded, withheld: Withheld) -> None:
+def test_data_that_lack_something(loaded: Loaded, withheld: HeldOutItems) -> None:
     gone = str(withheld.items["item_id"][0].as_py())
     with pytest.raises(ValueError, match="lacks 8 item_id of the model: .*it must hold all old ones: prepare it with --keep-all"):
         grow_to(*loaded, withheld.data)

@@ -259,9 +259,7 @@ def test_gradients_reach_the_trained_side_only(
     assert all(parameter.grad is None for parameter in model.backbone.parameters())
 
 
-def test_mutual_regularization_has_the_gradient_of_the_equation(
-    model: CLLM4RecForRecommendation, texts: Batch
-) -> None:
+def test_mutual_regularization_has_the_gradient_of_the_equation(model: CLLM4RecForRecommendation, texts: Batch) -> None:
     """d/dz of lambda_c / 2 ||z - z^||^2 averaged over documents: lambda_c (z - z^) for each document that has the token."""
     terms = next_word_terms(model, texts, Weights(lambda_c=0.7))
     (0.7 / 2 * terms.mutual.sum() / 3).backward()
@@ -290,9 +288,7 @@ def test_released_total_by_hand() -> None:
     assert float(weights.total(terms_by_hand(), 2, main_is_words_or_items=False)) == pytest.approx(8 / 2 + 0.5 * 4)
 
 
-def test_parts_of_a_step_add_up_to_the_average_over_its_documents(
-    model: CLLM4RecForRecommendation, texts: Batch
-) -> None:
+def test_parts_of_a_step_add_up_to_the_average_over_its_documents(model: CLLM4RecForRecommendation, texts: Batch) -> None:
     weights = Weights(lambda_c=0.7)
     whole = weights.total(next_word_terms(model, texts, weights), 3)
     parts = [Batch(texts.input_ids[part], texts.attention_mask[part], texts.prompt_lengths[part]) for part in ([0, 1], [2])]

@@ -120,9 +120,7 @@ def test_merged_lora_computes_the_same_and_reloads(
     assert torch.equal(logits(CLLM4RecForRecommendation.from_pretrained(tmp_path)), logits(model))
 
 
-def test_lora_starts_from_the_seed_alone(
-    tiny_backbones: dict[str, Path], arguments: Callable[[str], FinetuneArguments]
-) -> None:
+def test_lora_starts_from_the_seed_alone(tiny_backbones: dict[str, Path], arguments: Callable[[str], FinetuneArguments]) -> None:
     starts = []
     for ambient in (1, 2):
         model = CLLM4RecForRecommendation.from_backbone(tiny_backbones["gpt2"], users=["ann"], catalogue=["p"])

@@ -23,7 +23,12 @@ def test_products_under_autocast_are_the_same_to_the_bit() -> None:
         expected = model(words)
         with frozen_weights_in(torch.bfloat16, model):
             assert [weight.dtype for weight in model.parameters()] == [
-                torch.float32, torch.bfloat16, torch.float32, torch.float32, torch.float32, torch.float32
+                torch.float32,
+                torch.bfloat16,
+                torch.float32,
+                torch.float32,
+                torch.float32,
+                torch.float32,
             ]  # the one frozen matrix; biases, table, norm and what trains stay
             assert torch.equal(model(words), expected)
 

@@ -12,14 +12,14 @@ import pytest
 from modeling_cllm4rec import train_recommender
 from modeling_cllm4rec.cllm4rec import quickstart as own_data
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
-from modeling_cllm4rec.corpora.synthetic import SmallWorld
+from modeling_cllm4rec.corpora.synthetic import SyntheticDataset
 
 SHORT: dict[str, Any] = {"batch_size": 32, "max_text_tokens": 8, "epochs": 1, "pretraining": {"content_share": 0.1}}
 
 
-def test_five_lines(small_world: SmallWorld, tiny_backbones: dict[str, Path], tmp_path: Path) -> None:
+def test_five_lines(synthetic_dataset: SyntheticDataset, tiny_backbones: dict[str, Path], tmp_path: Path) -> None:
     """Any ids, in a pandas frame; no texts, so that rows start at random."""
-    frame = small_world.interactions.to_pandas()[["user_id", "item_id"]]
+    frame = synthetic_dataset.interactions.to_pandas()[["user_id", "item_id"]]
     frame["user_id"] = pd.factorize(frame["user_id"])[0] * 7 + 3
 
     model = train_recommender(frame, str(tiny_backbones["gpt2"]), tmp_path / "run", **SHORT)
@@ -32,15 +32,15 @@ def test_five_lines(small_world: SmallWorld, tiny_backbones: dict[str, Path], tm
     assert (tmp_path / "run" / "model.safetensors").is_file()
 
 
-def test_tables_files_and_settings(small_world: SmallWorld, tiny_backbones: dict[str, Path], tmp_path: Path) -> None:
-    small_world.interactions.to_pandas().to_parquet(tmp_path / "pairs.parquet")
-    items: pa.Table = small_world.items.select(["item_id", "title"])
+def test_tables_files_and_settings(synthetic_dataset: SyntheticDataset, tiny_backbones: dict[str, Path], tmp_path: Path) -> None:
+    synthetic_dataset.interactions.to_pandas().to_parquet(tmp_path / "pairs.parquet")
+    items: pa.Table = synthetic_dataset.items.select(["item_id", "title"])
     model = train_recommender(
         tmp_path / "pairs.parquet",
         str(tiny_backbones["gpt2"]),
         tmp_path / "run",
         items=items,
-        users=small_world.users,
+        users=synthetic_dataset.users,
         prepare={"split": "temporal", "temporal_cuts": (0.6, 0.8)},
         finetuning={"epochs": 2},
         **SHORT,
@@ -60,12 +60,14 @@ def test_bad_tables(tmp_path: Path) -> None:
         train_recommender(tmp_path / "none.csv", "gpt2", tmp_path / "run")
 
 
-def test_texts_are_cut_unless_told_otherwise(small_world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_are_cut_unless_told_otherwise(
+    synthetic_dataset: SyntheticDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A single long review would end the run: the commands ask what to do, the one call does what is usual."""
     lengths = []
     monkeypatch.setattr(own_data, "pretrain", lambda arguments: lengths.append(arguments.max_text_tokens))
     monkeypatch.setattr(own_data, "finetune", lambda arguments: lengths.append(arguments.max_text_tokens))
     monkeypatch.setattr(own_data, "load_recommender", lambda folder: folder)
     for number, settings in enumerate(({}, {"max_text_tokens": 64}, {"max_text_tokens": None})):
-        train_recommender(small_world.interactions, "gpt2", tmp_path / str(number), prepare={"split": "random"}, **settings)
+        train_recommender(synthetic_dataset.interactions, "gpt2", tmp_path / str(number), prepare={"split": "random"}, **settings)
     assert lengths == [128, 128, 64, 64, None, None]

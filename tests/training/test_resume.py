@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from modeling_cllm4rec.cllm4rec.finetuning import finetune
 from modeling_cllm4rec.cllm4rec.pretraining import pretrain
 from modeling_cllm4rec.corpora.preparation import prepare_tables
-from modeling_cllm4rec.corpora.synthetic import SmallWorld
+from modeling_cllm4rec.corpora.synthetic import SyntheticDataset
 from modeling_cllm4rec.training import checkpoints
 from modeling_cllm4rec.training.arguments import FinetuneArguments, PretrainArguments
 
@@ -127,9 +127,7 @@ def test_resuming_a_finished_run_changes_nothing(
     assert_same_bits(read_weights(folder), before)
 
 
-def test_resuming_does_not_warn(
-    finetune_arguments: MakeFinetune, recwarn: pytest.WarningsRecorder
-) -> None:
+def test_resuming_does_not_warn(finetune_arguments: MakeFinetune, recwarn: pytest.WarningsRecorder) -> None:
     finetune(finetune_arguments(stop_after_steps=2))
     finetune(finetune_arguments(resume=True, stop_after_steps=3))
     assert [str(warning.message) for warning in recwarn if "lr_scheduler" in str(warning.message)] == []
@@ -196,28 +194,24 @@ def test_arguments_that_may_change(finetune_arguments: MakeFinetune, tmp_path: P
     arguments.run_folder.rename(moved)
     shutil.copytree(arguments.data, tmp_path / "data")
     _, progress = finetune(
-        finetune_arguments(
-            resume=True, output=str(moved), data=str(tmp_path / "data"), save_every=1, stop_after_steps=3
-        )
+        finetune_arguments(resume=True, output=str(moved), data=str(tmp_path / "data"), save_every=1, stop_after_steps=3)
     )
     assert progress.step == 3
 
 
-def test_resuming_on_another_split(
-    finetune_arguments: MakeFinetune, small_world: SmallWorld, tmp_path: Path
-) -> None:
+def test_resuming_on_another_split(finetune_arguments: MakeFinetune, synthetic_dataset: SyntheticDataset, tmp_path: Path) -> None:
     finetune(finetune_arguments(stop_after_steps=2))
-    tables = (small_world.interactions, small_world.items, small_world.users)
+    tables = (synthetic_dataset.interactions, synthetic_dataset.items, synthetic_dataset.users)
     prepare_tables(*tables, tmp_path / "other", split="random", seed=1)
     with pytest.raises(ValueError, match="had other arguments .*'data_sha256'"):
         finetune(finetune_arguments(resume=True, data=str(tmp_path / "other")))
 
 
-def test_resuming_with_other_texts(finetune_arguments: MakeFinetune, small_world: SmallWorld, tmp_path: Path) -> None:
+def test_resuming_with_other_texts(finetune_arguments: MakeFinetune, synthetic_dataset: SyntheticDataset, tmp_path: Path) -> None:
     finetune(finetune_arguments(stop_after_steps=2))
-    titles = pa.array([f"{title} again" for title in small_world.items["title"].to_pylist()])
-    items = small_world.items.set_column(small_world.items.column_names.index("title"), "title", titles)
-    prepare_tables(small_world.interactions, items, small_world.users, tmp_path / "other", split="random", seed=0)
+    titles = pa.array([f"{title} again" for title in synthetic_dataset.items["title"].to_pylist()])
+    items = synthetic_dataset.items.set_column(synthetic_dataset.items.column_names.index("title"), "title", titles)
+    prepare_tables(synthetic_dataset.interactions, items, synthetic_dataset.users, tmp_path / "other", split="random", seed=0)
     with pytest.raises(ValueError, match="had other arguments .*'data_sha256'"):
         finetune(finetune_arguments(resume=True, data=str(tmp_path / "other")))
 

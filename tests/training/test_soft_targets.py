@@ -56,9 +56,7 @@ def test_shares_do_not_depend_on_the_scale_of_scores(seed: int, num_items: int, 
     ("teacher", "settings"),
     [("itemknn", ["shrink=3", "neighbours=5"]), ("ease+itemknn", ["ease.regularization=7", "itemknn.shrink=3"]), ("random", [])],
 )
-def test_fitted_as_named(
-    data: RecommendationData, finetune_arguments: MakeFinetune, teacher: str, settings: list[str]
-) -> None:
+def test_fitted_as_named(data: RecommendationData, finetune_arguments: MakeFinetune, teacher: str, settings: list[str]) -> None:
     arguments = finetune_arguments(teacher=teacher, teacher_settings=settings, teacher_items=4)
     fitted = Teacher.fit(data, arguments)
     given = arguments.settings_of_teacher
@@ -97,9 +95,7 @@ def spans(histories: Histories) -> list[tuple[int, int]]:
     return list(zip(histories.indptr[:-1].tolist(), histories.indptr[1:].tolist(), strict=True))
 
 
-def test_settings_of_no_teacher_are_told(
-    finetune_arguments: MakeFinetune, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_settings_of_no_teacher_are_told(finetune_arguments: MakeFinetune, caplog: pytest.LogCaptureFixture) -> None:
     """A flag that leaves out the teacher of a YAML file leaves its settings behind."""
     finetune(finetune_arguments(teacher_settings=["shrink=3"], epochs=1))
     assert "there is no teacher: teacher_settings ['shrink=3'] are not used" in caplog.text

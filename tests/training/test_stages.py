@@ -63,9 +63,7 @@ def test_an_alternating_epoch_reads_all_histories_then_a_share_of_the_texts(
     assert all(np.array_equal(one.documents, other.documents) for one, other in zip(steps, again, strict=True))
 
 
-def test_texts_kept_for_validation_are_not_trained_on(
-    pretrain_arguments: MakePretrain, data: RecommendationData
-) -> None:
+def test_texts_kept_for_validation_are_not_trained_on(pretrain_arguments: MakePretrain, data: RecommendationData) -> None:
     stage = pretraining(pretrain_arguments(text_validation_share=0.25), data)
     held, train = set(stage.text_validation.tolist()), set(stage.text_train.tolist())
     assert len(held) == int(np.ceil(0.25 * len(stage.texts)))
@@ -192,9 +190,7 @@ def test_histories_may_include_validation(finetune_arguments: MakeFinetune, data
 def test_a_history_of_one_item_is_held_out_whole(finetune_arguments: MakeFinetune, data: RecommendationData) -> None:
     """Nothing is left to read: the prompt has the user's token and no item, and the loss is finite."""
     stage = finetuning(finetune_arguments(drop_user=0.0), data)
-    one = stage.histories.histories._replace(
-        indptr=np.arange(data.num_users + 1), items=np.zeros(data.num_users, np.int32)
-    )
+    one = stage.histories.histories._replace(indptr=np.arange(data.num_users + 1), items=np.zeros(data.num_users, np.int32))
     stage.histories.histories = one
     part = np.arange(3)
     loss, nll, tokens = stage.loss(Step("recommendation", part), part, 0, generator())

@@ -164,9 +164,7 @@ def assert_reloads_equal(model: CLLM4RecForRecommendation, folder: Path) -> None
     assert torch.equal(again.eval()(ids).logits, model.eval()(ids).logits)
 
 
-def test_full_tuning_moves_the_backbone(
-    finetune_arguments: MakeFinetune, pretrained: Path, read_weights: Read
-) -> None:
+def test_full_tuning_moves_the_backbone(finetune_arguments: MakeFinetune, pretrained: Path, read_weights: Read) -> None:
     arguments = finetune_arguments(tune="full", epochs=1)
     model, _ = finetune(arguments)
     saved, start = (backbone_of(read_weights(folder)) for folder in (arguments.run_folder, pretrained))
@@ -362,9 +360,7 @@ def test_bf16_trains_float32_weights(finetune_arguments: MakeFinetune, read_weig
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
-def test_learning_rates_rise_and_fall(
-    schedule: str, finetune_arguments: MakeFinetune, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_learning_rates_rise_and_fall(schedule: str, finetune_arguments: MakeFinetune, monkeypatch: pytest.MonkeyPatch) -> None:
     """12 steps, a quarter of them warm-up: 0, 1/3, 2/3, then 1 and down (or not)."""
     rates: list[float] = []
     step = torch.optim.AdamW.step
@@ -411,9 +407,7 @@ def assert_saved(folder: Path, weights: Weights, read: Read) -> None:
     assert all(torch.equal(one, weights[name]) for name, one in saved.items())
 
 
-def test_the_best_epoch_is_kept(
-    finetune_arguments: MakeFinetune, read_weights: Read, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_best_epoch_is_kept(finetune_arguments: MakeFinetune, read_weights: Read, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = script_validation(monkeypatch, [1.0, 3.0, 2.0, 2.5])
     arguments = finetune_arguments(epochs=4, tune="full")
     model, progress = finetune(arguments)
@@ -548,9 +542,7 @@ def test_a_text_beyond_the_context_names_the_argument(pretrain_arguments: MakePr
         pretrain(pretrain_arguments(max_text_tokens=None, prompts={"biography": "{user} " + "word " * 140}))
 
 
-def test_content_steps_need_texts(
-    finetune_arguments: MakeFinetune, data: RecommendationData, tmp_path: Path
-) -> None:
+def test_content_steps_need_texts(finetune_arguments: MakeFinetune, data: RecommendationData, tmp_path: Path) -> None:
     bare = dataclasses.replace(
         data,
         users=data.users.select(["user_id"]),
@@ -577,9 +569,7 @@ def test_pretraining_without_texts_trains_the_collaborative_side(
     assert "no texts: the content LM is not trained" in caplog.text
 
 
-def test_finetuning_needs_a_validation_split(
-    finetune_arguments: MakeFinetune, data: RecommendationData, tmp_path: Path
-) -> None:
+def test_finetuning_needs_a_validation_split(finetune_arguments: MakeFinetune, data: RecommendationData, tmp_path: Path) -> None:
     kept = data.interactions.filter(pc.not_equal(data.interactions["split"], "validation"))
     info = {**data.info, "statistics": {**data.info["statistics"], "interactions": kept.num_rows}}
     dataclasses.replace(data, interactions=pa.table(kept), info=info).save(tmp_path / "no-validation")

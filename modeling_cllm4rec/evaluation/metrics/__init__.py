@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from modeling_cllm4rec.core.errors import InputError
+
 METRIC_NAMES = ("recall_at_k", "ndcg_at_k", "hit_rate_at_k", "mrr_at_k", "coverage_at_k")
 
 
@@ -20,11 +22,11 @@ def metric_path(name: str) -> str:
         name: one of `METRIC_NAMES`.
 
     Raises:
-        ValueError: if there is no metric of that name.
+        InputError: if there is no metric of that name.
 
     >>> metric_path("recall_at_k").endswith("recall_at_k")
     True
     """
     if name not in METRIC_NAMES:
-        raise ValueError(f"name must be one of {', '.join(METRIC_NAMES)}, got {name!r}")
+        raise InputError(f"name must be one of {', '.join(METRIC_NAMES)}, got {name!r}")
     return str(Path(__file__).parent / name)

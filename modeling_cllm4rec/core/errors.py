@@ -1,0 +1,76 @@
+"""Errors that this package raises on purpose: one root class, and a subclass for each way out.
+
+Each subclass is also the built-in exception that a caller would expect, so `except ValueError` catches an `InputError`.
+Anything else that is raised is a programming error and keeps its traceback on the command line.
+
+This file stands alone: it is copied into every saved folder.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class CLLM4RecError(Exception):
+    """Be the root of all errors that this package raises about its input, its files and its runs.
+
+    Attributes:
+        exit_code: exit code of a command that ends with this error: 2 for bad input, 1 for a failed run.
+
+    Example:
+        >>> try:
+        ...     raise InputError("k is 0; it must be 1 or more")
+        ... except CLLM4RecError as error:
+        ...     print(error)
+        k is 0; it must be 1 or more
+    """
+
+    exit_code: ClassVar[int] = 2
+
+
+class InputError(CLLM4RecError, ValueError):
+    """Report an argument, an id, a table or a file with a value that is not allowed."""
+
+
+class MissingFileError(CLLM4RecError, FileNotFoundError):
+    """Report a file or folder that is not there."""
+
+
+class ExistingFileError(CLLM4RecError, FileExistsError):
+    """Report a file or folder that is there already and will not be replaced."""
+
+
+class MissingPackageError(CLLM4RecError, ImportError):
+    """Report a package of an extra that is not installed, with the command that installs it."""
+
+    exit_code = 1
+
+
+class RunError(CLLM4RecError, RuntimeError):
+    """Report a run that cannot go on although its input was right."""
+
+    exit_code = 1
+
+
+class DivergedError(CLLM4RecError, FloatingPointError):
+    """Report a loss that is not finite."""
+
+    exit_code = 1
+
+
+class MemoryLimitError(CLLM4RecError, MemoryError):
+    """Report a run that would need more memory than is allowed or free."""
+
+    exit_code = 1
+
+
+__all__ = [
+    "CLLM4RecError",
+    "DivergedError",
+    "ExistingFileError",
+    "InputError",
+    "MemoryLimitError",
+    "MissingFileError",
+    "MissingPackageError",
+    "RunError",
+]
