@@ -15,6 +15,8 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from modeling_cllm4rec.systems import SYSTEMS, System
+
 
 class Names(NamedTuple):
     """Class names of a model type; None where it has no such class."""
@@ -25,9 +27,13 @@ class Names(NamedTuple):
     tokenizer: str | None = None
 
 
+def _names(system: System) -> Names:
+    targets = (system.config, system.model, system.causal_lm, system.tokenizer)
+    return Names(*(target.partition(":")[2] or None for target in targets))  # type: ignore[arg-type]
+
+
 MODEL_TYPES = {
-    "cllm4rec": Names("CLLM4RecConfig", "CLLM4RecForRecommendation", "CLLM4RecForCausalLM", "CLLM4RecTokenizer"),
-    "lcrec": Names("LCRecConfig", "LCRecForRecommendation"),
+    **{name: _names(system) for name, system in SYSTEMS.items()},
     "cllm4rec_rqvae": Names("RQVAEConfig", "RQVAEModel"),
 }
 

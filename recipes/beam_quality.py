@@ -24,8 +24,8 @@ from modeling_cllm4rec.corpora.id_checks import check_same_ids
 from modeling_cllm4rec.evaluation.evaluator import evaluate
 from modeling_cllm4rec.evaluation.intervals import bootstrap_interval
 from modeling_cllm4rec.evaluation.report import EvaluationReport
+from modeling_cllm4rec.evaluation.searching import SearchingRecommender
 from modeling_cllm4rec.hub.model_card import machine
-from modeling_cllm4rec.lcrec.evaluation import SearchingRecommender
 from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
 
 K = 10
@@ -95,8 +95,8 @@ def beams(arguments: argparse.Namespace) -> dict[str, Any]:
     model = LCRecForRecommendation.from_pretrained(arguments.model).to(arguments.device).eval()
     data = RecommendationData.load(arguments.data)
     check_same_ids(model, data, arguments.model)
-    searches = {f"{number} beams": SearchingRecommender(model, number) for number in arguments.beams}
-    searches[EXACT] = SearchingRecommender(model, scoring="all")
+    searches = {f"{number} beams": SearchingRecommender(model, {"num_beams": number}) for number in arguments.beams}
+    searches[EXACT] = SearchingRecommender(model, {"scoring": "all"})
     done: dict[str, tuple[Recorded, EvaluationReport]] = {}
     for name, search in tqdm(searches.items(), desc="searches"):
         recorded = Recorded(search)

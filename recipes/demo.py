@@ -25,10 +25,10 @@ from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.preparation import prepare_tables
 from modeling_cllm4rec.corpora.synthetic import make_synthetic_dataset
 from modeling_cllm4rec.evaluation.evaluator import comparison_table, evaluate
+from modeling_cllm4rec.evaluation.searching import SearchingRecommender
 from modeling_cllm4rec.hub.loading import load_recommender
 from modeling_cllm4rec.hub.model_card import update_card
 from modeling_cllm4rec.lcrec.alignment import AlignArguments, align
-from modeling_cllm4rec.lcrec.evaluation import SearchingRecommender
 from modeling_cllm4rec.lcrec.indexing import IndexArguments, index_items
 from modeling_cllm4rec.training.arguments import FinetuneArguments, PretrainArguments, parse_arguments
 from modeling_cllm4rec.training.backbones import train_backbone
@@ -81,12 +81,13 @@ def write_review(run: Path, data: RecommendationData) -> tuple[str, str]:
 
 def report(runs: dict[str, Path], data: RecommendationData) -> None:
     """Metrics of both systems beside popularity and random, recommendations with titles, a query, a written review."""
-    cllm4rec, lcrec = (load_recommender(run) for run in runs.values())
+    loaded: list[Any] = [load_recommender(run) for run in runs.values()]
+    cllm4rec, lcrec = loaded
     recommenders: dict[str, Any] = {
         "random": RandomRecommender(data.num_items),
         "popularity": PopularityRecommender.fit(data),
         "CLLM4Rec": cllm4rec,
-        "LC-Rec": SearchingRecommender(lcrec, num_beams=BEAMS),
+        "LC-Rec": SearchingRecommender(lcrec, {"num_beams": BEAMS}),
     }
     reports = {name: evaluate(one, data, "test", metrics=METRICS, progress=False) for name, one in recommenders.items()}
     for name, run in runs.items():

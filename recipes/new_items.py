@@ -21,7 +21,6 @@ import pyarrow as pa
 from transformers import AutoTokenizer
 
 from modeling_cllm4rec.cllm4rec.catalogue_changes import ITEM_WORDS, text_column
-from modeling_cllm4rec.cllm4rec.new_item_training import add_items
 from modeling_cllm4rec.commands.add_items import add_growth_flags, growth_settings
 from modeling_cllm4rec.commands.command_line import run_command
 from modeling_cllm4rec.core.catalogue import Catalogue
@@ -31,7 +30,7 @@ from modeling_cllm4rec.corpora.id_checks import check_same_ids
 from modeling_cllm4rec.corpora.item_embeddings import MINILM, embed_items
 from modeling_cllm4rec.evaluation.new_items import NewItemsResult, baselines_for, new_items_recall, new_items_table
 from modeling_cllm4rec.hub.loading import load_recommender
-from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
+from modeling_cllm4rec.systems import resolve, system_of
 
 
 def parser() -> argparse.ArgumentParser:
@@ -77,11 +76,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, NewItemsResult]:
         model = load_recommender(folder)
         check_same_ids(model, withheld.data, folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        system = "LC-Rec" if isinstance(model, LCRecForRecommendation) else "CLLM4Rec"
-        if system == "CLLM4Rec":
+        system = system_of(model)
+        if model.scores_catalogue:
             model.catalogue = Catalogue(withheld.data.items)  # with all of the texts
-        add_items(model, tokenizer, new, **growth_settings(arguments))
-        results[f"{system} ({Path(folder).name})"] = new_items_recall(model, withheld, new, **shared)
+        resolve(system.add_items)(model, tokenizer, new, **growth_settings(arguments))
+        results[f"{system.title} ({Path(folder).name})"] = new_items_recall(model, withheld, new, **shared)
     return results
 
 

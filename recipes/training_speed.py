@@ -30,6 +30,7 @@ from torch.nn.utils import clip_grad_norm_
 from tqdm.auto import tqdm
 
 from modeling_cllm4rec.cllm4rec.finetuning import FinetuningStage
+from modeling_cllm4rec.cllm4rec.parameters import choose_trainable
 from modeling_cllm4rec.cllm4rec.pretraining import PretrainingStage, new_model
 from modeling_cllm4rec.cllm4rec.prompts import Prompts
 from modeling_cllm4rec.corpora.batches import plan_batches
@@ -40,7 +41,7 @@ from modeling_cllm4rec.hub.model_card import LIBRARIES, machine
 from modeling_cllm4rec.training.arguments import FinetuneArguments, PretrainArguments
 from modeling_cllm4rec.training.backbones import train_backbone
 from modeling_cllm4rec.training.loop import Step
-from modeling_cllm4rec.training.parameters import choose_trainable, parameter_groups, set_dropout
+from modeling_cllm4rec.training.parameters import parameter_groups, set_dropout
 from modeling_cllm4rec.training.precision import frozen_weights_in
 
 

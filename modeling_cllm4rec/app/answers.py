@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from modeling_cllm4rec.app.reasons import ContentWriter, Recommender, nearest_in_history
+from modeling_cllm4rec.app.reasons import nearest_in_history
 from modeling_cllm4rec.app.title_search import TitleSearch
 from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers, Recommendations
 from modeling_cllm4rec.core.errors import InputError
+from modeling_cllm4rec.core.recommender import RecommenderModel
 from modeling_cllm4rec.hub.loading import load_recommender
-from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
+from modeling_cllm4rec.systems import resolve, system_of
 
 EMPTY_HISTORY = "The history is empty. Find an item by its title and add it, or take a known user."
 
@@ -81,27 +82,27 @@ class ShownModel:
     Attributes:
         name: the last part of its folder's or Hub name.
         model: the recommender.
-        writer: its content LM, None where it cannot write.
+        writer: object with `write(item, user)`, None where the system writes no sentences about items.
     """
 
     name: str
-    model: Recommender
-    writer: ContentWriter | None = None
+    model: RecommenderModel
+    writer: Any = None
 
     @property
     def system(self) -> str:
-        """`"LC-Rec"` or `"CLLM4Rec"`."""
-        return "LC-Rec" if isinstance(self.model, LCRecForRecommendation) else "CLLM4Rec"
+        """Title of its system, such as `"LC-Rec"`."""
+        return system_of(self.model).title
 
     @property
     def reads_words(self) -> bool:
         """Whether it answers queries."""
-        return isinstance(self.model, LCRecForRecommendation) and self.model.config.query_prompts is not None
+        return self.model.reads_queries
 
     @property
     def score_name(self) -> str:
         """What its scores are."""
-        return "ln p" if self.system == "LC-Rec" else "score"
+        return self.model.score_name
 
 
 class ShownModels:
@@ -140,7 +141,7 @@ class ShownModels:
             OSError, ValueError: as `load_recommender` and `ShownModels`.
         """
         loaded = [(name, load_recommender(name)) for name in names]
-        models = cls([ShownModel(Path(name).name, model, ContentWriter.of(model, name)) for name, model in loaded])
+        models = cls([ShownModel(Path(name).name, model, _writer(model, name)) for name, model in loaded])
         first = models.catalogue.ids.ids_of([0])
         for one in models.shown:
             one.model.recommend(histories=[first], k=1, exclude_seen=False)
@@ -155,7 +156,7 @@ class ShownModels:
     @property
     def beams(self) -> int | None:
         """Beams of the first model that searches, None if none does."""
-        return next((one.model.config.search_beams for one in self.shown if isinstance(one.model, LCRecForRecommendation)), None)
+        return next((one.model.config.search_beams for one in self.shown if "num_beams" in one.model.search_settings), None)
 
     def title(self, item: Any) -> str:
         """Title of an item by its external id; the id where it has none."""
@@ -267,29 +268,33 @@ def _recommend(one: ShownModel, question: Question) -> tuple[Recommendations, st
     model = one.model
     shared: dict[str, Any] = {"k": question.k, "exclude_seen": question.exclude_seen, "candidates": question.candidates}
     history = [list(question.history)]
-    if isinstance(model, LCRecForRecommendation):
+    if "num_beams" in model.search_settings:
         beams = question.num_beams or model.config.search_beams
         if question.k > beams:
             raise InputError(
-                f"LC-Rec searches with {beams} beams and finds {beams} items at most; {question.k} were asked for. "
+                f"{one.system} searches with {beams} beams and finds {beams} items at most; {question.k} were asked for. "
                 "Ask for fewer, or give it more beams."
             )
         shared["num_beams"] = beams
-        if question.query and one.reads_words:
-            return model.search([question.query], histories=history if question.history else None, **shared), ""
-        if not question.history:
-            raise InputError("LC-Rec reads items, not who someone is. Add an item to the history.")
-        remark = "This model was not trained on queries: it answers for the history alone." if question.query else ""
-        return model.recommend(histories=history, **shared), remark
-    index = user_index(model.users, question.user)
-    remark = "CLLM4Rec reads no queries: it answers for the history alone." if question.query else ""
+    if question.query and one.reads_words:
+        searching: Any = model
+        return searching.search([question.query], histories=history if question.history else None, **shared), ""
+    remark = f"{one.system} reads no queries here: it answers for the history alone." if question.query else ""
+    index = user_index(model.users, question.user) if model.reads_users else None
     if index is not None and model.users is not None:
         return model.recommend(users=model.users.ids.ids_of([index]), histories=history, **shared), remark
     if not question.history:
+        if question.user is not None and not model.reads_users:
+            raise InputError(f"{one.system} reads the items of a history, not user ids. Add an item to the history.")
         raise InputError(remark.partition(":")[0] + ". Add an item to the history." if remark else EMPTY_HISTORY)
-    if question.user is not None:
+    if question.user is not None and model.reads_users:
         remark = f"{one.name} does not know the user “{question.user}”: it answers for the history alone."
     return model.recommend(histories=history, **shared), remark
+
+
+def _writer(model: RecommenderModel, name: str) -> Any:
+    target = system_of(model).writer
+    return resolve(target)(model, name) if target else None
 
 
 def _check_same_items(first: ShownModel, other: ShownModel) -> None:

@@ -23,20 +23,17 @@ from modeling_cllm4rec.cllm4rec.prompts import next_item_pieces
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.id_checks import check_same_ids
 from modeling_cllm4rec.evaluation.evaluator import parse_metrics
+from modeling_cllm4rec.evaluation.searching import SearchingRecommender
 from modeling_cllm4rec.hub.loading import load_recommender
 from modeling_cllm4rec.hub.machine import peak_device_memory, peak_memory
 from modeling_cllm4rec.hub.model_card import read_records
 from modeling_cllm4rec.lcrec.alignment import AlignArguments, align
-from modeling_cllm4rec.lcrec.evaluation import SearchingRecommender
 from modeling_cllm4rec.lcrec.indexing import IndexArguments, index_items
-from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
 from modeling_cllm4rec.training.arguments import FinetuneArguments, PretrainArguments
 
 FINISHED_FILE = "finished.json"
 NO_SETTINGS = ("progress", "device", "planned_pairs", "max_hours")
 """What a baseline may be told that changes none of its numbers."""
-LCREC_BATCH = 64
-"""Most people whose search runs at a time."""
 
 
 class Cost(NamedTuple):
@@ -201,10 +198,10 @@ def _ready(model: Any, setting: Setting, cost: Cost, settings: dict[str, Any]) -
     """On the accelerator, if there is one; LC-Rec with as many beams as the longest list has places."""
     if torch.cuda.is_available():
         model.to("cuda")
-    if isinstance(model, LCRecForRecommendation):
+    if not model.scores_catalogue:
         longest = max(request.k for request in parse_metrics(setting.metrics, model.num_items))
         beams = max(longest, model.config.search_beams)
-        return Trained(SearchingRecommender(model, beams), cost, settings, LCREC_BATCH)
+        return Trained(SearchingRecommender(model, {"num_beams": beams}), cost, settings, model.default_batch_size)
     return Trained(model, cost, settings)
 
 

@@ -1,4 +1,10 @@
-"""A catalogue and a public that change: rows for new items and users, and rows taken out, without training.
+"""Add and remove items and users of a CLLM4Rec model without training.
+
+ID tokens follow from the numbers of users and items (token of item j: `id_offset` + I + j). New items come last and move no
+token. A new user moves the token of every item by one, and a removed item moves those of the items behind it. Rows, catalogue,
+stored histories and `config` change together, so the model itself needs nothing more. Token ids kept elsewhere must be computed
+again, and so must the tokenizer: `CLLM4RecTokenizer.from_pretrained(folder, num_users=config.num_users,
+num_items=config.num_items)`.
 
 This file stands alone: it is copied into every saved folder.
 """
@@ -17,7 +23,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
-from ..core.catalogue import Catalogue, IdMap, KnownUsers, extended_catalogue, is_text_type, new_ids
+from ..core.catalogue import Catalogue, KnownUsers, extended_catalogue, is_text_type, new_ids
 from ..core.errors import InputError
 
 Start = Literal["regression", "words"]
@@ -28,179 +34,146 @@ RIDGES = np.logspace(-4, 4, 33)
 """Ridge penalties to choose from, as multiples of the mean variance of a feature."""
 
 
-class GrowsAndShrinks:
-    """Adds to a CLLM4Rec model: new items, new users, and items that go.
+@torch.no_grad()
+def add_items(
+    model: Any,
+    items: pa.Table | pd.DataFrame | Sequence[Mapping[str, Any]],
+    *,
+    start: Start = "regression",
+    prediction_scale: float = 0.5,
+    columns: Sequence[str] = ITEM_WORDS,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> None:
+    """Take new items into the catalogue by their texts alone; rows of old items and users stay the same to the bit.
 
-    ID tokens follow from the numbers of users and items (token of item j: `id_offset` + I + j). New items come last and move no
-    token; a new user moves the token of every item by one, and an item that goes those of the items behind it. Rows, catalogue,
-    stored histories and `config` change together, so nothing has to be done for the model itself; token ids kept elsewhere must
-    be made anew, and so must the tokenizer: `CLLM4RecTokenizer.from_pretrained(folder, num_users=config.num_users,
-    num_items=config.num_items)`.
+    Args:
+        items: `item_id` and text columns; lists of strings count as one text.
+        start: what an item's rows on both sides start from. `"words"`: the mean row of its words, as rows start before
+            training. `"regression"`: what a ridge regression from the mean word rows of each column to trained rows says of
+            it, fitted on the items that the model has: training takes rows far from those of words.
+        prediction_scale: of a regression, from 0 to 1. Predicted rows lie nearer to the mean row than trained ones, so that
+            new items
+            seldom reach the top of a list (0). Stretched to the same distance (1) they stand there as often as old ones, or
+            more often, on less evidence. The distance is multiplied by the ratio of the two to the power of prediction_scale.
+        columns: the text columns that count, where the items have them.
+        tokenizer: the backbone's or the model's own; None reads that of the folder from which the model came.
+
+    Raises:
+        InputError: no `item_id`, an id that the catalogue has already or that stands twice, an item without any text, a
+            column that holds no texts, a catalogue without texts to fit the regression on.
+
+    Example:
+        >>> model.add_items([{"item_id": "B9", "title": "Rose hand cream, 50 ml"}])  # doctest: +SKIP
     """
+    catalogue = _required(model.catalogue, "catalogue", "items")
+    if start not in ("regression", "words"):
+        raise InputError(f"start is {start!r}; allowed are 'regression' and 'words'")
+    if not 0 <= prediction_scale <= 1:
+        raise InputError(f"prediction_scale is {prediction_scale}; it must lie between 0 and 1")
+    together, new = extended_catalogue(catalogue, items)
+    if not new.num_rows:
+        return
+    used = [name for name in columns if name in new.column_names]
+    if start == "regression":
+        used = [name for name in used if name in catalogue.table.column_names]
+        if not used:
+            raise InputError(
+                f"start is 'regression', but the catalogue has none of the texts {list(columns)} that the new items have: "
+                "there is nothing to fit it on; choose start='words'"
+            )
+    _check_all_told(new, used)
+    words = tokenizer if tokenizer is not None else _folder_tokenizer(model)
+    word_rows = model.get_input_embeddings().weight.detach().float().cpu().numpy()
+    both = [model.tables(side)[1] for side in ("collaborative", "content")]
+    if start == "words":
+        new_rows = [mean_word_rows(new, words, word_rows, used)] * 2
+    else:
+        told = [[mean_word_rows(one, words, word_rows, [name]) for name in used] for one in (catalogue.table, new)]
+        trained = [table.weight.detach().float().cpu().numpy() for table in both]
+        new_rows = [regress_rows(np.hstack(told[0]), rows, np.hstack(told[1]), prediction_scale) for rows in trained]
+    for table, rows in zip(both, new_rows, strict=True):
+        append_rows(table, torch.from_numpy(rows))
+    _set_catalogue(model, together)
 
-    config: Any
-    catalogue: Catalogue | None
-    users: KnownUsers | None
-    tables: Any
-    get_input_embeddings: Any
 
-    @torch.no_grad()
-    def add_items(
-        self,
-        items: pa.Table | pd.DataFrame | Sequence[Mapping[str, Any]],
-        *,
-        start: Start = "regression",
-        prediction_scale: float = 0.5,
-        columns: Sequence[str] = ITEM_WORDS,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-    ) -> None:
-        """Take new items into the catalogue by their texts alone; rows of old items and users stay the same to the bit.
+@torch.no_grad()
+def add_users(model: Any, histories: Mapping[Any, Iterable[Any]]) -> None:
+    """Give new users an ID token by their histories; rows of old users and of all items stay the same to the bit.
 
-        Args:
-            items: `item_id` and text columns; lists of strings count as one text.
-            start: what an item's rows on both sides start from. `"words"`: the mean row of its words, as rows start before
-                training. `"regression"`: what a ridge regression from the mean word rows of each column to trained rows says of
-                it, fitted on the items that the model has: training takes rows far from those of words.
-            prediction_scale: of a regression, from 0 to 1. Predicted rows lie nearer to the mean row than trained ones, so that
-                new items
-                seldom reach the top of a list (0). Stretched to the same distance (1) they stand there as often as old ones, or
-                more often, on less evidence. The distance is multiplied by the ratio of the two to the power of prediction_scale.
-            columns: the text columns that count, where the items have them.
-            tokenizer: the backbone's or the model's own; None reads that of the folder from which the model came.
+    A new user's rows are the mean rows of the users that the model has: who this is, is not known yet, and what the
+    history says, the prompt says. (Rows started from the items of a history would count it twice.)
 
-        Raises:
-            InputError: no `item_id`, an id that the catalogue has already or that stands twice, an item without any text, a
-                column that holds no texts, a catalogue without texts to fit the regression on.
+    Args:
+        histories: external user id -> external item ids, oldest first. Kept with the users where the model keeps
+            histories at all.
 
-        Example:
-            >>> model.add_items([{"item_id": "B9", "title": "Rose hand cream, 50 ml"}])  # doctest: +SKIP
-        """
-        catalogue = _required(self.catalogue, "catalogue", "items")
-        if start not in ("regression", "words"):
-            raise InputError(f"start is {start!r}; allowed are 'regression' and 'words'")
-        if not 0 <= prediction_scale <= 1:
-            raise InputError(f"prediction_scale is {prediction_scale}; it must lie between 0 and 1")
-        together, new = extended_catalogue(catalogue, items)
-        if not new.num_rows:
-            return
-        used = [name for name in columns if name in new.column_names]
-        if start == "regression":
-            used = [name for name in used if name in catalogue.table.column_names]
-            if not used:
-                raise InputError(
-                    f"start is 'regression', but the catalogue has none of the texts {list(columns)} that the new items have: "
-                    "there is nothing to fit it on; choose start='words'"
-                )
-        _check_all_told(new, used)
-        words = tokenizer if tokenizer is not None else self._folder_tokenizer()
-        word_rows = self.get_input_embeddings().weight.detach().float().cpu().numpy()
-        both = [self.tables(side)[1] for side in ("collaborative", "content")]
-        if start == "words":
-            new_rows = [mean_word_rows(new, words, word_rows, used)] * 2
-        else:
-            told = [[mean_word_rows(one, words, word_rows, [name]) for name in used] for one in (catalogue.table, new)]
-            trained = [table.weight.detach().float().cpu().numpy() for table in both]
-            new_rows = [regress_rows(np.hstack(told[0]), rows, np.hstack(told[1]), prediction_scale) for rows in trained]
-        for table, rows in zip(both, new_rows, strict=True):
-            append_rows(table, torch.from_numpy(rows))
-        self._set_catalogue(together)
+    Raises:
+        InputError: a user that the model has already, unknown items, an empty history.
 
-    @torch.no_grad()
-    def add_users(self, histories: Mapping[Any, Iterable[Any]]) -> None:
-        """Give new users an ID token by their histories; rows of old users and of all items stay the same to the bit.
+    Example:
+        >>> model.add_users({"zoe": ["B1", "B7"]})  # doctest: +SKIP
+    """
+    users = _required(model.users, "users", "users")
+    catalogue = _required(model.catalogue, "catalogue", "items")
+    if not isinstance(histories, Mapping):
+        raise InputError(f"histories is a {type(histories).__name__}; give a dict of user ids and their lists of item ids")
+    if not histories:
+        return
+    new = new_ids(list(histories), users.ids)
+    rows = [catalogue.ids.indices_of(list(items)) for items in histories.values()]
+    empty = [user for user, row in zip(histories, rows, strict=True) if not len(row)]
+    if empty:
+        raise InputError(f"the histories of {len(empty)} users are empty: {empty[:5]!r}; give each at least one item")
+    ids = pa.concat_arrays([users.ids.array, new.array.cast(users.ids.array.type)])
+    indptr = items = None
+    if users.indptr is not None and users.items is not None:
+        indptr = np.concatenate([users.indptr, users.indptr[-1] + np.cumsum([len(row) for row in rows])])
+        items = np.concatenate([users.items, *rows]).astype(np.int32)
+    add_user_rows(model, len(new))
+    take_users(model, np.arange(len(ids)), KnownUsers(ids, indptr, items))
 
-        A new user's rows are the mean rows of the users that the model has: who this is, is not known yet, and what the
-        history says, the prompt says. (Rows started from the items of a history would count it twice.)
 
-        Args:
-            histories: external user id -> external item ids, oldest first. Kept with the users where the model keeps
-                histories at all.
+@torch.no_grad()
+def add_user_rows(model: Any, count: int) -> None:
+    """Put mean rows for so many new users behind those of the others; `take_users` then says who they are."""
+    for side in ("collaborative", "content"):
+        table = model.tables(side)[0]
+        append_rows(table, table.weight.float().mean(0, keepdim=True).expand(count, -1))
 
-        Raises:
-            InputError: a user that the model has already, unknown items, an empty history.
 
-        Example:
-            >>> model.add_users({"zoe": ["B1", "B7"]})  # doctest: +SKIP
-        """
-        users = _required(self.users, "users", "users")
-        catalogue = _required(self.catalogue, "catalogue", "items")
-        if not isinstance(histories, Mapping):
-            raise InputError(f"histories is a {type(histories).__name__}; give a dict of user ids and their lists of item ids")
-        if not histories:
-            return
-        new = new_ids(list(histories), users.ids)
-        rows = [catalogue.ids.indices_of(list(items)) for items in histories.values()]
-        empty = [user for user, row in zip(histories, rows, strict=True) if not len(row)]
-        if empty:
-            raise InputError(f"the histories of {len(empty)} users are empty: {empty[:5]!r}; give each at least one item")
-        ids = pa.concat_arrays([users.ids.array, new.array.cast(users.ids.array.type)])
-        indptr = items = None
-        if users.indptr is not None and users.items is not None:
-            indptr = np.concatenate([users.indptr, users.indptr[-1] + np.cumsum([len(row) for row in rows])])
-            items = np.concatenate([users.items, *rows]).astype(np.int32)
-        self.add_user_rows(len(new))
-        self.take_users(np.arange(len(ids)), KnownUsers(ids, indptr, items))
+@torch.no_grad()
+def take_item_rows(model: Any, rows: np.ndarray) -> None:
+    """Keep these items in the tables and the catalogue, in this order: (kept,) item indices, each once."""
+    catalogue = _required(model.catalogue, "catalogue", "items")
+    for side in ("collaborative", "content"):
+        _replace_weight(model.tables(side)[1], model.tables(side)[1].weight[torch.from_numpy(rows)])
+    _set_catalogue(model, Catalogue(catalogue.table.take(pa.array(rows))))
 
-    @torch.no_grad()
-    def add_user_rows(self, count: int) -> None:
-        """Put mean rows for so many new users behind those of the others; `take_users` then says who they are."""
-        for side in ("collaborative", "content"):
-            table = self.tables(side)[0]
-            append_rows(table, table.weight.float().mean(0, keepdim=True).expand(count, -1))
 
-    def remove_items(self, item_ids: Sequence[Any]) -> None:
-        """Take items out: they are never recommended again, and leave the stored histories.
+@torch.no_grad()
+def take_users(model: Any, rows: np.ndarray, users: KnownUsers) -> None:
+    """Keep these users, in this order, as `users`: (kept,) user indices, each once."""
+    for side in ("collaborative", "content"):
+        _replace_weight(model.tables(side)[0], model.tables(side)[0].weight[torch.from_numpy(rows)])
+    model.users = users
+    model.config.num_users = len(users)
 
-        Their rows go, too: nothing of them stays in the saved folder, and no score has to be masked anywhere. An id that is
-        gone is unknown, as one that was never there; it may be added again.
 
-        Raises:
-            InputError: unknown items, one named twice, or all of them.
+def _set_catalogue(model: Any, catalogue: Catalogue) -> None:
+    model.catalogue = catalogue
+    model.config.num_items = len(catalogue)
+    model.config.catalogue_fingerprint = catalogue.ids.fingerprint
 
-        Example:
-            >>> model.remove_items(["B1"])  # doctest: +SKIP
-        """
-        catalogue = _required(self.catalogue, "catalogue", "items")
-        gone = catalogue.ids.indices_of(IdMap(item_ids, "item_ids").array.to_pylist())
-        keep = np.setdiff1d(np.arange(len(catalogue)), gone)
-        if not len(keep):
-            raise InputError("remove_items: nothing would be left to recommend; keep at least one item")
-        self.take_items(keep)
 
-    @torch.no_grad()
-    def take_items(self, rows: np.ndarray) -> None:
-        """Keep these items, in this order: (kept,) item indices, each once."""
-        catalogue = _required(self.catalogue, "catalogue", "items")
-        for side in ("collaborative", "content"):
-            _replace_weight(self.tables(side)[1], self.tables(side)[1].weight[torch.from_numpy(rows)])
-        if self.users is not None:
-            place = np.full(len(catalogue), -1, dtype=np.int64)
-            place[rows] = np.arange(len(rows))
-            self.users = self.users.renumbered(place)
-        self._set_catalogue(Catalogue(catalogue.table.take(pa.array(rows))))
-
-    @torch.no_grad()
-    def take_users(self, rows: np.ndarray, users: KnownUsers) -> None:
-        """Keep these users, in this order, as `users`: (kept,) user indices, each once."""
-        for side in ("collaborative", "content"):
-            _replace_weight(self.tables(side)[0], self.tables(side)[0].weight[torch.from_numpy(rows)])
-        self.users = users
-        self.config.num_users = len(users)
-
-    def _set_catalogue(self, catalogue: Catalogue) -> None:
-        self.catalogue = catalogue
-        self.config.num_items = len(catalogue)
-        self.config.catalogue_fingerprint = catalogue.ids.fingerprint
-
-    def _folder_tokenizer(self) -> PreTrainedTokenizerBase:
-        """The words of the folder from which the model came; its ID tokens are not needed here."""
-        file = None
-        place = self.config.name_or_path
-        if place:
-            file = cached_file(place, "tokenizer.json", _raise_exceptions_for_missing_entries=False)
-        if file is None:
-            raise InputError(f"the model came from {place or 'no folder'!r}, where there is no tokenizer.json; pass tokenizer=")
-        return PreTrainedTokenizerFast(tokenizer_file=file)
+def _folder_tokenizer(model: Any) -> PreTrainedTokenizerBase:
+    """The words of the folder from which the model came; its ID tokens are not needed here."""
+    file = None
+    place = model.config.name_or_path
+    if place:
+        file = cached_file(place, "tokenizer.json", _raise_exceptions_for_missing_entries=False)
+    if file is None:
+        raise InputError(f"the model came from {place or 'no folder'!r}, where there is no tokenizer.json; pass tokenizer=")
+    return PreTrainedTokenizerFast(tokenizer_file=file)
 
 
 def text_column(table: pa.Table, name: str) -> list[str]:
@@ -319,10 +292,14 @@ def _required(part: Any, name: str, what: str) -> Any:
 
 __all__ = [
     "ITEM_WORDS",
-    "GrowsAndShrinks",
     "Start",
+    "add_items",
+    "add_user_rows",
+    "add_users",
     "append_rows",
     "mean_word_rows",
     "regress_rows",
+    "take_item_rows",
+    "take_users",
     "text_column",
 ]

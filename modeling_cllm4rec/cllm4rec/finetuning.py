@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from modeling_cllm4rec.cllm4rec.documents import HistoryCorpus, TextCorpus
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation, Side
 from modeling_cllm4rec.cllm4rec.objectives import holdout_terms, next_word_terms
+from modeling_cllm4rec.cllm4rec.parameters import choose_trainable
 from modeling_cllm4rec.cllm4rec.prompts import recommendation_pieces
 from modeling_cllm4rec.cllm4rec.soft_targets import Teacher
 from modeling_cllm4rec.core.errors import InputError, MissingFileError
@@ -31,7 +32,7 @@ from modeling_cllm4rec.training.loop import (
     make_accelerator,
     run,
 )
-from modeling_cllm4rec.training.parameters import choose_trainable, merge_lora
+from modeling_cllm4rec.training.parameters import merge_lora
 from modeling_cllm4rec.training.progress import Progress
 
 logger = logging.getLogger(__name__)

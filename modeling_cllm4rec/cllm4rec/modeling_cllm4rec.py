@@ -6,40 +6,28 @@ This file and its flat siblings stand alone: they are copied into every saved fo
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import (
-    AutoModelForCausalLM,
-    GenerationConfig,
-    GenerationMixin,
-)
+from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutputWithPast, ModelOutput
 
 from ..core.catalogue import Catalogue, KnownUsers
 from ..core.errors import InputError
-from ..core.language_model import (
-    HoldsLanguageModel,
-    check_fields,
-    greedy_generation,
-    is_left_padded,
-    real_positions,
-    reject_adapter,
-    tokenizer_of,
-)
+from ..core.language_model import check_fields, evaluating, is_left_padded, pretrained_backbone, published_config, real_positions
 from ..core.losses import ItemLoss, multinomial_nll
-from ..core.prompt_assembly import assemble, pad_right
-from ..core.recommender import RecommendsItems
-from ..core.saved_folder import SavedFolderModel
-from ..core.top_items import top_permitted_items
-from .catalogue_changes import GrowsAndShrinks
+from ..core.prompt_assembly import assemble
+from ..core.recommender import RecommenderModel
+from ..core.top_items import top_candidates
+from .catalogue_changes import ITEM_WORDS, Start, add_items, add_user_rows, add_users, take_item_rows, take_users
 from .configuration_cllm4rec import CLLM4RecConfig
 
 Side = Literal["collaborative", "content"]
@@ -61,16 +49,12 @@ class RecommendationOutput(ModelOutput):
     last_hidden_state: torch.Tensor | None = None
 
 
-class CLLM4RecPreTrainedModel(GrowsAndShrinks, HoldsLanguageModel, SavedFolderModel):
-    """The backbone and the four ID tables, with catalogue, users and card beside them."""
+class CLLM4RecPreTrainedModel(RecommenderModel):
+    """The backbone and the four ID tables, with catalogue, users and card."""
 
     config_class = CLLM4RecConfig
-    # Not "model": Llama's inner `model.` would be taken for ours, and the backbone would reload at random.
-    base_model_prefix = ""
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_attention_backend = True
+    system = "cllm4rec"
+    reads_users = True
 
     config: CLLM4RecConfig
 
@@ -108,7 +92,12 @@ class CLLM4RecPreTrainedModel(GrowsAndShrinks, HoldsLanguageModel, SavedFolderMo
     @property
     def id_parameters(self) -> list[torch.Tensor]:
         """The four matrices of ID rows."""
-        return [table.weight for side in SIDES for table in self.tables(side)]
+        return [weight for group in self.id_parameter_groups for weight in group]
+
+    @property
+    def id_parameter_groups(self) -> list[list[torch.Tensor]]:
+        """The matrices of each side: the L and the C step of pretraining change one side each."""
+        return [[table.weight for table in self.tables(side)] for side in SIDES]
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """Not possible: ID tokens follow the words by arithmetic, more words would shift them all."""
@@ -191,11 +180,8 @@ class CLLM4RecPreTrainedModel(GrowsAndShrinks, HoldsLanguageModel, SavedFolderMo
             users = KnownUsers(users)
         if catalogue is not None and not isinstance(catalogue, Catalogue):
             catalogue = Catalogue(catalogue)
-        reject_adapter(name_or_path)
-        backbone = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype)
-        text_config = copy.deepcopy(backbone.config)
-        text_config.name_or_path = ""  # not to be published: it may be a path of this machine
-        tokenizer = tokenizer_of(name_or_path)
+        backbone, tokenizer = pretrained_backbone(name_or_path, dtype)
+        text_config = published_config(backbone)
         text_tokens = 0 if tokenizer is None else len(tokenizer)
         config_arguments.setdefault("id_offset", max(text_tokens, text_config.get_text_config().vocab_size))
         config = CLLM4RecConfig(
@@ -208,12 +194,96 @@ class CLLM4RecPreTrainedModel(GrowsAndShrinks, HoldsLanguageModel, SavedFolderMo
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = cls._from_config(config, dtype=dtype)
-        model.backbone.load_state_dict(backbone.state_dict())
-        model.generation_config = greedy_generation(backbone.generation_config, tokenizer)
+            model = cls._around(backbone, tokenizer, config, dtype)
         model.catalogue, model.users = catalogue, users
         _check_backbone(model)
         return model
+
+    def item_vectors(self, items: np.ndarray) -> np.ndarray:
+        """Return (items, K) float32 rows of the item head (collaborative side)."""
+        table = self.item_collaborative.weight.detach()
+        return np.asarray(table[torch.from_numpy(items).to(table.device)].float().cpu().numpy())
+
+    def add_items(
+        self,
+        items: pa.Table | pd.DataFrame | Sequence[Mapping[str, Any]],
+        *,
+        start: Start = "regression",
+        prediction_scale: float = 0.5,
+        columns: Sequence[str] = ITEM_WORDS,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        """Add new items to the catalogue by their texts alone; see `catalogue_changes.add_items`.
+
+        Example:
+            >>> model.add_items([{"item_id": "B9", "title": "Rose hand cream, 50 ml"}])  # doctest: +SKIP
+        """
+        add_items(self, items, start=start, prediction_scale=prediction_scale, columns=columns, tokenizer=tokenizer)
+
+    def add_users(self, histories: Mapping[Any, Iterable[Any]]) -> None:
+        """Give new users an ID token by their histories; see `catalogue_changes.add_users`.
+
+        Example:
+            >>> model.add_users({"zoe": ["B1", "B7"]})  # doctest: +SKIP
+        """
+        add_users(self, histories)
+
+    def add_user_rows(self, count: int) -> None:
+        """Append mean rows for new users; `take_users` then names them."""
+        add_user_rows(self, count)
+
+    def take_users(self, rows: np.ndarray, users: KnownUsers) -> None:
+        """Keep these users, in this order, as `users`: (kept,) user indices, each once."""
+        take_users(self, rows, users)
+
+    def _take_item_rows(self, rows: np.ndarray) -> None:
+        take_item_rows(self, rows)
+
+    def prompt_state(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
+        """(B, K) state of the last real token of each prompt, whichever side is padded."""
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        hidden = self.hidden_states(input_ids, attention_mask, "collaborative", **kwargs)
+        places = torch.arange(input_ids.shape[1], device=input_ids.device)
+        last = (places * attention_mask).argmax(1)
+        return hidden[torch.arange(len(hidden), device=hidden.device), last]
+
+    def item_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(B, J) the item head, tied to the collaborative item rows."""
+        return F.linear(hidden, self.item_collaborative.weight.to(hidden.dtype))
+
+    def build_prompts(self, user_indices: np.ndarray | None, histories: Iterable[np.ndarray]) -> list[np.ndarray]:
+        """Token ids of the recommendation prompt for each history (item indices, oldest first)."""
+        config = self.config
+        if config.recommendation_prompts is None:
+            raise InputError("this model has no recommendation prompt yet: finetune it, or set config.recommendation_prompts")
+        limit = config.prompt_limit
+        first_item = config.id_offset + config.num_users
+        prompts = []
+        for number, history in enumerate(histories):
+            items = np.asarray(history, dtype=np.int64) + first_item
+            user = -1 if user_indices is None else int(user_indices[number])
+            pieces = config.recommendation_prompts["known" if user >= 0 else "anonymous"]
+            prompts.append(assemble(pieces, user=config.id_offset + user, items=items, max_length=limit))
+        return prompts
+
+    def score_prompts(self, prompts: Sequence[np.ndarray]) -> torch.Tensor:
+        """Return (B, J) float32 scores of prompts as token ids, on the model's device, in evaluation mode."""
+        with evaluating(self):
+            return self.item_logits(self.prompt_state(*self.pad_prompts(prompts))).float()
+
+    def best_items(
+        self,
+        prompts: Sequence[np.ndarray],
+        seen: Sequence[np.ndarray] | None,
+        k: int,
+        candidates: np.ndarray | None,
+        **search: Any,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return (B, k) best item indices of prompts and their scores, from one forward pass."""
+        if search:
+            raise InputError(f"unknown settings {sorted(search)}: this model scores all items at once and has no search to set")
+        return top_candidates(self.score_prompts(prompts), seen, k, candidates)
 
 
 class CLLM4RecModel(CLLM4RecPreTrainedModel):
@@ -299,10 +369,8 @@ class CLLM4RecForCausalLM(CLLM4RecPreTrainedModel, GenerationMixin):
         return written
 
 
-class CLLM4RecForRecommendation(RecommendsItems, CLLM4RecPreTrainedModel):
+class CLLM4RecForRecommendation(CLLM4RecPreTrainedModel):
     """The recommender (section 3.4): a prompt with a history in, scores of all items out, in one forward pass."""
-
-    users_have_tokens = True
 
     def forward(
         self,
@@ -326,64 +394,6 @@ class CLLM4RecForRecommendation(RecommendsItems, CLLM4RecPreTrainedModel):
         if labels is not None:
             loss = multinomial_nll(hidden, self.item_collaborative.weight, labels, item_loss=item_loss).mean()
         return RecommendationOutput(loss=loss, logits=self.item_logits(hidden), last_hidden_state=hidden)
-
-    def prompt_state(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
-        """(B, K) state of the last real token of each prompt, whichever side is padded."""
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        hidden = self.hidden_states(input_ids, attention_mask, "collaborative", **kwargs)
-        places = torch.arange(input_ids.shape[1], device=input_ids.device)
-        last = (places * attention_mask).argmax(1)
-        return hidden[torch.arange(len(hidden), device=hidden.device), last]
-
-    def item_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(B, J) the item head, tied to the collaborative item rows."""
-        return F.linear(hidden, self.item_collaborative.weight.to(hidden.dtype))
-
-    @property
-    def num_items(self) -> int:
-        """Size J of the catalogue."""
-        return self.config.num_items
-
-    def build_prompts(self, user_indices: np.ndarray | None, histories: Iterable[np.ndarray]) -> list[np.ndarray]:
-        """Token ids of the recommendation prompt for each history (item indices, oldest first)."""
-        config = self.config
-        if config.recommendation_prompts is None:
-            raise InputError("this model has no recommendation prompt yet: finetune it, or set config.recommendation_prompts")
-        limit = config.prompt_limit
-        first_item = config.id_offset + config.num_users
-        prompts = []
-        for number, history in enumerate(histories):
-            items = np.asarray(history, dtype=np.int64) + first_item
-            user = -1 if user_indices is None else int(user_indices[number])
-            pieces = config.recommendation_prompts["known" if user >= 0 else "anonymous"]
-            prompts.append(assemble(pieces, user=config.id_offset + user, items=items, max_length=limit))
-        return prompts
-
-    @torch.no_grad()
-    def score_prompts(self, prompts: Sequence[np.ndarray]) -> torch.Tensor:
-        """(B, J) float32 scores, on the model's device, of prompts as token ids, in evaluation mode."""
-        ids = pad_right(prompts, 0)
-        mask = np.arange(ids.shape[1]) < np.array([len(prompt) for prompt in prompts])[:, None]
-        device = self.item_collaborative.weight.device
-        was_training = self.training
-        self.eval()
-        hidden = self.prompt_state(torch.from_numpy(ids).to(device), torch.from_numpy(mask.astype(np.int64)).to(device))
-        self.train(was_training)
-        return self.item_logits(hidden).float()
-
-    def best_items(
-        self, prompts: Sequence[np.ndarray], seen: Sequence[np.ndarray] | None, k: int, allowed: np.ndarray | None, **search: Any
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """(B, k) best item indices of prompts and their scores, from one forward pass."""
-        if search:
-            raise InputError(f"unknown settings {sorted(search)}: this model scores all items at once and has no search to set")
-        return top_permitted_items(self.score_prompts(prompts), seen, k, allowed)
-
-    def score_histories(self, user_indices: np.ndarray | None, histories: Any) -> np.ndarray:
-        """(batch, J) float32 scores of histories given as compressed rows (`indptr`, `items`), in evaluation mode."""
-        rows = np.split(histories.items, histories.indptr[1:-1])
-        return self.score_prompts(self.build_prompts(user_indices, rows)).cpu().numpy()
 
 
 def _count(count_name: str, count: int | None, ids_name: str, ids: Catalogue | KnownUsers | None) -> int:

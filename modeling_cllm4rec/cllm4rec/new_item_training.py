@@ -1,4 +1,4 @@
-"""New items and new users for a trained CLLM4Rec: rows started by `growing`, then a few steps in which nothing else trains."""
+"""New items for a trained CLLM4Rec: rows predicted from words, then a few steps in which only their content rows train."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +22,6 @@ from modeling_cllm4rec.cllm4rec.prompts import Prompts, cut
 from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.core.prompt_assembly import assemble
 from modeling_cllm4rec.corpora.batches import collate, plan_batches
-from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
 from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 
 logger = logging.getLogger(__name__)
@@ -58,38 +58,32 @@ class NewRowTraining:
 
 
 def add_items(
-    model: CLLM4RecForRecommendation | LCRecForRecommendation,
+    model: CLLM4RecForRecommendation,
     tokenizer: PreTrainedTokenizerBase,
     items: pa.Table,
     *,
     start: Start = "regression",
     prediction_scale: float = 0.5,
     settling: NewRowTraining = NewRowTraining(),
-    encoder: str | None = None,
     progress: bool = True,
-) -> PreTrainedTokenizerBase:
-    """Add items to a model of either system by their texts alone.
-
-    CLLM4Rec: rows from words (`growing`), then `train_new_rows`. LC-Rec: an embedding of the texts, made as those of the
-    old items,
-    and the nearest free index.
+    **others: Any,
+) -> CLLM4RecTokenizer:
+    """Add items by their texts alone: rows from words (`catalogue_changes.add_items`), then `train_new_rows`.
 
     Args:
         items: `item_id` and text columns.
-        start, prediction_scale, settling: CLLM4Rec, see `growing.GrowsAndShrinks.add_items` and `NewRowTraining`.
-        encoder: LC-Rec: place of the encoder, where the model names one by its folder's name only.
+        start, prediction_scale: see `catalogue_changes.add_items`.
+        settling: see `NewRowTraining`.
+        progress: show a bar while the new rows train.
 
     Returns:
         The tokenizer of the model with the new items.
 
     Raises:
-        InputError: items that cannot be added (which), or an LC-Rec model that has no indexer or does not say how
-            texts become embeddings.
-        MissingFileError, ImportError: the encoder is not there, see `LCRecForRecommendation.add_items`.
+        InputError: a setting that only other systems have, or items that cannot be added (which).
     """
-    if isinstance(model, LCRecForRecommendation):
-        model.add_items(items, encoder=encoder, progress=progress)
-        return tokenizer
+    if others:
+        raise InputError(f"{', '.join(others)}: CLLM4Rec starts rows from words and needs no encoder; leave it out")
     first = model.config.num_items
     model.add_items(items, start=start, prediction_scale=prediction_scale, tokenizer=tokenizer)
     if settling.passes:

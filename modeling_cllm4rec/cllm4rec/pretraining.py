@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBa
 from modeling_cllm4rec.cllm4rec.documents import HistoryCorpus, TextCorpus, initial_item_rows
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation
 from modeling_cllm4rec.cllm4rec.objectives import LossTerms, Weights, next_item_terms, next_word_terms
+from modeling_cllm4rec.cllm4rec.parameters import choose_trainable
 from modeling_cllm4rec.cllm4rec.prompts import cut, recommendation_pieces
 from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers
 from modeling_cllm4rec.core.errors import InputError, MissingFileError
@@ -27,7 +28,7 @@ from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokeniz
 from modeling_cllm4rec.training.arguments import PretrainArguments
 from modeling_cllm4rec.training.estimates import FEWER_ROWS, LargestBatch, check_memory, id_table_memory
 from modeling_cllm4rec.training.loop import Step, check_folder, documents_of_a_step, make_accelerator, run
-from modeling_cllm4rec.training.parameters import choose_trainable, merge_lora
+from modeling_cllm4rec.training.parameters import merge_lora
 from modeling_cllm4rec.training.progress import Progress
 
 logger = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import pandas as pd
 import pyarrow as pa
@@ -72,8 +72,7 @@ def train_recommender(
     first = {"init_ids": "text" if _has_words(data) else "random", **common, **(pretraining or {})}
     pretrain(PretrainArguments(backbone=backbone, **first))
     finetune(FinetuneArguments(**{**common, **(finetuning or {})}))
-    model: CLLM4RecForRecommendation = load_recommender(output)
-    return model
+    return cast("CLLM4RecForRecommendation", load_recommender(output))
 
 
 def _table(source: pd.DataFrame | pa.Table) -> pa.Table:

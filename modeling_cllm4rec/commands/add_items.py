@@ -12,12 +12,13 @@ from typing import Any
 import pyarrow as pa
 from transformers import AutoTokenizer
 
-from modeling_cllm4rec.cllm4rec.new_item_training import NewRowTraining, add_items
+from modeling_cllm4rec.cllm4rec.new_item_training import NewRowTraining
 from modeling_cllm4rec.commands.command_line import print_json, run_command
 from modeling_cllm4rec.core.errors import ExistingFileError
 from modeling_cllm4rec.corpora.readers import read_table
 from modeling_cllm4rec.hub.loading import load_recommender
 from modeling_cllm4rec.hub.model_card import RECORD_FILE, read_records
+from modeling_cllm4rec.systems import resolve, system_of
 
 EPILOG = """example:
   cllm4rec add-items --model runs/mine --items new.parquet --output runs/mine-now
@@ -87,12 +88,15 @@ def growth_settings(arguments: argparse.Namespace) -> dict[str, Any]:
         max_text_tokens=arguments.max_text_tokens,
         seed=arguments.seed,
     )
-    return {
+    settings = {
         "start": arguments.start,
         "prediction_scale": arguments.prediction_scale,
         "settling": settling,
         "encoder": arguments.encoder,
     }
+    # Left out where they are at their defaults: a system refuses settings that only another one has.
+    defaults = {"start": "regression", "prediction_scale": 0.5, "settling": NewRowTraining(seed=settling.seed), "encoder": None}
+    return {name: value for name, value in settings.items() if value != defaults[name]}
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -111,7 +115,7 @@ def run(arguments: argparse.Namespace) -> None:
         ids = model.catalogue.ids.parse(items["item_id"].to_pylist())  # a CSV file has text only
         items = items.set_column(0, "item_id", pa.array(ids))
     old = AutoTokenizer.from_pretrained(arguments.model)
-    tokenizer = add_items(model, old, items, **settings)
+    tokenizer = resolve(system_of(model).add_items)(model, old, items, **settings)
     if model.card is not None:
         model.card += NOTE.format(count=items.num_rows)
     model.save_pretrained(output)

@@ -14,14 +14,15 @@ from modeling_cllm4rec.baselines.popularity import PopularityRecommender, Random
 from modeling_cllm4rec.commands.command_line import print_json, run_command
 from modeling_cllm4rec.commands.model_flags import add_model_arguments, batch_size, refuse_search, search_settings
 from modeling_cllm4rec.core.errors import InputError
+from modeling_cllm4rec.core.recommender import RecommenderModel
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.id_checks import check_same_ids
-from modeling_cllm4rec.evaluation.evaluator import DEFAULT_METRICS, EvaluationReport, comparison_table, evaluate
+from modeling_cllm4rec.evaluation.evaluator import EvaluationReport, comparison_table, evaluate
 from modeling_cllm4rec.evaluation.protocol import Protocol
+from modeling_cllm4rec.evaluation.searching import evaluate_templates
 from modeling_cllm4rec.hub.loading import load_recommender
 from modeling_cllm4rec.hub.model_card import update_card
-from modeling_cllm4rec.lcrec.evaluation import evaluate_templates
-from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
+from modeling_cllm4rec.systems import system_of
 
 EPILOG = """example:
   cllm4rec evaluate --model runs/mine --data data/mine --split test
@@ -31,7 +32,6 @@ BASELINES: dict[str, Callable[[RecommendationData], Any]] = {
     "popularity": PopularityRecommender.fit,
     "random": lambda data: RandomRecommender(data.num_items),
 }
-LCREC_METRICS = ("hit_rate@1", "hit_rate@5", "hit_rate@10", "ndcg@5", "ndcg@10")
 FIRST_TEMPLATE = ["0"]
 
 
@@ -79,28 +79,26 @@ def run(arguments: argparse.Namespace) -> dict[str, EvaluationReport]:
     model = load_recommender(arguments.model)
     check_same_ids(model, data, arguments.model)
     search = search_settings(arguments, model)
-    searches = isinstance(model, LCRecForRecommendation)
+    searches, title = not model.scores_catalogue, system_of(model).title
     if arguments.templates != FIRST_TEMPLATE and not searches:
         refuse_search(["templates"], arguments.model)
     shared: dict[str, Any] = {
         "test_history": arguments.test_history,
         "mask": arguments.mask,
-        "metrics": arguments.metrics or (LCREC_METRICS if searches else DEFAULT_METRICS),
+        "metrics": arguments.metrics or model.paper_metrics,
         "seed": arguments.seed,
         "max_users": arguments.max_users,
         "batch_size": batch_size(arguments, model),
     }
     recommenders = {name: BASELINES[name](data) for name in arguments.baselines}
     if not searches:
-        recommenders["CLLM4Rec"] = model
+        recommenders[title] = model
     reports = {name: evaluate(one, data, arguments.split, **shared) for name, one in recommenders.items()}
     if searches:
         templates = template_numbers(arguments.templates, model)
-        reports["LC-Rec"] = evaluate_templates(
-            model, data, arguments.split, templates, search.get("num_beams"), search.get("scoring", "beam"), **shared
-        )
+        reports[title] = evaluate_templates(model, data, arguments.split, templates, search, **shared)
     if arguments.output is not None or Path(arguments.model).is_dir():
-        report = reports["LC-Rec" if searches else "CLLM4Rec"]
+        report = reports[title]
         save(report, report_name(report.protocol, arguments, search, model.config), arguments, data)
     return reports
 
@@ -120,7 +118,7 @@ def report_name(protocol: Protocol, arguments: argparse.Namespace, search: dict[
     return "-".join(["evaluation", *parts]).replace(" ", "-").replace("+", "-")
 
 
-def template_numbers(words: list[str], model: LCRecForRecommendation) -> list[int]:
+def template_numbers(words: list[str], model: RecommenderModel) -> list[int]:
     """The prompt templates that `--templates` asks for.
 
     Raises:

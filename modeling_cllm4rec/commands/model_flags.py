@@ -6,29 +6,27 @@ import argparse
 from typing import Any
 
 from modeling_cllm4rec.core.errors import InputError
-from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
-
-BATCH_SIZE, LCREC_BATCH_SIZE = 256, 64
+from modeling_cllm4rec.core.recommender import RecommenderModel
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `--model`, `--batch-size` and the settings of LC-Rec's search."""
     parser.add_argument("--model", required=True, help="folder or Hub name of a finetuned or aligned model")
-    parser.add_argument("--batch-size", type=int, help=f"people at a time (default: {BATCH_SIZE}, LC-Rec {LCREC_BATCH_SIZE})")
+    parser.add_argument("--batch-size", type=int, help="users in one pass (default: the model's)")
     search = parser.add_argument_group("LC-Rec")
     search.add_argument("--num-beams", type=int, help="beams of the search (default: the model's)")
     search.add_argument("--scoring", choices=["beam", "all"], help="search (default), or score every item exactly")
 
 
-def search_settings(arguments: argparse.Namespace, model: Any) -> dict[str, Any]:
+def search_settings(arguments: argparse.Namespace, model: RecommenderModel) -> dict[str, Any]:
     """The settings of the search that were given.
 
     Raises:
         InputError: there are some, but the model scores all items at once and does not search.
     """
     given = {name: getattr(arguments, name) for name in ("num_beams", "scoring") if getattr(arguments, name) is not None}
-    if given and not isinstance(model, LCRecForRecommendation):
-        refuse_search(list(given), arguments.model)
+    if unread := [name for name in given if name not in model.search_settings]:
+        refuse_search(unread, arguments.model)
     return given
 
 
@@ -38,8 +36,8 @@ def refuse_search(names: list[str], model: str) -> None:
     raise InputError(f"{flags}: {model} scores all items at once and has no search to set; leave it out")
 
 
-def batch_size(arguments: argparse.Namespace, model: Any) -> int:
+def batch_size(arguments: argparse.Namespace, model: RecommenderModel) -> int:
     """The number of people at a time: as asked, or what suits the model."""
     if arguments.batch_size is not None:
         return int(arguments.batch_size)
-    return LCREC_BATCH_SIZE if isinstance(model, LCRecForRecommendation) else BATCH_SIZE
+    return model.default_batch_size

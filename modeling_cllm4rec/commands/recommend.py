@@ -9,7 +9,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -19,9 +19,8 @@ import pyarrow.parquet as pq
 from modeling_cllm4rec.commands.command_line import run_command
 from modeling_cllm4rec.commands.model_flags import add_model_arguments, batch_size, search_settings
 from modeling_cllm4rec.core.errors import InputError, MissingFileError
-from modeling_cllm4rec.core.recommender import RecommendsItems
+from modeling_cllm4rec.core.recommender import RecommenderModel
 from modeling_cllm4rec.hub.loading import load_recommender
-from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
 
 EPILOG = """example:
   cllm4rec recommend --model runs/mine --users ann bob --k 10
@@ -68,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     return flags
 
 
-def questions(arguments: argparse.Namespace, model: RecommendsItems) -> Iterator[dict[str, Any]]:
+def questions(arguments: argparse.Namespace, model: RecommenderModel) -> Iterator[dict[str, Any]]:
     """Arguments `users` and `histories` of `recommend`, some thousand people at a time, and the names that answers bear."""
     if arguments.histories:
         people = read_histories(arguments.histories)
@@ -112,21 +111,25 @@ def read_histories(path: str) -> pa.Table:
     return table
 
 
-def tables(arguments: argparse.Namespace, model: RecommendsItems) -> Iterator[pa.Table]:
+def tables(arguments: argparse.Namespace, model: RecommenderModel) -> Iterator[pa.Table]:
     """Recommendations, a table a batch."""
     candidates = arguments.candidates
     if candidates is not None and model.catalogue is not None:
         candidates = model.catalogue.ids.parse(candidates)
     search = search_settings(arguments, model)
     if arguments.query:
-        if not isinstance(model, LCRecForRecommendation):
-            raise InputError(f"--query: {arguments.model} is no LC-Rec model and reads no queries; give --users or --histories")
+        if not model.reads_queries:
+            raise InputError(f"--query: {arguments.model} reads no queries; give --users or --histories")
         if arguments.include_seen:
             raise InputError("--include-seen: a query is asked without a history, so nothing was seen; leave it out")
         size = batch_size(arguments, model)
-        yield model.search(
-            arguments.query, arguments.k, candidates=candidates, on_unknown=arguments.on_unknown, batch_size=size, **search
-        ).table
+        yield (
+            cast(Any, model)
+            .search(
+                arguments.query, arguments.k, candidates=candidates, on_unknown=arguments.on_unknown, batch_size=size, **search
+            )
+            .table
+        )
         return
     people = 0
     for question in questions(arguments, model):
@@ -174,7 +177,7 @@ def write(parts: Iterator[pa.Table], path: Path) -> int:
     return rows
 
 
-def show(parts: Iterator[pa.Table], model: RecommendsItems, as_json: bool) -> None:
+def show(parts: Iterator[pa.Table], model: RecommenderModel, as_json: bool) -> None:
     """Print recommendations with titles, as columns or as JSON lines."""
     assert model.catalogue is not None
     for table in parts:

@@ -52,6 +52,12 @@ class RunError(CLLM4RecError, RuntimeError):
     exit_code = 1
 
 
+class FileWriteError(CLLM4RecError, OSError):
+    """Report a file that cannot be written, such as on a full disk."""
+
+    exit_code = 1
+
+
 class DivergedError(CLLM4RecError, FloatingPointError):
     """Report a loss that is not finite."""
 
@@ -68,6 +74,7 @@ __all__ = [
     "CLLM4RecError",
     "DivergedError",
     "ExistingFileError",
+    "FileWriteError",
     "InputError",
     "MemoryLimitError",
     "MissingFileError",

@@ -20,7 +20,6 @@ SEARCH_FIELDS = ("query", "num_beams")
 """Fields that only a model that searches (LC-Rec) reads."""
 MOST_PEOPLE, MOST_ITEMS, MOST_BEAMS = 256, 1000, 200
 """Largest number of people in a question, `k`, and `num_beams`: one question must not take the machine from all others."""
-BATCH_SIZE, SEARCH_BATCH_SIZE = 256, 64
 DEFAULT_K = 10
 _SHOWN = 200
 
@@ -76,26 +75,6 @@ class Question(NamedTuple):
     search: dict[str, int]
 
 
-def is_searching(model: Any) -> bool:
-    """Whether the model searches and reads queries (LC-Rec), or scores all items at once (CLLM4Rec)."""
-    return bool(model.config.model_type == "lcrec")
-
-
-def batch_size_of(model: Any) -> int:
-    """People in one forward pass."""
-    return SEARCH_BATCH_SIZE if is_searching(model) else BATCH_SIZE
-
-
-def check_ready(model: Any) -> None:
-    """Raise ValueError if a model cannot answer anything: it has no catalogue, or no prompt for recommending."""
-    if getattr(model.config, "recommendation_prompts", None) is None:
-        raise ValueError(
-            f"{model.name_or_path} has no recommendation prompt and cannot recommend; name a finetuned or aligned model"
-        )
-    if model.catalogue is None:
-        raise ValueError(f"{model.name_or_path} has no catalogue.parquet and cannot name items; save it with its catalogue")
-
-
 def read_question(model: Any, given: Any) -> Question:
     """Check a question of a client.
 
@@ -110,7 +89,7 @@ def read_question(model: Any, given: Any) -> Question:
     """
     if not isinstance(given, dict):
         raise BadRequest("body", given, "a JSON object", 'send {"users": [...]} or {"histories": [[...]]}')
-    fields = [*FIELDS, *SEARCH_FIELDS] if is_searching(model) else list(FIELDS)
+    fields = [*FIELDS, *SEARCH_FIELDS] if not model.scores_catalogue else list(FIELDS)
     for name in given:
         if name not in fields:
             near = difflib.get_close_matches(name, fields, n=1)
@@ -122,7 +101,7 @@ def read_question(model: Any, given: Any) -> Question:
     choices = len(model.catalogue) if candidates is None else len(candidates)
     search = _read_search(given)
     k = _whole_number("k", given.get("k", DEFAULT_K), min(choices, MOST_ITEMS))
-    if is_searching(model) and k > (beams := search.get("num_beams", model.config.search_beams)):
+    if not model.scores_catalogue and k > (beams := search.get("num_beams", model.config.search_beams)):
         raise BadRequest("k", k, f"1 to num_beams, {beams}", f"give num_beams of {k} or more, or a smaller k")
     exclude_seen = given.get("exclude_seen", True)
     if not isinstance(exclude_seen, bool):
@@ -136,7 +115,7 @@ def _read_people(model: Any, given: dict[str, Any]) -> list[Person]:
         raise BadRequest("query", query, "a text with words", "say what is looked for")
     if users is None and histories is None:
         if query is None:
-            asked = '"users": [...] or "histories": [[...]]' + (' or "query": "..."' if is_searching(model) else "")
+            asked = '"users": [...] or "histories": [[...]]' + (' or "query": "..."' if not model.scores_catalogue else "")
             raise BadRequest("body", sorted(given), asked, "say for whom")
         return [Person(0, -1, np.zeros(0, np.int64), query)]
     for name, value in (("users", users), ("histories", histories)):
@@ -155,7 +134,7 @@ def _read_people(model: Any, given: dict[str, Any]) -> list[Person]:
     else:
         read = [_read_ids(model.catalogue.ids, f"histories[{row}]", history) for row, history in enumerate(histories)]
     for row, history in enumerate(read):
-        if not len(history) and (is_searching(model) or indices[row] < 0):
+        if not len(history) and (not model.reads_users or indices[row] < 0):
             where = f"users[{row}]" if histories is None else f"histories[{row}]"
             raise BadRequest(where, [], "a history with at least one item", "this model cannot read an empty one")
     names = users if users is not None else range(len(people))
@@ -303,7 +282,7 @@ class EndpointHandler:
     def __init__(self, path: str = "") -> None:
         # The folder's own code is run: this file is part of it.
         self.model = AutoModel.from_pretrained(path, trust_remote_code=True).eval()
-        check_ready(self.model)
+        self.model.check_ready()
         if torch.cuda.is_available():
             self.model.to("cuda")
 
@@ -323,7 +302,7 @@ class EndpointHandler:
             got = sorted(data) if isinstance(data, dict) else data
             raise BadRequest("body", got, '{"inputs": {...}}', "put the whole question under inputs")
         question = read_question(self.model, data["inputs"])
-        return answer(self.model, [question], batch_size_of(self.model))[0]
+        return answer(self.model, [question], self.model.default_batch_size)[0]
 
 
 __all__ = [
@@ -332,8 +311,5 @@ __all__ = [
     "Person",
     "Question",
     "answer",
-    "batch_size_of",
-    "check_ready",
-    "is_searching",
     "read_question",
 ]

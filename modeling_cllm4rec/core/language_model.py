@@ -1,22 +1,34 @@
-"""What both systems ask of the causal language model inside, whatever its kind.
+"""The causal language model inside a recommender, whatever its architecture.
 
 This file stands alone: it is copied into every saved folder.
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import difflib
 import inspect
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import cached_file
 
 from .errors import InputError
+from .prompt_assembly import pad_right
 
 
 def word_head(language_model: PreTrainedModel) -> nn.Module:
@@ -32,36 +44,6 @@ def word_head(language_model: PreTrainedModel) -> nn.Module:
             f"{type(language_model).__name__} has {len(heads)} parts beside its decoder; expected its output layer alone"
         )
     return heads[0]
-
-
-class HoldsLanguageModel:
-    """Gives transformers what it asks of a model whose language model is in `backbone`."""
-
-    backbone: Any
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Token embeddings (N, K) of the language model."""
-        embeddings: nn.Module = self.backbone.get_input_embeddings()
-        return embeddings
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the token embeddings of the language model."""
-        self.backbone.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module | None:
-        """The language model's output layer."""
-        layer: nn.Module | None = self.backbone.get_output_embeddings()
-        return layer
-
-    def get_decoder(self) -> nn.Module:
-        """The language model without its output layer."""
-        body: nn.Module = self.backbone.base_model
-        return body
-
-    @property
-    def word_head(self) -> nn.Module:
-        """From (..., K) states to (..., N) logits over the language model's tokens: f_c in CLLM4Rec."""
-        return word_head(self.backbone)
 
 
 def tokenizer_of(name_or_path: str | Path) -> PreTrainedTokenizerBase | None:
@@ -86,6 +68,53 @@ def reject_adapter(name_or_path: str | Path) -> None:
             "it into that base first (peft.AutoPeftModelForCausalLM.from_pretrained(ADAPTER).merge_and_unload()), save the whole "
             "with the base's tokenizer in a folder, and name that"
         )
+
+
+def pretrained_backbone(name_or_path: str | Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+    """Load a pretrained causal language model, and its tokenizer where there is one.
+
+    Raises:
+        InputError: an adapter in place of a whole language model.
+    """
+    reject_adapter(name_or_path)
+    return AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype), tokenizer_of(name_or_path)
+
+
+def published_config(backbone: PreTrainedModel) -> PreTrainedConfig:
+    """Return a copy of a backbone's configuration without the place that it was loaded from, which may be a local path.
+
+    A copy, because a shared configuration loses its attention implementation, and attention then its causality.
+    """
+    config = copy.deepcopy(backbone.config)
+    config.name_or_path = ""
+    return config
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode without gradients within a block; its mode is the same afterwards, even on an error."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def pad_prompts(prompts: Sequence[np.ndarray], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pad prompts on the right.
+
+    Args:
+        prompts: B arrays of token ids.
+
+    Returns:
+        (B, T) int64 token ids and their (B, T) int64 attention mask.
+    """
+    ids = torch.from_numpy(pad_right(prompts, 0))
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+    return ids.to(device), mask.to(device)
 
 
 def greedy_generation(own: GenerationConfig, tokenizer: PreTrainedTokenizerBase | None) -> GenerationConfig:
@@ -124,11 +153,14 @@ def check_fields(config_class: type[PreTrainedConfig], arguments: dict[str, Any]
 
 
 __all__ = [
-    "HoldsLanguageModel",
     "check_fields",
     "reject_adapter",
+    "evaluating",
     "greedy_generation",
     "is_left_padded",
+    "pad_prompts",
+    "pretrained_backbone",
+    "published_config",
     "real_positions",
     "tokenizer_of",
     "word_head",

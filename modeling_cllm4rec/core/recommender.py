@@ -1,53 +1,333 @@
-"""The one question that every recommender answers: external ids in, the best items in external ids out.
+"""The base class of every recommender: one question in external ids, one saved folder, one language model inside.
 
 This file stands alone: it is copied into every saved folder.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABCMeta, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+import torch
+from safetensors import SafetensorError
+from torch import nn
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.hub import resolve_revision
 
-from .catalogue import CATALOGUE_FILE, Catalogue, KnownUsers, OnUnknown, Recommendations
+from .catalogue import CATALOGUE_FILE, Catalogue, IdMap, KnownUsers, OnUnknown, Recommendations
 from .errors import InputError
+from .language_model import greedy_generation, pad_prompts, word_head
+from .saved_folder import HUB_ARGUMENTS, UPLOAD_ARGUMENTS, check_parts, check_target, load_parts, save_parts, upload
 
 
-class RecommendsItems(ABC):
-    """Adds `recommend` to a model that turns histories into prompts and prompts into scores of all items.
+# Not `class RecommenderModel(ABC, PreTrainedModel)`: libraries that swap a module's class (torch's fully_shard, sharded loading
+# in transformers) then fail with "object layout differs". A metaclass alone changes no layout.
+class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
+    """A recommender over a causal language model, with its catalogue and its users.
+
+    A subclass turns histories into prompts (`build_prompts`) and prompts into the best items (`best_items`). The class
+    attributes declare what it can do; the rest of the package reads them and knows no system by name.
 
     Attributes:
-        users_have_tokens: whether a known user is more to the model than a history, so that it may be empty.
+        system: name of the system in `systems.SYSTEMS`.
+        reads_users: whether a known user has tokens, so that the history may be empty.
+        scores_catalogue: whether one pass scores all items. Otherwise the model searches: it has `rank_histories` and
+            `describe_search`, and `best_items` takes the settings in `search_settings`.
+        search_settings: names of the settings of its search.
+        default_batch_size: users in one pass.
+        score_name: meaning of a recommendation's score, as in the header of a table.
+        paper_metrics: metrics that the system's paper reports.
+        catalogue: the items that the model recommends, None where they have no external ids.
+        users: the users whom the model knows, None where they have no external ids.
+        card: text of the model card, None before there is one.
+        training_curves: picture (PNG) that the card shows, None where none was drawn.
+        backbone: the causal language model inside.
     """
 
-    users_have_tokens: ClassVar[bool]
+    system: ClassVar[str]
+    reads_users: ClassVar[bool] = False
+    scores_catalogue: ClassVar[bool] = True
+    search_settings: ClassVar[tuple[str, ...]] = ()
+    default_batch_size: ClassVar[int] = 256
+    score_name: ClassVar[str] = "score"
+    paper_metrics: ClassVar[tuple[str, ...]] = ("recall@20", "recall@40", "ndcg@100")
 
-    catalogue: Catalogue | None
-    users: KnownUsers | None
+    # Not "model": Llama's inner `model.` would be taken for ours, and the backbone would reload at random.
+    base_model_prefix = ""
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+
+    backbone: Any
+    catalogue: Catalogue | None = None
+    users: KnownUsers | None = None
+    card: str | None = None
+    training_curves: bytes | None = None
 
     @abstractmethod
     def build_prompts(self, user_indices: np.ndarray | None, histories: Iterable[np.ndarray]) -> list[np.ndarray]:
-        """Token ids of the prompt for each history (item indices, oldest first)."""
+        """Return the token ids of the prompt for each history (item indices, oldest first)."""
+
+    @abstractmethod
+    def score_prompts(self, prompts: Sequence[np.ndarray]) -> torch.Tensor:
+        """Return (B, J) float32 scores of all items, on the model's device, in evaluation mode."""
 
     @abstractmethod
     def best_items(
-        self, prompts: Sequence[np.ndarray], seen: Sequence[np.ndarray] | None, k: int, allowed: np.ndarray | None, **search: Any
+        self,
+        prompts: Sequence[np.ndarray],
+        seen: Sequence[np.ndarray] | None,
+        k: int,
+        candidates: np.ndarray | None,
+        **search: Any,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The k best items of each prompt, in evaluation mode.
+        """Return the k best items of each prompt, in evaluation mode.
 
         Args:
-            prompts: token ids, one prompt a person.
-            seen: item indices of each person that may not be recommended; None forbids none.
-            allowed: (candidates,) sorted item indices to choose from; None means the whole catalogue.
+            prompts: token ids, one prompt a user.
+            seen: item indices of each user that may not be recommended; None forbids none.
+            candidates: (candidates,) sorted item indices to choose from; None means the whole catalogue.
             search: settings of the model's own search.
 
         Returns:
-            (B, k) item indices, best first, -1 where a person has fewer items left, and their (B, k) float32 scores.
+            (B, k) item indices, best first, -1 where a user has fewer items left, and their (B, k) float32 scores.
         """
+
+    @property
+    @abstractmethod
+    def id_parameters(self) -> list[torch.Tensor]:
+        """The matrices that hold rows of users and items."""
+
+    @property
+    def id_parameter_groups(self) -> list[list[torch.Tensor]]:
+        """The matrices of `id_parameters` by the training step that changes them; one group where every step changes all."""
+        return [self.id_parameters]
+
+    @abstractmethod
+    def item_vectors(self, items: np.ndarray) -> np.ndarray:
+        """Return (items, K) float32 vectors of item indices: the model's own representation of them."""
+
+    @property
+    def num_items(self) -> int:
+        """Size J of the catalogue."""
+        return int(self.config.num_items)
+
+    @property
+    def reads_queries(self) -> bool:
+        """Whether the model answers queries in words by `search`."""
+        return False
+
+    def warm_up(self) -> None:
+        """Build what the first request would build; nothing by default."""
+
+    def check_ready(self) -> None:
+        """Check that the model can recommend.
+
+        Raises:
+            InputError: it has no prompt for recommending, or no catalogue.
+        """
+        if getattr(self.config, "recommendation_prompts", None) is None:
+            raise InputError(
+                f"{self.name_or_path} has no recommendation prompt and cannot recommend; name a finetuned or aligned model"
+            )
+        if self.catalogue is None:
+            raise InputError(f"{self.name_or_path} has no {CATALOGUE_FILE} and cannot name items; save it with its catalogue")
+
+    # The language model inside, as transformers asks for it.
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the token embeddings (N, K) of the language model."""
+        embeddings: nn.Module = self.backbone.get_input_embeddings()
+        return embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embeddings of the language model."""
+        self.backbone.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """Return the language model's output layer."""
+        layer: nn.Module | None = self.backbone.get_output_embeddings()
+        return layer
+
+    def get_decoder(self) -> nn.Module:
+        """Return the language model without its output layer."""
+        body: nn.Module = self.backbone.base_model
+        return body
+
+    @property
+    def word_head(self) -> nn.Module:
+        """The layer from (..., K) states to (..., N) logits over the language model's tokens: f_c in CLLM4Rec."""
+        return word_head(self.backbone)
+
+    @classmethod
+    def _around(
+        cls, backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, config: Any, dtype: torch.dtype
+    ) -> Any:
+        """Return a fresh model with the weights of a pretrained backbone. Its other rows are random: seed them outside."""
+        model = cls._from_config(config, dtype=dtype)
+        model.backbone.load_state_dict(backbone.state_dict())
+        model.generation_config = greedy_generation(backbone.generation_config, tokenizer)
+        return model
+
+    # The saved folder.
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
+        """Load a model as `PreTrainedModel.from_pretrained` does, with the folder's catalogue, users and card.
+
+        Raises:
+            InputError: weights that are missing, cut off or of another shape, or a catalogue of another checkpoint. Nothing
+                is left at random silently.
+        """
+        where = {name: kwargs[name] for name in ("token", "local_files_only", "cache_dir") if name in kwargs}
+        revision = resolve_revision(pretrained_model_name_or_path, kwargs.get("revision"), **where)
+        if revision is not None:  # one commit, from which all files come
+            kwargs["revision"] = revision
+        hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        wants_info = kwargs.pop("output_loading_info", False)
+        kwargs["ignore_mismatched_sizes"] = True  # they are refused below, by name
+        try:
+            loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs)
+        except (SafetensorError, EOFError) as error:
+            raise InputError(
+                f"the weights in {pretrained_model_name_or_path} cannot be read ({error}): the file is cut off or no "
+                "safetensors file; copy or download the folder again"
+            ) from error
+        model, info = loaded
+        broken = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+        if broken:
+            raise InputError(
+                f"{pretrained_model_name_or_path} lacks weights of this model or has them in another shape: {broken[:5]} "
+                f"({len(broken)} in all); it is no complete {cls.__name__} checkpoint"
+            )
+        load_parts(model, pretrained_model_name_or_path, hub)
+        return (model, info) if wants_info else model
+
+    def check_catalogue(self) -> None:
+        """Check that catalogue and users are those of the weights.
+
+        Raises:
+            InputError: they belong to another checkpoint.
+        """
+        check_parts(self.config, self.catalogue, self.users)
+
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: Any, is_main_process: bool = True, *, include_histories: bool = True, **kwargs: Any
+    ) -> None:
+        """Save as `PreTrainedModel.save_pretrained` does, with catalogue, users, card, code and its requirements.
+
+        Args:
+            include_histories: False excludes the users' histories, for privacy; they are then given at the call.
+        """
+        self.check_catalogue()
+        check_target(self, Path(save_directory))
+        push = kwargs.pop("push_to_hub", False)
+        where = {name: kwargs.pop(name) for name in UPLOAD_ARGUMENTS if name in kwargs}
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        if not is_main_process:
+            return
+        save_parts(self, Path(save_directory), include_histories)
+        if push:
+            upload(save_directory, **{"repo_id": Path(save_directory).name, **where}, token=kwargs.get("token"))
+
+    def push_to_hub(  # type: ignore[override]
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        commit_description: str | None = None,
+        private: bool | None = None,
+        token: bool | str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        max_shard_size: int | str = "50GB",
+        include_histories: bool = True,
+    ) -> str:
+        """Upload what `save_pretrained` writes, the generated card included.
+
+        Args:
+            repo_id: `name` or `organization/name`; made if there is no such repository.
+            private: visibility of a repository that is made; None means the owner's default.
+            revision: branch to commit to; made from the main one if there is no such branch.
+            create_pr: propose the commit as a pull request.
+            include_histories: as in `save_pretrained`.
+
+        Returns:
+            The address of the commit.
+        """
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, include_histories=include_histories, max_shard_size=max_shard_size)
+            return upload(
+                folder,
+                repo_id,
+                token=token,
+                commit_message=commit_message,
+                commit_description=commit_description,
+                private=private,
+                revision=revision,
+                create_pr=create_pr,
+            )
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
+        """Do nothing: every folder is saved with its code and the whole `auto_map`."""
+
+    # Scoring and recommending.
+
+    def score_histories(self, user_indices: np.ndarray | None, histories: Any) -> np.ndarray:
+        """Score all items for histories, in evaluation mode.
+
+        Args:
+            user_indices: (B,) user indices, -1 for a user whom the model does not know; None for unknown users only.
+            histories: item indices as compressed rows (`indptr`, `items`), oldest first.
+
+        Returns:
+            (B, J) float32 scores.
+        """
+        rows = np.split(histories.items, histories.indptr[1:-1])
+        return self.score_prompts(self.build_prompts(user_indices, rows)).cpu().numpy()
+
+    def pad_prompts(self, prompts: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (B, T) token ids of prompts, padded on the right, and their attention mask, on the model's device."""
+        return pad_prompts(prompts, self.device)
+
+    def remove_items(self, item_ids: Sequence[Any]) -> None:
+        """Remove items from the catalogue: they are never recommended again, and leave the stored histories.
+
+        An id that was removed is unknown afterwards; it may be added again.
+
+        Raises:
+            InputError: unknown items, one named twice, or all of them.
+
+        Example:
+            >>> model.remove_items(["B1"])  # doctest: +SKIP
+        """
+        catalogue = self.require_catalogue()
+        removed = catalogue.ids.indices_of(IdMap(item_ids, "item_ids").array.to_pylist())
+        keep = np.setdiff1d(np.arange(len(catalogue)), removed)
+        if not len(keep):
+            raise InputError("remove_items: nothing would be left to recommend; keep at least one item")
+        self.take_items(keep)
+
+    def take_items(self, rows: np.ndarray) -> None:
+        """Keep these items, in this order: (kept,) item indices, each once. Stored histories are renumbered."""
+        catalogue = self.require_catalogue()
+        if self.users is not None:
+            place = np.full(len(catalogue), -1, dtype=np.int64)
+            place[rows] = np.arange(len(rows))
+            self.users = self.users.renumbered(place)
+        self._take_item_rows(rows)
+
+    @abstractmethod
+    def _take_item_rows(self, rows: np.ndarray) -> None:
+        """Keep these items in the weights and in the catalogue: (kept,) item indices."""
 
     def recommend(
         self,
@@ -57,7 +337,7 @@ class RecommendsItems(ABC):
         exclude_seen: bool = True,
         candidates: Sequence[Any] | None = None,
         on_unknown: OnUnknown = "raise",
-        batch_size: int = 256,
+        batch_size: int | None = None,
         **search: Any,
     ) -> Recommendations:
         """The k best items for users, for histories, or for users with histories given beside them.
@@ -91,12 +371,12 @@ class RecommendsItems(ABC):
         exclude_seen: bool = True,
         candidates: Sequence[Any] | None = None,
         on_unknown: OnUnknown = "raise",
-        batch_size: int = 256,
+        batch_size: int | None = None,
         progress: bool = False,
         **search: Any,
     ) -> Iterator[pa.Table]:
         """As `recommend`, a table a batch, in the order asked: constant memory for millions of people."""
-        catalogue, known = self._require_catalogue(), self.users
+        catalogue, known = self.require_catalogue(), self.users
         if users is None and histories is None:
             raise InputError("recommend needs users=, histories=, or both")
         for name, ids in (("users", users), ("histories", histories), ("candidates", candidates)):
@@ -104,6 +384,7 @@ class RecommendsItems(ABC):
                 _check_list(name, ids)
         if users is not None and histories is not None and len(users) != len(histories):
             raise InputError(f"got {len(users)} users and {len(histories)} histories; give one history for each user")
+        batch_size = self.default_batch_size if batch_size is None else batch_size
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; it must be 1 or more")
         allowed = None
@@ -159,7 +440,7 @@ class RecommendsItems(ABC):
             InputError: a user of whom there is nothing to read, with `on_unknown="raise"` (the first five are named).
         """
         known = self.users
-        if self.users_have_tokens or known is None:
+        if self.reads_users or known is None:
             return np.ones(len(user_indices), dtype=bool)
         found = (known.history_lengths(user_indices) if lengths is None else lengths) > 0
         if on_unknown == "raise" and not found.all():
@@ -170,7 +451,12 @@ class RecommendsItems(ABC):
             )
         return np.asarray(found)
 
-    def _require_catalogue(self) -> Catalogue:
+    def require_catalogue(self) -> Catalogue:
+        """Return the catalogue.
+
+        Raises:
+            InputError: the model has none.
+        """
         if self.catalogue is None:
             raise InputError(
                 f"this model has no catalogue ({CATALOGUE_FILE}), so it cannot name items; "
@@ -180,7 +466,7 @@ class RecommendsItems(ABC):
 
     def _read_history(self, row: int, history: Sequence[Any], anonymous: bool, on_unknown: OnUnknown) -> np.ndarray:
         _check_list(f"histories[{row}]", history)
-        indices = self._require_catalogue().ids.indices_of(history, on_unknown)
+        indices = self.require_catalogue().ids.indices_of(history, on_unknown)
         indices = indices[indices >= 0]
         if anonymous and not len(indices):
             raise InputError(f"histories[{row}] is empty: a person without an ID token needs at least one known item")
@@ -191,7 +477,7 @@ class RecommendsItems(ABC):
         return pa.table(
             {
                 "user": labels.take(pa.array(row)),
-                "item": self._require_catalogue().ids.array.take(pa.array(best[row, rank])),
+                "item": self.require_catalogue().ids.array.take(pa.array(best[row, rank])),
                 "rank": pa.array(rank + 1, pa.int32()),
                 "score": pa.array(scores[row, rank], pa.float32()),
             }
@@ -203,4 +489,4 @@ def _check_list(name: str, ids: Any) -> None:
         raise InputError(f"{name} is the {type(ids).__name__} {ids!r}; give a list, as [{ids!r}]")
 
 
-__all__ = ["RecommendsItems"]
+__all__ = ["RecommenderModel"]

@@ -12,6 +12,11 @@ import torch
 
 from .errors import InputError
 
+PADDING = -1
+"""In a ranked list: fewer items were found than were asked for."""
+NO_ITEM = -2
+"""In a ranked list: the model named something that is no item of the catalogue."""
+
 
 def top_items(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The k best items of each row; of equal scores the lower item index comes first.
@@ -45,28 +50,28 @@ def top_items(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]
     return indices.masked_fill(found == float("-inf"), -1), found
 
 
-def top_permitted_items(
-    scores: torch.Tensor, seen: Sequence[np.ndarray] | None, k: int, allowed: np.ndarray | None
+def top_candidates(
+    scores: torch.Tensor, seen: Sequence[np.ndarray] | None, k: int, candidates: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """As `top_items`, without what a row has seen and among the candidates only.
 
     Args:
         scores: (batch, J), written into.
-        seen: item indices of each row that are left out; allowed: (candidates,) sorted item indices, None for all.
+        seen: item indices of each row that are left out; candidates: sorted (candidates,) item indices, None for all.
 
     Example:
-        >>> top_permitted_items(torch.tensor([[0.5, 2.0, 3.0, 1.0]]), [np.array([2])], 2, np.array([0, 2, 3]))[0].tolist()
+        >>> top_candidates(torch.tensor([[0.5, 2.0, 3.0, 1.0]]), [np.array([2])], 2, np.array([0, 2, 3]))[0].tolist()
         [[3, 0]]
     """
     if seen is not None:
         row = torch.from_numpy(np.repeat(np.arange(len(seen)), [len(items) for items in seen]))
         scores[row.to(scores.device), torch.from_numpy(np.concatenate(seen)).to(scores.device)] = float("-inf")
-    if allowed is None:
+    if candidates is None:
         best, found = top_items(scores, k)
     else:
-        candidates = torch.from_numpy(allowed).to(scores.device)
-        place, found = top_items(scores[:, candidates], k)
-        best = torch.where(place >= 0, candidates[place.clamp(min=0)], -1)
+        chosen = torch.from_numpy(candidates).to(scores.device)
+        place, found = top_items(scores[:, chosen], k)
+        best = torch.where(place >= 0, chosen[place.clamp(min=0)], -1)
     return best.cpu().numpy(), found.cpu().numpy()
 
 
@@ -75,4 +80,4 @@ def _ordered_bits(bits: torch.Tensor) -> torch.Tensor:
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
-__all__ = ["top_items", "top_permitted_items"]
+__all__ = ["NO_ITEM", "PADDING", "top_candidates", "top_items"]

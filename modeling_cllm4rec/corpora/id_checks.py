@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from modeling_cllm4rec.core.catalogue import IdMap
 from modeling_cllm4rec.core.errors import InputError
-from modeling_cllm4rec.core.saved_folder import SavedFolderModel
+from modeling_cllm4rec.core.recommender import RecommenderModel
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 
 
-def check_same_ids(model: SavedFolderModel, data: RecommendationData, name: str) -> None:
+def check_same_ids(model: RecommenderModel, data: RecommendationData, name: str) -> None:
     """Raise InputError if a model's items or users are not those of the data, in the same order.
 
     Args:

@@ -15,17 +15,15 @@ from tqdm.auto import tqdm
 
 from modeling_cllm4rec.baselines.popularity import PopularityRecommender, RandomRecommender
 from modeling_cllm4rec.baselines.textknn import TextKNNRecommender
-from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
 from modeling_cllm4rec.core.catalogue import IdMap
 from modeling_cllm4rec.core.errors import InputError
-from modeling_cllm4rec.core.recommender import RecommendsItems
-from modeling_cllm4rec.core.top_items import top_permitted_items
+from modeling_cllm4rec.core.recommender import RecommenderModel
+from modeling_cllm4rec.core.top_items import top_candidates
 from modeling_cllm4rec.corpora.cold_items import HeldOutItems
 from modeling_cllm4rec.corpora.data_folder import Histories
 from modeling_cllm4rec.evaluation import ranking
 from modeling_cllm4rec.evaluation.evaluator import Recommender, select_users
 from modeling_cllm4rec.evaluation.intervals import bootstrap_interval
-from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
 
 MEASURES = ("new among new", "new among all", "old among all")
 """What is to be found, and among what: the items that were added, or these and all that were there before.
@@ -75,7 +73,7 @@ def baselines_for(withheld: HeldOutItems, new: int, vectors: npt.NDArray[np.floa
 
 
 def new_items_recall(
-    recommender: Recommender | CLLM4RecForRecommendation | LCRecForRecommendation,
+    recommender: Recommender | RecommenderModel,
     withheld: HeldOutItems,
     new: pa.Table,
     *,
@@ -173,7 +171,7 @@ def _batches(
 
 
 def _ranked(
-    recommender: Recommender | CLLM4RecForRecommendation | LCRecForRecommendation,
+    recommender: Recommender | RecommenderModel,
     users: npt.NDArray[np.int64],
     given: Histories,
     k: int,
@@ -182,8 +180,8 @@ def _ranked(
 ) -> list[npt.NDArray[np.int64]]:
     """(batch, k) best unseen items among each of the choices (item indices, None for all)."""
     seen: Sequence[npt.NDArray[np.int64]] = [row.astype(np.int64) for row in np.split(given.items, given.indptr[1:-1])]
-    if isinstance(recommender, RecommendsItems):
+    if isinstance(recommender, RecommenderModel):
         prompts = recommender.build_prompts(users, seen)
         return [recommender.best_items(prompts, seen, k, choice, **search)[0] for choice in choices]
     scores = torch.from_numpy(recommender.score_histories(users, given))
-    return [top_permitted_items(scores, seen, k, choice)[0] for choice in choices]
+    return [top_candidates(scores, seen, k, choice)[0] for choice in choices]

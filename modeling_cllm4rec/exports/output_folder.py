@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
 from modeling_cllm4rec.core.errors import ExistingFileError, InputError
-from modeling_cllm4rec.core.handler import check_ready
 
 
 def new_output_folder(folder: str | Path) -> Path:
@@ -25,12 +23,12 @@ def new_output_folder(folder: str | Path) -> Path:
 
 def require_scoring_model(model: Any, what: str) -> None:
     """Raise InputError if the model does not score all items from one state of the prompt, as CLLM4Rec does."""
-    if not isinstance(model, CLLM4RecForRecommendation):
+    if not model.scores_catalogue:
         raise InputError(
             f"{what}: got a {type(model).__name__}, which finds items by a search and has no vector of an item; "
             "allowed is a finetuned CLLM4Rec model; serve this one by `cllm4rec serve`"
         )
-    check_ready(model)
+    model.check_ready()
 
 
 __all__ = ["new_output_folder", "require_scoring_model"]

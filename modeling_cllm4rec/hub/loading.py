@@ -1,10 +1,9 @@
-"""Load a recommender of either system from a folder or from the Hub."""
+"""Load a recommender of any system from a folder or from the Hub."""
 
 from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any
 
 import httpx2
 from huggingface_hub import get_hf_file_metadata, hf_hub_url
@@ -13,15 +12,15 @@ from transformers.utils import CONFIG_NAME
 
 import modeling_cllm4rec as _registers_the_model_types  # noqa: F401
 from modeling_cllm4rec.core.errors import InputError, MissingFileError
-from modeling_cllm4rec.core.recommender import RecommendsItems
+from modeling_cllm4rec.core.recommender import RecommenderModel
 
 __all__ = ["load_recommender"]
 
 PROBE_SECONDS = 10.0
 
 
-def load_recommender(name: str | Path) -> Any:
-    """The `CLLM4RecForRecommendation` or `LCRecForRecommendation` that a folder or a Hub name holds.
+def load_recommender(name: str | Path) -> RecommenderModel:
+    """Load the recommender of a folder or of a name on the Hub.
 
     What can only be a path is not looked for on the Hub. The Hub is asked once, since the libraries would ask a Hub that is not
     reached for about a minute; what lies in its cache is then loaded from there.
@@ -38,7 +37,7 @@ def load_recommender(name: str | Path) -> Any:
         raise MissingFileError(
             f"--model: {name} is no folder with a model and could not be read from the Hub ({unreached or error})"
         ) from error
-    if not isinstance(model, RecommendsItems):
+    if not isinstance(model, RecommenderModel):
         raise InputError(
             f"--model: {name} holds a {type(model).__name__}, which does not recommend; name a finetuned or aligned model"
         )

@@ -14,34 +14,19 @@ from typing import Any
 import torch
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
+from transformers.utils import CONFIG_NAME
 
 from modeling_cllm4rec import __version__
-from modeling_cllm4rec.core.saved_folder import CURVES_FILE, SavedFolderModel
+from modeling_cllm4rec.core.recommender import RecommenderModel
+from modeling_cllm4rec.core.saved_folder import CURVES_FILE
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.evaluation.protocol import ALL_SCORED
 from modeling_cllm4rec.evaluation.report import EvaluationReport
 from modeling_cllm4rec.evaluation.training_curves import RECORD_FILE, keep_curves
 from modeling_cllm4rec.hub.machine import peak_device_memory, peak_memory
 from modeling_cllm4rec.hub.reproduction import NOT_STATED, backbone_record, changed_arguments, license_header, training_command
+from modeling_cllm4rec.systems import SYSTEMS, System, system_of_stages
 
-SYSTEMS = {
-    "cllm4rec": (
-        "cllm4rec",
-        "A CLLM4Rec recommender ([arXiv 2311.01343](https://arxiv.org/abs/2311.01343)): a causal language model with a token for "
-        "each user and each item; one forward pass scores the whole catalogue.",
-    ),
-    "lcrec": (
-        "lc-rec",
-        "An LC-Rec recommender ([arXiv 2311.09049](https://arxiv.org/abs/2311.09049)): a causal language model that writes the "
-        "semantic index of the next item, by a search that can only end at real items.",
-    ),
-}
-"""Tag and first sentence of the card."""
-USES = {
-    "cllm4rec": "for its known users by their ids, for anybody else by a history of item ids. It reads no words when it "
-    "recommends",
-    "lc-rec": "for anybody, by a history of item ids, by words that say what is looked for, or by both",
-}
 LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "peft")
 
 
@@ -95,6 +80,7 @@ def read_records(folder: Path) -> dict[str, Any]:
 
 def make_card(
     name: str,
+    system: System,
     records: dict[str, Any],
     data_info: dict[str, Any],
     reports: Sequence[EvaluationReport] = (),
@@ -104,14 +90,14 @@ def make_card(
 
     Args:
         name: the model's name.
+        system: the system that it is of.
         records: contents of `training.json`, stage by stage.
         data_info: contents of the data folder's `dataset.json`.
         reports: evaluations of this model.
         curves: show the picture of the training curves, which lies beside the card.
     """
-    tag, about = SYSTEMS["lcrec" if "align" in records else "cllm4rec"]
     backbone = next((record["backbone"] for record in reversed(records.values()) if "backbone" in record), None)
-    header: dict[str, Any] = {"library_name": "transformers", "tags": ["recommendation", tag]}
+    header: dict[str, Any] = {"library_name": "transformers", "tags": ["recommendation", system.card_tag]}
     header.update(license_header(None if backbone is None else backbone["license"], data_info.get("license")))
     if backbone is not None and not backbone["local"]:
         header["base_model"] = backbone["name"]
@@ -119,13 +105,13 @@ def make_card(
     if results:
         header = ModelCardData(model_name=name, eval_results=results, **header).to_dict()
     parts = [
-        ["---", yaml.safe_dump(header, sort_keys=False).strip(), "---", "", f"# {name}", "", about, ""],
-        _use_section(USES[tag]),
+        ["---", yaml.safe_dump(header, sort_keys=False).strip(), "---", "", f"# {name}", "", system.card_about, ""],
+        _use_section(system.card_use),
         _data_section(data_info),
         _metrics_section(reports),
         *(_stage_section(stage, record) for stage, record in records.items()),
         ["## Training curves", "", f"![Losses and validation metrics by epoch]({CURVES_FILE})", ""] if curves else [],
-        _repeat_section(records, reports),
+        _reproduce_section(records, reports),
         _limits_section(data_info, backbone),
     ]
     return "\n".join(line for part in parts for line in part)
@@ -198,7 +184,7 @@ def _stage_section(stage: str, record: dict[str, Any]) -> list[str]:
     return lines + [line for note in record.get("notes", []) for line in (note, "")]
 
 
-def _repeat_section(records: dict[str, Any], reports: Sequence[EvaluationReport]) -> list[str]:
+def _reproduce_section(records: dict[str, Any], reports: Sequence[EvaluationReport]) -> list[str]:
     """The commands of all stages and evaluations; a record of an earlier version names all of its arguments."""
     commands = [
         training_command(stage, record.get("changed", record["arguments"]), record.get("processes", 1))
@@ -208,7 +194,7 @@ def _repeat_section(records: dict[str, Any], reports: Sequence[EvaluationReport]
     if not commands:
         return []
     about = "With the versions above, the same data folder and the same backbone:"
-    return ["## The same again", "", about, "", "```bash", *commands, "```", ""]
+    return ["## Reproduce", "", about, "", "```bash", *commands, "```", ""]
 
 
 def _limits_section(data_info: dict[str, Any], backbone: dict[str, Any] | None) -> list[str]:
@@ -238,12 +224,18 @@ def update_card(folder: Path, data: RecommendationData) -> str:
     """
     reports = [EvaluationReport.load(report) for report in sorted(folder.glob("evaluation-*.json"), key=lambda file: file.stem)]
     reports.sort(key=lambda report: bool(report.protocol.departures))
-    card = make_card(folder.resolve().name, read_records(folder), data.info, reports, (folder / CURVES_FILE).is_file())
+    records = read_records(folder)
+    config = folder / CONFIG_NAME
+    if config.is_file():
+        system = SYSTEMS[json.loads(config.read_text(encoding="utf-8"))["model_type"]]
+    else:
+        system = system_of_stages(records)
+    card = make_card(folder.resolve().name, system, records, data.info, reports, (folder / CURVES_FILE).is_file())
     (folder / "README.md").write_text(card, encoding="utf-8")
     return card
 
 
-def give_card(model: SavedFolderModel, folder: Path, data: RecommendationData) -> None:
+def give_card(model: RecommenderModel, folder: Path, data: RecommendationData) -> None:
     """Renew the card of a run's folder, and let the model that was trained there hold it, with its curves."""
     model.card = update_card(folder, data)
     curves = folder / CURVES_FILE

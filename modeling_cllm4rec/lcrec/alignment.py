@@ -23,6 +23,7 @@ from modeling_cllm4rec.core.prompt_assembly import pad_right
 from modeling_cllm4rec.corpora.batches import plan_batches
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.evaluation.evaluator import evaluate
+from modeling_cllm4rec.evaluation.searching import SearchingRecommender
 from modeling_cllm4rec.hub.model_card import give_card, save_record, training_record
 from modeling_cllm4rec.lcrec.alignment_corpus import (
     TASKS,
@@ -32,11 +33,11 @@ from modeling_cllm4rec.lcrec.alignment_corpus import (
     recommendation_pieces,
     separator_ids,
 )
-from modeling_cllm4rec.lcrec.evaluation import SearchingRecommender
 from modeling_cllm4rec.lcrec.indexing import INDEX_FILE, SETTINGS_FILE
 from modeling_cllm4rec.lcrec.intention_writer import write_intentions
 from modeling_cllm4rec.lcrec.modeling_lcrec import INDEXER_FOLDER, LCRecForRecommendation
 from modeling_cllm4rec.lcrec.modeling_rqvae import RQVAEModel
+from modeling_cllm4rec.lcrec.parameters import choose_semantic_id_rows
 from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds
 from modeling_cllm4rec.tokenization.tokenization_lcrec import add_semantic_id_tokens
 from modeling_cllm4rec.training.arguments import TrainingArguments, check_at_least
@@ -50,7 +51,7 @@ from modeling_cllm4rec.training.loop import (
     make_accelerator,
     run,
 )
-from modeling_cllm4rec.training.parameters import choose_semantic_id_rows, merge_lora
+from modeling_cllm4rec.training.parameters import merge_lora
 from modeling_cllm4rec.training.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -209,7 +210,7 @@ class AlignmentStage:
         self.corpus = AlignmentCorpus(
             data,
             tokenizer,
-            model.index,
+            model.semantic_ids,
             config.first_index_token,
             templates=load_templates(arguments.templates or None),
             tasks=arguments.task_weights,
@@ -271,7 +272,7 @@ class AlignmentStage:
         values = [0.0] * len(names)
         if self.is_main_process:
             report = evaluate(
-                SearchingRecommender(self.model, self.arguments.num_beams),
+                SearchingRecommender(self.model, {"num_beams": self.arguments.num_beams}),
                 self.data,
                 "validation",
                 metrics=names,
@@ -360,7 +361,7 @@ def _model_around(
     train = data.histories("train")
     model = LCRecForRecommendation.from_backbone(
         backbone,
-        index=index,
+        semantic_ids=index,
         first_index_token=first,
         catalogue=Catalogue(data.items),
         users=KnownUsers(data.users["user_id"], train.indptr, train.items),

@@ -23,11 +23,9 @@ from transformers.utils import cached_file
 
 from ..core.catalogue import Catalogue, KnownUsers, OnUnknown, Recommendations, extended_catalogue
 from ..core.errors import InputError, MissingFileError, MissingPackageError
-from ..core.language_model import HoldsLanguageModel, check_fields, greedy_generation, reject_adapter, tokenizer_of
-from ..core.prompt_assembly import pad_right
-from ..core.recommender import RecommendsItems
-from ..core.saved_folder import SavedFolderModel
-from ..core.top_items import top_permitted_items
+from ..core.language_model import check_fields, evaluating, pretrained_backbone, published_config
+from ..core.recommender import RecommenderModel
+from ..core.top_items import NO_ITEM, PADDING, top_candidates
 from .beam_search import FoundItems, beam_search, check_tree_attention, score_all
 from .configuration_lcrec import LCRecConfig
 from .constrained_decoding import ItemTrie
@@ -41,7 +39,7 @@ ENCODES_TEXTS = "modeling_cllm4rec.corpora.item_embeddings"
 """What turns item texts into vectors; saved folders stand alone and come without it."""
 
 
-class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderModel):
+class LCRecForRecommendation(RecommenderModel):
     """The recommender: a prompt with the indices of a history in, the indices of real items out.
 
     `backbone` is an ordinary causal language model whose vocabulary holds the index tokens: `backbone.generate` with a
@@ -52,12 +50,12 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
     """
 
     config_class = LCRecConfig
-    users_have_tokens = False
-    base_model_prefix = ""  # as in CLLM4Rec: Llama's inner `model.` would be taken for ours
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_attention_backend = True
+    system = "lcrec"
+    scores_catalogue = False
+    search_settings = ("num_beams", "scoring")
+    default_batch_size = 64
+    score_name = "ln p"
+    paper_metrics = ("hit_rate@1", "hit_rate@5", "hit_rate@10", "ndcg@5", "ndcg@10")
 
     config: LCRecConfig
     indexer: RQVAEModel | None = None
@@ -99,18 +97,18 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
         return CausalLMOutputWithPast(loss=loss, logits=outputs.logits, past_key_values=outputs.past_key_values)
 
     @property
-    def num_items(self) -> int:
-        """Size J of the catalogue."""
-        return self.config.num_items
+    def reads_queries(self) -> bool:
+        """Whether the model was aligned on queries and answers them by `search`."""
+        return self.config.query_prompts is not None
 
     @cached_property
-    def index(self) -> SemanticIds:
+    def semantic_ids(self) -> SemanticIds:
         """The codes of all items; read anew after a change of the catalogue.
 
         Raises:
             InputError: the model has no catalogue with codes.
         """
-        catalogue = self._require_catalogue()
+        catalogue = self.require_catalogue()
         if "codes" not in catalogue.table.column_names:
             raise InputError("the catalogue has no column 'codes': it is not that of an LC-Rec model")
         return SemanticIds(codes_of(catalogue.table["codes"]), self.config.codebook_size)
@@ -118,7 +116,7 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
     @cached_property
     def trie(self) -> ItemTrie:
         """The indices of all items as a tree; made anew after a change of the catalogue."""
-        return ItemTrie(self.index.codes, self.config.codebook_size)
+        return ItemTrie(self.semantic_ids.codes, self.config.codebook_size)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -134,6 +132,10 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
             )
         return AutoTokenizer.from_pretrained(self.name_or_path, config=self.config)  # else it would ask to trust our code
 
+    def warm_up(self) -> None:
+        """Build the tree of semantic IDs on the model's device, which the first request would build."""
+        self._trie_here()
+
     def set_indexer(self, indexer: RQVAEModel | None) -> None:
         """Keep an indexer beside the model; it is no part of it: it has a folder of its own and does not train here."""
         self.__dict__["indexer"] = indexer
@@ -143,7 +145,7 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
         super().check_catalogue()
         if self.catalogue is None:
             return
-        config, index = self.config, self.index
+        config, index = self.config, self.semantic_ids
         if index.num_levels != config.num_levels:
             raise InputError(
                 f"the catalogue's codes have {index.num_levels} levels, the model {config.num_levels}: "
@@ -170,7 +172,7 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
         codes = []
         for number, items in enumerate(histories):
             name = f"history {number}" if user_indices is None else f"the history of user index {user_indices[number]}"
-            codes.append(self.index.codes[self._last_items(name, items)])
+            codes.append(self.semantic_ids.codes[self._last_items(name, items)])
         return [self._prompt(templates[template], one) for one in codes]
 
     def _last_items(self, name: str, history: np.ndarray) -> np.ndarray:
@@ -195,7 +197,7 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
         prompts: Sequence[np.ndarray],
         seen: Sequence[np.ndarray] | None,
         k: int,
-        allowed: np.ndarray | None,
+        candidates: np.ndarray | None,
         num_beams: int | None = None,
         scoring: Scoring = "beam",
         **search: Any,
@@ -216,19 +218,19 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
         if scoring == "all":
             if num_beams is not None:
                 raise InputError(f'num_beams is {num_beams}, but scoring="all" scores every item and has no beams; leave one out')
-            return top_permitted_items(self.score_prompts(prompts), seen, k, allowed)
+            return top_candidates(self.score_prompts(prompts), seen, k, candidates)
         if scoring != "beam":
             raise InputError(f"scoring is {scoring!r}; allowed are 'beam' and 'all'")
-        found = self.search_indices(prompts, seen, k, allowed, num_beams)
+        found = self.search_codes(prompts, seen, k, candidates, num_beams)
         return found.items.cpu().numpy(), found.scores.cpu().numpy()
 
     @torch.no_grad()
-    def search_indices(
+    def search_codes(
         self,
         prompts: Sequence[np.ndarray],
         seen: Sequence[np.ndarray] | None,
         k: int,
-        allowed: np.ndarray | None = None,
+        candidates: np.ndarray | None = None,
         num_beams: int | None = None,
     ) -> FoundItems:
         """The k best items of each prompt by a beam search, with the codes that it wrote; errors as `best_items`."""
@@ -240,30 +242,19 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
                 f"k is {k}, but a search with {beams} beams finds {beams} items at most; set num_beams to {k} or more, "
                 'or scoring="all"'
             )
-        ids, mask = self._padded(prompts)
-        forbidden = None if seen is None else _compressed(seen)
-        was_training = self.training
-        self.eval()
+        ids, mask = self.pad_prompts(prompts)
+        seen_rows = None if seen is None else _compressed(seen)
         first_token, trie = self.config.first_index_token, self._trie_here()
-        found = beam_search(self.backbone, ids, mask, trie, first_token, beams, seen=forbidden, candidates=allowed)
-        self.train(was_training)
+        with evaluating(self):
+            found = beam_search(self.backbone, ids, mask, trie, first_token, beams, seen=seen_rows, candidates=candidates)
         return FoundItems(*(part[:, :k] for part in found))
 
     @torch.no_grad()
     def score_prompts(self, prompts: Sequence[np.ndarray]) -> torch.Tensor:
-        """(B, J) float32 ln p of every item's index, exact, in evaluation mode."""
-        ids, mask = self._padded(prompts)
-        was_training = self.training
-        self.eval()
-        scores = score_all(self.backbone, ids, mask, self._trie_here(), self.config.first_index_token)
-        self.train(was_training)
-        return scores
-
-    def _padded(self, prompts: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
-        ids = torch.from_numpy(pad_right(prompts, 0))
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
-        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
-        return ids.to(self.device), mask.to(self.device)
+        """Return (B, J) float32 ln p of the semantic ID of every item, exact, in evaluation mode."""
+        ids, mask = self.pad_prompts(prompts)
+        with evaluating(self):
+            return score_all(self.backbone, ids, mask, self._trie_here(), self.config.first_index_token)
 
     def _trie_here(self) -> ItemTrie:
         """The tree on the model's device, moved once."""
@@ -271,10 +262,49 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
             self.__dict__["trie"] = self.trie.to(self.device)
         return self.trie
 
-    def score_histories(self, user_indices: np.ndarray | None, histories: Any) -> np.ndarray:
-        """(batch, J) float32 exact scores of histories given as compressed rows (`indptr`, `items`)."""
+    def rank_histories(
+        self,
+        user_indices: np.ndarray | None,
+        histories: Any,
+        seen: Any | None,
+        k: int,
+        *,
+        num_beams: int | None = None,
+        scoring: Scoring = "beam",
+        template: int = 0,
+    ) -> np.ndarray:
+        """Rank the unseen items for histories. Items are read from the codes that the search wrote, not from its tree.
+
+        Args:
+            user_indices: (B,) user indices, which only name the rows in errors; None where there are none.
+            histories, seen: item indices as compressed rows (`indptr`, `items`).
+
+        Returns:
+            (B, k) item indices, best first; `PADDING` where fewer were found, `NO_ITEM` for codes of no item.
+        """
         rows = np.split(histories.items, histories.indptr[1:-1])
-        return self.score_prompts(self.build_prompts(user_indices, rows)).cpu().numpy()
+        seen_rows = None if seen is None else np.split(seen.items, seen.indptr[1:-1])
+        prompts = self.build_prompts(user_indices, rows, template)
+        if scoring != "beam":
+            return self.best_items(prompts, seen_rows, k, None, num_beams=num_beams, scoring=scoring)[0]
+        codes = self.search_codes(prompts, seen_rows, k, num_beams=num_beams).codes.cpu().numpy()
+        items = self.semantic_ids.items_of(codes)
+        return np.where((codes < 0).all(axis=-1), PADDING, np.where(items < 0, NO_ITEM, items))
+
+    def describe_search(self, *, num_beams: int | None = None, scoring: Scoring = "beam", template: int = 0) -> str:
+        """Return how a search with these settings decodes, for the protocol of an evaluation."""
+        beams = self.config.search_beams if num_beams is None else num_beams
+        how = f"constrained search with {beams} beams" if scoring == "beam" else "all indices scored"
+        return f"{how}, template {template}"
+
+    def item_vectors(self, items: np.ndarray) -> np.ndarray:
+        """Return (items, K) float32 sums of the embeddings of each item's semantic ID tokens."""
+        config = self.config
+        codes = self.semantic_ids.codes[items]
+        tokens = codes + config.first_index_token + np.arange(config.num_levels) * config.codebook_size
+        words: Any = self.backbone.get_input_embeddings()
+        with torch.no_grad():
+            return np.asarray(words(torch.from_numpy(tokens).to(self.device)).float().sum(1).cpu().numpy())
 
     def search(
         self,
@@ -311,7 +341,7 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
         Example:
             >>> model.search(["a gentle cleanser for dry skin"], k=3)  # doctest: +SKIP
         """
-        catalogue, prompts = self._require_catalogue(), self.config.query_prompts
+        catalogue, prompts = self.require_catalogue(), self.config.query_prompts
         if isinstance(queries, str):
             raise InputError(f"queries is the string {queries!r}; give a list, as [{queries!r}]")
         if prompts is None:
@@ -334,7 +364,7 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
             read = [self._known_items(history, on_unknown) for history in histories]
             last = [self._last_items(f"histories[{number}]", items) for number, items in enumerate(read)]
         words = self.tokenizer(list(queries), add_special_tokens=False, split_special_tokens=True)["input_ids"] if queries else []
-        rows = [self.index.codes[items] for items in last]
+        rows = [self.semantic_ids.codes[items] for items in last]
         asked = [self._prompt(pieces[template], row, query) for row, query in zip(rows, words, strict=True)]
         tables = [self._as_table(pa.array(np.arange(0)), np.zeros((0, k), np.int64), np.zeros((0, k), np.float32))]
         for start in range(0, len(asked), batch_size):
@@ -344,7 +374,7 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
         return Recommendations(pa.concat_tables(tables))
 
     def _known_items(self, items: Sequence[Any], on_unknown: OnUnknown) -> np.ndarray:
-        found = self._require_catalogue().ids.indices_of(items, on_unknown)
+        found = self.require_catalogue().ids.indices_of(items, on_unknown)
         return found[found >= 0]
 
     @classmethod
@@ -352,7 +382,7 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
         cls,
         name_or_path: str | Path,
         *,
-        index: SemanticIds,
+        semantic_ids: SemanticIds,
         first_index_token: int,
         catalogue: Catalogue | pa.Table | Sequence[Any],
         users: KnownUsers | None = None,
@@ -365,7 +395,7 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
 
         Args:
             name_or_path: what `AutoModelForCausalLM.from_pretrained` takes.
-            index: the codes of all items; first_index_token: what `tokenization_lcrec.add_semantic_id_tokens` returned.
+            semantic_ids: the codes of all items; first_index_token: what `tokenization_lcrec.add_semantic_id_tokens` returned.
             catalogue: the items in the order of the index, as external ids, a table, or a `Catalogue`.
             users: known users and their histories.
             indexer: the RQ-VAE that made the index.
@@ -379,46 +409,40 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
         """
         check_fields(LCRecConfig, config_arguments)
         catalogue = catalogue if isinstance(catalogue, Catalogue) else Catalogue(catalogue)
-        if index.num_items != len(catalogue):
+        if semantic_ids.num_items != len(catalogue):
             raise InputError(
-                f"the index names {index.num_items} items and the catalogue has {len(catalogue)}: it is that of another "
+                f"the index names {semantic_ids.num_items} items and the catalogue has {len(catalogue)}: it is that of another "
                 "catalogue; run `cllm4rec index-items` on this data"
             )
-        reject_adapter(name_or_path)
-        backbone = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype)
+        backbone, tokenizer = pretrained_backbone(name_or_path, dtype)
         words: Any = backbone.get_input_embeddings()
         own_words = words.num_embeddings
-        tokenizer = tokenizer_of(name_or_path)
         lowest = len(tokenizer) if tokenizer is not None else own_words
         if first_index_token < lowest:
             raise InputError(
                 f"first_index_token is {first_index_token}, but the backbone has {lowest} tokens of its own; "
-                "add the index tokens behind them (tokenization_lcrec.add_semantic_id_tokens)"
+                "add the semantic ID tokens behind them (tokenization_lcrec.add_semantic_id_tokens)"
             )
-        needed = first_index_token + index.num_levels * index.codebook_size
+        needed = first_index_token + semantic_ids.num_levels * semantic_ids.codebook_size
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if needed > own_words:
                 backbone.resize_token_embeddings(needed, mean_resizing=False)
-            text_config = copy.deepcopy(backbone.config)
-            text_config.name_or_path = ""  # not to be published: it may be a path of this machine
             config = LCRecConfig(
-                text_config=text_config,
+                text_config=published_config(backbone),
                 num_items=len(catalogue),
                 num_users=0 if users is None else len(users),
-                num_levels=index.num_levels,
-                codebook_size=index.codebook_size,
+                num_levels=semantic_ids.num_levels,
+                codebook_size=semantic_ids.codebook_size,
                 first_index_token=first_index_token,
                 catalogue_fingerprint=catalogue.ids.fingerprint,
                 dtype=dtype,
                 **config_arguments,
             )
-            model = cls._from_config(config, dtype=dtype)
-        model.backbone.load_state_dict(backbone.state_dict())
-        model.generation_config = greedy_generation(backbone.generation_config, tokenizer)
+            model = cls._around(backbone, tokenizer, config, dtype)
         model.users = users
         model.set_indexer(indexer)
-        model._set_items(catalogue, index.codes)
+        model._set_items(catalogue, semantic_ids.codes)
         check_tree_attention(model.backbone.eval())
         return model
 
@@ -431,7 +455,7 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
         self.catalogue = Catalogue(table.append_column("codes", lists.cast(pa.list_(pa.int32()))))
         self.config.num_items = len(catalogue)
         self.config.catalogue_fingerprint = catalogue.ids.fingerprint
-        for made_from_codes in ("index", "trie"):
+        for made_from_codes in ("semantic_ids", "trie"):
             self.__dict__.pop(made_from_codes, None)
         self.check_catalogue()
 
@@ -447,7 +471,7 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
         """
         config = self.config
         known = np.array([len(tokens) > 0 for tokens in item_tokens])
-        tokens = torch.from_numpy(self.index.codes[known]).long()
+        tokens = torch.from_numpy(self.semantic_ids.codes[known]).long()
         tokens += config.first_index_token + torch.arange(config.num_levels) * config.codebook_size  # (items, H)
         owner = torch.from_numpy(np.repeat(np.arange(known.sum()), [len(words) for words in item_tokens if len(words)]))
         words = torch.from_numpy(np.concatenate([words for words in item_tokens if len(words)]).astype(np.int64))
@@ -503,7 +527,7 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
         Example:
             >>> model.add_items([{"item_id": "B9", "title": "Rose soap", "description": "For hands."}])  # doctest: +SKIP
         """
-        indexer, table = self.require_indexer(), self._require_catalogue().table
+        indexer, table = self.require_indexer(), self.require_catalogue().table
         together, new = extended_catalogue(Catalogue(table.drop_columns(["codes"])), items)
         if not new.num_rows:
             return
@@ -514,8 +538,8 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
             raise InputError(f"embeddings have shape {vectors.shape}; {new.num_rows} items need ({new.num_rows}, {width}){made}")
         if not np.isfinite(vectors).all():
             raise InputError("embeddings hold NaN or infinite values; make them anew")
-        free = nearest_free_codes(indexer.latents(vectors), indexer.codebook_array, self.index.codes)
-        self._set_items(together, np.concatenate([self.index.codes, free]))
+        free = nearest_free_codes(indexer.latents(vectors), indexer.codebook_array, self.semantic_ids.codes)
+        self._set_items(together, np.concatenate([self.semantic_ids.codes, free]))
 
     def _embedded(self, items: pa.Table, encoder: str | None, progress: bool) -> np.ndarray:
         """(new, d) vectors of texts, made as those of the model's items."""
@@ -541,24 +565,13 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
                 "its name on the Hub, or embeddings="
             ) from error
 
-    def remove_items(self, item_ids: Sequence[Any]) -> None:
-        """Take items out of the catalogue; they are never recommended again, and leave the stored histories.
-
-        Raises:
-            InputError: unknown items, or all of them.
-        """
-        catalogue, codes = self._require_catalogue(), self.index.codes
-        keep = np.ones(len(catalogue), dtype=bool)
-        keep[catalogue.ids.indices_of(item_ids)] = False
-        if not keep.any():
-            raise InputError("remove_items: nothing would be left to recommend")
-        if self.users is not None:
-            self.users = self.users.renumbered(np.where(keep, np.cumsum(keep) - 1, -1))
-        self._set_items(Catalogue(catalogue.table.filter(pa.array(keep))), codes[keep])
+    def _take_item_rows(self, rows: np.ndarray) -> None:
+        catalogue, codes = self.require_catalogue(), self.semantic_ids.codes
+        self._set_items(Catalogue(catalogue.table.take(pa.array(rows))), codes[rows])
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
-        """As `SavedFolderModel.from_pretrained`, with the indexer where the folder has one."""
+        """As `RecommenderModel.from_pretrained`, with the indexer where the folder has one."""
         names = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
         hub = {name: kwargs[name] for name in names if name in kwargs}
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
@@ -569,7 +582,7 @@ class LCRecForRecommendation(RecommendsItems, HoldsLanguageModel, SavedFolderMod
         return loaded
 
     def save_pretrained(self, save_directory: Any, is_main_process: bool = True, **kwargs: Any) -> None:  # type: ignore[override]
-        """As `SavedFolderModel.save_pretrained`, with the indexer in a folder of its own."""
+        """As `RecommenderModel.save_pretrained`, with the indexer in a folder of its own."""
         if self.indexer is not None and is_main_process:
             self.indexer.save_pretrained(Path(save_directory) / INDEXER_FOLDER)
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)

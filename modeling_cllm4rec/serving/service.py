@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 from modeling_cllm4rec import __version__
 from modeling_cllm4rec.core.errors import InputError
-from modeling_cllm4rec.core.handler import BadRequest, answer, batch_size_of, check_ready, is_searching, read_question
+from modeling_cllm4rec.core.handler import BadRequest, answer, read_question
 from modeling_cllm4rec.serving.dynamic_batching import Batcher, QueueFull
 from modeling_cllm4rec.serving.error_responses import MOST_BYTES, JSONAnswer, Refused, read_json, refusal
 
@@ -66,10 +66,9 @@ def make_service(model: Any, settings: ServiceSettings | None = None) -> Starlet
     Raises:
         InputError: the model cannot recommend, or it has no titles of items to name and no catalogue.
     """
-    check_ready(model)
+    model.check_ready()
     service = _Service(model.eval(), settings or ServiceSettings())
-    if is_searching(model):
-        model.trie  # noqa: B018 (made now, not at the first request)
+    model.warm_up()
     return Starlette(
         routes=[
             Route("/recommend", service.recommend, methods=["POST"]),
@@ -93,7 +92,7 @@ class _Service:
 
     def __init__(self, model: Any, settings: ServiceSettings) -> None:
         self.model, self.settings = model, settings
-        size = settings.batch_size or batch_size_of(model)
+        size = settings.batch_size or model.default_batch_size
         self.batcher = Batcher(
             functools.partial(answer, model, batch_size=size),
             most_people=size,

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from modeling_cllm4rec.core.errors import InputError, RunError
+from modeling_cllm4rec.core.errors import FileWriteError, InputError
 
 PREFIX = "step-"
 
@@ -43,7 +43,7 @@ def write_atomically(folder: Path, tensors: Mapping[str, torch.Tensor], state: M
     except (OSError, SafetensorError) as error:
         shutil.rmtree(beside, ignore_errors=True)
         _put_back(folder)
-        raise RunError(
+        raise FileWriteError(
             f"the checkpoint {folder} could not be written ({error}); earlier checkpoints are untouched: make room on the "
             "disk, then go on with --resume"
         ) from error

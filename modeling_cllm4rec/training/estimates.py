@@ -18,11 +18,11 @@ import numpy as np
 import psutil
 import torch
 
-from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation
 from modeling_cllm4rec.core.errors import MemoryLimitError
 from modeling_cllm4rec.core.losses import ItemLoss
+from modeling_cllm4rec.core.recommender import RecommenderModel
 from modeling_cllm4rec.training.arguments import TrainingArguments
-from modeling_cllm4rec.training.parameters import TrainedModel, trainable
+from modeling_cllm4rec.training.parameters import trainable
 
 logger = logging.getLogger(__name__)
 
@@ -159,14 +159,14 @@ def item_head_bytes(num_items: int, width: int, states: int, item_loss: ItemLoss
     return table + 2 * table + item_loss_bytes(num_items, states, item_loss)
 
 
-def word_loss_bytes(model: TrainedModel, states: int) -> int:
+def word_loss_bytes(model: RecommenderModel, states: int) -> int:
     """Logits over the words: some states at a time where the head is frozen; see `losses.word_nll`."""
     trains = any(weight.requires_grad for weight in model.word_head.parameters())
     words = int(model.backbone.get_input_embeddings().weight.shape[0])
     return LOGIT_COPIES * (states if trains else min(states, WORD_CHUNK)) * words * FLOAT
 
 
-def activation_bytes(model: TrainedModel, arguments: TrainingArguments) -> tuple[float, float]:
+def activation_bytes(model: RecommenderModel, arguments: TrainingArguments) -> tuple[float, float]:
     """What the backbone keeps of a row of n tokens for its backward pass: a n + b n^2 bytes, counted on short rows.
 
     Returns:
@@ -349,19 +349,17 @@ def tensor_bytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum(one.numel() * FLOAT for one in tensors)
 
 
-def _gradient_bytes(model: TrainedModel) -> dict[str, int]:
-    """Gradients of a step: what trains of the backbone, and the ID rows of one side; the largest table's is a sum of two."""
+def _gradient_bytes(model: RecommenderModel) -> dict[str, int]:
+    """Return the bytes of a step's gradients: backbone, rows of IDs of the largest group, and the sum of two for a table."""
     tables = [weight for weight in model.id_parameters if weight.requires_grad]
     ids = {id(weight) for weight in tables}
     backbone = tensor_bytes(weight for weight in trainable(model).values() if id(weight) not in ids)
-    side = tensor_bytes(tables)
-    if isinstance(model, CLLM4RecForRecommendation):
-        side = max(tensor_bytes(table.weight for table in model.tables(one) if table.weight.requires_grad) for one in SIDES)
-    return {"gradients": backbone + side, "second gradient of a table": max((tensor_bytes([one]) for one in tables), default=0)}
+    step = max(tensor_bytes(weight for weight in group if weight.requires_grad) for group in model.id_parameter_groups)
+    return {"gradients": backbone + step, "second gradient of a table": max((tensor_bytes([one]) for one in tables), default=0)}
 
 
-def _num_items(model: TrainedModel) -> int:
-    return model.config.num_items if isinstance(model, CLLM4RecForRecommendation) else 0
+def _num_items(model: RecommenderModel) -> int:
+    return model.num_items if model.scores_catalogue else 0
 
 
 def _held_now(device: torch.device) -> int:

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from transformers import get_scheduler
 
 from modeling_cllm4rec.core.errors import DivergedError, ExistingFileError, InputError
+from modeling_cllm4rec.core.recommender import RecommenderModel
 from modeling_cllm4rec.corpora.batches import share_of
 from modeling_cllm4rec.corpora.data_folder import INFO_FILE, RecommendationData
 from modeling_cllm4rec.training import checkpoints
@@ -34,7 +35,7 @@ from modeling_cllm4rec.training.estimates import (
     check_memory,
     training_memory,
 )
-from modeling_cllm4rec.training.parameters import TrainedModel, parameter_groups, start_fingerprint, trainable
+from modeling_cllm4rec.training.parameters import parameter_groups, start_fingerprint, trainable
 from modeling_cllm4rec.training.precision import frozen_weights_in
 from modeling_cllm4rec.training.progress import Progress
 from modeling_cllm4rec.training.weight_average import WeightAverage
@@ -65,7 +66,7 @@ class Stage(Protocol):
     data: RecommendationData
 
     @property
-    def model(self) -> TrainedModel:
+    def model(self) -> RecommenderModel:
         """What is trained."""
         ...
 

@@ -1,62 +1,18 @@
-"""Which weights train: ID rows always, the backbone frozen, through LoRA, or whole."""
+"""Trainable weights: rows of IDs always, the backbone frozen, through LoRA, or whole."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
 import peft
 import torch
 
-from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation, Side
+from modeling_cllm4rec.core.recommender import RecommenderModel
 from modeling_cllm4rec.training.arguments import TrainingArguments
 
-if TYPE_CHECKING:  # one system is trained without importing the other
-    from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
 
-TrainedModel: TypeAlias = "CLLM4RecForRecommendation | LCRecForRecommendation"
-
-
-def choose_trainable(
-    model: CLLM4RecForRecommendation, arguments: TrainingArguments, sides: Iterable[Side] = SIDES
-) -> peft.PeftModel | None:
-    """Set `requires_grad` throughout a CLLM4Rec model.
-
-    Args:
-        sides: whose ID tables train.
-
-    Returns:
-        What `tune_backbone` returns.
-    """
-    adapted = tune_backbone(model, arguments)
-    for side in sides:
-        for table in model.tables(side):
-            table.requires_grad_(True)
-    return adapted
-
-
-def choose_semantic_id_rows(model: LCRecForRecommendation, arguments: TrainingArguments) -> peft.PeftModel | None:
-    """Set `requires_grad` throughout an LC-Rec model: the rows of its index tokens, and of the backbone what is tuned.
-
-    Unless the whole backbone is tuned, the words' rows stand in the same matrices but receive no gradient: they stay what
-    they were to the bit.
-
-    Returns:
-        What `tune_backbone` returns.
-    """
-    adapted = tune_backbone(model, arguments)
-    config = model.config
-    for weight in model.id_parameters:
-        weight.requires_grad_(True)
-        if arguments.tune != "full":
-            rows = torch.arange(len(weight))
-            trains = (rows >= config.first_index_token) & (rows <= config.last_index_token)
-            weight.register_hook(lambda gradient, trains=trains: gradient * trains.to(gradient.device)[:, None])
-    return adapted
-
-
-def tune_backbone(model: TrainedModel, arguments: TrainingArguments) -> peft.PeftModel | None:
+def tune_backbone(model: RecommenderModel, arguments: TrainingArguments) -> peft.PeftModel | None:
     """Freeze everything but what `tune` asks for, and set the backbone's dropout and kind of attention.
 
     Returns:
@@ -99,7 +55,7 @@ def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def parameter_groups(model: TrainedModel, arguments: TrainingArguments) -> list[dict[str, Any]]:
+def parameter_groups(model: RecommenderModel, arguments: TrainingArguments) -> list[dict[str, Any]]:
     """Rows of IDs at `lr` without weight decay, the rest of the backbone at `backbone_lr` with it."""
     tables = {id(weight) for weight in model.id_parameters}
     parameters = trainable(model).values()

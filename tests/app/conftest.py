@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from modeling_cllm4rec.app.answers import ShownModel, ShownModels
-from modeling_cllm4rec.app.reasons import ContentWriter
+from modeling_cllm4rec.cllm4rec.content_writer import ContentWriter
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
 from modeling_cllm4rec.cllm4rec.prompts import Prompts, recommendation_pieces
 from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers
@@ -53,7 +53,7 @@ def cllm4rec(tiny_backbones) -> ShownModel:
 def lcrec(tiny_backbones) -> ShownModel:
     model, tokenizer = lcrec_models.new_lcrec(
         tiny_backbones["gpt2"],
-        index=SemanticIds(CODES, 5),
+        semantic_ids=SemanticIds(CODES, 5),
         catalogue=catalogue(),
         users=users(),
         search_beams=10,

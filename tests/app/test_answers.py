@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from modeling_cllm4rec.app.answers import Question, ShownModel, ShownModels, user_index
-from modeling_cllm4rec.app.reasons import ContentWriter, item_vectors, nearest_in_history
+from modeling_cllm4rec.app.reasons import nearest_in_history
+from modeling_cllm4rec.cllm4rec.content_writer import content_writer
 from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers
 
 HISTORY = ("B0", "B3")
@@ -57,7 +58,10 @@ def test_queries(models, cllm4rec, lcrec):
     assert len(models.answer(lcrec, Question(query="lavender", k=3)).rows) == 3
     nonsense = models.answer(lcrec, Question(query="qqzz xyzzy", k=3))
     assert "No title holds any word of “qqzz xyzzy”" in nonsense.message
-    assert models.answer(cllm4rec, Question(query="lavender")).message == "CLLM4Rec reads no queries. Add an item to the history."
+    assert (
+        models.answer(cllm4rec, Question(query="lavender")).message
+        == "CLLM4Rec reads no queries here. Add an item to the history."
+    )
 
 
 def test_k_larger_than_the_beams(models, cllm4rec, lcrec):
@@ -67,7 +71,7 @@ def test_k_larger_than_the_beams(models, cllm4rec, lcrec):
     refused = models.answer(lcrec, question)
     assert refused.rows == ()
     assert refused.message.startswith("LC-Rec searches with 10 beams and finds 10 items at most; 12 were asked for.")
-    assert "LC-Rec reads items" in models.answer(lcrec, Question((), user="ann")).message
+    assert "LC-Rec reads the items" in models.answer(lcrec, Question((), user="ann")).message
 
 
 @pytest.mark.parametrize(
@@ -122,11 +126,11 @@ def test_models_side_by_side_share_a_catalogue(cllm4rec, lcrec, monkeypatch):
 
 def test_vectors_by_hand(cllm4rec, lcrec):
     rows = cllm4rec.model.item_collaborative.weight
-    assert np.array_equal(item_vectors(cllm4rec.model, np.array([2, 0])), rows[[2, 0]].detach().numpy())
+    assert np.array_equal(cllm4rec.model.item_vectors(np.array([2, 0])), rows[[2, 0]].detach().numpy())
     words = lcrec.model.backbone.get_input_embeddings().weight.detach()
     first = lcrec.model.config.first_index_token
     by_hand = words[first + 1] + words[first + 5 + 2]  # item 7 is <a_1><b_2>
-    assert np.allclose(item_vectors(lcrec.model, np.array([7]))[0], by_hand.numpy(), atol=1e-6)
+    assert np.allclose(lcrec.model.item_vectors(np.array([7]))[0], by_hand.numpy(), atol=1e-6)
 
 
 def test_the_nearest_of_the_history(cllm4rec):
@@ -166,16 +170,15 @@ def test_the_writer_shares_the_weights_and_writes_what_the_content_model_writes(
 
 
 def test_who_can_write(saved, lcrec, cllm4rec, tmp_path):
-    assert ContentWriter.of(cllm4rec.model, saved) is not None
-    assert ContentWriter.of(lcrec.model, saved) is None
-    assert ContentWriter.of(cllm4rec.model, tmp_path) is None  # no tokenizer there
+    assert content_writer(cllm4rec.model, saved) is not None
+    assert content_writer(cllm4rec.model, tmp_path) is None  # no tokenizer there
 
 
 def test_the_prompt_is_that_of_the_training(saved, cllm4rec, tmp_path):
     cllm4rec.writer.tokenizer.save_pretrained(tmp_path)
     record = '{"pretrain": {"arguments": {"prompts": {"review": "{user} about {item}:"}}}}'
     (tmp_path / "training.json").write_text(record, encoding="utf-8")
-    assert ContentWriter.of(cllm4rec.model, tmp_path).known != ContentWriter.of(cllm4rec.model, saved).known
+    assert content_writer(cllm4rec.model, tmp_path).known != content_writer(cllm4rec.model, saved).known
 
 
 def test_loading(saved):

@@ -18,7 +18,7 @@ from modeling_cllm4rec.benchmark.measurement import measure
 from modeling_cllm4rec.benchmark.training import finished, pairs_to_score, train, tune_baseline
 from modeling_cllm4rec.cllm4rec.prompts import Prompts, cut, next_item_pieces
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
-from modeling_cllm4rec.lcrec.evaluation import SearchingRecommender
+from modeling_cllm4rec.evaluation.searching import SearchingRecommender
 
 
 def cllm4rec(backbone: Path) -> dict[str, Any]:

@@ -33,7 +33,7 @@ for name, folder in arguments["folders"].items():
         "token": tokenizer.convert_tokens_to_ids("<a_0>"),
     }
     model.add_items(pa.table({"item_id": ["new"], "title": ["new"]}), np.ones((1, model.indexer.config.input_dim), np.float32))
-    answers["index of a new item"] = model.index.semantic_id_text(model.num_items - 1)
+    answers["index of a new item"] = model.semantic_ids.semantic_id_text(model.num_items - 1)
     module = type(model).__module__.split(".")[0]
     results[name] = {**answers, "module": module, "config": type(config).__name__}
 print(json.dumps(results))

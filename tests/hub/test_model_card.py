@@ -11,7 +11,10 @@ from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.evaluation.protocol import Protocol
 from modeling_cllm4rec.evaluation.report import EvaluationReport
 from modeling_cllm4rec.hub.model_card import RECORD_FILE, make_card, read_records, save_record, training_record, update_card
+from modeling_cllm4rec.systems import SYSTEMS
 from modeling_cllm4rec.training.progress import Progress
+
+CLLM4REC = SYSTEMS["cllm4rec"]
 
 INFO = {
     "statistics": {"users": 10, "items": 20, "interactions": {"train": 50, "test": 10}},
@@ -42,7 +45,7 @@ def test_the_record_says_what_the_training_took(record):
 
 def test_the_model_index_holds_every_metric_with_its_protocol():
     reports = [report(), report(history="train+validation", recall=0.2), report("validation")]
-    card = ModelCard(make_card("my model", {}, INFO, reports))
+    card = ModelCard(make_card("my model", CLLM4REC, {}, INFO, reports))
     data = card.data
     assert data.library_name == "transformers"
     assert data.model_name == "my model"
@@ -65,17 +68,17 @@ def test_other_conditions_than_the_usual_stand_in_the_text_only():
     few.protocol = dataclasses.replace(few.protocol, users=5, sample="a random sample of 10, seed 0")
     unmasked = report()
     unmasked.protocol = dataclasses.replace(unmasked.protocol, masked="none")
-    card = ModelCard(make_card("mine", {}, INFO, [few, unmasked]))
+    card = ModelCard(make_card("mine", CLLM4REC, {}, INFO, [few, unmasked]))
     assert card.data.eval_results is None
     assert f"Protocol: {few.protocol}." in card.text and f"Protocol: {unmasked.protocol}." in card.text
     searched = report()
     searched.protocol = dataclasses.replace(searched.protocol, decoding="constrained search with 20 beams, template 0")
-    names = {result.metric_name for result in ModelCard(make_card("mine", {}, INFO, [searched])).data.eval_results}
+    names = {result.metric_name for result in ModelCard(make_card("mine", CLLM4REC, {}, INFO, [searched])).data.eval_results}
     assert "recall@20 (train histories, constrained search with 20 beams, template 0)" in names
 
 
 def test_the_text_says_what_was_run(record):
-    text = make_card("mine", {"pretrain": record, "finetune": record}, INFO, [report()])
+    text = make_card("mine", CLLM4REC, {"pretrain": record, "finetune": record}, INFO, [report()])
     body = ModelCard(text).text
     assert "- users: 10" in body
     assert '- interactions: {"train": 50, "test": 10}' in body
@@ -92,7 +95,7 @@ def test_the_text_says_what_was_run(record):
 
 
 def test_a_model_that_was_not_evaluated():
-    card = ModelCard(make_card("mine", {}, INFO, []))
+    card = ModelCard(make_card("mine", CLLM4REC, {}, INFO, []))
     assert card.data.eval_results is None
     assert "Not evaluated yet: run `cllm4rec evaluate`." in card.text
 
@@ -125,7 +128,7 @@ def test_the_card_of_a_folder(data: RecommendationData, record, tmp_path):
 
 
 def test_intervals_stand_in_the_text_and_in_the_model_index():
-    card = ModelCard(make_card("mine", {}, INFO, [report()]))
+    card = ModelCard(make_card("mine", CLLM4REC, {}, INFO, [report()]))
     arguments = {result.metric_type: result.metric_args for result in card.data.eval_results}
     assert arguments == {"recall@20": {"interval_95": [0.05, 0.2], "bootstrap_resamples": 100}, "ndcg@10": None}
     assert "| recall@20 | 0.1235 | 0.0500 to 0.2000 |" in card.text and "| ndcg@10 | 0.5000 | - |" in card.text
@@ -135,37 +138,40 @@ def test_the_card_says_how_to_do_it_again(record):
     measured = report()
     measured.command = "cllm4rec evaluate --model runs/mine --data data/mine"
     records = {"pretrain": {**record, "processes": 2}, "finetune": {**record, "changed": {"lr": 0.5}}}
-    text = make_card("mine", records, INFO, [measured, report("validation")])
-    commands = text.split("## The same again")[1].split("```")[1].splitlines()[1:]
+    text = make_card("mine", CLLM4REC, records, INFO, [measured, report("validation")])
+    commands = text.split("## Reproduce")[1].split("```")[1].splitlines()[1:]
     assert commands == [
         "accelerate launch --num_processes 2 -m modeling_cllm4rec pretrain",  # all else at its defaults
         "cllm4rec finetune --lr 0.5",
         "cllm4rec evaluate --model runs/mine --data data/mine",
     ]
     earlier = {name: value for name, value in record.items() if name not in ("changed", "processes")}
-    assert "cllm4rec pretrain --lr 0.001 --data data/mine --sides content\n" in make_card("mine", {"pretrain": earlier}, INFO)
-    assert "## The same again" not in make_card("mine", {}, INFO)
+    assert "cllm4rec pretrain --lr 0.001 --data data/mine --sides content\n" in make_card(
+        "mine", CLLM4REC, {"pretrain": earlier}, INFO
+    )
+    assert "## Reproduce" not in make_card("mine", CLLM4REC, {}, INFO)
 
 
 def test_licences_use_and_sources(record):
-    text = make_card("mine", {"pretrain": record}, INFO)
+    text = make_card("mine", CLLM4REC, {"pretrain": record}, INFO)
     assert "- of the data: not stated" in text and "- of the backbone: not stated" in text
     assert "base_model" not in text
     assert "## Intended use" in text and "for its known users by their ids" in text
     records = {"align": {**record, "backbone": {"name": "some/model", "local": False, "license": "mit"}}}
     source = {"table": "items", "file": "items.csv", "sha256": "ab12"}
-    card = ModelCard(make_card("mine", records, {**INFO, "license": "cc-by-4.0", "sources": [source]}))
+    card = ModelCard(make_card("mine", SYSTEMS["lcrec"], records, {**INFO, "license": "cc-by-4.0", "sources": [source]}))
     assert "- of the data: cc-by-4.0" in card.text and "- of the backbone (some/model): mit" in card.text
     assert "- source of items: items.csv, SHA-256 ab12" in card.text
     assert "by words that say what is looked for" in card.text
     assert card.data.base_model == "some/model"
     assert (card.data.license, card.data.license_name) == ("other", "backbone mit, data cc-by-4.0")
-    assert ModelCard(make_card("mine", records, INFO, [report()])).data.license == "mit"
+    assert ModelCard(make_card("mine", CLLM4REC, records, INFO, [report()])).data.license == "mit"
     here = {"pretrain": {**record, "backbone": {"name": "/a/folder", "local": True, "license": None}}}
-    assert ModelCard(make_card("mine", here, INFO)).data.base_model is None
+    assert ModelCard(make_card("mine", CLLM4REC, here, INFO)).data.base_model is None
 
 
 def test_curves_stand_in_the_card_where_they_were_drawn(data: RecommendationData, record, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "cllm4rec"}', encoding="utf-8")
     assert "training_curves.png" not in update_card(tmp_path, data)
     (tmp_path / "training_curves.png").write_bytes(b"a picture")
     assert "![Losses and validation metrics by epoch](training_curves.png)" in update_card(tmp_path, data)

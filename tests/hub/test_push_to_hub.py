@@ -13,6 +13,9 @@ from modeling_cllm4rec.core.saved_folder import flat_code
 from modeling_cllm4rec.evaluation.protocol import Protocol
 from modeling_cllm4rec.evaluation.report import EvaluationReport
 from modeling_cllm4rec.hub.model_card import make_card
+from modeling_cllm4rec.systems import SYSTEMS
+
+CLLM4REC = SYSTEMS["cllm4rec"]
 
 FLAT_FILES = tuple(flat_code(CLLM4RecForRecommendation))
 REPO = "someone/some-repo"
@@ -75,7 +78,7 @@ print(json.dumps({
 def card() -> str:
     protocol = Protocol("small-world", "random split", "test", "train", "train", items=6, users=2, excluded_users=0)
     report = EvaluationReport(protocol, {"recall@3": 0.25, "ndcg@3": 0.125}, {"recall@3": (0.1, 0.4)}, 1.0, 0, 100)
-    return make_card("some-model", {}, {"statistics": {"users": 2}, "protocol": {"split": "random"}}, [report])
+    return make_card("some-model", CLLM4REC, {}, {"statistics": {"users": 2}, "protocol": {"split": "random"}}, [report])
 
 
 def metrics(text: str) -> dict[str, float]:

@@ -49,7 +49,7 @@ def new_lcrec(backbone: Path, **changes: Any) -> tuple[LCRecForRecommendation, P
     indexer = RQVAEModel(RQVAEConfig(input_dim=WIDTH, hidden_dims=(8,), latent_dim=4, num_levels=LEVELS, codebook_size=CODES))
     indptr = np.cumsum([0, *map(len, HISTORIES)])
     arguments: dict[str, Any] = {
-        "index": SemanticIds(item_codes(), CODES),
+        "semantic_ids": SemanticIds(item_codes(), CODES),
         "first_index_token": first,
         "catalogue": Catalogue(pa.table({"item_id": ITEMS, "title": [f"title {number}" for number in range(12)]})),
         "users": KnownUsers(USERS, indptr, np.concatenate(HISTORIES).astype(np.int32)),

@@ -54,7 +54,7 @@ def brute_force(model: LCRecForRecommendation, history: list[int], template: int
     """(J,) ln p of every item's index, each by a pass of its own."""
     prompt = torch.from_numpy(model.build_prompts(None, [np.array(history)], template)[0])
     scores = []
-    for tokens in semantic_id_tokens(model.index.codes, model.config.first_index_token, CODES):
+    for tokens in semantic_id_tokens(model.semantic_ids.codes, model.config.first_index_token, CODES):
         ids = torch.cat([prompt, torch.from_numpy(tokens)])[None]
         with torch.no_grad():
             logits = model(ids).logits[0].log_softmax(-1)
@@ -128,7 +128,7 @@ def test_the_language_model_inside_generates_real_items(backbone):
     )
     words = {"".join(tokenizer.convert_ids_to_tokens(row[ids.shape[1] :].tolist())) for row in written}
     assert len(words) == 4
-    assert words <= {model.index.semantic_id_text(item) for item in range(12)}
+    assert words <= {model.semantic_ids.semantic_id_text(item) for item in range(12)}
 
 
 def test_a_query_finds_items(backbone, tmp_path):
@@ -190,7 +190,7 @@ def test_round_trip(backbone, tmp_path):
     for name, weight in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], weight)
     assert loaded.recommend(users=USERS, k=5).to_pylist() == before
-    assert np.array_equal(loaded.index.codes, model.index.codes)
+    assert np.array_equal(loaded.semantic_ids.codes, model.semantic_ids.codes)
     assert np.array_equal(loaded.indexer.codebook_array, model.indexer.codebook_array)
     words = AutoTokenizer.from_pretrained(tmp_path / "moved")
     assert words.convert_tokens_to_ids("<a_0>") == model.config.first_index_token
@@ -199,7 +199,7 @@ def test_round_trip(backbone, tmp_path):
 
 def test_start_rows_are_means_of_the_bearers_words(backbone):
     model, _ = lcrec_models.new_lcrec(backbone)
-    first, codes = model.config.first_index_token, model.index.codes
+    first, codes = model.config.first_index_token, model.semantic_ids.codes
     before = [weight.detach().clone() for weight in model.id_parameters]
     tokens = [np.array([item % 3, 4 + item % 2]) if item else np.zeros(0, np.int64) for item in range(12)]
     model.start_semantic_id_rows(tokens, noise=0.0)
@@ -224,11 +224,11 @@ def wide_indexer() -> RQVAEModel:
 
 class TestChangesOfTheCatalogue:
     def test_new_items_get_free_indices_and_can_be_recommended(self, gpt2, tmp_path):
-        old = gpt2.index.codes.copy()
+        old = gpt2.semantic_ids.codes.copy()
         new = pa.table({"item_id": ["n 1", "n 2"], "title": ["new 1", "new 2"]})
         gpt2.add_items(new, np.random.default_rng(0).normal(size=(2, WIDTH)).astype(np.float32))
-        assert np.array_equal(gpt2.index.codes[:12], old)
-        assert len(np.unique(gpt2.index.codes, axis=0)) == 14 == gpt2.num_items
+        assert np.array_equal(gpt2.semantic_ids.codes[:12], old)
+        assert len(np.unique(gpt2.semantic_ids.codes, axis=0)) == 14 == gpt2.num_items
         found = gpt2.recommend(users=["ann"], k=11, num_beams=14).to_pandas()["item"]
         assert {"n 1", "n 2"} <= set(found)
         gpt2.save_pretrained(tmp_path)
@@ -247,11 +247,11 @@ class TestChangesOfTheCatalogue:
         for form in (new, pd.DataFrame(new), pa.Table.from_pylist(new)):
             model, _ = lcrec_models.new_lcrec(tiny_backbones["gpt2"], item_encoder=encoder, indexer=wide_indexer())
             model.add_items(form, encoder=str(tiny_backbones["gpt2"]))
-            grown.append(model.index.codes)
+            grown.append(model.semantic_ids.codes)
         vectors = embed_items(pa.Table.from_pylist(new), encoder=str(tiny_backbones["gpt2"]), fields=["title"])
         model, _ = lcrec_models.new_lcrec(tiny_backbones["gpt2"], indexer=wide_indexer())
         model.add_items(new, vectors)
-        assert all(np.array_equal(codes, model.index.codes) for codes in grown) and model.num_items == 14
+        assert all(np.array_equal(codes, model.semantic_ids.codes) for codes in grown) and model.num_items == 14
         model.add_items([], vectors)
         assert model.num_items == 14
 
@@ -356,7 +356,7 @@ class TestBadInput:
 
     def test_an_index_of_another_catalogue(self, tiny_backbones):
         with pytest.raises(ValueError, match="the index names 3 items and the catalogue has 12"):
-            lcrec_models.new_lcrec(tiny_backbones["gpt2"], index=SemanticIds(np.array([[0, 0], [0, 1], [1, 0]]), CODES))
+            lcrec_models.new_lcrec(tiny_backbones["gpt2"], semantic_ids=SemanticIds(np.array([[0, 0], [0, 1], [1, 0]]), CODES))
 
     def test_index_tokens_amid_the_words(self, tiny_backbones):
         with pytest.raises(ValueError, match="first_index_token is 3, but the backbone has"):

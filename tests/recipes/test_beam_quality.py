@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.evaluation.evaluator import evaluate
-from modeling_cllm4rec.lcrec.evaluation import SearchingRecommender
+from modeling_cllm4rec.evaluation.searching import SearchingRecommender
 from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
 from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds
 from modeling_cllm4rec.tokenization.tokenization_lcrec import add_semantic_id_tokens
@@ -40,7 +40,7 @@ def model(data: RecommendationData, tiny_backbones: dict[str, Path], tmp_path_fa
     numbers = np.random.default_rng(0).permutation(64)[: data.num_items]
     LCRecForRecommendation.from_backbone(
         tiny_backbones["gpt2"],
-        index=SemanticIds(np.stack([numbers // 3, numbers % 3], axis=1).astype(np.int32), 22),
+        semantic_ids=SemanticIds(np.stack([numbers // 3, numbers % 3], axis=1).astype(np.int32), 22),
         first_index_token=add_semantic_id_tokens(tokenizer, 2, 22),
         catalogue=Catalogue(data.items),
         users=KnownUsers(data.users["user_id"], train.indptr, train.items),
@@ -61,7 +61,7 @@ def test_beams_against_exact_scoring(
     assert [row["search"] for row in report["rows"]] == ["10 beams", f"{everything} beams", "exact"]
     assert all_of_them["found"] == exact["found"] == 1 > few["found"] > 0
     assert all_of_them["ndcg@10 - exact"] == exact["ndcg@10 - exact"] == [0, 0, 0]
-    search = SearchingRecommender(LCRecForRecommendation.from_pretrained(model), 10)
+    search = SearchingRecommender(LCRecForRecommendation.from_pretrained(model), {"num_beams": 10})
     again = evaluate(search, data, "test", metrics=["ndcg@10"], n_resamples=0, max_users=30, progress=False)
     assert few["ndcg@10"] == pytest.approx(again.metrics["ndcg@10"])
     assert few["ndcg@10 - exact"][0] == pytest.approx(few["ndcg@10"] - exact["ndcg@10"])

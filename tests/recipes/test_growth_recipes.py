@@ -62,7 +62,7 @@ def lcrec(withheld: HeldOutItems, tiny_backbones: dict[str, Path], tmp_path_fact
     train = data.histories("train")
     model = LCRecForRecommendation.from_backbone(
         backbone,
-        index=SemanticIds(np.stack([numbers // 8, numbers % 8], axis=1).astype(np.int32), 8),
+        semantic_ids=SemanticIds(np.stack([numbers // 8, numbers % 8], axis=1).astype(np.int32), 8),
         first_index_token=add_semantic_id_tokens(tokenizer, 2, 8),
         catalogue=Catalogue(data.items),
         users=KnownUsers(data.users["user_id"], train.indptr, train.items),
@@ -121,7 +121,7 @@ def test_add_items_to_lcrec(
     grown, expected = load_recommender(output), load_recommender(lcrec)
     vectors = embed_items(withheld.part("report"), encoder=str(tiny_backbones["gpt2"]), fields=["title"], max_text_tokens=20)
     expected.add_items(withheld.part("report"), vectors)
-    assert np.array_equal(grown.index.codes, expected.index.codes) and grown.num_items == 36
+    assert np.array_equal(grown.semantic_ids.codes, expected.semantic_ids.codes) and grown.num_items == 36
 
 
 def test_split_and_measure_both_systems(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_cllm4rec.core.handler import BadRequest, EndpointHandler, answer, batch_size_of, check_ready, read_question
+from modeling_cllm4rec.core.handler import BadRequest, EndpointHandler, answer, read_question
 
 
 def asked(model, *questions, batch_size=256):
@@ -170,10 +170,10 @@ def test_a_model_without_users_or_without_their_histories(cllm4rec):
 def test_a_model_that_cannot_answer(cllm4rec, monkeypatch):
     monkeypatch.setattr(cllm4rec, "catalogue", None)
     with pytest.raises(ValueError, match="has no catalogue.parquet"):
-        check_ready(cllm4rec)
+        cllm4rec.check_ready()
     monkeypatch.setattr(cllm4rec.config, "recommendation_prompts", None)
     with pytest.raises(ValueError, match="has no recommendation prompt"):
-        check_ready(cllm4rec)
+        cllm4rec.check_ready()
 
 
 def test_the_handler_of_inference_endpoints(cllm4rec, monkeypatch):
@@ -186,4 +186,4 @@ def test_the_handler_of_inference_endpoints(cllm4rec, monkeypatch):
 
 
 def test_batch_sizes_suit_the_system(cllm4rec, lcrec):
-    assert (batch_size_of(cllm4rec), batch_size_of(lcrec)) == (256, 64)
+    assert (cllm4rec.default_batch_size, lcrec.default_batch_size) == (256, 64)

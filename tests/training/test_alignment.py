@@ -24,15 +24,16 @@ from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendati
 from modeling_cllm4rec.cllm4rec.pretraining import pretrain
 from modeling_cllm4rec.core.catalogue import IdMap
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
+from modeling_cllm4rec.evaluation.searching import SearchingRecommender, evaluate_templates
 from modeling_cllm4rec.lcrec import alignment
 from modeling_cllm4rec.lcrec.alignment import AlignArguments, AlignmentStage, align, load_semantic_ids, new_lcrec_model
 from modeling_cllm4rec.lcrec.constrained_decoding import ItemTrie
-from modeling_cllm4rec.lcrec.evaluation import SearchingRecommender, evaluate_templates
 from modeling_cllm4rec.lcrec.indexing import IndexArguments, index_items
 from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
+from modeling_cllm4rec.lcrec.parameters import choose_semantic_id_rows
 from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds
 from modeling_cllm4rec.training.arguments import PretrainArguments
-from modeling_cllm4rec.training.parameters import choose_semantic_id_rows, merge_lora, trainable
+from modeling_cllm4rec.training.parameters import merge_lora, trainable
 
 MakeAlign = Callable[..., AlignArguments]
 REPOSITORY = Path(__file__).parents[2]
@@ -299,18 +300,18 @@ def test_evaluation_over_templates_is_the_mean(align_arguments: MakeAlign) -> No
     model, _ = align(arguments)
     data = RecommendationData.load(arguments.data)
     shared = {"metrics": ["hit_rate@5", "ndcg@10"], "progress": False, "n_resamples": 20}
-    both = evaluate_templates(model, data, "test", [0, 3], num_beams=10, **shared)
-    single = [evaluate_templates(model, data, "test", [one], num_beams=10, **shared) for one in (0, 3)]
+    both = evaluate_templates(model, data, "test", [0, 3], {"num_beams": 10}, **shared)
+    single = [evaluate_templates(model, data, "test", [one], {"num_beams": 10}, **shared) for one in (0, 3)]
     for name in both.metrics:
         assert both.metrics[name] == pytest.approx(np.mean([one.metrics[name] for one in single]))
     assert both.protocol.decoding == "constrained search with 10 beams, mean over 2 templates"
-    exact = evaluate_templates(model, data, "test", [0], scoring="all", **shared)
-    wide = evaluate_templates(model, data, "test", [0], num_beams=data.num_items, **shared)
+    exact = evaluate_templates(model, data, "test", [0], {"scoring": "all"}, **shared)
+    wide = evaluate_templates(model, data, "test", [0], {"num_beams": data.num_items}, **shared)
     assert exact.metrics == wide.metrics  # as many beams as items are exact
     assert both.illegal_items == exact.illegal_items == 0
-    assert SearchingRecommender(model, scoring="all").decoding == "all indices scored, template 0"
+    assert SearchingRecommender(model, {"scoring": "all"}).decoding == "all indices scored, template 0"
     with pytest.raises(ValueError, match="templates is empty"):
-        evaluate_templates(model, data, "test", [])
+        evaluate_templates(model, data, "test", [], {})
 
 
 def test_a_writer_writes_on_the_device_of_the_run(
@@ -339,15 +340,15 @@ def test_illegal_items_are_found_without_the_tree(align_arguments: MakeAlign) ->
     data = RecommendationData.load(align_arguments().data)
     model, _ = new_lcrec_model(data, align_arguments())
     shared = {"metrics": ["hit_rate@10", "ndcg@10"], "progress": False, "n_resamples": 0}
-    right = evaluate_templates(model, data, "test", [0], num_beams=10, **shared)
+    right = evaluate_templates(model, data, "test", [0], {"num_beams": 10}, **shared)
     trie = model.trie
     trie.leaf_items = trie.leaf_items.roll(1)
-    again = evaluate_templates(model, data, "test", [0], num_beams=10, **shared)
+    again = evaluate_templates(model, data, "test", [0], {"num_beams": 10}, **shared)
     assert (again.metrics, again.illegal_items) == (right.metrics, 0)
-    free = np.setdiff1d(np.arange(64), model.index.codes @ np.array([8, 1]))[:1]
-    model.__dict__["trie"] = ItemTrie(np.concatenate([model.index.codes[1:], [[free[0] // 8, free[0] % 8]]]), 8)
+    free = np.setdiff1d(np.arange(64), model.semantic_ids.codes @ np.array([8, 1]))[:1]
+    model.__dict__["trie"] = ItemTrie(np.concatenate([model.semantic_ids.codes[1:], [[free[0] // 8, free[0] % 8]]]), 8)
     with pytest.warns(UserWarning, match="recommendations are no items, stand twice in a list or were seen"):
-        wrong = evaluate_templates(model, data, "test", [0], num_beams=39, metrics=["hit_rate@39"], progress=False)
+        wrong = evaluate_templates(model, data, "test", [0], {"num_beams": 39}, metrics=["hit_rate@39"], progress=False)
     assert wrong.illegal_items is not None and wrong.illegal_items > 0
 
 
@@ -410,7 +411,9 @@ class TestBadInput:
             CLLM4RecForRecommendation.from_backbone(tmp_path / "adapter", num_users=1, num_items=2)
         index = SemanticIds(np.array([[0], [1]]), 2)
         with pytest.raises(ValueError, match=told):
-            LCRecForRecommendation.from_backbone(tmp_path / "adapter", index=index, first_index_token=999, catalogue=["p", "q"])
+            LCRecForRecommendation.from_backbone(
+                tmp_path / "adapter", semantic_ids=index, first_index_token=999, catalogue=["p", "q"]
+            )
 
     def test_resuming_with_changed_templates(self, align_arguments: MakeAlign, tmp_path: Path) -> None:
         file = tmp_path / "templates.yaml"

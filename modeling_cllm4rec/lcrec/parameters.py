@@ -1,0 +1,30 @@
+"""Trainable weights of an LC-Rec model."""
+
+from __future__ import annotations
+
+import peft
+import torch
+
+from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
+from modeling_cllm4rec.training.arguments import TrainingArguments
+from modeling_cllm4rec.training.parameters import tune_backbone
+
+
+def choose_semantic_id_rows(model: LCRecForRecommendation, arguments: TrainingArguments) -> peft.PeftModel | None:
+    """Set `requires_grad` throughout an LC-Rec model: the rows of its index tokens, and of the backbone what is tuned.
+
+    Unless the whole backbone is tuned, the words' rows stand in the same matrices but receive no gradient: they stay what
+    they were to the bit.
+
+    Returns:
+        What `tune_backbone` returns.
+    """
+    adapted = tune_backbone(model, arguments)
+    config = model.config
+    for weight in model.id_parameters:
+        weight.requires_grad_(True)
+        if arguments.tune != "full":
+            rows = torch.arange(len(weight))
+            trains = (rows >= config.first_index_token) & (rows <= config.last_index_token)
+            weight.register_hook(lambda gradient, trains=trains: gradient * trains.to(gradient.device)[:, None])
+    return adapted

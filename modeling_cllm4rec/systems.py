@@ -1,0 +1,272 @@
+"""The recommender systems: one row a system. Code outside a system's own folder reads these rows and knows no system by name.
+
+A row holds names only, so that reading it imports neither torch nor transformers. What a system's model can do is declared by
+the class attributes of its `RecommenderModel`; a row says where its classes and its training stages are, and how its results
+are presented.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from modeling_cllm4rec.core.errors import InputError
+
+if TYPE_CHECKING:
+    from modeling_cllm4rec.core.recommender import RecommenderModel
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A training stage, which is also a command.
+
+    Attributes:
+        name: name of the command and of the stage's record in `training.json`.
+        section: the stage's key in a YAML file.
+        arguments: `module:Class` of its dataclass of arguments, with `data` and `output`.
+        run: `module:function` from arguments to (what was made, its `Progress`).
+        summary: one line for the list of commands.
+        description: one sentence for `--help`, with the paper's section.
+        example: flags for the example of `--help`.
+        folder: folder below `output` that holds the result; empty where it is `output` itself.
+        previous: name of the argument that takes the folder of the stage before; empty for the first stage.
+    """
+
+    name: str
+    section: str
+    arguments: str
+    run: str
+    summary: str
+    description: str
+    example: str
+    folder: str = ""
+    previous: str = ""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named way to train a system, as a row of the benchmark.
+
+    Attributes:
+        title: name in tables.
+        summary: what is trained, in a few words.
+    """
+
+    title: str
+    summary: str = "trained by its recipe"
+
+
+@dataclass(frozen=True)
+class System:
+    """A recommender system.
+
+    Attributes:
+        name: `model_type` of its configuration and `system` of its model class.
+        title: name in tables and on pages.
+        config, model, causal_lm, tokenizer: `module:Class`; empty where there is none.
+        stages: its training stages, in order.
+        updates: further stages that continue a finished model.
+        recipes: names of benchmark recipes -> how they are shown; the system's own name among them.
+        card_tag, card_about, card_use: tag, first sentence and intended use in the model card.
+        recommend_early: `module:function` (model, arguments of the first stage, folder) that lets a model recommend whose last
+            stage was left out; empty where it cannot.
+        writer: `module:function` (model, folder) -> an object with `write(item, user)`, or None; empty where the system writes no
+            sentences about items.
+        add_items: `module:function` (model, tokenizer, items, **settings) -> tokenizer, adds items by their texts.
+    """
+
+    name: str
+    title: str
+    config: str
+    model: str
+    stages: tuple[Stage, ...]
+    recipes: dict[str, Recipe]
+    card_tag: str
+    card_about: str
+    card_use: str
+    causal_lm: str = ""
+    tokenizer: str = ""
+    updates: tuple[Stage, ...] = ()
+    recommend_early: str = ""
+    writer: str = ""
+    add_items: str = ""
+
+
+SYSTEMS: dict[str, System] = {}
+
+
+def register_system(system: System) -> System:
+    """Add a row.
+
+    Raises:
+        InputError: the name, a stage or a recipe is taken.
+    """
+    taken = {name for row in SYSTEMS.values() for name in (row.name, *stage_names(row), *row.recipes)}
+    for name in (system.name, *stage_names(system), *system.recipes):
+        if name in taken:
+            raise InputError(f"system {system.name!r}: the name {name!r} is taken by another system; choose another")
+    SYSTEMS[system.name] = system
+    return system
+
+
+def stage_names(system: System) -> list[str]:
+    """Return the names of a system's stages, those that continue a finished model included."""
+    return [stage.name for stage in (*system.stages, *system.updates)]
+
+
+def resolve(target: str) -> Any:
+    """Import what `module:name` names.
+
+    Example:
+        >>> resolve("json:dumps")({"a": 1})
+        '{"a": 1}'
+    """
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def system_of(model: RecommenderModel) -> System:
+    """Return the row of a model.
+
+    Raises:
+        InputError: its system is not registered.
+    """
+    if model.system not in SYSTEMS:
+        raise InputError(f"the system {model.system!r} of {type(model).__name__} is not registered; see systems.register_system")
+    return SYSTEMS[model.system]
+
+
+def system_of_stages(stages: Iterable[str]) -> System:
+    """Return the row of the system that has the last of these stages.
+
+    Raises:
+        InputError: no system has it.
+    """
+    last = list(stages)[-1:]
+    for system in SYSTEMS.values():
+        if last and last[0] in stage_names(system):
+            return system
+    raise InputError(
+        f"no system has a stage {last}; the stages are {[name for row in SYSTEMS.values() for name in stage_names(row)]}"
+    )
+
+
+def system_of_recipe(recipe: str) -> System:
+    """Return the row of the system that a recipe trains.
+
+    Raises:
+        InputError: no system has it.
+    """
+    for system in SYSTEMS.values():
+        if recipe in system.recipes:
+            return system
+    raise InputError(
+        f"there is no recipe {recipe!r}; the recipes are {[name for row in SYSTEMS.values() for name in row.recipes]}"
+    )
+
+
+register_system(
+    System(
+        name="cllm4rec",
+        title="CLLM4Rec",
+        config="modeling_cllm4rec.cllm4rec.configuration_cllm4rec:CLLM4RecConfig",
+        model="modeling_cllm4rec.cllm4rec.modeling_cllm4rec:CLLM4RecForRecommendation",
+        causal_lm="modeling_cllm4rec.cllm4rec.modeling_cllm4rec:CLLM4RecForCausalLM",
+        tokenizer="modeling_cllm4rec.tokenization.tokenization_cllm4rec:CLLM4RecTokenizer",
+        stages=(
+            Stage(
+                name="pretrain",
+                section="pretrain",
+                arguments="modeling_cllm4rec.cllm4rec.arguments:PretrainArguments",
+                run="modeling_cllm4rec.cllm4rec.pretraining:pretrain",
+                summary="CLLM4Rec: data folder -> pretrained model",
+                description="Pretrain CLLM4Rec on a data folder: content warm-up, then alternating L and C passes (sections 3.2 "
+                "and 3.3).",
+                example="--data data/mine --backbone gpt2 --output runs/mine",
+                folder="pretrained",
+            ),
+            Stage(
+                name="finetune",
+                section="finetune",
+                arguments="modeling_cllm4rec.cllm4rec.arguments:FinetuneArguments",
+                run="modeling_cllm4rec.cllm4rec.finetuning:finetune",
+                summary="CLLM4Rec: pretrained model -> recommender",
+                description="Finetune a pretrained CLLM4Rec for recommendation: masked history in, held-out items out (section "
+                "3.4).",
+                example="--data data/mine --output runs/mine",
+                previous="start",
+            ),
+        ),
+        updates=(
+            Stage(
+                name="update",
+                section="finetune",
+                arguments="modeling_cllm4rec.cllm4rec.update:UpdateArguments",
+                run="modeling_cllm4rec.cllm4rec.update:update",
+                summary="CLLM4Rec: continue training on new interactions",
+                description="Continue training a CLLM4Rec on a data folder with all of its users and items, and maybe more: "
+                "prepare it from all interactions, old and new, with --keep-all-items where an old item may have lost its last "
+                "one. Of a YAML file it takes the keys of finetune.",
+                example="--start runs/mine --data data/mine-now --output runs/mine-now",
+                previous="start",
+            ),
+        ),
+        recipes={"cllm4rec": Recipe("CLLM4Rec")},
+        card_tag="cllm4rec",
+        card_about="A CLLM4Rec recommender ([arXiv 2311.01343](https://arxiv.org/abs/2311.01343)): a causal language model "
+        "with a token for each user and each item; one forward pass scores the whole catalogue.",
+        card_use="for its known users by their ids, for other users by a history of item ids. It reads no words when it "
+        "recommends",
+        recommend_early="modeling_cllm4rec.cllm4rec.pretraining:recommend_early",
+        writer="modeling_cllm4rec.cllm4rec.content_writer:content_writer",
+        add_items="modeling_cllm4rec.cllm4rec.new_item_training:add_items",
+    )
+)
+
+register_system(
+    System(
+        name="lcrec",
+        title="LC-Rec",
+        config="modeling_cllm4rec.lcrec.configuration_lcrec:LCRecConfig",
+        model="modeling_cllm4rec.lcrec.modeling_lcrec:LCRecForRecommendation",
+        stages=(
+            Stage(
+                name="index-items",
+                section="index",
+                arguments="modeling_cllm4rec.lcrec.arguments:IndexArguments",
+                run="modeling_cllm4rec.lcrec.indexing:index_items",
+                summary="LC-Rec: item texts -> semantic IDs",
+                description="Give every item a semantic ID: texts to embeddings to unique codes (section III-B of the paper).",
+                example="--data data/mine --encoder gpt2 --output runs/mine-index",
+            ),
+            Stage(
+                name="align",
+                section="align",
+                arguments="modeling_cllm4rec.lcrec.arguments:AlignArguments",
+                run="modeling_cllm4rec.lcrec.alignment:align",
+                summary="LC-Rec: semantic IDs and language model -> recommender",
+                description="Tune a language model on tasks between semantic IDs and language (section III-C of the paper).",
+                example="--data data/mine --index runs/mine-index --backbone gpt2 --output runs/mine-lcrec",
+                previous="index",
+            ),
+        ),
+        recipes={
+            "lcrec": Recipe("LC-Rec"),
+            "lcrec-vanilla": Recipe("LC-Rec, vanilla ids", "the recipe of LC-Rec with a token of its own for each item"),
+            "lcrec-cid": Recipe(
+                "LC-Rec, co-occurrence ids", "the recipe of LC-Rec with semantic IDs by clusters of co-occurrence, as P5-CID"
+            ),
+            "tiger": Recipe(
+                "TIGER-like",
+                "semantic ID tokens and sequences only, a small model from random weights; as TIGER, but a decoder alone",
+            ),
+        },
+        card_tag="lc-rec",
+        card_about="An LC-Rec recommender ([arXiv 2311.09049](https://arxiv.org/abs/2311.09049)): a causal language model that "
+        "writes the semantic ID of the next item, by a search that can only end at real items.",
+        card_use="for any user, by a history of item ids, by words that say what is looked for, or by both",
+        add_items="modeling_cllm4rec.lcrec.new_items:add_items",
+    )
+)
