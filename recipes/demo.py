@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from modeling_cllm4rec.baselines.popularity import PopularityRecommender, RandomRecommender
+from modeling_cllm4rec.cllm4rec.arguments import FinetuneArguments, PretrainArguments
 from modeling_cllm4rec.cllm4rec.finetuning import finetune
 from modeling_cllm4rec.cllm4rec.pretraining import pretrain
 from modeling_cllm4rec.cllm4rec.prompts import Prompts
@@ -28,9 +29,10 @@ from modeling_cllm4rec.evaluation.evaluator import comparison_table, evaluate
 from modeling_cllm4rec.evaluation.searching import SearchingRecommender
 from modeling_cllm4rec.hub.loading import load_recommender
 from modeling_cllm4rec.hub.model_card import update_card
-from modeling_cllm4rec.lcrec.alignment import AlignArguments, align
-from modeling_cllm4rec.lcrec.indexing import IndexArguments, index_items
-from modeling_cllm4rec.training.arguments import FinetuneArguments, PretrainArguments, parse_arguments
+from modeling_cllm4rec.lcrec.alignment import align
+from modeling_cllm4rec.lcrec.arguments import AlignArguments, IndexArguments
+from modeling_cllm4rec.lcrec.indexing import index_items
+from modeling_cllm4rec.training.arguments import parse_arguments
 from modeling_cllm4rec.training.backbones import train_backbone
 
 CONFIGS = Path(__file__).parent / "configs"

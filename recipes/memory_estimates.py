@@ -23,17 +23,18 @@ import torch
 from accelerate.state import AcceleratorState
 from catalogue_growth import measure
 
+from modeling_cllm4rec.cllm4rec.arguments import FinetuneArguments, PretrainArguments
 from modeling_cllm4rec.cllm4rec.finetuning import FinetuningStage, load_start
 from modeling_cllm4rec.cllm4rec.parameters import choose_trainable
 from modeling_cllm4rec.cllm4rec.pretraining import PretrainingStage, new_model
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.preparation import prepare_tables
 from modeling_cllm4rec.hub.machine import peak_memory
-from modeling_cllm4rec.lcrec.alignment import AlignArguments, AlignmentStage, new_lcrec_model
-from modeling_cllm4rec.lcrec.indexing import IndexArguments, index_items
+from modeling_cllm4rec.lcrec.alignment import AlignmentStage, new_lcrec_model
+from modeling_cllm4rec.lcrec.arguments import AlignArguments, IndexArguments
+from modeling_cllm4rec.lcrec.indexing import index_items
 from modeling_cllm4rec.lcrec.parameters import choose_semantic_id_rows
 from modeling_cllm4rec.training import estimates
-from modeling_cllm4rec.training.arguments import FinetuneArguments, PretrainArguments
 from modeling_cllm4rec.training.backbones import train_backbone
 from modeling_cllm4rec.training.loop import make_accelerator, run
 from modeling_cllm4rec.training.precision import frozen_weights_in

@@ -29,6 +29,7 @@ from released_scheme import Improvements, ReleasedScheme
 from torch.nn.utils import clip_grad_norm_
 from tqdm.auto import tqdm
 
+from modeling_cllm4rec.cllm4rec.arguments import FinetuneArguments, PretrainArguments
 from modeling_cllm4rec.cllm4rec.finetuning import FinetuningStage
 from modeling_cllm4rec.cllm4rec.parameters import choose_trainable
 from modeling_cllm4rec.cllm4rec.pretraining import PretrainingStage, new_model
@@ -38,7 +39,6 @@ from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.preparation import prepare_tables
 from modeling_cllm4rec.corpora.synthetic import make_synthetic_dataset
 from modeling_cllm4rec.hub.model_card import LIBRARIES, machine
-from modeling_cllm4rec.training.arguments import FinetuneArguments, PretrainArguments
 from modeling_cllm4rec.training.backbones import train_backbone
 from modeling_cllm4rec.training.loop import Step
 from modeling_cllm4rec.training.parameters import parameter_groups, set_dropout

@@ -12,16 +12,10 @@ from typing import Any, Literal, NamedTuple
 
 from modeling_cllm4rec.baselines import BASELINES, check_settings
 from modeling_cllm4rec.benchmark import budgets
+from modeling_cllm4rec.cllm4rec.arguments import FinetuneArguments, PretrainArguments
 from modeling_cllm4rec.core.errors import InputError
-from modeling_cllm4rec.lcrec.alignment import AlignArguments
-from modeling_cllm4rec.lcrec.indexing import IndexArguments
-from modeling_cllm4rec.training.arguments import (
-    FinetuneArguments,
-    PretrainArguments,
-    TrainingArguments,
-    read_yaml,
-    stage_settings,
-)
+from modeling_cllm4rec.lcrec.arguments import AlignArguments, IndexArguments
+from modeling_cllm4rec.training.arguments import TrainingArguments, read_yaml, stage_settings
 
 INDEXED = ("lcrec", "lcrec-vanilla", "lcrec-cid", "tiger")
 """Recipes of an index and what is trained on it: LC-Rec, LC-Rec with other indices, and a small decoder from scratch."""

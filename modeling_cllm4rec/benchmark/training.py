@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 from modeling_cllm4rec.baselines import baseline_settings, fit_baseline, members, tune
 from modeling_cllm4rec.baselines.tuning import search_spaces
 from modeling_cllm4rec.benchmark.jobs import Job, Setting, fingerprint, write_json
+from modeling_cllm4rec.cllm4rec.arguments import FinetuneArguments, PretrainArguments
 from modeling_cllm4rec.cllm4rec.finetuning import finetune
 from modeling_cllm4rec.cllm4rec.pretraining import pretrain
 from modeling_cllm4rec.cllm4rec.prompts import next_item_pieces
@@ -27,9 +28,9 @@ from modeling_cllm4rec.evaluation.searching import SearchingRecommender
 from modeling_cllm4rec.hub.loading import load_recommender
 from modeling_cllm4rec.hub.machine import peak_device_memory, peak_memory
 from modeling_cllm4rec.hub.model_card import read_records
-from modeling_cllm4rec.lcrec.alignment import AlignArguments, align
-from modeling_cllm4rec.lcrec.indexing import IndexArguments, index_items
-from modeling_cllm4rec.training.arguments import FinetuneArguments, PretrainArguments
+from modeling_cllm4rec.lcrec.alignment import align
+from modeling_cllm4rec.lcrec.arguments import AlignArguments, IndexArguments
+from modeling_cllm4rec.lcrec.indexing import index_items
 
 FINISHED_FILE = "finished.json"
 NO_SETTINGS = ("progress", "device", "planned_pairs", "max_hours")

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from modeling_cllm4rec.cllm4rec.arguments import FinetuneArguments
 from modeling_cllm4rec.cllm4rec.documents import HistoryCorpus, TextCorpus
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation, Side
 from modeling_cllm4rec.cllm4rec.objectives import holdout_terms, next_word_terms
@@ -22,7 +23,6 @@ from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.id_checks import check_same_ids
 from modeling_cllm4rec.evaluation.evaluator import evaluate
 from modeling_cllm4rec.hub.model_card import give_card, save_record, training_record
-from modeling_cllm4rec.training.arguments import FinetuneArguments
 from modeling_cllm4rec.training.estimates import LargestBatch
 from modeling_cllm4rec.training.loop import (
     Step,

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
+from modeling_cllm4rec.cllm4rec.arguments import PretrainArguments
 from modeling_cllm4rec.cllm4rec.documents import HistoryCorpus, TextCorpus, initial_item_rows
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation
 from modeling_cllm4rec.cllm4rec.objectives import LossTerms, Weights, next_item_terms, next_word_terms
@@ -25,7 +26,6 @@ from modeling_cllm4rec.corpora.batches import Batch, collate, plan_batches
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.hub.model_card import save_record, training_record
 from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
-from modeling_cllm4rec.training.arguments import PretrainArguments
 from modeling_cllm4rec.training.estimates import FEWER_ROWS, LargestBatch, check_memory, id_table_memory
 from modeling_cllm4rec.training.loop import Step, check_folder, documents_of_a_step, make_accelerator, run
 from modeling_cllm4rec.training.parameters import merge_lora

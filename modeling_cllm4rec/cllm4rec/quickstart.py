@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 import pandas as pd
 import pyarrow as pa
 
+from modeling_cllm4rec.cllm4rec.arguments import INIT_COLUMNS, FinetuneArguments, PretrainArguments
 from modeling_cllm4rec.cllm4rec.finetuning import finetune
 from modeling_cllm4rec.cllm4rec.pretraining import pretrain
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.interactions import read_interactions, read_texts
 from modeling_cllm4rec.corpora.preparation import prepare_tables
 from modeling_cllm4rec.hub.loading import load_recommender
-from modeling_cllm4rec.training.arguments import INIT_COLUMNS, FinetuneArguments, PretrainArguments
 
 if TYPE_CHECKING:
     from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation

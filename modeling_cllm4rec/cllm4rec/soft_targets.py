@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from modeling_cllm4rec.baselines import baseline_settings, fit_baseline, members
+from modeling_cllm4rec.cllm4rec.arguments import TeacherArguments
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.evaluation.evaluator import Recommender
-from modeling_cllm4rec.training.arguments import TeacherArguments
 
 
 class Teacher:

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
+from modeling_cllm4rec.cllm4rec.arguments import FinetuneArguments
 from modeling_cllm4rec.cllm4rec.catalogue_changes import Start
 from modeling_cllm4rec.cllm4rec.finetuning import finetune_from
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
@@ -20,7 +21,6 @@ from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.hub.loading import load_recommender
 from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
-from modeling_cllm4rec.training.arguments import FinetuneArguments
 from modeling_cllm4rec.training.loop import make_accelerator
 from modeling_cllm4rec.training.progress import Progress
 

@@ -11,8 +11,9 @@ from typing import Any
 
 from accelerate import PartialState
 
+from modeling_cllm4rec.cllm4rec.arguments import FinetuneArguments, PretrainArguments
 from modeling_cllm4rec.commands.command_line import print_json, run_command
-from modeling_cllm4rec.training.arguments import Arguments, FinetuneArguments, PretrainArguments, parse_arguments
+from modeling_cllm4rec.training.arguments import Arguments, parse_arguments
 
 EPILOG = """example:
   cllm4rec {name} {flags}
@@ -113,7 +114,8 @@ def finetune_main(argv: list[str] | None = None) -> int:
 
 def index_items_main(argv: list[str] | None = None) -> int:
     """Give every item of a data folder a semantic index."""
-    from modeling_cllm4rec.lcrec.indexing import IndexArguments, index_items
+    from modeling_cllm4rec.lcrec.arguments import IndexArguments
+    from modeling_cllm4rec.lcrec.indexing import index_items
 
     about = "Give every item a semantic index: texts to embeddings to unique codes (section III-B of arXiv 2311.09049)."
     flags = "--data data/mine --encoder gpt2 --output runs/mine-index"
@@ -122,7 +124,8 @@ def index_items_main(argv: list[str] | None = None) -> int:
 
 def align_main(argv: list[str] | None = None) -> int:
     """Tune a language model on the alignment tasks of LC-Rec."""
-    from modeling_cllm4rec.lcrec.alignment import AlignArguments, align
+    from modeling_cllm4rec.lcrec.alignment import align
+    from modeling_cllm4rec.lcrec.arguments import AlignArguments
 
     about = "Tune a language model on tasks between item indices and language (LC-Rec, section III-C of arXiv 2311.09049)."
     flags = "--data data/mine --index runs/mine-index --backbone gpt2 --output runs/mine-lcrec"

@@ -24,7 +24,7 @@ NOT_STATED = "not stated"
 def changed_arguments(arguments: Any) -> dict[str, Any]:
     """The fields of a dataclass of arguments that are not at their defaults and change what is computed.
 
-    >>> from modeling_cllm4rec.training.arguments import PretrainArguments
+    >>> from modeling_cllm4rec.cllm4rec.arguments import PretrainArguments
     >>> changed_arguments(PretrainArguments(data="data", output="runs/mine", backbone="gpt2", epochs=3, resume=True))
     {'data': 'data', 'output': 'runs/mine', 'epochs': 3, 'backbone': 'gpt2'}
     """

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,21 +24,20 @@ from modeling_cllm4rec.evaluation.evaluator import evaluate
 from modeling_cllm4rec.evaluation.searching import SearchingRecommender
 from modeling_cllm4rec.hub.model_card import give_card, save_record, training_record
 from modeling_cllm4rec.lcrec.alignment_corpus import (
-    TASKS,
     AlignmentCorpus,
     load_templates,
     query_pieces,
     recommendation_pieces,
     separator_ids,
 )
-from modeling_cllm4rec.lcrec.indexing import INDEX_FILE, SETTINGS_FILE
+from modeling_cllm4rec.lcrec.arguments import INDEX_FILE, AlignArguments
+from modeling_cllm4rec.lcrec.indexing import SETTINGS_FILE
 from modeling_cllm4rec.lcrec.intention_writer import write_intentions
 from modeling_cllm4rec.lcrec.modeling_lcrec import INDEXER_FOLDER, LCRecForRecommendation
 from modeling_cllm4rec.lcrec.modeling_rqvae import RQVAEModel
 from modeling_cllm4rec.lcrec.parameters import choose_semantic_id_rows
 from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds
 from modeling_cllm4rec.tokenization.tokenization_lcrec import add_semantic_id_tokens
-from modeling_cllm4rec.training.arguments import TrainingArguments, check_at_least
 from modeling_cllm4rec.training.backbones import untrained_backbone
 from modeling_cllm4rec.training.estimates import LargestBatch
 from modeling_cllm4rec.training.loop import (
@@ -57,121 +54,6 @@ from modeling_cllm4rec.training.progress import Progress
 logger = logging.getLogger(__name__)
 
 SELECTION = "ndcg@10"
-
-
-@dataclass
-class AlignArguments(TrainingArguments):
-    """Alignment tuning: index tokens and the language model, on tasks between language and indices."""
-
-    backbone: str = field(default="", metadata={"help": "name or path of a causal language model"})
-    scratch_layers: int = field(
-        default=0, metadata={"help": "in place of a backbone, a small decoder with random weights and so many layers"}
-    )
-    scratch_width: int = field(default=128, metadata={"help": "width of that decoder"})
-    scratch_heads: int = field(default=4, metadata={"help": "attention heads of that decoder"})
-    scratch_context: int = field(default=512, metadata={"help": "tokens that this decoder reads at once"})
-    index: str = field(default="", metadata={"help": "index folder written by `cllm4rec index-items`"})
-    tune: Literal["frozen", "lora", "full"] = field(
-        default="full",
-        metadata={"help": "the backbone: all of its weights as in the paper, LoRA matrices, or index tokens alone"},
-    )
-    epochs: int = field(default=4, metadata={"help": "passes over the documents"})
-    lr: float = field(default=1e-3, metadata={"help": "learning rate of the token embeddings"})
-    backbone_lr: float = field(default=5e-5, metadata={"help": "learning rate of the rest of the language model"})
-    schedule: Literal["constant", "linear", "cosine"] = field(
-        default="cosine", metadata={"help": "decay of the learning rate after the warm-up"}
-    )
-    warmup_share: float = field(default=0.01, metadata={"help": "share of the steps in which the learning rate rises"})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "clip gradients to this norm; 0 does not clip"})
-    tasks: list[str] = field(
-        default_factory=lambda: list(TASKS),
-        metadata={"help": "alignment tasks, each with the share of its documents read in an epoch if not all: fusionseqrec=0.5"},
-    )
-    templates: str = field(default="", metadata={"help": "YAML file of prompt templates in place of the packaged ones"})
-    on_missing_text: Literal["raise", "title-only"] = field(
-        default="raise", metadata={"help": "items without a description: an error, or left to the tasks that read titles"}
-    )
-    intention_writer: str = field(
-        default="",
-        metadata={
-            "help": "causal language model that writes intentions and preferences, on the run's device (default: plain rules)"
-        },
-    )
-    seqrec: Literal["together", "apart"] = field(
-        default="together",
-        metadata={"help": "all items of a history predicted in one pass, or a document for each prefix as in the paper"},
-    )
-    reorder: float = field(
-        default=0.0,
-        metadata={"help": "probability that seqrec reads a history in a random order in an epoch; the paper's is 0"},
-    )
-    max_history: int = field(default=20, metadata={"help": "most items of a history, the last ones"})
-    init_tokens: Literal["text", "random"] = field(
-        default="text", metadata={"help": "rows of index tokens started from the words of the items that bear them, or at random"}
-    )
-    init_columns: list[str] = field(
-        default_factory=lambda: ["title", "brand", "categories"], metadata={"help": "texts that init_tokens: text reads"}
-    )
-    num_beams: int = field(default=20, metadata={"help": "beams of validation and of the finished model"})
-    eval_users: int | None = field(default=1000, metadata={"help": "users of a validation, a fixed random sample; null for all"})
-    eval_batch_size: int = field(default=64, metadata={"help": "users ranked at a time in validation"})
-    eval_every: int = field(default=1, metadata={"help": "epochs between validations"})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.index:
-            raise InputError("index is not set; give --index or set it in the YAML file")
-        check_at_least(self, 0, "scratch_layers")
-        check_at_least(self, 1, "scratch_width", "scratch_heads", "scratch_context")
-        if not self.backbone and not self.scratch_layers:
-            raise InputError("backbone is not set; give --backbone or set it in the YAML file, or scratch_layers for a small one")
-        if self.backbone and self.scratch_layers:
-            raise InputError(
-                f"backbone is {self.backbone!r} and scratch_layers {self.scratch_layers}; a decoder from scratch stands in "
-                "place of a backbone: set one of the two"
-            )
-        if self.scratch_layers and self.scratch_width % self.scratch_heads:
-            raise InputError(
-                f"scratch_width is {self.scratch_width} and scratch_heads {self.scratch_heads}; the width must be a multiple of "
-                "the heads"
-            )
-        if self.scratch_layers and self.tune != "full":
-            raise InputError(f"tune is {self.tune!r}, but random weights must be trained whole; set tune: full")
-        for name in ("max_history", "num_beams", "eval_users", "eval_batch_size", "eval_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} is {value}; it must be 1 or more")
-        if not 0 <= self.reorder <= 1:
-            raise InputError(f"reorder is {self.reorder}; it must lie between 0 and 1")
-        if self.num_beams < 10:
-            raise InputError(f"num_beams is {self.num_beams}; validation ranks 10 items and needs 10 beams or more")
-        _ = self.task_weights
-
-    def fingerprints(self) -> dict[str, str]:
-        """The index and, where given, the templates by content."""
-        files = {"index": Path(self.index) / INDEX_FILE}
-        if self.templates:
-            files["templates"] = Path(self.templates)
-        return {f"{name}_sha256": hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
-
-    @property
-    def task_weights(self) -> dict[str, float]:
-        """Task -> share of its documents that an epoch reads."""
-        weights: dict[str, float] = {}
-        for word in self.tasks:
-            name, given, share = word.partition("=")
-            try:
-                weight = float(share) if given else 1.0
-            except ValueError as error:
-                raise InputError(f"tasks: {word!r} has no number behind the =, as in {name}=0.5") from error
-            if name not in TASKS or not 0 < weight <= 1:
-                raise InputError(
-                    f"tasks: {word!r}; allowed are {', '.join(TASKS)}, alone or with a share in (0, 1] as seqrec=0.5"
-                )
-            weights[name] = weight
-        if not weights:
-            raise InputError(f"tasks is empty; name at least one of {', '.join(TASKS)}")
-        return weights
 
 
 class AlignmentStage:

@@ -9,9 +9,8 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from modeling_cllm4rec.corpora.item_embeddings import item_embeddings
 from modeling_cllm4rec.corpora.released_files import read_lcrec_index
 from modeling_cllm4rec.evaluation.training_curves import RECORD_FILE as TRAINING_FILE
 from modeling_cllm4rec.hub.model_card import save_record, training_record
+from modeling_cllm4rec.lcrec.arguments import INDEX_FILE, WITHOUT_EMBEDDINGS, IndexArguments
 from modeling_cllm4rec.lcrec.configuration_rqvae import RQVAEConfig
 from modeling_cllm4rec.lcrec.index_methods import (
     beside_co_occurrence,
@@ -44,124 +44,14 @@ from modeling_cllm4rec.lcrec.semantic_ids import (
     sinkhorn,
     squared_distances_to,
 )
-from modeling_cllm4rec.training.arguments import check_at_least, check_types
 from modeling_cllm4rec.training.estimates import check_memory, indexing_memory
 
 logger = logging.getLogger(__name__)
 
-INDEX_FILE, SETTINGS_FILE, EMBEDDINGS_FILE = "index.parquet", "index.json", "embeddings.parquet"
+SETTINGS_FILE, EMBEDDINGS_FILE = "index.json", "embeddings.parquet"
 RECORD_FILE = "run.json"
 STAGE = "index-items"
-WITHOUT_EMBEDDINGS = ("random", "vanilla", "co-occurrence", "given")
-"""Methods that read no item texts. Their indices have no indexer, so they have no place for items that come later."""
 NOT_PART_OF_AN_INDEX = ("resume", "overwrite", "stop_after_epochs", "save_every", "output", "data", "plots", "max_memory")
-
-
-@dataclass
-class IndexArguments:
-    """From the texts of a data folder's items to an index folder."""
-
-    data: str = field(default="", metadata={"help": "data folder written by `cllm4rec prepare`"})
-    output: str = field(default="", metadata={"help": "index folder to be written"})
-    seed: int = field(default=42, metadata={"help": "start of all random numbers"})
-    resume: bool = field(default=False, metadata={"help": "go on from the last checkpoint of this run"})
-    overwrite: bool = field(default=False, metadata={"help": "throw away the index in output"})
-    method: Literal["rqvae", "rk-means", "random", "vanilla", "co-occurrence", "given"] = field(
-        default="rqvae",
-        metadata={
-            "help": "from texts: a trained RQ-VAE as in the paper, or residual k-means, quick; without texts: codes without "
-            "meaning, one token for each item (vanilla), clusters of items that the same people chose, or a file of codes"
-        },
-    )
-    co_occurrence: float = field(
-        default=0.0,
-        metadata={
-            "help": "share, below 1, that who chose what in training has in what is quantized, beside the texts; with any, the "
-            "index has no place for items that come later; 0 reads texts only, as the paper does"
-        },
-    )
-    codes: str = field(default="", metadata={"help": "for method given: an index.json of the released LC-Rec"})
-    encoder: str = field(
-        default="minilm", metadata={"help": "a transformers model, sentence-transformers:NAME, or the packaged minilm"}
-    )
-    fields: list[str] = field(
-        default_factory=lambda: ["title", "description"], metadata={"help": "text columns of the items that are encoded"}
-    )
-    pooling: Literal["separate", "together"] = field(
-        default="separate", metadata={"help": "each field's own mean, then their mean, as in the paper; or one text of all"}
-    )
-    on_missing_text: Literal["raise", "title-only"] = field(
-        default="raise", metadata={"help": "items without one of the fields: an error, or what they have"}
-    )
-    max_text_tokens: int | None = field(
-        default=None, metadata={"help": "cut longer texts; without it, a text beyond the encoder's context is an error"}
-    )
-    encode_batch_size: int = field(default=64, metadata={"help": "texts encoded at a time"})
-    num_levels: int = field(
-        default=4, metadata={"help": "codes of an item's index; of co-occurrence the most; vanilla always has 1"}
-    )
-    codebook_size: int = field(default=256, metadata={"help": "codes of a level; vanilla has one for each item"})
-    hidden_dims: list[int] = field(default_factory=lambda: [512, 256, 128], metadata={"help": "hidden layers of the encoder"})
-    latent_dim: int = field(default=32, metadata={"help": "width of what is quantized"})
-    beta: float = field(default=0.25, metadata={"help": "weight of the commitment"})
-    sinkhorn_epsilon: float = field(
-        default=0.003, metadata={"help": "sharpness of the uniform semantic mapping of the last level; 0 switches it off"}
-    )
-    epochs: int = field(default=1000, metadata={"help": "passes of the RQ-VAE over the items"})
-    batch_size: int = field(default=1024, metadata={"help": "items of a step"})
-    lr: float = field(default=1e-3, metadata={"help": "learning rate"})
-    weight_decay: float = field(default=1e-4, metadata={"help": "weight decay"})
-    warmup_epochs: int = field(default=50, metadata={"help": "epochs in which the learning rate rises"})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "clip gradients to this norm"})
-    save_every: int = field(default=50, metadata={"help": "epochs between checkpoints"})
-    stop_after_epochs: int = field(
-        default=0, metadata={"help": "end the process after so many epochs, to be resumed later; 0 runs to the end"}
-    )
-    max_memory: float | None = field(
-        default=None, metadata={"help": "refuse to begin when the estimate is more GB (10^9 bytes) of memory than this"}
-    )
-    plots: bool = field(default=False, metadata={"help": "plots of the report (needs matplotlib, extra lcrec)"})
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        for name in ("data", "output"):
-            if not getattr(self, name):
-                raise InputError(f"{name} is not set; give --{name} or set it in the YAML file")
-        check_at_least(self, 1, "num_levels", "codebook_size", "latent_dim", "epochs", "batch_size", "save_every")
-        check_at_least(self, 1, "encode_batch_size", "max_text_tokens")
-        check_at_least(self, 0, "seed", "beta", "sinkhorn_epsilon", "lr", "weight_decay", "max_grad_norm")
-        check_at_least(self, 0, "warmup_epochs", "stop_after_epochs")
-        if self.warmup_epochs > self.epochs:
-            raise InputError(
-                f"warmup_epochs is {self.warmup_epochs} and epochs {self.epochs}, so the learning rate would never reach lr; "
-                "lower warmup_epochs"
-            )
-        if bool(self.codes) != (self.method == "given"):
-            raise InputError(f"codes is {self.codes!r} and method {self.method!r}; a file of codes belongs to --method given")
-        if not 0 <= self.co_occurrence < 1:
-            raise InputError(
-                f"co_occurrence is {self.co_occurrence}; it must be 0 or more and below 1 (--method co-occurrence reads no texts)"
-            )
-        if self.co_occurrence and self.method in WITHOUT_EMBEDDINGS:
-            raise InputError(
-                f"co_occurrence is {self.co_occurrence}, but --method {self.method} quantizes no vectors; use rqvae or rk-means"
-            )
-        if not self.fields:
-            raise InputError("fields is empty; name the text columns that tell items apart")
-        if self.resume and self.overwrite:
-            raise InputError("resume and overwrite are both set; choose one")
-
-    @property
-    def folder(self) -> Path:
-        """The index folder."""
-        return Path(self.output)
-
-    @property
-    def item_encoder(self) -> dict[str, Any]:
-        """How texts become embeddings, for items that come later; of a local encoder, its folder's name only."""
-        names = ("fields", "pooling", "on_missing_text", "max_text_tokens")
-        encoder = Path(self.encoder).resolve().name if Path(self.encoder).is_dir() else self.encoder
-        return {"encoder": encoder, **{name: getattr(self, name) for name in names}}
 
 
 def index_items(arguments: IndexArguments, embeddings: np.ndarray | None = None) -> tuple[SemanticIds | None, IndexProgress]:

@@ -7,7 +7,7 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,11 +16,9 @@ from tqdm.auto import tqdm
 from transformers import get_linear_schedule_with_warmup
 
 from modeling_cllm4rec.core.errors import DivergedError
+from modeling_cllm4rec.lcrec.arguments import IndexArguments
 from modeling_cllm4rec.lcrec.modeling_rqvae import RQVAEModel
 from modeling_cllm4rec.training import checkpoints
-
-if TYPE_CHECKING:
-    from modeling_cllm4rec.lcrec.indexing import IndexArguments
 
 logger = logging.getLogger(__name__)
 

@@ -65,7 +65,7 @@ def test_lcrec_is_indexed_aligned_and_searched_wide_enough(
     setting = make_setting(data, metrics=("recall@20",))
     trained = train(Job("lcrec", "lcrec", 1, recipe), setting, data, tmp_path)
     assert isinstance(trained.recommender, SearchingRecommender)
-    assert trained.recommender.num_beams == 20 and trained.batch_size == 64
+    assert trained.recommender.settings["num_beams"] == 20 and trained.batch_size == 64
     assert sorted(path.name.partition("-")[0] for path in tmp_path.iterdir()) == ["index", "lcrec"]
     assert (trained.cost.seconds or 0) > 0 and (trained.cost.peak_bytes or 0) > 10**8
 

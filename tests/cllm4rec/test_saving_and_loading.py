@@ -171,9 +171,7 @@ def test_missing_weights(copy):
     weights = load_file(copy / WEIGHTS)
     del weights["item_content.weight"], weights["backbone.transformer.wte.weight"]
     save_file(weights, copy / WEIGHTS, metadata={"format": "pt"})
-    with pytest.raises(
-        ValueError, match="lacks weights of this model .*'item_content.weight'.*no complete CLLM4Rec"
-    ):
+    with pytest.raises(ValueError, match="lacks weights of this model .*'item_content.weight'.*no complete CLLM4Rec"):
         CLLM4RecForRecommendation.from_pretrained(copy)
 
 
@@ -183,9 +181,7 @@ def test_weights_of_another_shape(copy, arguments):
     weights = load_file(copy / WEIGHTS)
     weights["item_content.weight"] = weights["item_content.weight"][:-1].clone()
     save_file(weights, copy / WEIGHTS, metadata={"format": "pt"})
-    with pytest.raises(
-        ValueError, match=r"has them in another shape: .*item_content.weight.*no complete CLLM4Rec"
-    ):
+    with pytest.raises(ValueError, match=r"has them in another shape: .*item_content.weight.*no complete CLLM4Rec"):
         CLLM4RecForRecommendation.from_pretrained(copy, **arguments)
 
 

@@ -12,7 +12,8 @@ from scipy import sparse
 
 from modeling_cllm4rec.commands.prepare import main
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
-from modeling_cllm4rec.lcrec.indexing import IndexArguments, index_items
+from modeling_cllm4rec.lcrec.arguments import IndexArguments
+from modeling_cllm4rec.lcrec.indexing import index_items
 from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds
 
 PAIRS = [(user, (user + step) % 8, step) for user in range(5) for step in range(5)]

@@ -16,6 +16,7 @@ import torch
 from accelerate.state import AcceleratorState
 from transformers import AutoTokenizer
 
+from modeling_cllm4rec.cllm4rec.arguments import PretrainArguments
 from modeling_cllm4rec.cllm4rec.pretraining import new_model
 from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers
 from modeling_cllm4rec.corpora.cold_items import HeldOutItems, hold_out_items
@@ -29,7 +30,6 @@ from modeling_cllm4rec.lcrec.modeling_rqvae import RQVAEModel
 from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds
 from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 from modeling_cllm4rec.tokenization.tokenization_lcrec import add_semantic_id_tokens
-from modeling_cllm4rec.training.arguments import PretrainArguments
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

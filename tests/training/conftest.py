@@ -13,8 +13,8 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
+from modeling_cllm4rec.cllm4rec.arguments import FinetuneArguments, PretrainArguments
 from modeling_cllm4rec.cllm4rec.pretraining import pretrain
-from modeling_cllm4rec.training.arguments import FinetuneArguments, PretrainArguments
 
 Weights = dict[str, torch.Tensor]
 

@@ -20,19 +20,20 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BertConfig, BertLMHeadModel
 
+from modeling_cllm4rec.cllm4rec.arguments import PretrainArguments
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
 from modeling_cllm4rec.cllm4rec.pretraining import pretrain
 from modeling_cllm4rec.core.catalogue import IdMap
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.evaluation.searching import SearchingRecommender, evaluate_templates
 from modeling_cllm4rec.lcrec import alignment
-from modeling_cllm4rec.lcrec.alignment import AlignArguments, AlignmentStage, align, load_semantic_ids, new_lcrec_model
+from modeling_cllm4rec.lcrec.alignment import AlignmentStage, align, load_semantic_ids, new_lcrec_model
+from modeling_cllm4rec.lcrec.arguments import AlignArguments, IndexArguments
 from modeling_cllm4rec.lcrec.constrained_decoding import ItemTrie
-from modeling_cllm4rec.lcrec.indexing import IndexArguments, index_items
+from modeling_cllm4rec.lcrec.indexing import index_items
 from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
 from modeling_cllm4rec.lcrec.parameters import choose_semantic_id_rows
 from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds
-from modeling_cllm4rec.training.arguments import PretrainArguments
 from modeling_cllm4rec.training.parameters import merge_lora, trainable
 
 MakeAlign = Callable[..., AlignArguments]
@@ -139,7 +140,8 @@ def test_accumulated_parts_are_one_batch(align_arguments: MakeAlign, still_backb
 TWO_PROCESSES = """
 import json, os, sys
 import torch
-from modeling_cllm4rec.lcrec.alignment import AlignArguments, align
+from modeling_cllm4rec.lcrec.arguments import AlignArguments
+from modeling_cllm4rec.lcrec.alignment import align
 
 torch.set_num_threads(1)
 assert align(AlignArguments(**json.loads(sys.argv[1])))[1].finished

@@ -7,16 +7,10 @@ from typing import Any
 
 import pytest
 
+from modeling_cllm4rec.cllm4rec.arguments import FinetuneArguments, PretrainArguments
 from modeling_cllm4rec.cllm4rec.prompts import Prompts
-from modeling_cllm4rec.lcrec.alignment import AlignArguments
-from modeling_cllm4rec.lcrec.indexing import IndexArguments
-from modeling_cllm4rec.training.arguments import (
-    FinetuneArguments,
-    PretrainArguments,
-    parse_arguments,
-    read_config,
-    read_yaml,
-)
+from modeling_cllm4rec.lcrec.arguments import AlignArguments, IndexArguments
+from modeling_cllm4rec.training.arguments import parse_arguments, read_config, read_yaml
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = [

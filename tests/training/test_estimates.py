@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from modeling_cllm4rec.cllm4rec.arguments import FinetuneArguments, PretrainArguments
 from modeling_cllm4rec.cllm4rec.finetuning import finetune
 from modeling_cllm4rec.cllm4rec.parameters import choose_trainable
 from modeling_cllm4rec.cllm4rec.pretraining import PretrainingStage, new_model, pretrain
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.training import estimates
-from modeling_cllm4rec.training.arguments import FinetuneArguments, PretrainArguments
 from modeling_cllm4rec.training.estimates import MemoryEstimate, Pace
 
 GB = estimates.GB

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from modeling_cllm4rec.core.catalogue import IdMap
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.evaluation.ranking import histories_from_lists
+from modeling_cllm4rec.lcrec.arguments import IndexArguments
 from modeling_cllm4rec.lcrec.index_methods import (
     beside_co_occurrence,
     co_occurrence_graph,
@@ -21,7 +22,7 @@ from modeling_cllm4rec.lcrec.index_methods import (
     random_codes,
     vanilla_semantic_ids,
 )
-from modeling_cllm4rec.lcrec.indexing import IndexArguments, index_items
+from modeling_cllm4rec.lcrec.indexing import index_items
 from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds, shared_codes
 
 

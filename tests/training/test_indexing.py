@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from modeling_cllm4rec.core.catalogue import IdMap
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
-from modeling_cllm4rec.lcrec.indexing import IndexArguments, index_items
+from modeling_cllm4rec.lcrec.arguments import IndexArguments
+from modeling_cllm4rec.lcrec.indexing import index_items
 from modeling_cllm4rec.lcrec.modeling_rqvae import RQVAEModel
 from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds, shared_codes
 

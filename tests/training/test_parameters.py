@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from modeling_cllm4rec.cllm4rec.arguments import FinetuneArguments
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
 from modeling_cllm4rec.cllm4rec.parameters import choose_trainable
-from modeling_cllm4rec.training.arguments import FinetuneArguments
 from modeling_cllm4rec.training.parameters import merge_lora, parameter_groups, start_fingerprint, trainable, tune_backbone
 
 TABLES = {"user_collaborative.weight", "item_collaborative.weight", "user_content.weight", "item_content.weight"}

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from modeling_cllm4rec.cllm4rec.arguments import PretrainArguments
 from modeling_cllm4rec.cllm4rec.pretraining import new_model
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
-from modeling_cllm4rec.training.arguments import PretrainArguments
 
 
 def test_weights_are_fresh_seeded_and_of_the_same_shape(

@@ -18,12 +18,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from modeling_cllm4rec.cllm4rec.arguments import FinetuneArguments, PretrainArguments
 from modeling_cllm4rec.cllm4rec.finetuning import finetune
 from modeling_cllm4rec.cllm4rec.pretraining import pretrain
 from modeling_cllm4rec.corpora.preparation import prepare_tables
 from modeling_cllm4rec.corpora.synthetic import SyntheticDataset
 from modeling_cllm4rec.training import checkpoints
-from modeling_cllm4rec.training.arguments import FinetuneArguments, PretrainArguments
 
 Weights = dict[str, torch.Tensor]
 Read = Callable[[Path | str], Weights]
@@ -294,7 +294,7 @@ from pathlib import Path
 import torch
 
 from modeling_cllm4rec.training import checkpoints
-from modeling_cllm4rec.training.arguments import FinetuneArguments, PretrainArguments
+from modeling_cllm4rec.cllm4rec.arguments import FinetuneArguments, PretrainArguments
 from modeling_cllm4rec.cllm4rec.finetuning import finetune
 from modeling_cllm4rec.cllm4rec.pretraining import pretrain
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from modeling_cllm4rec.baselines import fit_baseline
 from modeling_cllm4rec.baselines.ease import EASERecommender
+from modeling_cllm4rec.cllm4rec.arguments import FinetuneArguments
 from modeling_cllm4rec.cllm4rec.finetuning import finetune
 from modeling_cllm4rec.cllm4rec.soft_targets import Teacher
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
-from modeling_cllm4rec.training.arguments import FinetuneArguments
 
 MakeFinetune = Callable[..., FinetuneArguments]
 

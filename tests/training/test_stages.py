@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from modeling_cllm4rec.cllm4rec.arguments import FinetuneArguments, PretrainArguments
 from modeling_cllm4rec.cllm4rec.finetuning import FinetuningStage, load_start
 from modeling_cllm4rec.cllm4rec.pretraining import PretrainingStage, new_model
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
-from modeling_cllm4rec.training.arguments import FinetuneArguments, PretrainArguments
 from modeling_cllm4rec.training.loop import Step
 
 MakePretrain = Callable[..., PretrainArguments]

@@ -21,12 +21,12 @@ from accelerate.utils import is_wandb_available
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from modeling_cllm4rec.cllm4rec import objectives
+from modeling_cllm4rec.cllm4rec.arguments import FinetuneArguments, PretrainArguments
 from modeling_cllm4rec.cllm4rec.finetuning import FinetuningStage, finetune
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation
 from modeling_cllm4rec.cllm4rec.pretraining import PretrainingStage, new_model, pretrain
 from modeling_cllm4rec.core.losses import multinomial_nll
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
-from modeling_cllm4rec.training.arguments import FinetuneArguments, PretrainArguments
 from modeling_cllm4rec.training.loop import Step
 from modeling_cllm4rec.training.progress import Progress
 
@@ -247,7 +247,7 @@ def test_accumulation_is_a_larger_batch_in_pretraining(
 TWO_PROCESSES = """
 import json, os, sys
 import torch
-from modeling_cllm4rec.training.arguments import FinetuneArguments, PretrainArguments
+from modeling_cllm4rec.cllm4rec.arguments import FinetuneArguments, PretrainArguments
 from modeling_cllm4rec.cllm4rec.finetuning import finetune
 from modeling_cllm4rec.cllm4rec.pretraining import pretrain
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from modeling_cllm4rec.cllm4rec.arguments import FinetuneArguments
 from modeling_cllm4rec.cllm4rec.finetuning import finetune
 from modeling_cllm4rec.training import checkpoints
-from modeling_cllm4rec.training.arguments import FinetuneArguments
 from modeling_cllm4rec.training.weight_average import WeightAverage
 
 
