@@ -8,9 +8,9 @@ are presented.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from modeling_cllm4rec.core.errors import InputError
 
@@ -58,6 +58,20 @@ class Recipe:
     summary: str = "trained by its recipe"
 
 
+class RecipeVariant(NamedTuple):
+    """A recipe with some settings replaced, as a row of an ablation study.
+
+    Attributes:
+        about: what differs, in a few words.
+        recipe: section of a stage -> its settings; None leaves a stage out.
+        anonymous: the user is withheld from the model.
+    """
+
+    about: str
+    recipe: Mapping[str, dict[str, Any] | None]
+    anonymous: bool = False
+
+
 @dataclass(frozen=True)
 class System:
     """A recommender system.
@@ -69,8 +83,11 @@ class System:
         stages: its training stages, in order.
         updates: further stages that continue a finished model.
         recipes: names of benchmark recipes -> how they are shown; the system's own name among them.
+        variants: `module:function` from a recipe (section -> settings) to its ablation study, name -> `RecipeVariant`; empty
+            where there is none.
+        selection: metrics whose sum selects the epoch that is kept.
         card_tag, card_about, card_use: tag, first sentence and intended use in the model card.
-        recommend_early: `module:function` (model, arguments of the first stage, folder) that lets a model recommend whose last
+        recommend_early: `module:function` (model, settings of the first stage, folder) that lets a model recommend whose last
             stage was left out; empty where it cannot.
         writer: `module:function` (model, folder) -> an object with `write(item, user)`, or None; empty where the system writes no
             sentences about items.
@@ -89,6 +106,8 @@ class System:
     causal_lm: str = ""
     tokenizer: str = ""
     updates: tuple[Stage, ...] = ()
+    variants: str = ""
+    selection: tuple[str, ...] = ("ndcg@10",)
     recommend_early: str = ""
     writer: str = ""
     add_items: str = ""
@@ -219,6 +238,8 @@ register_system(
         "with a token for each user and each item; one forward pass scores the whole catalogue.",
         card_use="for its known users by their ids, for other users by a history of item ids. It reads no words when it "
         "recommends",
+        variants="modeling_cllm4rec.cllm4rec.ablation:variants",
+        selection=("recall@20", "recall@40", "ndcg@100"),
         recommend_early="modeling_cllm4rec.cllm4rec.pretraining:recommend_early",
         writer="modeling_cllm4rec.cllm4rec.content_writer:content_writer",
         add_items="modeling_cllm4rec.cllm4rec.new_item_training:add_items",
@@ -267,6 +288,8 @@ register_system(
         card_about="An LC-Rec recommender ([arXiv 2311.09049](https://arxiv.org/abs/2311.09049)): a causal language model that "
         "writes the semantic ID of the next item, by a search that can only end at real items.",
         card_use="for any user, by a history of item ids, by words that say what is looked for, or by both",
+        variants="modeling_cllm4rec.lcrec.ablation:variants",
+        selection=("ndcg@10",),
         add_items="modeling_cllm4rec.lcrec.new_items:add_items",
     )
 )

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from modeling_cllm4rec.benchmark import budgets
-from modeling_cllm4rec.benchmark.ablation import VARIANTS, make_variant_jobs
+from modeling_cllm4rec.benchmark.ablation import make_variant_jobs, variant_names
 from modeling_cllm4rec.benchmark.jobs import FOLDERS, SETTING_FILE, Case, Job, Setting, claim, make_setting, selection_of, shown
-from modeling_cllm4rec.benchmark.models import MODELS, make_jobs
+from modeling_cllm4rec.benchmark.models import make_jobs, model_names
 from modeling_cllm4rec.benchmark.page import write_page
 from modeling_cllm4rec.benchmark.plots import check_plots
 from modeling_cllm4rec.benchmark.recipes import read_one_recipe, read_recipes
@@ -23,7 +23,6 @@ from modeling_cllm4rec.benchmark.strong_generalization import draw_people, hold_
 from modeling_cllm4rec.commands.command_line import print_json, run_command
 from modeling_cllm4rec.core.errors import ExistingFileError, InputError
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
-from modeling_cllm4rec.lcrec.ablation import LADDER
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +57,7 @@ def add_commands(commands: Any, program: str = PROGRAM, default_config: Path | N
     quality = commands.add_parser(
         "quality", help="models beside baselines, with intervals and verdicts", epilog=QUALITY.format(program=program), **shape
     )
-    models = f"{','.join(MODELS)}; ease+ials for a sum; name=folder for a trained model"
+    models = f"{','.join(model_names())}; ease+ials for a sum; name=folder for a trained model"
     quality.add_argument("--models", required=True, type=_list, help=models)
     quality.add_argument("--config", type=Path, default=default_config, help="YAML: settings of baselines, recipes of systems")
     quality.add_argument("--tune", type=int, default=0, help="trials of the search for each baseline's settings, on validation")
@@ -71,7 +70,8 @@ def add_commands(commands: Any, program: str = PROGRAM, default_config: Path | N
     ablation.add_argument(
         "--config", required=True, type=Path, help="the recipe: YAML file of pretraining and finetuning, or with one system's key"
     )
-    variants = f"of CLLM4Rec some of {','.join(VARIANTS)}; of LC-Rec of recipe,{','.join(LADDER)} (default: all)"
+    variants = "; ".join(f"of {title} some of {','.join(names)}" for title, names in variant_names().items())
+    variants = f"{variants} (default: all)"
     ablation.add_argument("--variants", type=_list, help=variants)
     _add_shared(ablation)
     for parser in (quality, ablation):
@@ -175,7 +175,7 @@ def plan(arguments: argparse.Namespace, data: RecommendationData) -> tuple[list[
         measured["kind"] = "ablation"
         setting = make_setting(data, **measured)
         system, read = read_one_recipe(arguments.config)
-        jobs, recipe = make_variant_jobs(read, arguments.variants, seeds, system=system, **shared)
+        jobs, recipe = make_variant_jobs(read, arguments.variants, seeds, name=system, **shared)
         return jobs, make_setting(data, **measured, **recipe)
     searched = {name: getattr(arguments, name) for name in ("tune", "tune_metric", "hold_out_users")}
     setting = make_setting(data, **measured, **searched)

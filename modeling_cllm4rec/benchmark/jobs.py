@@ -12,14 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from modeling_cllm4rec.cllm4rec import finetuning
 from modeling_cllm4rec.core.errors import ExistingFileError, InputError, MissingFileError
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.evaluation.evaluator import METRICS, parse_metrics
-from modeling_cllm4rec.lcrec import alignment
+from modeling_cllm4rec.systems import SYSTEMS
 from modeling_cllm4rec.training.loop import data_fingerprint
 
-System = Literal["baseline", "cllm4rec", "lcrec", "lcrec-vanilla", "lcrec-cid", "tiger", "folder"]
 Case = Literal["everyone", "unseen-people"]
 Kind = Literal["quality", "ablation"]
 
@@ -123,7 +121,7 @@ class Job:
 
     Attributes:
         model: name of its row.
-        system: how it comes about.
+        system: how it is made: `"baseline"`, the name of a recipe, or `"folder"` for a trained model.
         seed: start of all random numbers of its training.
         case: who is recommended to: `everyone`, or `unseen-people`, who were kept out of training whole.
         recipe: of a baseline `{"name", "settings"}`; of a language model the settings of its stages, by stage; of a trained
@@ -135,7 +133,7 @@ class Job:
     """
 
     model: str
-    system: System
+    system: str
     seed: int
     recipe: dict[str, Any]
     case: Case = "everyone"
@@ -225,7 +223,7 @@ def selection_of(metrics: Sequence[str]) -> str:
     >>> selection_of(["recall@20", "recall@40", "ndcg@100"]), selection_of(["recall@5", "ndcg@20"])
     ('recall@20+recall@40+ndcg@100', 'recall@5')
     """
-    for chosen in (finetuning.SELECTION, (alignment.SELECTION,)):
+    for chosen in (system.selection for system in SYSTEMS.values()):
         if set(chosen) <= set(metrics):
             return "+".join(chosen)
     return metrics[0]

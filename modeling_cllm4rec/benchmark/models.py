@@ -13,15 +13,14 @@ from typing import Any
 from modeling_cllm4rec.baselines import BASELINES, baseline_settings, members
 from modeling_cllm4rec.benchmark import budgets
 from modeling_cllm4rec.benchmark.jobs import Job, shown
-from modeling_cllm4rec.benchmark.recipes import OF_A_JOB, STAGES, Recipes, adjusted, check_recipe
+from modeling_cllm4rec.benchmark.recipes import Recipes, adjusted, check_recipe, recipe_names, set_by_jobs
 from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.hub.model_card import read_records
 from modeling_cllm4rec.hub.reproduction import NOT_REPEATED
+from modeling_cllm4rec.systems import SYSTEMS, Recipe
 
 DETERMINISTIC = ("popularity", "itemknn", "ease", "ease-recency", "textknn")
 """Baselines without any random number: one seed says all."""
-SYSTEMS = tuple(STAGES)
-MODELS = (*BASELINES, *SYSTEMS)
 TITLES = {
     "random": "random",
     "popularity": "popularity",
@@ -34,22 +33,8 @@ TITLES = {
     "sasrec-sampled": "SASRec, sampled softmax",
     "textknn": "text-kNN",
     "tallrec": "TALLRec-like",
-    "cllm4rec": "CLLM4Rec",
-    "lcrec": "LC-Rec",
-    "lcrec-vanilla": "LC-Rec, vanilla ids",
-    "lcrec-cid": "LC-Rec, co-occurrence ids",
-    "tiger": "TIGER-like",
 }
-"""Model -> its name in tables; others are called what they are called."""
-SUMMARIES = {
-    **{name: baseline.summary for name, baseline in BASELINES.items()},
-    "cllm4rec": "trained by its recipe",
-    "lcrec": "trained by its recipe",
-    "lcrec-vanilla": "the recipe of LC-Rec with a token of its own for each item",
-    "lcrec-cid": "the recipe of LC-Rec with an index by clusters of co-occurrence, as P5-CID",
-    "tiger": "index tokens and sequences only, a small model from random weights; as TIGER, but a decoder alone",
-}
-"""Model -> what it is, in a few words."""
+"""Baseline -> its name in tables."""
 ENSEMBLE = "sum of their scores, standardized by row, each with its own settings"
 
 
@@ -59,8 +44,25 @@ def title(model: str) -> str:
     >>> title("ease+ials"), title("mine")
     ('EASE + iALS', 'mine')
     """
+    titles = {**TITLES, **{name: recipe.title for name, recipe in recipes_of_systems().items()}}
     parts = model.split("+")
-    return " + ".join(TITLES[part] for part in parts) if set(parts) <= set(TITLES) else model
+    return " + ".join(titles[part] for part in parts) if set(parts) <= set(titles) else model
+
+
+def recipes_of_systems() -> dict[str, Recipe]:
+    """Return how the recipes of all systems are shown, by their names."""
+    return {name: recipe for system in SYSTEMS.values() for name, recipe in system.recipes.items()}
+
+
+def model_names() -> list[str]:
+    """Return the names of all models: baselines, and recipes of systems."""
+    return [*BASELINES, *recipe_names()]
+
+
+def summary(model: str) -> str:
+    """Return what a model is, in a few words; a sum of baselines has one, too."""
+    recipes = recipes_of_systems()
+    return recipes[model].summary if model in recipes else BASELINES[model].summary if model in BASELINES else ENSEMBLE
 
 
 def baselines_of(recipe: dict[str, Any]) -> list[dict[str, Any]]:
@@ -103,7 +105,7 @@ def make_jobs(
         MissingFileError: a trained folder that is not there.
     """
     if not models:
-        raise InputError(f"models is empty; name some of {', '.join(MODELS)}, or name=folder of a trained model")
+        raise InputError(f"models is empty; name some of {', '.join(model_names())}, or name=folder of a trained model")
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
         raise InputError(f"seeds are {list(seeds)}; there must be at least one, each 0 or more and there once")
     jobs: list[Job] = []
@@ -114,11 +116,11 @@ def make_jobs(
             continue
         _check_name(name)
         recipe = _recipe(name, recipes, backbone, epochs_share, selection)
-        chosen = recipes.chosen.get(name, budgets.RECIPE) if name in SYSTEMS else budgets.of_baseline(name, recipes.chosen)
+        chosen = recipes.chosen.get(name, budgets.RECIPE) if name in recipe_names() else budgets.of_baseline(name, recipes.chosen)
         deterministic = set(name.split("+")) <= set(DETERMINISTIC)
         for seed in seeds[:1] if deterministic else seeds:
-            system: Any = name if name in SYSTEMS else "baseline"
-            about = SUMMARIES.get(name, ENSEMBLE) + (", deterministic" if deterministic else "")
+            system: Any = name if name in recipe_names() else "baseline"
+            about = summary(name) + (", deterministic" if deterministic else "")
             run = f"{command} --models {name} --seed {seed}"
             jobs.append(Job(name, system, seed, recipe, about=about, chosen=chosen, command=run))
     keys = [job.key for job in jobs]
@@ -143,7 +145,7 @@ def folder_sha256(folder: Path) -> str:
 def _check_name(name: str) -> None:
     """Refuse what is no system, no baseline and no sum of baselines."""
     joined = "+" in name
-    allowed = tuple(BASELINES) if joined else MODELS
+    allowed = tuple(BASELINES) if joined else tuple(model_names())
     for part in name.split("+"):
         if part in allowed:
             continue
@@ -156,7 +158,7 @@ def _recipe(name: str, recipes: Recipes, backbone: str | None, epochs_share: flo
     if "+" in name:
         parts = {part: _recipe(part, recipes, backbone, epochs_share, selection)["settings"] for part in members(name)}
         return {"name": name, "settings": parts}
-    if name not in SYSTEMS:
+    if name not in recipe_names():
         settings, known = recipes.baselines.get(name, {}), baseline_settings(name)
         if "metric" in known and selection:
             settings = {"metric": selection, **settings}
@@ -202,7 +204,7 @@ def _folder_job(name: str, path: str, others: Sequence[Job], recipes: Recipes, c
 
 def _settings_of_training(folder: Path, digest: str) -> dict[str, Any]:
     """What a saved model was trained with, by stage, but for seeds and places; where nobody wrote it down, the model itself."""
-    left_out = (*OF_A_JOB, *NOT_REPEATED)
+    left_out = (*set_by_jobs(), *NOT_REPEATED)
     return {
         stage: {name: value for name, value in record["arguments"].items() if name not in left_out}
         for stage, record in read_records(folder).items()

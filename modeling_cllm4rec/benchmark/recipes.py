@@ -8,43 +8,20 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from modeling_cllm4rec.baselines import BASELINES, check_settings
 from modeling_cllm4rec.benchmark import budgets
-from modeling_cllm4rec.cllm4rec.arguments import FinetuneArguments, PretrainArguments
 from modeling_cllm4rec.core.errors import InputError
-from modeling_cllm4rec.lcrec.arguments import AlignArguments, IndexArguments
-from modeling_cllm4rec.training.arguments import TrainingArguments, read_yaml, stage_settings
+from modeling_cllm4rec.systems import SYSTEMS, Stage, resolve, system_of_recipe
+from modeling_cllm4rec.training.arguments import TrainingArguments, read_yaml, shared_by, stage_settings
 
-INDEXED = ("lcrec", "lcrec-vanilla", "lcrec-cid", "tiger")
-"""Recipes of an index and what is trained on it: LC-Rec, LC-Rec with other indices, and a small decoder from scratch."""
-SECTIONS = ("baselines", "chosen", "cllm4rec", *INDEXED)
-STAGES: dict[str, dict[str, type[Any]]] = {
-    "cllm4rec": {"pretrain": PretrainArguments, "finetune": FinetuneArguments},
-    **{name: {"index": IndexArguments, "align": AlignArguments} for name in INDEXED},
-}
-"""System -> its stages and their arguments, in order."""
-OF_A_JOB = ("data", "output", "seed", "resume", "overwrite", "start", "index", "stop_after_steps", "stop_after_epochs")
-"""Arguments that the benchmark sets, whatever a recipe says."""
+SET_BY_JOBS = ("data", "output", "seed", "resume", "overwrite", "stop_after_steps", "stop_after_epochs")
+"""Arguments that the benchmark sets, whatever a recipe holds; `set_by_jobs` adds those that take the stage before."""
 EPOCHS = ("epochs", "warmup_epochs")
 
 Recipe = dict[str, dict[str, Any]]
 """Stage -> its settings."""
-
-
-class Changed(NamedTuple):
-    """A recipe with some settings replaced.
-
-    Attributes:
-        about: what it is, in a few words.
-        recipe: stage -> its settings; None leaves a stage out.
-        anonymous: the model is not told who asks.
-    """
-
-    about: str
-    recipe: Mapping[str, dict[str, Any] | None]
-    anonymous: bool = False
 
 
 class Recipes(NamedTuple):
@@ -74,7 +51,7 @@ def read_recipes(path: Path | None) -> Recipes:
     if path is None:
         return Recipes({}, {})
     content = read_yaml(path)
-    _refuse_unknown(path, content, SECTIONS)
+    _refuse_unknown(path, content, ("baselines", "chosen", *recipe_names()))
     chosen: dict[str, str] = {}
     value, data = content.get("baselines") or {}, ""
     if isinstance(value, list):
@@ -88,77 +65,101 @@ def read_recipes(path: Path | None) -> Recipes:
             _refuse_unknown(place, budget, budgets.TUNED_KEYS)
             chosen[name] = budgets.tuned_in_words(place, budget, data)
     systems: dict[str, Recipe] = {}
-    if content.get("cllm4rec"):
-        systems["cllm4rec"] = cllm4rec_recipe(*_section(path, content["cllm4rec"], "cllm4rec"))
-    for name in (name for name in INDEXED if content.get(name)):
+    for name in (name for name in recipe_names() if content.get(name)):
         section, place = _section(path, content[name], name)
-        _refuse_unknown(place, section, tuple(STAGES[name]))
-        parts = {stage: _section(path, section.get(stage) or {}, f"{name}: {stage}") for stage in STAGES[name]}
-        systems[name] = {stage: _settings(*parts[stage], kind, stage) for stage, kind in STAGES[name].items()}
+        stages = system_of_recipe(name).stages
+        if shares_keys(name):
+            systems[name] = shared_recipe(name, section, place)
+            continue
+        _refuse_unknown(place, section, tuple(stage.section for stage in stages))
+        parts = {stage: _section(path, section.get(stage.section) or {}, f"{name}: {stage.section}") for stage in stages}
+        systems[name] = {stage.section: _settings(*parts[stage], stage) for stage in stages}
     choices = content.get("chosen") or {}
-    _refuse_unknown(f"{path}: chosen", choices, tuple(STAGES))
+    _refuse_unknown(f"{path}: chosen", choices, tuple(recipe_names()))
     for name, choice in choices.items():
         _refuse_unknown(place := f"{path}: chosen: {name}", choice, budgets.CHOSEN_KEYS)
         chosen[name] = budgets.chosen_in_words(place, choice)
     return Recipes(baselines, systems, chosen)
 
 
-def read_one_recipe(path: Path) -> tuple[Literal["cllm4rec", "lcrec"], Recipe]:
-    """The system and the recipe in a YAML file for `pretrain` and `finetune`, or in a benchmark's one with a single system.
+def recipe_names() -> list[str]:
+    """Return the names of the recipes of all systems."""
+    return [name for system in SYSTEMS.values() for name in system.recipes]
+
+
+def set_by_jobs() -> set[str]:
+    """Return the names of all arguments that the benchmark sets."""
+    stages = [stage for system in SYSTEMS.values() for stage in system.stages]
+    return {*SET_BY_JOBS, *(stage.previous for stage in stages if stage.previous)}
+
+
+def shares_keys(name: str) -> bool:
+    """Return whether the stages of a recipe share keys at the top of its section, as one YAML file for both stages does."""
+    return bool(shared_by(resolve(system_of_recipe(name).stages[0].arguments))[0])
+
+
+def read_one_recipe(path: Path) -> tuple[str, Recipe]:
+    """Read the only recipe of a YAML file, its name and its settings.
+
+    The file is that of a benchmark, or one for the stages of a system that share keys.
 
     Raises:
-        InputError: it has recipes of both systems, or one that cannot be read.
+        InputError: it has recipes of several systems, or one that cannot be read.
     """
     content = read_yaml(path)
-    if content.get("cllm4rec") and content.get("lcrec"):
-        raise InputError(f"{path} has recipes of cllm4rec and lcrec, and variants are of one; name a file with one of them")
-    if content.get("lcrec"):
-        return "lcrec", read_recipes(path).systems["lcrec"]
-    if content.get("cllm4rec"):
-        return "cllm4rec", read_recipes(path).systems["cllm4rec"]
-    return "cllm4rec", cllm4rec_recipe(content, str(path))
+    found = [name for name in SYSTEMS if content.get(name)]
+    if len(found) > 1:
+        raise InputError(f"{path} has recipes of {' and '.join(found)}, and variants are of one; name a file with one of them")
+    if found:
+        return found[0], read_recipes(path).systems[found[0]]
+    name = next(name for name in recipe_names() if shares_keys(name))
+    return name, shared_recipe(name, content, str(path))
 
 
-def cllm4rec_recipe(content: Mapping[str, Any], place: str) -> Recipe:
-    """Settings of both stages of CLLM4Rec."""
-    return {stage: _settings(content, place, kind, stage) for stage, kind in STAGES["cllm4rec"].items()}
+def shared_recipe(name: str, content: Mapping[str, Any], place: str) -> Recipe:
+    """Return the settings of all stages of a recipe from the content of one file for all of them."""
+    return {stage.section: _settings(content, place, stage) for stage in system_of_recipe(name).stages}
 
 
-def adjusted(recipe: Recipe, system: str, backbone: str | None, epochs_share: float) -> Recipe:
-    """A recipe with another backbone, and with a share of its epochs (at least one where it has any).
+def adjusted(recipe: Recipe, name: str, backbone: str | None, epochs_share: float) -> Recipe:
+    """Return a recipe with another backbone, and with a share of its epochs (at least one where it has any).
 
     A recipe that trains a decoder from scratch has no backbone, and gets none.
+
+    Args:
+        name: of the recipe.
     """
     changed: Recipe = {}
-    for stage, kind in STAGES[system].items():
-        settings = dict(recipe[stage])
-        known = {one.name: one.default for one in fields(kind)}
+    for stage in system_of_recipe(name).stages:
+        settings = dict(recipe[stage.section])
+        known = {one.name: one.default for one in fields(resolve(stage.arguments))}
         if backbone is not None and "backbone" in known and not settings.get("scratch_layers"):
             settings["backbone"] = backbone
         if epochs_share < 1:
-            for name in EPOCHS:
-                if known.get(name, MISSING) is not MISSING:
-                    settings[name] = math.ceil(epochs_share * settings.get(name, known[name]))
-        changed[stage] = settings
+            for setting in EPOCHS:
+                if known.get(setting, MISSING) is not MISSING:
+                    settings[setting] = math.ceil(epochs_share * settings.get(setting, known[setting]))
+        changed[stage.section] = settings
     return changed
 
 
-def check_recipe(recipe: Mapping[str, Mapping[str, Any] | None], system: str) -> None:
-    """Make the arguments of each stage, as training will, so that a mistake is told before anything runs.
+def check_recipe(recipe: Mapping[str, Mapping[str, Any] | None], name: str) -> None:
+    """Build the arguments of each stage, as training will, so that a mistake is found before anything runs.
 
     Raises:
         InputError: a value that is not allowed, or no backbone.
     """
-    stages = STAGES[system].items()
-    made = [arguments_of(kind, settings, stage) for stage, kind in stages if (settings := recipe[stage]) is not None]
-    precisions = {arguments.precision for arguments in made if isinstance(arguments, TrainingArguments)}
+    stages = system_of_recipe(name).stages
+    built = [arguments_of(stage, settings) for stage in stages if (settings := recipe[stage.section]) is not None]
+    precisions = {arguments.precision for arguments in built if isinstance(arguments, TrainingArguments)}
     if len(precisions) > 1:
-        raise InputError(f"{system}: precision is {' and '.join(sorted(precisions))}; one process trains all stages: set it once")
+        raise InputError(f"{name}: precision is {' and '.join(sorted(precisions))}; one process trains all stages: set it once")
 
 
-def arguments_of(kind: type[Any], settings: Mapping[str, Any], stage: str) -> Any:
-    """The arguments of a stage, in no folder yet."""
-    return kind(**settings, data="data", output="output", **({"index": "index"} if stage == "align" else {}))
+def arguments_of(stage: Stage, settings: Mapping[str, Any]) -> Any:
+    """Return the arguments of a stage, in no folder yet."""
+    previous = {stage.previous: stage.previous} if stage.previous else {}
+    return resolve(stage.arguments)(**settings, data="data", output="output", **previous)
 
 
 def _baselines(path: Path, value: Any) -> dict[str, Any]:
@@ -176,8 +177,9 @@ def _baselines(path: Path, value: Any) -> dict[str, Any]:
     return dict(value)
 
 
-def _settings(content: Mapping[str, Any], place: str, kind: type[Any], stage: str) -> dict[str, Any]:
-    return {name: value for name, value in stage_settings(content, place, kind, stage).items() if name not in OF_A_JOB}
+def _settings(content: Mapping[str, Any], place: str, stage: Stage) -> dict[str, Any]:
+    settings = stage_settings(content, place, resolve(stage.arguments), stage.section)
+    return {name: value for name, value in settings.items() if name not in set_by_jobs()}
 
 
 def _section(path: Path, value: Any, name: str) -> tuple[dict[str, Any], str]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from modeling_cllm4rec.baselines import BASELINES
-from modeling_cllm4rec.benchmark.ablation import RECIPE, VARIANTS
+from modeling_cllm4rec.benchmark.ablation import RECIPE, variant_names
 from modeling_cllm4rec.benchmark.jobs import Case, Condition, Setting, training_fingerprint
 from modeling_cllm4rec.benchmark.measurement import HISTORY_LENGTH, POPULARITY
 from modeling_cllm4rec.benchmark.models import title
@@ -21,7 +21,6 @@ from modeling_cllm4rec.benchmark.slices import quarter_bins
 from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.evaluation.intervals import bootstrap_interval, paired_difference_interval
 from modeling_cllm4rec.evaluation.protocol import Protocol
-from modeling_cllm4rec.lcrec.ablation import LADDER
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -186,7 +185,7 @@ def short(value: float) -> str:
 
 def _order(model: str) -> tuple[int, str]:
     """Baselines and variants as they stand in their lists, sums behind the last of their baselines, then all others by name."""
-    known = [*BASELINES, *VARIANTS, *LADDER]
+    known = [*BASELINES, *(name for names in variant_names().values() for name in names)]
     parts = [model] if model in known else model.split("+")
     return (max(known.index(part) if part in known else len(known) for part in parts), model)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import time
@@ -12,15 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer
 
 from modeling_cllm4rec.baselines import baseline_settings, fit_baseline, members, tune
 from modeling_cllm4rec.baselines.tuning import search_spaces
 from modeling_cllm4rec.benchmark.jobs import Job, Setting, fingerprint, write_json
-from modeling_cllm4rec.cllm4rec.arguments import FinetuneArguments, PretrainArguments
-from modeling_cllm4rec.cllm4rec.finetuning import finetune
-from modeling_cllm4rec.cllm4rec.pretraining import pretrain
-from modeling_cllm4rec.cllm4rec.prompts import next_item_pieces
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.id_checks import check_same_ids
 from modeling_cllm4rec.evaluation.evaluator import parse_metrics
@@ -28,9 +24,8 @@ from modeling_cllm4rec.evaluation.searching import SearchingRecommender
 from modeling_cllm4rec.hub.loading import load_recommender
 from modeling_cllm4rec.hub.machine import peak_device_memory, peak_memory
 from modeling_cllm4rec.hub.model_card import read_records
-from modeling_cllm4rec.lcrec.alignment import align
-from modeling_cllm4rec.lcrec.arguments import AlignArguments, IndexArguments
-from modeling_cllm4rec.lcrec.indexing import index_items
+from modeling_cllm4rec.systems import Stage, resolve, system_of_recipe
+from modeling_cllm4rec.training.progress import Progress
 
 FINISHED_FILE = "finished.json"
 NO_SETTINGS = ("progress", "device", "planned_pairs", "max_hours")
@@ -109,11 +104,11 @@ def train(job: Job, setting: Setting, data: RecommendationData, runs: Path, tune
         return Trained(recommender, cost, all_settings(name, settings))
     if job.system == "folder":
         return _read_folder(Path(job.recipe["path"]), data, setting)
-    folder, cost = (train_cllm4rec if job.system == "cllm4rec" else train_lcrec)(job, data, runs)
+    folder, cost = train_system(job, data, runs)
     recommender = load_recommender(folder)
-    if job.system == "cllm4rec" and job.recipe["finetune"] is None:
-        prompts = PretrainArguments(**job.recipe["pretrain"], data="data", output="output").templates
-        recommender.config.recommendation_prompts = next_item_pieces(prompts, AutoTokenizer.from_pretrained(folder))
+    system = system_of_recipe(job.system)
+    if job.recipe[system.stages[-1].section] is None:
+        resolve(system.recommend_early)(recommender, job.recipe[system.stages[0].section], folder)
     return _ready(recommender, setting, cost, dict(job.recipe))
 
 
@@ -131,43 +126,35 @@ def pairs_to_score(setting: Setting, data: RecommendationData) -> int:
     return sum(asking * (way.negatives + 1 if way.negatives else data.num_items) for way in setting.conditions)
 
 
-def train_cllm4rec(job: Job, data: RecommendationData, runs: Path) -> tuple[Path, Cost]:
-    """Pretrain and finetune; variants with the same pretraining share it.
+def train_system(job: Job, data: RecommendationData, runs: Path) -> tuple[Path, Cost]:
+    """Run the stages of a system, each from the result of the one before; jobs with the same first stages share them.
 
     Returns:
-        Folder of the model (the pretrained one where the recipe has no finetuning), and what both stages took.
+        Folder of the model (of the last stage that the recipe has), and the cost of all stages.
     """
-    common: dict[str, Any] = {"data": str(data.folder), "seed": job.seed, "resume": True}
-    start = runs / f"pretrain-{_short_name(job, 'pretrain')}"
-    cost = finished(start, lambda: pretrain(PretrainArguments(**job.recipe["pretrain"], **common, output=str(start)))[1].seconds)
-    pretrained = start / "pretrained"
-    if job.recipe["finetune"] is None:
-        return pretrained, cost
-    output = runs / f"cllm4rec-{_short_name(job, 'pretrain', 'finetune')}"
-    common |= {"output": str(output), "start": str(pretrained)}
-    tuned = finished(output, lambda: finetune(FinetuneArguments(**job.recipe["finetune"], **common))[1].seconds)
-    return output, cost.and_then(tuned)
+    system = system_of_recipe(job.system)
+    sections: list[str] = []
+    folder, cost = runs, Cost(0.0, 0, 0)
+    for stage in system.stages:
+        settings = job.recipe[stage.section]
+        if settings is None:
+            break
+        sections.append(stage.section)
+        last = stage is system.stages[-1]
+        output = runs / f"{system.name if last else stage.section}-{_short_name(job, *sections)}"
+        arguments: dict[str, Any] = {"data": str(data.folder), "output": str(output), "seed": job.seed, "resume": True}
+        if stage.previous:
+            arguments[stage.previous] = str(folder)
+        cost = cost.and_then(finished(output, functools.partial(_run_stage, stage, {**settings, **arguments})))
+        folder = output / stage.folder
+    return folder, cost
 
 
-def train_lcrec(job: Job, data: RecommendationData, runs: Path) -> tuple[Path, Cost]:
-    """Index the items and align: LC-Rec, with whatever index, and what is trained from scratch on an index.
-
-    Returns:
-        Folder of the model, and what both stages took.
-    """
-    common: dict[str, Any] = {"data": str(data.folder), "seed": job.seed, "resume": True}
-    index = runs / f"index-{_short_name(job, 'index')}"
-
-    def make_index() -> float:
-        begun = time.perf_counter()
-        index_items(IndexArguments(**job.recipe["index"], **common, output=str(index)))
-        return time.perf_counter() - begun
-
-    cost = finished(index, make_index)
-    output = runs / f"lcrec-{_short_name(job, 'index', 'align')}"
-    common |= {"output": str(output), "index": str(index)}
-    aligned = finished(output, lambda: align(AlignArguments(**job.recipe["align"], **common))[1].seconds)
-    return output, cost.and_then(aligned)
+def _run_stage(stage: Stage, arguments: dict[str, Any]) -> float:
+    """Run a stage and return its seconds; of one that the training loop ran, those of all runs that it was resumed from."""
+    start = time.perf_counter()
+    _, progress = resolve(stage.run)(resolve(stage.arguments)(**arguments))
+    return progress.seconds if isinstance(progress, Progress) else time.perf_counter() - start
 
 
 def finished(folder: Path, work: Callable[[], float]) -> Cost:

@@ -23,6 +23,7 @@ from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.id_checks import check_same_ids
 from modeling_cllm4rec.evaluation.evaluator import evaluate
 from modeling_cllm4rec.hub.model_card import give_card, save_record, training_record
+from modeling_cllm4rec.systems import SYSTEMS
 from modeling_cllm4rec.training.estimates import LargestBatch
 from modeling_cllm4rec.training.loop import (
     Step,
@@ -37,7 +38,7 @@ from modeling_cllm4rec.training.progress import Progress
 
 logger = logging.getLogger(__name__)
 
-SELECTION = ("recall@20", "recall@40", "ndcg@100")
+SELECTION = SYSTEMS["cllm4rec"].selection
 
 
 class FinetuningStage:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from modeling_cllm4rec.cllm4rec.arguments import PretrainArguments
 from modeling_cllm4rec.cllm4rec.documents import HistoryCorpus, TextCorpus, initial_item_rows
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation
 from modeling_cllm4rec.cllm4rec.objectives import LossTerms, Weights, next_item_terms, next_word_terms
 from modeling_cllm4rec.cllm4rec.parameters import choose_trainable
-from modeling_cllm4rec.cllm4rec.prompts import cut, recommendation_pieces
+from modeling_cllm4rec.cllm4rec.prompts import cut, next_item_pieces, recommendation_pieces
 from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers
 from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.core.language_model import reject_adapter
@@ -251,3 +253,14 @@ def pretrain(arguments: PretrainArguments) -> tuple[CLLM4RecForRecommendation, P
         logger.info("pretrained model saved in %s", folder)
     accelerator.wait_for_everyone()
     return model, progress
+
+
+def recommend_early(model: CLLM4RecForRecommendation, settings: Mapping[str, Any], folder: str | Path) -> None:
+    """Let a pretrained model recommend by its next-item head, without finetuning (LLM-PreRec of the paper's ablation).
+
+    Args:
+        settings: those of pretraining, whose templates are used.
+        folder: of the model, where its tokenizer is.
+    """
+    prompts = PretrainArguments(**settings, data="data", output="output").templates
+    model.config.recommendation_prompts = next_item_pieces(prompts, AutoTokenizer.from_pretrained(folder))

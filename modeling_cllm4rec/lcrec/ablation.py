@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from modeling_cllm4rec.benchmark.recipes import Changed, Recipe
+from collections.abc import Mapping
+from typing import Any
+
 from modeling_cllm4rec.lcrec.alignment_templates import TASKS
+from modeling_cllm4rec.systems import RecipeVariant
 
 RUNGS: dict[str, tuple[str, ...]] = {
     "SEQ": ("seqrec",),
@@ -13,11 +16,9 @@ RUNGS: dict[str, tuple[str, ...]] = {
 }
 """Rung -> the tasks that it adds to the rung before; the preferences come with the recipe itself, the paper's +PER."""
 RANDOM = "index=random"
-LADDER = (*RUNGS, RANDOM, f"SEQ:{RANDOM}")
-"""All variants of an LC-Rec recipe."""
 
 
-def lcrec_variants(recipe: Recipe) -> dict[str, Changed]:
+def variants(recipe: Mapping[str, dict[str, Any]]) -> dict[str, RecipeVariant]:
     """The rungs of a recipe of LC-Rec: its own tasks, with its shares, up to each.
 
     A rung whose tasks the recipe leaves out is none. Variants of one index share its stage.
@@ -29,10 +30,10 @@ def lcrec_variants(recipe: Recipe) -> dict[str, Changed]:
         tasks |= set(added)
         kept = [word for word in words if _task(word) in tasks]
         if any(_task(word) in added for word in words):
-            rungs[name] = Changed(f"tasks {' '.join(kept)}", {**recipe, "align": {**recipe["align"], "tasks": kept}})
-    rungs[RANDOM] = Changed("all tasks of the recipe, codes without meaning", {**recipe, "index": shuffled})
+            rungs[name] = RecipeVariant(f"tasks {' '.join(kept)}", {**recipe, "align": {**recipe["align"], "tasks": kept}})
+    rungs[RANDOM] = RecipeVariant("all tasks of the recipe, codes without meaning", {**recipe, "index": shuffled})
     if "SEQ" in rungs:
-        alone = Changed(f"{rungs['SEQ'].about}, codes without meaning", {**rungs["SEQ"].recipe, "index": shuffled})
+        alone = RecipeVariant(f"{rungs['SEQ'].about}, codes without meaning", {**rungs["SEQ"].recipe, "index": shuffled})
         rungs[f"SEQ:{RANDOM}"] = alone
     return rungs
 

@@ -37,6 +37,7 @@ from modeling_cllm4rec.lcrec.modeling_lcrec import INDEXER_FOLDER, LCRecForRecom
 from modeling_cllm4rec.lcrec.modeling_rqvae import RQVAEModel
 from modeling_cllm4rec.lcrec.parameters import choose_semantic_id_rows
 from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds
+from modeling_cllm4rec.systems import SYSTEMS
 from modeling_cllm4rec.tokenization.tokenization_lcrec import add_semantic_id_tokens
 from modeling_cllm4rec.training.backbones import untrained_backbone
 from modeling_cllm4rec.training.estimates import LargestBatch
@@ -53,7 +54,7 @@ from modeling_cllm4rec.training.progress import Progress
 
 logger = logging.getLogger(__name__)
 
-SELECTION = "ndcg@10"
+(SELECTION,) = SYSTEMS["lcrec"].selection
 
 
 class AlignmentStage:

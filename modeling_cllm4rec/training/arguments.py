@@ -173,7 +173,7 @@ def stage_settings(content: Mapping[str, Any], path: str | Path, kind: type[Any]
     Raises:
         InputError: an unknown key (the nearest names are listed), or a value of another type than the field's.
     """
-    sections, shared_kind = _shared_by(kind)
+    sections, shared_kind = shared_by(kind)
     shared = {key: value for key, value in content.items() if key not in sections}
     own = content.get(section) or {}
     if not isinstance(own, dict):
@@ -191,7 +191,7 @@ def stage_settings(content: Mapping[str, Any], path: str | Path, kind: type[Any]
     return merged
 
 
-def _shared_by(kind: type[Any]) -> tuple[tuple[str, ...], type[Any]]:
+def shared_by(kind: type[Any]) -> tuple[tuple[str, ...], type[Any]]:
     """Return the sections of a YAML file that share its top-level keys, and the class whose fields those keys are."""
     for base in kind.__mro__:
         if "sections" in vars(base):

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from modeling_cllm4rec.benchmark.ablation import VARIANTS, make_variant_jobs
+from modeling_cllm4rec.benchmark.ablation import make_variant_jobs
+from modeling_cllm4rec.cllm4rec.ablation import VARIANTS
 
 RECIPE: dict[str, dict[str, Any]] = {
     "pretrain": {"backbone": "gpt2", "epochs": 4, "tune": "full", "lambda_c": 1.0},
@@ -15,7 +16,7 @@ RECIPE: dict[str, dict[str, Any]] = {
 
 
 def changes(name: str) -> dict[str, Any]:
-    job = next(job for job in make_variant_jobs(RECIPE, [name], [1])[0] if job.model == name)
+    job = next(job for job in make_variant_jobs(RECIPE, [name], [1], name="cllm4rec")[0] if job.model == name)
     changed = {
         f"{stage}.{key}": value
         for stage in RECIPE
@@ -52,10 +53,10 @@ def test_what_a_variant_changes(name: str, wanted: dict[str, Any]) -> None:
 
 
 def test_variants_that_are_the_recipe_are_named_and_not_run() -> None:
-    jobs, found = make_variant_jobs(RECIPE, None, [1, 2])
+    jobs, found = make_variant_jobs(RECIPE, None, [1, 2], name="cllm4rec")
     assert found["same_as_recipe"] == ("LLM-FTALL", "rows=text")
     assert found["recipe"] == RECIPE
-    assert len(jobs) == 2 * (len(VARIANTS) - 2)
+    assert len(jobs) == 2 * (len(VARIANTS) - 1)
     assert [job.model for job in jobs[:2]] == ["recipe", "recipe"]
     assert len({job.key for job in jobs}) == len(jobs)
 
@@ -64,13 +65,13 @@ def test_no_two_variants_are_the_same() -> None:
     """Of a recipe that is neither of them: or they would be trained twice."""
     recipe = {stage: {**settings, "tune": "lora", "lambda_c": 3.0, "init_ids": "text"} for stage, settings in RECIPE.items()}
     del recipe["finetune"]["init_ids"]
-    jobs, _ = make_variant_jobs(recipe, None, [1])
+    jobs, _ = make_variant_jobs(recipe, None, [1], name="cllm4rec")
     made = [(job.recipe, job.anonymous) for job in jobs]
     assert all(made.count(one) == 1 for one in made)
 
 
 def test_the_recipe_itself_is_always_there() -> None:
-    jobs, _ = make_variant_jobs(RECIPE, ["LLM-CF"], [5], command="program ablation")
+    jobs, _ = make_variant_jobs(RECIPE, ["LLM-CF"], [5], command="program ablation", name="cllm4rec")
     assert [(job.model, job.command) for job in jobs] == [
         ("recipe", "program ablation --variants recipe --seed 5"),
         ("LLM-CF", "program ablation --variants LLM-CF --seed 5"),
@@ -78,18 +79,18 @@ def test_the_recipe_itself_is_always_there() -> None:
 
 
 def test_epochs_share() -> None:
-    job = make_variant_jobs(RECIPE, ["LLM-CF"], [1], epochs_share=0.3)[0][1]
+    job = make_variant_jobs(RECIPE, ["LLM-CF"], [1], epochs_share=0.3, name="cllm4rec")[0][1]
     assert (job.recipe["pretrain"]["epochs"], job.recipe["finetune"]["epochs"]) == (2, 2)
     assert job.recipe["pretrain"]["warmup_epochs"] == 0
 
 
 def test_variant_that_does_not_exist() -> None:
     with pytest.raises(ValueError, match="variants: there is no 'LLM-FixOrder'; nearest: LLM-FixOrd"):
-        make_variant_jobs(RECIPE, ["LLM-FixOrder"], [1])
+        make_variant_jobs(RECIPE, ["LLM-FixOrder"], [1], name="cllm4rec")
     with pytest.raises(ValueError, match="backbone is not set"):
-        make_variant_jobs({"pretrain": {}, "finetune": {}}, None, [1])
+        make_variant_jobs({"pretrain": {}, "finetune": {}}, None, [1], name="cllm4rec")
     with pytest.raises(ValueError, match=r"seeds are \[2, 2\]"):
-        make_variant_jobs(RECIPE, None, [2, 2])
+        make_variant_jobs(RECIPE, None, [2, 2], name="cllm4rec")
 
 
 LCREC: dict[str, dict[str, Any]] = {
@@ -100,7 +101,7 @@ LCREC: dict[str, dict[str, Any]] = {
 
 def test_rungs_of_lcrec() -> None:
     """The tasks of the recipe up to each rung, with its shares; what the recipe has no task of is no rung."""
-    jobs, found = make_variant_jobs(LCREC, None, [3], system="lcrec", command="program ablation")
+    jobs, found = make_variant_jobs(LCREC, None, [3], name="lcrec", command="program ablation")
     tasks = {job.model: job.recipe["align"]["tasks"] for job in jobs}
     assert tasks == {
         "recipe": LCREC["align"]["tasks"],
@@ -118,10 +119,10 @@ def test_rungs_of_lcrec() -> None:
 
 def test_rungs_that_are_the_recipe_are_not_run() -> None:
     sequences = {**LCREC, "align": {**LCREC["align"], "tasks": ["seqrec"]}}
-    jobs, found = make_variant_jobs(sequences, None, [1], system="lcrec")
+    jobs, found = make_variant_jobs(sequences, None, [1], name="lcrec")
     assert found["same_as_recipe"] == ("SEQ",)
     assert [job.model for job in jobs] == ["recipe", "index=random", "SEQ:index=random"]
     with pytest.raises(ValueError, match="variants: there is no '.MUT'; nearest: "):
-        make_variant_jobs(sequences, ["+MUT"], [1], system="lcrec")
+        make_variant_jobs(sequences, ["+MUT"], [1], name="lcrec")
     with pytest.raises(ValueError, match="variants: there is no 'LLM-CF'; nearest: recipe, SEQ, "):
-        make_variant_jobs(LCREC, ["LLM-CF"], [1], system="lcrec")
+        make_variant_jobs(LCREC, ["LLM-CF"], [1], name="lcrec")
