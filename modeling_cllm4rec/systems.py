@@ -91,7 +91,9 @@ class System:
             stage was left out; empty where it cannot.
         writer: `module:function` (model, folder) -> an object with `write(item, user)`, or None; empty where the system writes no
             sentences about items.
-        add_items: `module:function` (model, tokenizer, items, **settings) -> tokenizer, adds items by their texts.
+        add_items: `module:function` (model, tokenizer, items, **settings) -> tokenizer, adds items by their texts; empty where
+            the system cannot.
+        add_items_settings: names of the settings that `add_items` takes.
     """
 
     name: str
@@ -111,6 +113,7 @@ class System:
     recommend_early: str = ""
     writer: str = ""
     add_items: str = ""
+    add_items_settings: tuple[str, ...] = ()
 
 
 SYSTEMS: dict[str, System] = {}
@@ -243,6 +246,7 @@ register_system(
         recommend_early="modeling_cllm4rec.cllm4rec.pretraining:recommend_early",
         writer="modeling_cllm4rec.cllm4rec.content_writer:content_writer",
         add_items="modeling_cllm4rec.cllm4rec.new_item_training:add_items",
+        add_items_settings=("start", "prediction_scale", "settling"),
     )
 )
 
@@ -291,5 +295,6 @@ register_system(
         variants="modeling_cllm4rec.lcrec.ablation:variants",
         selection=("ndcg@10",),
         add_items="modeling_cllm4rec.lcrec.new_items:add_items",
+        add_items_settings=("encoder",),
     )
 )

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import sys
 
-from modeling_cllm4rec.commands.stages import finetune_main as main
+from modeling_cllm4rec.commands.main import load
+
+main = load("finetune")
 
 __all__ = ["main"]
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -79,7 +79,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, NewItemsResult]:
         system = system_of(model)
         if model.scores_catalogue:
             model.catalogue = Catalogue(withheld.data.items)  # with all of the texts
-        resolve(system.add_items)(model, tokenizer, new, **growth_settings(arguments))
+        settings = {name: value for name, value in growth_settings(arguments).items() if name in system.add_items_settings}
+        resolve(system.add_items)(model, tokenizer, new, **settings)
         results[f"{system.title} ({Path(folder).name})"] = new_items_recall(model, withheld, new, **shared)
     return results
 

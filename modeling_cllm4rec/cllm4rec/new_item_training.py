@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -66,7 +65,6 @@ def add_items(
     prediction_scale: float = 0.5,
     settling: NewRowTraining = NewRowTraining(),
     progress: bool = True,
-    **others: Any,
 ) -> CLLM4RecTokenizer:
     """Add items by their texts alone: rows from words (`catalogue_changes.add_items`), then `train_new_rows`.
 
@@ -80,10 +78,8 @@ def add_items(
         The tokenizer of the model with the new items.
 
     Raises:
-        InputError: a setting that only other systems have, or items that cannot be added (which).
+        InputError: items that cannot be added (which).
     """
-    if others:
-        raise InputError(f"{', '.join(others)}: CLLM4Rec starts rows from words and needs no encoder; leave it out")
     first = model.config.num_items
     model.add_items(items, start=start, prediction_scale=prediction_scale, tokenizer=tokenizer)
     if settling.passes:

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from modeling_cllm4rec.cllm4rec.new_item_training import NewRowTraining
 from modeling_cllm4rec.commands.command_line import print_json, run_command
-from modeling_cllm4rec.core.errors import ExistingFileError
+from modeling_cllm4rec.core.errors import ExistingFileError, InputError
 from modeling_cllm4rec.corpora.readers import read_table
 from modeling_cllm4rec.hub.loading import load_recommender
 from modeling_cllm4rec.hub.model_card import RECORD_FILE, read_records
@@ -115,7 +115,10 @@ def run(arguments: argparse.Namespace) -> None:
         ids = model.catalogue.ids.parse(items["item_id"].to_pylist())  # a CSV file has text only
         items = items.set_column(0, "item_id", pa.array(ids))
     old = AutoTokenizer.from_pretrained(arguments.model)
-    tokenizer = resolve(system_of(model).add_items)(model, old, items, **settings)
+    system = system_of(model)
+    if unread := [name for name in settings if name not in system.add_items_settings]:
+        raise InputError(f"{', '.join(unread)}: {system.title} does not read this; leave it out")
+    tokenizer = resolve(system.add_items)(model, old, items, **settings)
     if model.card is not None:
         model.card += NOTE.format(count=items.num_rows)
     model.save_pretrained(output)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import importlib
+import functools
 import sys
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from modeling_cllm4rec.commands.command_line import BAD_ARGUMENTS, OK, RUN_FAILED
+from modeling_cllm4rec.systems import SYSTEMS, resolve
 
 
 class Command(NamedTuple):
@@ -26,10 +27,6 @@ class Command(NamedTuple):
 COMMANDS = {
     "doctor": Command("modeling_cllm4rec.commands.doctor:main", "what is installed, what is missing, what will not work"),
     "prepare": Command("modeling_cllm4rec.commands.prepare:main", "raw interactions and texts -> data folder"),
-    "pretrain": Command("modeling_cllm4rec.commands.stages:pretrain_main", "CLLM4Rec: data folder -> pretrained model"),
-    "finetune": Command("modeling_cllm4rec.commands.stages:finetune_main", "CLLM4Rec: pretrained model -> recommender"),
-    "index-items": Command("modeling_cllm4rec.commands.stages:index_items_main", "LC-Rec: item texts -> semantic index"),
-    "align": Command("modeling_cllm4rec.commands.stages:align_main", "LC-Rec: index and language model -> recommender"),
     "evaluate": Command("modeling_cllm4rec.commands.evaluate:main", "rank the whole catalogue and measure, with intervals"),
     "recommend": Command("modeling_cllm4rec.commands.recommend:main", "recommend to users, histories, everyone, queries"),
     "benchmark": Command("modeling_cllm4rec.benchmark.command:main", "models beside baselines, ablations, a page of results"),
@@ -37,16 +34,26 @@ COMMANDS = {
     "serve": Command("modeling_cllm4rec.serving.command:main", "answer recommendations over HTTP"),
     "export": Command("modeling_cllm4rec.exports.command:main", "a model as ONNX, as vectors, as a Space"),
     "add-items": Command("modeling_cllm4rec.commands.add_items:main", "new items for a trained model, by their texts alone"),
-    "update": Command("modeling_cllm4rec.commands.update:main", "CLLM4Rec: go on training on new interactions"),
 }
+
+"""The commands that are no training stage."""
 
 Main = Callable[[list[str]], int]
 
 
+def all_commands() -> dict[str, str]:
+    """Return the name of each command and what it does in a few words; the stages of all systems follow `prepare`."""
+    stages = {stage.name: stage.summary for system in SYSTEMS.values() for stage in (*system.stages, *system.updates)}
+    about = {name: command.about for name, command in COMMANDS.items()}
+    first = {name: about.pop(name) for name in ("doctor", "prepare")}
+    return {**first, **stages, **about}
+
+
 def help_text() -> str:
     """What `cllm4rec --help` prints."""
-    width = max(map(len, COMMANDS))
-    commands = "\n".join(f"  {name:<{width}}  {command.about}" for name, command in COMMANDS.items())
+    about = all_commands()
+    width = max(map(len, about))
+    commands = "\n".join(f"  {name:<{width}}  {words}" for name, words in about.items())
     return f"""usage: cllm4rec COMMAND ...
 
 Large language models that recommend: CLLM4Rec and LC-Rec.
@@ -81,23 +88,24 @@ def main(argv: list[str] | None = None) -> int:
         print(f"cllm4rec {__version__}")
         return OK
     name, *rest = words
-    if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"the commands are {', '.join(COMMANDS)}"
+    if name not in all_commands():
+        near = difflib.get_close_matches(name, all_commands(), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"the commands are {', '.join(all_commands())}"
         print(f"cllm4rec: error: there is no command {name!r}; {hint}", file=sys.stderr)
         return BAD_ARGUMENTS
     try:
-        return load(COMMANDS[name].target)(rest)
+        return load(name)(rest)
     except ModuleNotFoundError as missing:
         print(f"cllm4rec {name}: error: {what_is_missing(missing.name or str(missing))}", file=sys.stderr)
         return RUN_FAILED
 
 
-def load(target: str) -> Main:
-    """The function that `module:function` names."""
-    module, function = target.split(":")
-    found: Main = getattr(importlib.import_module(module), function)
-    return found
+def load(name: str) -> Main:
+    """Import the function of a command: it takes the words behind the command and returns an exit code."""
+    if name in COMMANDS:
+        return cast(Main, resolve(COMMANDS[name].target))
+    stages = {stage.name: stage for system in SYSTEMS.values() for stage in (*system.stages, *system.updates)}
+    return functools.partial(resolve("modeling_cllm4rec.commands.stages:stage_main"), stages[name])
 
 
 def what_is_missing(module: str) -> str:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
-from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
 
 
@@ -18,7 +15,6 @@ def add_items(
     *,
     encoder: str | None = None,
     progress: bool = True,
-    **others: Any,
 ) -> PreTrainedTokenizerBase:
     """Add items by their texts alone.
 
@@ -31,11 +27,9 @@ def add_items(
         The tokenizer, unchanged: the semantic ID tokens are there already.
 
     Raises:
-        InputError: a setting that only other systems have, items that cannot be added, or a model that has no indexer or does
+        InputError: items that cannot be added, or a model that has no indexer or does
             not state how texts become embeddings.
         MissingFileError, MissingPackageError: see `LCRecForRecommendation.add_items`.
     """
-    if others:
-        raise InputError(f"{', '.join(others)}: LC-Rec gives new items free semantic IDs and trains no rows; leave it out")
     model.add_items(items, encoder=encoder, progress=progress)
     return tokenizer

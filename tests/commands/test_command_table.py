@@ -31,7 +31,7 @@ print(seconds < 0.5, heavy)
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout.splitlines()[-1] == "True []"
-    assert all(f"\n  {name} " in done.stdout for name in table.COMMANDS)
+    assert all(f"\n  {name} " in done.stdout for name in table.all_commands())
 
 
 def test_preparing_imports_no_torch(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_preparing_imports_no_torch(tmp_path: Path) -> None:
     assert done.stdout.split() == ["False", "False"]
 
 
-@pytest.mark.parametrize("name", table.COMMANDS)
+@pytest.mark.parametrize("name", table.all_commands())
 def test_each_command_shows_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         sys.exit(table.main([name, "--help"]))

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from accelerate.state import AcceleratorState
 
-from modeling_cllm4rec.commands.main import COMMANDS, load
+from modeling_cllm4rec.commands.main import all_commands, load
 from modeling_cllm4rec.commands.main import main as cllm4rec
 
 ROOT = Path(__file__).parents[2]
@@ -109,5 +109,5 @@ def flags_of(command: str, *kind: str) -> set[str]:
     """The flags in the help of a command, or of one of its kinds."""
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
-        load(COMMANDS[command].target)([*kind, "--help"])
+        load(command)([*kind, "--help"])
     return set(re.findall(r"--[\w-]+", said.getvalue()))

@@ -20,7 +20,7 @@ from pages import ROOT, blocks, flags_of, our_command, run_page, shell_commands
 from scipy import sparse
 from transformers import PreTrainedTokenizerBase
 
-from modeling_cllm4rec.commands.main import COMMANDS
+from modeling_cllm4rec.commands.main import all_commands
 from modeling_cllm4rec.corpora.synthetic import SyntheticDataset
 from modeling_cllm4rec.corpora.splits import leave_one_out_split
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
@@ -210,7 +210,7 @@ def test_commands_of_a_page_exist(page: Path) -> None:
             ours = our_command(words)
             if ours is None:
                 continue
-            if ours[0] not in COMMANDS:
+            if ours[0] not in all_commands():
                 wrong.append(f"line {block.line}: there is no command {ours[0]}")
                 continue
             kind = ours[1:2] if ours[0] in ("export", "benchmark") else []
