@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from modeling_cllm4rec import _auto
+from modeling_cllm4rec import _auto, systems
 
 if TYPE_CHECKING:
     from modeling_cllm4rec.cllm4rec.configuration_cllm4rec import CLLM4RecConfig
@@ -73,6 +73,9 @@ _MODULE_OF = {
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return _installed_version()
+    target = _auto.target_of(name)
+    if name not in _MODULE_OF and target is not None:  # a class of a registered system, which the Auto classes look for here
+        return systems.resolve(target)
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
     return getattr(importlib.import_module(_MODULE_OF[name]), name)
@@ -93,3 +96,4 @@ def _installed_version() -> str:
 
 
 _auto.register()
+systems.import_registered()

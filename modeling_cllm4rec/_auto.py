@@ -15,7 +15,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from modeling_cllm4rec.systems import SYSTEMS, System
+from modeling_cllm4rec.systems import AFTER_REGISTRATION, SYSTEMS, System
 
 
 class Names(NamedTuple):
@@ -32,29 +32,42 @@ def _names(system: System) -> Names:
     return Names(*(target.partition(":")[2] or None for target in targets))  # type: ignore[arg-type]
 
 
-MODEL_TYPES = {
-    **{name: _names(system) for name, system in SYSTEMS.items()},
-    "cllm4rec_rqvae": Names("RQVAEConfig", "RQVAEModel"),
-}
+def model_types() -> dict[str, Names]:
+    """Return the names of all model types: those of the systems, and the indexer of LC-Rec."""
+    return {**{name: _names(system) for name, system in SYSTEMS.items()}, "cllm4rec_rqvae": Names("RQVAEConfig", "RQVAEModel")}
+
+
+def target_of(class_name: str) -> str | None:
+    """Return `module:Class` of a system's class, None for a name that no system has."""
+    targets = [
+        target for system in SYSTEMS.values() for target in (system.config, system.model, system.causal_lm, system.tokenizer)
+    ]
+    return next((target for target in targets if target.partition(":")[2] == class_name), None)
 
 
 def register() -> None:
     """Write our names into the tables of transformers: now where they exist already, else as soon as they do."""
     sys.meta_path.insert(0, _AutoModulesFinder())
+    write_names_now()
+    AFTER_REGISTRATION.append(write_names_now)
+
+
+def write_names_now() -> None:
+    """Write the names into the tables that exist already, also those of a system that was registered later."""
     for module_name, write_names in _WRITERS.items():
         if module_name in sys.modules:
             write_names(importlib.import_module(module_name))  # waits while another thread is importing it
 
 
 def _write_config_names(module: ModuleType) -> None:
-    for model_type, names in MODEL_TYPES.items():
+    for model_type, names in model_types().items():
         module.CONFIG_MAPPING_NAMES[model_type] = names.config
         # The tables look for a class in the module `transformers.models.<model type>`: for ours, that is this package.
         sys.modules[f"transformers.models.{model_type}"] = sys.modules["modeling_cllm4rec"]
 
 
 def _write_model_names(module: ModuleType) -> None:
-    for model_type, names in MODEL_TYPES.items():
+    for model_type, names in model_types().items():
         _write_class_name(module.MODEL_MAPPING_NAMES, module.MODEL_MAPPING, model_type, names.model)
         _write_class_name(
             module.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, module.MODEL_FOR_CAUSAL_LM_MAPPING, model_type, names.causal_lm
@@ -62,7 +75,7 @@ def _write_model_names(module: ModuleType) -> None:
 
 
 def _write_tokenizer_names(module: ModuleType) -> None:
-    for model_type, names in MODEL_TYPES.items():
+    for model_type, names in model_types().items():
         _write_class_name(module.TOKENIZER_MAPPING_NAMES, module.TOKENIZER_MAPPING, model_type, names.tokenizer)
 
 
@@ -70,7 +83,7 @@ def _write_class_name(table: dict[str, str], mapping: Any, model_type: str, clas
     if class_name is not None:
         table[model_type] = class_name
         # a copy of the table of configurations, made before ours were in it
-        mapping._reverse_config_mapping[MODEL_TYPES[model_type].config] = model_type
+        mapping._reverse_config_mapping[model_types()[model_type].config] = model_type
 
 
 _WRITERS: dict[str, Callable[[ModuleType], None]] = {

@@ -8,7 +8,8 @@ are presented.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -117,6 +118,8 @@ class System:
 
 
 SYSTEMS: dict[str, System] = {}
+AFTER_REGISTRATION: list[Callable[[], None]] = []
+"""Functions to call when a row was added, such as the one that tells the Auto classes."""
 
 
 def register_system(system: System) -> System:
@@ -124,13 +127,40 @@ def register_system(system: System) -> System:
 
     Raises:
         InputError: the name, a stage or a recipe is taken.
+
+    Example:
+        >>> register_system(SYSTEMS["lcrec"])
+        Traceback (most recent call last):
+        ...
+        modeling_cllm4rec.core.errors.InputError: system 'lcrec': the name 'lcrec' is taken; choose another
     """
     taken = {name for row in SYSTEMS.values() for name in (row.name, *stage_names(row), *row.recipes)}
     for name in (system.name, *stage_names(system), *system.recipes):
         if name in taken:
-            raise InputError(f"system {system.name!r}: the name {name!r} is taken by another system; choose another")
+            raise InputError(f"system {system.name!r}: the name {name!r} is taken; choose another")
     SYSTEMS[system.name] = system
+    for update in AFTER_REGISTRATION:
+        update()
     return system
+
+
+def import_registered() -> None:
+    """Import the modules in the environment variable CLLM4REC_SYSTEMS, separated by commas: they register systems of their own.
+
+    Every process that imports this package then knows these systems, also the workers of a benchmark.
+
+    Raises:
+        InputError: there is no such module.
+    """
+    for module in filter(None, os.environ.get("CLLM4REC_SYSTEMS", "").split(",")):
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name != module:
+                raise
+            raise InputError(
+                f"CLLM4REC_SYSTEMS names {module!r}, and there is no such module; put its folder on PYTHONPATH"
+            ) from error
 
 
 def stage_names(system: System) -> list[str]:

@@ -22,9 +22,9 @@ from modeling_cllm4rec.corpora.batches import collate, plan_batches
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.id_checks import check_same_ids
 from modeling_cllm4rec.evaluation.evaluator import evaluate
-from modeling_cllm4rec.hub.model_card import give_card, save_record, training_record
 from modeling_cllm4rec.systems import SYSTEMS
 from modeling_cllm4rec.training.estimates import LargestBatch
+from modeling_cllm4rec.training.finishing import save_finished
 from modeling_cllm4rec.training.loop import (
     Step,
     as_on_the_main_process,
@@ -33,7 +33,6 @@ from modeling_cllm4rec.training.loop import (
     make_accelerator,
     run,
 )
-from modeling_cllm4rec.training.parameters import merge_lora
 from modeling_cllm4rec.training.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -219,12 +218,5 @@ def finetune_from(
     sides: tuple[Side, ...] = SIDES if arguments.content_every else ("collaborative",)
     adapted = choose_trainable(model, arguments, sides)
     progress = run(stage, accelerator)
-    if progress.finished and accelerator.is_main_process:
-        merge_lora(adapted)
-        model.save_pretrained(arguments.run_folder)
-        tokenizer.save_pretrained(arguments.run_folder)
-        save_record(arguments.run_folder, record, training_record(arguments, progress), earlier)
-        give_card(model, arguments.run_folder, data)
-        logger.info("model saved in %s", arguments.run_folder)
-    accelerator.wait_for_everyone()
+    save_finished(stage, tokenizer, progress, accelerator, adapted, record=record, card_data=data, earlier=earlier)
     return progress

@@ -26,11 +26,10 @@ from modeling_cllm4rec.core.language_model import reject_adapter
 from modeling_cllm4rec.core.prompt_assembly import assemble
 from modeling_cllm4rec.corpora.batches import Batch, collate, plan_batches
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
-from modeling_cllm4rec.hub.model_card import save_record, training_record
 from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 from modeling_cllm4rec.training.estimates import FEWER_ROWS, LargestBatch, check_memory, id_table_memory
+from modeling_cllm4rec.training.finishing import save_finished
 from modeling_cllm4rec.training.loop import Step, check_folder, documents_of_a_step, make_accelerator, run
-from modeling_cllm4rec.training.parameters import merge_lora
 from modeling_cllm4rec.training.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -244,14 +243,7 @@ def pretrain(arguments: PretrainArguments) -> tuple[CLLM4RecForRecommendation, P
         stage = PretrainingStage(model, tokenizer, data, arguments)
     adapted = choose_trainable(model, arguments)
     progress = run(stage, accelerator)
-    if progress.finished and accelerator.is_main_process:
-        merge_lora(adapted)
-        folder = arguments.run_folder / "pretrained"
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        save_record(arguments.run_folder, stage.name, training_record(arguments, progress))
-        logger.info("pretrained model saved in %s", folder)
-    accelerator.wait_for_everyone()
+    save_finished(stage, tokenizer, progress, accelerator, adapted, folder=arguments.run_folder / "pretrained")
     return model, progress
 
 

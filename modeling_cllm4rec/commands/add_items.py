@@ -116,6 +116,8 @@ def run(arguments: argparse.Namespace) -> None:
         items = items.set_column(0, "item_id", pa.array(ids))
     old = AutoTokenizer.from_pretrained(arguments.model)
     system = system_of(model)
+    if not system.add_items:
+        raise InputError(f"{arguments.model} is of the system {system.title}, which cannot add items; train it again with them")
     if unread := [name for name in settings if name not in system.add_items_settings]:
         raise InputError(f"{', '.join(unread)}: {system.title} does not read this; leave it out")
     tokenizer = resolve(system.add_items)(model, old, items, **settings)

@@ -22,7 +22,6 @@ from modeling_cllm4rec.corpora.batches import plan_batches
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.evaluation.evaluator import evaluate
 from modeling_cllm4rec.evaluation.searching import SearchingRecommender
-from modeling_cllm4rec.hub.model_card import give_card, save_record, training_record
 from modeling_cllm4rec.lcrec.alignment_corpus import (
     AlignmentCorpus,
     load_templates,
@@ -41,6 +40,7 @@ from modeling_cllm4rec.systems import SYSTEMS
 from modeling_cllm4rec.tokenization.tokenization_lcrec import add_semantic_id_tokens
 from modeling_cllm4rec.training.backbones import untrained_backbone
 from modeling_cllm4rec.training.estimates import LargestBatch
+from modeling_cllm4rec.training.finishing import save_finished
 from modeling_cllm4rec.training.loop import (
     Step,
     as_on_the_main_process,
@@ -49,7 +49,6 @@ from modeling_cllm4rec.training.loop import (
     make_accelerator,
     run,
 )
-from modeling_cllm4rec.training.parameters import merge_lora
 from modeling_cllm4rec.training.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -280,15 +279,8 @@ def align(arguments: AlignArguments) -> tuple[LCRecForRecommendation, Progress]:
         stage = AlignmentStage(model, tokenizer, data, arguments, accelerator.is_main_process, str(accelerator.device))
     adapted = choose_semantic_id_rows(model, arguments)
     progress = run(stage, accelerator)
-    if progress.finished and accelerator.is_main_process:
-        merge_lora(adapted)
-        model.save_pretrained(arguments.run_folder)
-        tokenizer.save_pretrained(arguments.run_folder)
-        record = training_record(arguments, progress)
-        if stage.corpus.intentions is not None:
-            record["notes"] = [f"Intentions and preferences were written by: {stage.corpus.intentions.source}."]
-        save_record(arguments.run_folder, stage.name, record, Path(arguments.index))
-        give_card(model, arguments.run_folder, data)
-        logger.info("model saved in %s", arguments.run_folder)
-    accelerator.wait_for_everyone()
+    source = None if stage.corpus.intentions is None else stage.corpus.intentions.source
+    notes = [] if source is None else [f"Intentions and preferences were written by: {source}."]
+    earlier = Path(arguments.index)
+    save_finished(stage, tokenizer, progress, accelerator, adapted, card_data=data, earlier=earlier, notes=notes)
     return model, progress

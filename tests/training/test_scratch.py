@@ -11,12 +11,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from modeling_cllm4rec.cllm4rec.new_item_training import add_items
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.lcrec.alignment import align, new_lcrec_model
 from modeling_cllm4rec.lcrec.arguments import AlignArguments, IndexArguments
 from modeling_cllm4rec.lcrec.indexing import index_items
 from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
+from modeling_cllm4rec.lcrec.new_items import add_items
 from modeling_cllm4rec.training.backbones import untrained_backbone
 
 SCRATCH: dict[str, Any] = {
