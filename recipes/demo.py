@@ -21,6 +21,7 @@ from modeling_cllm4rec.cllm4rec.arguments import FinetuneArguments, PretrainArgu
 from modeling_cllm4rec.cllm4rec.finetuning import finetune
 from modeling_cllm4rec.cllm4rec.pretraining import pretrain
 from modeling_cllm4rec.cllm4rec.prompts import Prompts
+from modeling_cllm4rec.commands.stage_arguments import parse_arguments
 from modeling_cllm4rec.core.catalogue import Catalogue, Recommendations
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.preparation import prepare_tables
@@ -32,7 +33,6 @@ from modeling_cllm4rec.hub.model_card import update_card
 from modeling_cllm4rec.lcrec.alignment import align
 from modeling_cllm4rec.lcrec.arguments import AlignArguments, IndexArguments
 from modeling_cllm4rec.lcrec.indexing import index_items
-from modeling_cllm4rec.training.arguments import parse_arguments
 from modeling_cllm4rec.training.backbones import train_backbone
 
 CONFIGS = Path(__file__).parent / "configs"

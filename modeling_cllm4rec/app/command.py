@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 
-from modeling_cllm4rec.commands.command_line import run_command
+from modeling_cllm4rec.commands.command_line import CommandParser
 
 EPILOG = """example:
   cllm4rec app --model runs/beauty
@@ -16,15 +15,13 @@ Stop it with Ctrl-C. Models side by side need one catalogue: both trained on the
 """
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> CommandParser:
     """The flags."""
-    flags = argparse.ArgumentParser(
-        prog="cllm4rec app",
+    flags = CommandParser(
+        "app",
         description="Open a page in the browser: find items, compose a history or take a known user, and look at what the models "
         "recommend and why.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     flags.add_argument("--model", action="append", required=True, help="folder or Hub name; repeat it for a second model")
     flags.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)")
@@ -50,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{', '.join(arguments.model)} on {address} (Ctrl-C ends it)", flush=True)
         page.block_thread()
 
-    return run_command(flags.prog, work)
+    return flags.run(arguments, work)
 
 
 if __name__ == "__main__":

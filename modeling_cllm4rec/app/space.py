@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 import yaml
 
 import modeling_cllm4rec
-from modeling_cllm4rec.commands.command_line import print_json, run_command
+from modeling_cllm4rec.commands.command_line import CommandParser, print_json
 from modeling_cllm4rec.commands.doctor import requirements
 from modeling_cllm4rec.core.errors import ExistingFileError, InputError
 
@@ -122,14 +121,12 @@ def write_space(folder: str | Path, files: dict[str, str]) -> None:
         (target / name).write_text(text, encoding="utf-8")
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> CommandParser:
     """The flags."""
-    flags = argparse.ArgumentParser(
-        prog="cllm4rec export space",
+    flags = CommandParser(
+        "export space",
         description="Write a folder that is a Hugging Face Space: the page of `cllm4rec app` over models of the Hub.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     flags.add_argument("--model", action="append", required=True, help="name on the Hub; repeat it for a second one")
     flags.add_argument("--output", required=True, help="new folder")
@@ -160,7 +157,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{', '.join(files)}{source} written to {arguments.output}; upload it by")
         print(f"hf upload OWNER/NAME {arguments.output} . --repo-type space")
 
-    return run_command(flags.prog, work)
+    return flags.run(arguments, work)
 
 
 if __name__ == "__main__":

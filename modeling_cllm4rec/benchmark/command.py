@@ -20,7 +20,7 @@ from modeling_cllm4rec.benchmark.recipes import read_one_recipe, read_recipes
 from modeling_cllm4rec.benchmark.report import REPORT_FILE, RESULTS_FILE, write_report
 from modeling_cllm4rec.benchmark.runner import Place, run_jobs
 from modeling_cllm4rec.benchmark.strong_generalization import draw_people, hold_out_people
-from modeling_cllm4rec.commands.command_line import print_json, run_command
+from modeling_cllm4rec.commands.command_line import CommandParser, print_json
 from modeling_cllm4rec.core.errors import ExistingFileError, InputError
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 
@@ -224,11 +224,11 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command."""
     epilog = f"{QUALITY.format(program=PROGRAM)}\n`{PROGRAM} quality --help` shows the flags of one of them."
     shape: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
-    flags = argparse.ArgumentParser(prog=PROGRAM, description=__doc__, epilog=epilog, **shape)
+    flags = CommandParser(prog=PROGRAM, description=__doc__, epilog=epilog, **shape)
     add_commands(flags.add_subparsers(dest="command", required=True))
     arguments = flags.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    return run_command(PROGRAM, lambda: run(arguments))
+    return flags.run(arguments, lambda: run(arguments))
 
 
 if __name__ == "__main__":

@@ -114,6 +114,9 @@ class StageArguments(TrainingArguments):
 class PretrainArguments(StageArguments):
     """Pretraining (section 3.3): content warm-up, then alternating L and C steps with mutual regularization."""
 
+    epochs: int = field(
+        default=10, metadata={"help": "passes over the interactions; the warmup_epochs of the content LM come before them"}
+    )
     drop_user: float = field(default=0.0, metadata={"help": "probability that a history goes without its user's token"})
     backbone: str = field(default="", metadata={"help": "name or path of a causal language model"})
     backbone_weights: Literal["pretrained", "random"] = field(

@@ -13,7 +13,7 @@ import pyarrow as pa
 from transformers import AutoTokenizer
 
 from modeling_cllm4rec.cllm4rec.new_item_training import NewRowTraining
-from modeling_cllm4rec.commands.command_line import print_json, run_command
+from modeling_cllm4rec.commands.command_line import CommandParser, print_json
 from modeling_cllm4rec.core.errors import ExistingFileError, InputError
 from modeling_cllm4rec.corpora.readers import read_table
 from modeling_cllm4rec.hub.loading import load_recommender
@@ -32,14 +32,12 @@ NOTE = """
 LATER = "{count} items were added after this training, by their texts alone."
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> CommandParser:
     """The flags."""
-    flags = argparse.ArgumentParser(
-        prog="cllm4rec add-items",
+    flags = CommandParser(
+        "add-items",
         description="Add items to a trained model of either system by their texts alone, and save it to a new folder.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     flags.add_argument("--model", required=True, help="folder or Hub name of a trained model")
     flags.add_argument("--items", required=True, help="table (Parquet, CSV, JSON lines): item_id and text columns")
@@ -141,4 +139,4 @@ def main(argv: list[str] | None = None) -> int:
     flags = parser()
     arguments = flags.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    return run_command(flags.prog, lambda: run(arguments))
+    return flags.run(arguments, lambda: run(arguments))

@@ -1,29 +1,132 @@
-"""What all commands do around their work: one line for what went wrong, and an exit code."""
+"""The command line: one parser for all commands, errors in one line, exit codes."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import re
 import sys
+import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
+
+from modeling_cllm4rec.core.errors import CLLM4RecError, nearest
 
 OK, RUN_FAILED, BAD_ARGUMENTS, INTERRUPTED = 0, 1, 2, 130
-"""Exit codes. Bad are arguments that are none, and those that name a file, a folder or an id that is not there or not right."""
-BAD_INPUT = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
-FAILURES = (OSError, ArithmeticError, MemoryError)
+"""Exit codes. Bad arguments include those that name a file, a folder or an id that is missing or wrong."""
+
+HUGGING_FACE_NAMES = {
+    "learning_rate": "lr",
+    "num_train_epochs": "epochs",
+    "per_device_train_batch_size": "batch_size",
+    "per_device_eval_batch_size": "eval_batch_size",
+    "output_dir": "output",
+    "lr_scheduler_type": "schedule",
+    "warmup_ratio": "warmup_share",
+    "save_steps": "save_every",
+    "eval_steps": "eval_every",
+    "resume_from_checkpoint": "resume",
+    "overwrite_output_dir": "overwrite",
+    "model_name_or_path": "backbone",
+    "attn_implementation": "attention",
+    "bf16": "precision",
+    "lora_r": "lora_rank",
+    "early_stopping_patience": "patience",
+    "weight_decay": "backbone_weight_decay",
+    "dataset_name": "data",
+}
+"""Argument names of transformers, peft and TRL -> the name here."""
 
 
-def run_command(name: str, work: Callable[[], None]) -> int:
-    """Do the work of a command; say in one line what went wrong. Anything unforeseen keeps its traceback.
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keep the line breaks of description and epilog, and show the default of every flag that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = action.help or ""
+        silent = action.default in (None, False, argparse.SUPPRESS, "", []) or not action.option_strings
+        if silent or "default" in text or action.nargs == 0:
+            return text
+        return f"{text} (default: %(default)s)"
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Parse the flags of one command.
+
+    Flags may be written with hyphens or with underscores. An unknown flag is reported with the nearest ones.
+
+    Args:
+        name: name of the command, as `evaluate` in `cllm4rec evaluate`.
+    """
+
+    def __init__(self, name: str = "", **settings: Any) -> None:
+        settings.setdefault("prog", f"cllm4rec {name}".strip())
+        settings["formatter_class"] = HelpFormatter
+        settings["allow_abbrev"] = False
+        super().__init__(**settings)
+        self.add_argument("--debug", action="store_true", help="show the traceback of an error, also of a wrong argument")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse as argparse does, with hyphens for underscores in flags and the other way round."""
+        words = [self._known_spelling(word) for word in (sys.argv[1:] if args is None else args)]
+        return super().parse_known_args(words, namespace)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse all words, and end with a message in one line where one of them is unknown."""
+        words = [self._known_spelling(word) for word in (sys.argv[1:] if args is None else args)]
+        flags = [word for word in words if word.startswith("--") and len(word) > 2]
+        unknown = [flag for flag in flags if flag.partition("=")[0] not in self._option_string_actions]
+        if unknown and self._subparsers is None:  # before a missing flag is reported that an unknown one may have meant
+            self.error(self.about_unknown(unknown[0]))
+        parsed, unknown = self.parse_known_args(words, namespace)
+        if unknown:
+            self.error(self.about_unknown(unknown[0]))
+        return parsed
+
+    def about_unknown(self, flag: str) -> str:
+        """Return the message about a flag that this command does not have."""
+        name = flag.partition("=")[0].lstrip("-").replace("-", "_")
+        ours = {action.dest: option for action in self._actions for option in action.option_strings if option.startswith("--")}
+        if not flag.startswith("-"):
+            return f"unexpected word {flag!r}; put a value behind its flag"
+        if HUGGING_FACE_NAMES.get(name) in ours:
+            return f"unknown flag {flag!r}; here it is {ours[HUGGING_FACE_NAMES[name]]}"
+        return f"unknown flag {flag!r}; {nearest(flag.partition('=')[0], ours.values(), f'see {self.prog} --help')}"
+
+    def error(self, message: str) -> NoReturn:
+        """Report wrong arguments in one line, without the usage of all flags, and exit with code 2."""
+        print(f"{self.prog}: error: {message}", file=sys.stderr)
+        raise SystemExit(BAD_ARGUMENTS)
+
+    def run(self, arguments: argparse.Namespace, work: Callable[[], None]) -> int:
+        """Do the work of the command; see `run_command`."""
+        flags = {action.dest: action.option_strings[-1] for action in self._actions if action.option_strings}
+        return run_command(self.prog, work, flags, debug=bool(getattr(arguments, "debug", False)))
+
+    def _known_spelling(self, word: str) -> str:
+        flag, equals, value = word.partition("=")
+        if not flag.startswith("--") or flag in self._option_string_actions:
+            return word
+        for spelling in (flag[:2] + flag[2:].replace("_", "-"), flag[:2] + flag[2:].replace("-", "_")):
+            if spelling in self._option_string_actions:
+                return spelling + equals + value
+        return word
+
+
+def run_command(name: str, work: Callable[[], None], flags: dict[str, str] | None = None, debug: bool = False) -> int:
+    """Do the work of a command, and report an error of this package in one line.
+
+    Any other exception is a programming error, or one that nobody foresaw: it keeps its traceback.
 
     Args:
         name: the command, as `cllm4rec evaluate`.
         work: reads, computes, writes and prints.
+        flags: argument name -> flag, for messages that name an argument.
+        debug: show the traceback of errors of this package as well; so does the environment variable CLLM4REC_DEBUG=1.
 
     Returns:
-        0 when it was done; 2 when an argument, or what it names, is at fault; 1 when the run failed (a full disk, a loss that is
-        no number, no memory, a reader of the output that went away); 130 when it was interrupted.
+        0 when it was done; the error's exit code (2 for bad input, 1 for a failed run); 1 when the reader of the output went
+        away; 130 when it was interrupted.
 
     Example:
         >>> run_command("cllm4rec nothing", lambda: None)
@@ -32,17 +135,42 @@ def run_command(name: str, work: Callable[[], None]) -> int:
     try:
         work()
         sys.stdout.flush()
-    except BrokenPipeError:  # as in `cllm4rec recommend ... | head`; the interpreter's own last flush must not fail, too
+    except BrokenPipeError:  # as in `cllm4rec recommend ... | head`; the interpreter's own last flush must not fail either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return RUN_FAILED
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BAD_INPUT as error:
-        return _say(name, error, BAD_ARGUMENTS)
-    except FAILURES as error:
-        return _say(name, error, RUN_FAILED)
+    except CLLM4RecError as error:
+        if debug or os.environ.get("CLLM4REC_DEBUG", "0") not in ("", "0"):
+            traceback.print_exc()
+        words = " ".join(str(error).split()) or type(error).__name__
+        print(f"{name}: error: {in_shell_words(words, flags or {})}", file=sys.stderr)
+        return error.exit_code
     return OK
+
+
+def in_shell_words(message: str, flags: dict[str, str]) -> str:
+    """Replace names of arguments in a message of the library by flags of the shell.
+
+    A name counts at the beginning of the message, and wherever a value is given to it as in Python.
+
+    Example:
+        >>> in_shell_words("on_unknown is 'x'; pass on_unknown='skip'", {"on_unknown": "--on-unknown"})
+        "--on-unknown is 'x'; pass --on-unknown skip"
+    """
+    first = re.match(r"(\w+)(?= is | are |: )", message)
+    if first and first[1] in flags:
+        message = flags[first[1]] + message[first.end() :]
+    given = re.compile(r"\b(\w+)=(?:'([^']*)'|\"([^\"]*)\"|(\.\.\.|[\w.]+)?)")
+
+    def as_flag(found: re.Match[str]) -> str:
+        if found[1] not in flags:
+            return found[0]
+        value = next((one for one in found.groups()[1:] if one is not None), "")
+        return f"{flags[found[1]]} {value}".strip()
+
+    return given.sub(as_flag, message)
 
 
 def print_json(value: Any) -> None:
@@ -50,7 +178,15 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def _say(name: str, error: BaseException, code: int) -> int:
-    words = " ".join(str(error).split()) or type(error).__name__
-    print(f"{name}: error: {words}", file=sys.stderr)
-    return code
+__all__ = [
+    "BAD_ARGUMENTS",
+    "HUGGING_FACE_NAMES",
+    "INTERRUPTED",
+    "OK",
+    "RUN_FAILED",
+    "CommandParser",
+    "HelpFormatter",
+    "in_shell_words",
+    "print_json",
+    "run_command",
+]

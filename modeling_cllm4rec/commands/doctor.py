@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import os
 import platform
@@ -16,7 +15,7 @@ import psutil
 import yaml
 from packaging.requirements import Requirement
 
-from modeling_cllm4rec.commands.command_line import RUN_FAILED, print_json, run_command
+from modeling_cllm4rec.commands.command_line import RUN_FAILED, CommandParser, print_json
 
 EPILOG = """example:
   cllm4rec doctor
@@ -242,15 +241,13 @@ problems
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command: 0, or 1 when something serious is in the way."""
-    parser = argparse.ArgumentParser(
-        prog="cllm4rec doctor",
+    parser = CommandParser(
+        "doctor",
         description="Say what is installed, what is missing, and what will not work.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     arguments = parser.parse_args(argv)
     found = examine(Path.cwd())
-    told = run_command(parser.prog, lambda: print_json(found) if arguments.json else print(report(found)))
+    told = parser.run(arguments, lambda: print_json(found) if arguments.json else print(report(found)))
     return RUN_FAILED if any(one["serious"] for one in found["problems"]) else told

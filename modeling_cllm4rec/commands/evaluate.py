@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from modeling_cllm4rec.baselines.popularity import PopularityRecommender, RandomRecommender
-from modeling_cllm4rec.commands.command_line import print_json, run_command
+from modeling_cllm4rec.commands.command_line import CommandParser, print_json
 from modeling_cllm4rec.commands.model_flags import add_model_arguments, batch_size, refuse_search, search_settings
 from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.core.recommender import RecommenderModel
@@ -35,14 +35,12 @@ BASELINES: dict[str, Callable[[RecommendationData], Any]] = {
 FIRST_TEMPLATE = ["0"]
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> CommandParser:
     """The flags."""
-    flags = argparse.ArgumentParser(
-        prog="cllm4rec evaluate",
+    flags = CommandParser(
+        "evaluate",
         description="Rank the whole catalogue for every user of a split and measure what was found, with 95% intervals.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add_model_arguments(flags)
     flags.add_argument("--templates", nargs="+", default=FIRST_TEMPLATE, help="LC-Rec: numbers of templates, or all; then means")
@@ -157,4 +155,4 @@ def main(argv: list[str] | None = None) -> int:
         else:
             print(comparison_table(reports))
 
-    return run_command(flags.prog, work)
+    return flags.run(arguments, work)

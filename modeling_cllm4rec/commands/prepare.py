@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from modeling_cllm4rec.commands.command_line import print_json, run_command
+from modeling_cllm4rec.commands.command_line import CommandParser, print_json
 from modeling_cllm4rec.commands.prepare_sources import FORMATS, find_sources, read_sources
 from modeling_cllm4rec.corpora.data_folder import RecommendationData, check_output
 from modeling_cllm4rec.corpora.interactions import ID_TYPES
@@ -37,14 +37,12 @@ The filters run in this order: the last of repeated (user, item) pairs is kept, 
 logger = logging.getLogger("prepare")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="cllm4rec prepare",
+    parser = CommandParser(
+        "prepare",
         description="Prepare a data folder from raw interactions and texts, with any ids.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--output", required=True, type=Path, help="folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace a data folder that is there")
@@ -198,4 +196,4 @@ def main(argv: list[str] | None = None) -> int:
         else:
             print(report(data))
 
-    return run_command(parser.prog, work)
+    return parser.run(args, work)

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.json
 import pyarrow.parquet as pq
 
-from modeling_cllm4rec.commands.command_line import run_command
+from modeling_cllm4rec.commands.command_line import CommandParser
 from modeling_cllm4rec.commands.model_flags import add_model_arguments, batch_size, search_settings
 from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.core.recommender import RecommenderModel
@@ -38,14 +38,12 @@ PEOPLE_AT_ONCE = 65536
 """Users read and scored between two looks at the source: bounds the memory for any number of people."""
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> CommandParser:
     """The flags."""
-    flags = argparse.ArgumentParser(
-        prog="cllm4rec recommend",
+    flags = CommandParser(
+        "recommend",
         description="Recommend items to known users, to histories, to everyone, or to queries.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add_model_arguments(flags)
     people = flags.add_mutually_exclusive_group()
@@ -152,14 +150,6 @@ def tables(arguments: argparse.Namespace, model: RecommenderModel) -> Iterator[p
         raise InputError(f"--on-unknown skip leaves nobody: {arguments.model} knows none of those that were asked for")
 
 
-def in_words_of_the_shell(parts: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """The tables; what to do about unknown ids is said as a flag."""
-    try:
-        yield from parts
-    except ValueError as error:
-        raise InputError(str(error).replace("on_unknown='skip'", "--on-unknown skip")) from error
-
-
 def write(parts: Iterator[pa.Table], path: Path) -> int:
     """Stream tables into one Parquet file, whole or not at all; returns its rows."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -197,11 +187,11 @@ def main(argv: list[str] | None = None) -> int:
 
     def work() -> None:
         model = load_recommender(arguments.model)
-        parts = in_words_of_the_shell(tables(arguments, model))
+        parts = tables(arguments, model)
         if arguments.output:
             rows = write(parts, Path(arguments.output))
             print(f"{rows} recommendations written to {arguments.output}", file=sys.stderr)
         else:
             show(parts, model, arguments.json)
 
-    return run_command(flags.prog, work)
+    return flags.run(arguments, work)

@@ -10,9 +10,9 @@ from typing import Any
 
 from accelerate import PartialState
 
-from modeling_cllm4rec.commands.command_line import print_json, run_command
+from modeling_cllm4rec.commands.command_line import print_json
+from modeling_cllm4rec.commands.stage_arguments import StageParser, parse_arguments
 from modeling_cllm4rec.systems import Stage, resolve
-from modeling_cllm4rec.training.arguments import parse_arguments
 
 EPILOG = """example:
   cllm4rec {name} {flags}
@@ -35,27 +35,26 @@ def stage_main(stage: Stage, argv: list[str] | None = None) -> int:
         0 when the stage ended (or stopped where it was asked to), otherwise as `run_command`.
     """
     words = sys.argv[1:] if argv is None else argv
-    as_json = "--json" in words
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
+    parser = StageParser(
+        resolve(stage.arguments),
+        stage.name,
+        description=stage.description,
+        epilog=EPILOG.format(name=stage.name, flags=stage.example, file=stage.name.replace("-", "_")),
+    )
+    parser.add_argument("--json", action="store_true", help="print where the stage ended as JSON")
+
     def work() -> None:
-        arguments = parse_arguments(
-            resolve(stage.arguments),
-            stage.section,
-            [word for word in words if word != "--json"],
-            prog=f"cllm4rec {stage.name}",
-            description=stage.description,
-            epilog=EPILOG.format(name=stage.name, flags=stage.example, file=stage.name.replace("-", "_")),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+        arguments = parse_arguments(resolve(stage.arguments), stage.section, words, parser)
         _, progress = resolve(stage.run)(arguments)
         if not progress.finished:
             print(f"cllm4rec {stage.name}: stopped after step {progress.step}; go on with --resume", file=sys.stderr)
-        if as_json and PartialState().is_main_process:
+        if "--json" in words and PartialState().is_main_process:
             print_json(outcome(Path(arguments.output), stage.folder, progress))
 
-    return run_command(f"cllm4rec {stage.name}", work)
+    return parser.run(argparse.Namespace(debug="--debug" in words), work)
 
 
 def outcome(output: Path, folder: str, progress: Any) -> dict[str, Any]:

@@ -8,6 +8,8 @@ This file stands alone: it is copied into every saved folder.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import ClassVar
 
 
@@ -70,6 +72,23 @@ class MemoryLimitError(CLLM4RecError, MemoryError):
     exit_code = 1
 
 
+def nearest(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """Return a hint at the known names that are nearest to a name.
+
+    Args:
+        otherwise: the hint where none is near; empty lists the known names.
+
+    Example:
+        >>> nearest("evalute", ["evaluate", "export"])
+        "did you mean 'evaluate'?"
+    """
+    names = [str(one) for one in known]
+    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.6)
+    if near:
+        return f"did you mean {' or '.join(map(repr, near))}?"
+    return otherwise or f"known are {', '.join(names)}"
+
+
 __all__ = [
     "CLLM4RecError",
     "DivergedError",
@@ -80,4 +99,5 @@ __all__ = [
     "MissingFileError",
     "MissingPackageError",
     "RunError",
+    "nearest",
 ]

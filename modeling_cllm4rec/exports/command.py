@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from modeling_cllm4rec.commands.command_line import BAD_ARGUMENTS, OK, print_json, run_command
+from modeling_cllm4rec.commands.command_line import BAD_ARGUMENTS, OK, CommandParser, print_json
 
 HELP = """usage: cllm4rec export {onnx,vectors,space} ...
 
@@ -73,7 +73,7 @@ def onnx_main(argv: list[str]) -> int:
             difference, allowed = check["largest_difference"], check["tolerance"]
             print(f"{file}: scores differ from torch's by {difference:.2g} at most ({allowed:g} allowed)")
 
-    return run_command(flags.prog, work)
+    return flags.run(arguments, work)
 
 
 def vectors_main(argv: list[str]) -> int:
@@ -107,7 +107,7 @@ def vectors_main(argv: list[str]) -> int:
         else:
             print("\n".join(_in_words(about, arguments)))
 
-    return run_command(flags.prog, work)
+    return flags.run(arguments, work)
 
 
 def _in_words(about: dict[str, Any], arguments: argparse.Namespace) -> list[str]:
@@ -125,13 +125,11 @@ def _in_words(about: dict[str, Any], arguments: argparse.Namespace) -> list[str]
     return lines
 
 
-def _parser(kind: str, description: str, epilog: str) -> argparse.ArgumentParser:
-    flags = argparse.ArgumentParser(
-        prog=f"cllm4rec export {kind}",
+def _parser(kind: str, description: str, epilog: str) -> CommandParser:
+    flags = CommandParser(
+        f"export {kind}",
         description=description,
         epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     flags.add_argument("--model", required=True, help="folder or Hub name of a finetuned CLLM4Rec model")
     flags.add_argument("--output", required=True, help="folder to write; new or empty")

@@ -10,7 +10,7 @@ import socket
 import sys
 from typing import Any
 
-from modeling_cllm4rec.commands.command_line import run_command
+from modeling_cllm4rec.commands.command_line import CommandParser
 from modeling_cllm4rec.core.errors import InputError, RunError
 from modeling_cllm4rec.hub.loading import load_recommender
 
@@ -26,14 +26,12 @@ SHUTDOWN_SECONDS = 30
 NEEDED = ("starlette", "uvicorn")
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> CommandParser:
     """The flags."""
-    flags = argparse.ArgumentParser(
-        prog="cllm4rec serve",
+    flags = CommandParser(
+        "serve",
         description="Answer questions over HTTP: POST /recommend, GET /items?title=, GET /health.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     flags.add_argument("--model", required=True, help="folder or Hub name of a finetuned or aligned model")
     flags.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
@@ -103,4 +101,4 @@ def main(argv: list[str] | None = None) -> int:
     flags = parser()
     arguments = flags.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
-    return run_command(flags.prog, lambda: serve(arguments))
+    return flags.run(arguments, lambda: serve(arguments))

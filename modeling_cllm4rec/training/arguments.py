@@ -1,19 +1,17 @@
-"""Arguments of the recipes: dataclasses; a YAML file sets defaults, the command line has the last word."""
+"""Arguments of training: the dataclass that all stages share, and YAML files that set defaults."""
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
-from transformers import HfArgumentParser
 
-from modeling_cllm4rec.core.errors import InputError, MissingFileError
+from modeling_cllm4rec.core.errors import InputError, MissingFileError, nearest
 
 
 @dataclass
@@ -101,32 +99,6 @@ class TrainingArguments:
 CONFIGS = Path(__file__).parents[1] / "configs"
 """A link to recipes/configs in a checkout, the files themselves in an installed package."""
 
-Arguments = TypeVar("Arguments", bound=Any)
-
-
-def parse_arguments(kind: type[Arguments], section: str, argv: Sequence[str] | None = None, **parser: Any) -> Arguments:
-    """Arguments from `--config FILE` (shared keys at the top, those of a stage under its name) and flags.
-
-    Raises:
-        InputError: an unknown key or flag (the nearest names are listed) or a value that is not allowed.
-        SystemExit: with code 2 and argparse's own message, a flag whose value is no number where one is needed.
-    """
-    reader = HfArgumentParser(kind, allow_abbrev=False, **parser)  # type: ignore[arg-type]
-    reader.add_argument(
-        "--config", help=f"YAML file with defaults for the flags: a path, or one of {', '.join(packaged_configs())}"
-    )
-    given, _ = reader.parse_known_args(_only_config(argv))
-    if given.config:
-        reader.set_defaults(**read_config(given.config, kind, section))
-    words = list(argv) if argv is not None else None
-    _, unknown = reader.parse_known_args(words)
-    if unknown:  # before anything is missed that an unknown flag may have meant
-        names = [one.name for one in fields(kind)]
-        near = difflib.get_close_matches(unknown[0].lstrip("-").replace("-", "_"), names, n=3, cutoff=0.5)
-        raise InputError(f"unknown flag {unknown[0]!r}; nearest: {['--' + name for name in near or names]}")
-    arguments, *_ = reader.parse_args_into_dataclasses(words)
-    return arguments
-
 
 def read_config(path: str | Path, kind: type[Any], section: str) -> dict[str, Any]:
     """The keys of a YAML file that concern one stage.
@@ -183,8 +155,7 @@ def stage_settings(content: Mapping[str, Any], path: str | Path, kind: type[Any]
     for place, keys, allowed in (("", shared, common), (f"{section}: ", own, set(names))):
         for key in keys:
             if key not in allowed:
-                near = difflib.get_close_matches(str(key), sorted(allowed), n=3, cutoff=0.5)
-                raise InputError(f"{path}: {place}unknown key {key!r}; nearest: {near or sorted(allowed)}")
+                raise InputError(f"{path}: {place}unknown key {key!r}; {nearest(key, sorted(allowed))}")
     merged = {**shared, **own}
     for key, value in merged.items():
         merged[key] = _typed(path, key, value, names[key].default)
@@ -239,15 +210,3 @@ def check_at_least(arguments: Any, least: int, *names: str) -> None:
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise InputError(f"{name} is {value}; it must be {least} or more")
-
-
-def _only_config(argv: Sequence[str] | None) -> list[str]:
-    import sys
-
-    words = list(sys.argv[1:] if argv is None else argv)
-    for number, word in enumerate(words):
-        if word == "--config":
-            return words[number : number + 2]
-        if word.startswith("--config="):
-            return [word]
-    return []

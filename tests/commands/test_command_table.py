@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 
 from modeling_cllm4rec.commands import main as table
-from modeling_cllm4rec.commands.command_line import BAD_ARGUMENTS, INTERRUPTED, OK, RUN_FAILED, run_command
+from modeling_cllm4rec.commands.command_line import BAD_ARGUMENTS, INTERRUPTED, OK, RUN_FAILED, CommandParser, run_command
+from modeling_cllm4rec.core.errors import (
+    DivergedError,
+    ExistingFileError,
+    FileWriteError,
+    InputError,
+    MemoryLimitError,
+    MissingFileError,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -86,12 +94,12 @@ def test_a_missing_extra_is_named_with_its_command(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (ValueError("k is\n 0"), BAD_ARGUMENTS),
-        (FileNotFoundError("there is no x"), BAD_ARGUMENTS),
-        (FileExistsError("x is there"), BAD_ARGUMENTS),
-        (OSError(28, "No space left on device"), RUN_FAILED),
-        (FloatingPointError("the loss is nan"), RUN_FAILED),
-        (MemoryError(), RUN_FAILED),
+        (InputError("k is\n 0"), BAD_ARGUMENTS),
+        (MissingFileError("there is no x"), BAD_ARGUMENTS),
+        (ExistingFileError("x is there"), BAD_ARGUMENTS),
+        (FileWriteError("no space left on the device"), RUN_FAILED),
+        (DivergedError("the loss is nan"), RUN_FAILED),
+        (MemoryLimitError(), RUN_FAILED),
         (KeyboardInterrupt(), INTERRUPTED),
     ],
 )
@@ -104,12 +112,43 @@ def test_exit_codes(error: BaseException, code: int, capsys: pytest.CaptureFixtu
     assert len(said) == 1 and said[0].startswith("cllm4rec x: ")
 
 
-def test_what_is_unforeseen_keeps_its_traceback() -> None:
+@pytest.mark.parametrize("error", [KeyError("a bug"), ValueError("operands could not be broadcast"), OSError("a bug")])
+def test_what_is_unforeseen_keeps_its_traceback(error: Exception) -> None:
     def work() -> None:
-        raise KeyError("a bug")
+        raise error
 
-    with pytest.raises(KeyError, match="a bug"):
+    with pytest.raises(type(error), match="bug|operands"):
         run_command("cllm4rec x", work)
+
+
+def test_debug_shows_the_traceback_of_our_errors(monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        raise InputError("k is 0; it must be 1 or more")
+
+    assert run_command("cllm4rec x", work, {"k": "--k"}, debug=True) == BAD_ARGUMENTS
+    said = capsys.readouterr().err
+    assert "Traceback" in said and said.endswith("cllm4rec x: error: --k is 0; it must be 1 or more\n")
+    monkeypatch.setenv("CLLM4REC_DEBUG", "1")
+    assert run_command("cllm4rec x", work) == BAD_ARGUMENTS
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_flags_in_either_spelling_defaults_in_help_and_names_of_transformers(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = CommandParser("x")
+    parser.add_argument("--batch-size", type=int, default=7, help="users in one pass")
+    parser.add_argument("--lr", type=float)
+    assert parser.parse_args(["--batch_size=3"]).batch_size == 3 == parser.parse_args(["--batch-size", "3"]).batch_size
+    assert "users in one pass (default: 7)" in " ".join(parser.format_help().split())
+    for words, message in (
+        (["--learning_rate", "1"], "unknown flag '--learning_rate'; here it is --lr"),
+        (["--batch-sise", "1"], "unknown flag '--batch-sise'; did you mean '--batch-size'?"),
+        (["--zzz"], "unknown flag '--zzz'; see cllm4rec x --help"),
+        (["stray"], "unexpected word 'stray'; put a value behind its flag"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            parser.parse_args(words)
+        assert ended.value.code == BAD_ARGUMENTS
+        assert capsys.readouterr().err == f"cllm4rec x: error: {message}\n"
 
 
 def test_a_reader_that_goes_away_is_no_trace() -> None:

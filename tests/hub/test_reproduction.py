@@ -8,9 +8,9 @@ import pytest
 
 from modeling_cllm4rec.cllm4rec.arguments import FinetuneArguments, PretrainArguments
 from modeling_cllm4rec.cllm4rec.update import UpdateArguments
+from modeling_cllm4rec.commands.stage_arguments import parse_arguments
 from modeling_cllm4rec.hub.reproduction import backbone_record, changed_arguments, training_command
 from modeling_cllm4rec.lcrec.arguments import AlignArguments, IndexArguments
-from modeling_cllm4rec.training.arguments import parse_arguments
 
 SHARED = {"data": "my data", "output": "runs/it's mine", "seed": 7}
 CASES = {

@@ -172,7 +172,7 @@ def test_one_line_for_bad_input(
         (
             "add_items",
             (*new, "--items", new_items, "--prediction-scale", "2"),
-            "prediction_scale is 2.0; it must lie between 0 and 1",
+            "--prediction-scale is 2.0; it must lie between 0 and 1",
         ),
         ("add_items", (*new, "--items", new_items, "--passes", "-1"), "passes is -1; it must be 0 or more"),
         ("add_items", ("--model", cllm4rec, "--items", new_items, "--output", cllm4rec), "exists and is not empty"),

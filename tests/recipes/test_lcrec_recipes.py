@@ -132,7 +132,7 @@ def test_one_line_for_bad_input(
         (mains["recommend"], ("--model", run, "--k", "13"), "k is 13, but a search with 12 beams finds 12 items at most"),
         (mains["recommend"], ("--model", run, "--query", " "), r"queries[0] is ' '; say in words"),
         (mains["recommend"], ("--model", run, "--query", "tea", "--include-seen"), "--include-seen: a query is asked without a"),
-        (mains["recommend"], ("--model", run, "--query", "tea", "--batch-size", "0"), "batch_size is 0; it must be 1 or more"),
+        (mains["recommend"], ("--model", run, "--query", "tea", "--batch-size", "0"), "--batch-size is 0; it must be 1 or more"),
         (mains["recommend"], ("--model", run, "--query", "tea", "--num-beams", "5", "--scoring", "all"), "has no beams"),
         (mains["eval"], ("--model", run, "--data", data_folder, "--templates", "99"), "the model has templates 0 to 16"),
         (mains["align"], ("--config", run.parent / "align.yaml"), "holds a run already; pass --resume"),
