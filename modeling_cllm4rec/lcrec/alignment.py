@@ -22,11 +22,11 @@ from modeling_cllm4rec.corpora.batches import plan_batches
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.evaluation.evaluator import evaluate
 from modeling_cllm4rec.evaluation.searching import SearchingRecommender
-from modeling_cllm4rec.lcrec.alignment_corpus import (
-    AlignmentCorpus,
+from modeling_cllm4rec.lcrec.alignment_corpus import AlignmentCorpus
+from modeling_cllm4rec.lcrec.alignment_templates import (
     load_templates,
-    query_pieces,
-    recommendation_pieces,
+    query_segments,
+    recommendation_segments,
     separator_ids,
 )
 from modeling_cllm4rec.lcrec.arguments import INDEX_FILE, AlignArguments
@@ -234,9 +234,9 @@ def _model_around(
             f"backbone: {backbone} is no folder with a language model and could not be read from the Hub ({error})"
         ) from error
     templates = load_templates(arguments.templates or None)
-    pieces: dict[str, Any] = {
-        "recommendation_prompts": recommendation_pieces(templates, tokenizer),
-        "query_prompts": query_pieces(templates, tokenizer),
+    prompts: dict[str, Any] = {
+        "recommendation_prompts": recommendation_segments(templates, tokenizer),
+        "query_prompts": query_segments(templates, tokenizer),
         "separator": separator_ids(tokenizer),
     }
     first = add_semantic_id_tokens(tokenizer, index.num_levels, index.codebook_size)
@@ -252,7 +252,7 @@ def _model_around(
         max_history=arguments.max_history,
         search_beams=arguments.num_beams,
         item_encoder=item_encoder,
-        **pieces,
+        **prompts,
     )
     if arguments.init_tokens == "text":
         present = [name for name in arguments.init_columns if name in data.items.column_names]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from modeling_cllm4rec.core.errors import InputError
-from modeling_cllm4rec.lcrec.alignment_corpus import TASKS
+from modeling_cllm4rec.lcrec.alignment_tasks import ALIGNMENT_TASKS, parse_tasks
 from modeling_cllm4rec.training.arguments import TrainingArguments, check_at_least, check_types
 
 INDEX_FILE = "index.parquet"
@@ -148,7 +148,7 @@ class AlignArguments(TrainingArguments):
     warmup_share: float = field(default=0.01, metadata={"help": "share of the steps in which the learning rate rises"})
     max_grad_norm: float = field(default=1.0, metadata={"help": "clip gradients to this norm; 0 does not clip"})
     tasks: list[str] = field(
-        default_factory=lambda: list(TASKS),
+        default_factory=lambda: list(ALIGNMENT_TASKS),
         metadata={"help": "alignment tasks, each with the share of its documents read in an epoch if not all: fusionseqrec=0.5"},
     )
     templates: str = field(default="", metadata={"help": "YAML file of prompt templates in place of the packaged ones"})
@@ -221,18 +221,4 @@ class AlignArguments(TrainingArguments):
     @property
     def task_weights(self) -> dict[str, float]:
         """Task -> share of its documents that an epoch reads."""
-        weights: dict[str, float] = {}
-        for word in self.tasks:
-            name, given, share = word.partition("=")
-            try:
-                weight = float(share) if given else 1.0
-            except ValueError as error:
-                raise InputError(f"tasks: {word!r} has no number behind the =, as in {name}=0.5") from error
-            if name not in TASKS or not 0 < weight <= 1:
-                raise InputError(
-                    f"tasks: {word!r}; allowed are {', '.join(TASKS)}, alone or with a share in (0, 1] as seqrec=0.5"
-                )
-            weights[name] = weight
-        if not weights:
-            raise InputError(f"tasks is empty; name at least one of {', '.join(TASKS)}")
-        return weights
+        return parse_tasks(self.tasks)

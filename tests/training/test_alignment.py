@@ -360,9 +360,9 @@ class TestBadInput:
         [
             ({"index": ""}, "index is not set; give --index"),
             ({"backbone": ""}, "backbone is not set"),
-            ({"tasks": ["seqrek"]}, "tasks: 'seqrek'; allowed are seqrec, item2index"),
-            ({"tasks": ["seqrec=2"]}, r"tasks: 'seqrec=2'; .* a share in \(0, 1\]"),
-            ({"tasks": ["seqrec=many"]}, "tasks: 'seqrec=many' has no number behind the ="),
+            ({"tasks": ["seqrek"]}, "tasks: 'seqrek' is no task; the tasks are seqrec, item2index"),
+            ({"tasks": ["seqrec=2"]}, r"tasks: 'seqrec=2' .* a share in \(0, 1\]"),
+            ({"tasks": ["seqrec=many"]}, "tasks: 'seqrec=many' has no number after the ="),
             ({"tasks": []}, "tasks is empty"),
             ({"num_beams": 9}, "num_beams is 9; validation ranks 10 items"),
             ({"eval_users": 0}, "eval_users is 0; it must be 1 or more"),
