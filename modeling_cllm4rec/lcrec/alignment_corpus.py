@@ -40,8 +40,9 @@ from modeling_cllm4rec.lcrec.alignment_templates import (
 )
 from modeling_cllm4rec.lcrec.intentions import Intentions, extract_intentions
 from modeling_cllm4rec.lcrec.prompts import ITEMS, QUERY, items_that_fit, semantic_id_tokens
-from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds, semantic_id_token
+from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds
 from modeling_cllm4rec.lcrec.token_texts import TokenTexts, encode_texts
+from modeling_cllm4rec.tokenization.tokenization_lcrec import semantic_id_token
 
 __all__ = ["AlignmentCorpus"]
 

@@ -4,7 +4,7 @@ The tokens that continue a prompt form a tree. They are fed to the model as one 
 that lets each see the prompt, the tokens above it and itself ("tree attention"). So the cache of the prompt is not copied
 for each beam, and no cache is reordered when beams change places.
 
-This file stands alone: it is copied into every saved folder.
+This file is copied into every saved folder.
 """
 
 from __future__ import annotations
@@ -163,8 +163,8 @@ def check_tree_attention(language_model: PreTrainedModel) -> None:
         difference = float((ours[row] - plain).abs().max())
         if not difference <= 1e-3 * max(1.0, float(plain.abs().max())):
             raise InputError(
-                f"{type(language_model).__name__} scores a semantic ID {difference:.2g} nats apart when beams share one cache: its "
-                "attention, positions or logits are computed in a way that the search does not reproduce; choose another "
+                f"{type(language_model).__name__} scores a semantic ID {difference:.2g} nats apart when beams share one cache: "
+                "its attention, positions or logits are computed in a way that the search does not reproduce; choose another "
                 "backbone"
             )
 
@@ -354,8 +354,8 @@ def _check_prompts(
     longest, room = int(lengths.max()), config.max_position_embeddings
     if longest + num_levels > room:
         raise InputError(
-            f"row {int(lengths.argmax())}: the prompt takes {longest} tokens and a semantic ID {num_levels}, but the context holds "
-            f"{room}; shorten the prompt"
+            f"row {int(lengths.argmax())}: the prompt takes {longest} tokens and a semantic ID {num_levels}, but the context "
+            f"holds {room}; shorten the prompt"
         )
     if config._attn_implementation not in TREE_ATTENTION:
         raise InputError(

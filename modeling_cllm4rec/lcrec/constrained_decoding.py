@@ -1,6 +1,6 @@
 """Constrained decoding: the trie of all semantic IDs on tensors, and the logits processor for `generate`.
 
-This file stands alone: it is copied into every saved folder.
+This file is copied into every saved folder.
 """
 
 from __future__ import annotations

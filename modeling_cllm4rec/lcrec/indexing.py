@@ -26,7 +26,7 @@ from modeling_cllm4rec.hub.model_card import save_record, training_record
 from modeling_cllm4rec.lcrec.arguments import INDEX_FILE, WITHOUT_EMBEDDINGS, IndexArguments
 from modeling_cllm4rec.lcrec.configuration_rqvae import RQVAEConfig
 from modeling_cllm4rec.lcrec.index_methods import (
-    beside_co_occurrence,
+    with_co_occurrence,
     co_occurrence_semantic_ids,
     random_codes,
     vanilla_semantic_ids,
@@ -100,7 +100,7 @@ def index_items(arguments: IndexArguments, embeddings: np.ndarray | None = None)
     if embeddings is not None:
         _check_embeddings(embeddings, items)
         if arguments.co_occurrence:
-            embeddings = beside_co_occurrence(embeddings, data.histories("train"), arguments.co_occurrence)
+            embeddings = with_co_occurrence(embeddings, data.histories("train"), arguments.co_occurrence)
         identity["embeddings_sha256"] = hashlib.sha256(embeddings.astype(np.float32).tobytes()).hexdigest()
         estimate = indexing_memory(len(items), embeddings.shape[1], arguments.codebook_size, arguments.latent_dim)
         logger.info("index: an estimate of %s", estimate.line())

@@ -1,6 +1,6 @@
 """Prompts of LC-Rec as token ids: words are encoded once, items are the tokens of their semantic IDs.
 
-This file stands alone: it is copied into every saved folder.
+This file is copied into every saved folder.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Besides the table of codes: quantization of latents to codes, uniform semantic mapping (Sinkhorn), and unique assignment.
 
-This file stands alone: it is copied into every saved folder.
+This file is copied into every saved folder.
 """
 
 from __future__ import annotations
@@ -26,18 +26,6 @@ from ..core.errors import InputError
 ROUNDS_WITHOUT_LOGARITHMS = 9
 LEVEL_LETTERS = string.ascii_lowercase
 CODEBOOK_SIZE = b"codebook_size"
-
-
-def semantic_id_token(level: int, code: int) -> str:
-    """Return the token of a code; levels are letters.
-
-    Example:
-        >>> semantic_id_token(1, 30)
-        '<b_30>'
-    """
-    if not 0 <= level < len(LEVEL_LETTERS):
-        raise InputError(f"level is {level}; a semantic ID has at most {len(LEVEL_LETTERS)} levels")
-    return f"<{LEVEL_LETTERS[level]}_{code}>"
 
 
 @dataclass(frozen=True)
@@ -107,7 +95,8 @@ class SemanticIds:
 
     def semantic_id_text(self, item: int) -> str:
         """Return the semantic ID of an item as text."""
-        return "".join(semantic_id_token(level, int(code)) for level, code in enumerate(self.codes[item]))
+        # The format of `tokenization_lcrec.semantic_id_token`, which a saved folder comes without.
+        return "".join(f"<{letter}_{code}>" for letter, code in zip(LEVEL_LETTERS, self.codes[item].tolist(), strict=False))
 
     def save(self, path: str | Path, item_ids: IdMap) -> None:
         """Write a Parquet file with the columns `item_id` and `codes`."""
@@ -126,11 +115,14 @@ class SemanticIds:
         try:
             table = pq.read_table(path)
         except (OSError, pa.ArrowInvalid) as error:
-            raise InputError(f"{path} is no readable file of semantic IDs ({error}); make it again with `cllm4rec index-items`") from error
+            raise InputError(
+                f"{path} is no readable file of semantic IDs ({error}); make it again with `cllm4rec index-items`"
+            ) from error
         size = (table.schema.metadata or {}).get(CODEBOOK_SIZE)
         if size is None or not {"item_id", "codes"} <= set(table.column_names):
             raise InputError(
-                f"{path} has columns {table.column_names}; semantic IDs need item_id and codes, and the codebook's size as metadata"
+                f"{path} has columns {table.column_names}; semantic IDs need item_id and codes, and the codebook's size "
+                "as metadata"
             )
         return cls(codes_of(table["codes"]), int(size)), IdMap(table["item_id"], "item_id")
 
@@ -424,7 +416,6 @@ __all__ = [
     "assign_unique_codes",
     "codes_of",
     "codes_with_room",
-    "semantic_id_token",
     "nearest_codes",
     "nearest_free_codes",
     "row_numbers",

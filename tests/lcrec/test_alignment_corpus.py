@@ -1,4 +1,4 @@
-"""Alignment corpora: documents by hand, what counts, what an epoch draws, and that nothing held out gets in."""
+"""Alignment corpora: documents by hand, what the loss counts, what an epoch draws, and no leak of held-out pairs."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ preferenceobtain: ["taste of {history}"]
 
 @pytest.fixture(scope="module")
 def small() -> RecommendationData:
-    """Ann: lamp, tea, pen; Ben: soap alone; Cat: tea, soap. A validation and a test pair stand behind them."""
+    """Make the histories of Ann (lamp, tea, pen), Ben (soap alone) and Cat (tea, soap), and a validation and a test pair."""
     return RecommendationData(
         users=pa.table({"user_id": ["ann", "ben", "cat"]}),
         items=pa.table({"item_id": ["p", "q", "r", "s"], "title": TITLES, "description": DESCRIPTIONS}),
@@ -65,7 +65,7 @@ def small() -> RecommendationData:
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny_backbones: dict[str, Path]) -> PreTrainedTokenizerBase:
-    """Byte-level, with a token for beginning and end, and the tokens of 2 levels of 3 codes."""
+    """Load a byte-level tokenizer with a token for beginning and end, and the tokens of 2 levels of 3 codes."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_backbones["gpt2"])
     add_semantic_id_tokens(tokenizer, num_levels=2, codebook_size=3)
     return tokenizer
@@ -85,7 +85,7 @@ def word_piece_tokenizer(texts: list[str], num_levels: int, codebook_size: int) 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A YAML file with one short template of each kind."""
+    """Write a YAML file with one short template of each kind."""
     path = tmp_path_factory.mktemp("templates") / "plain.yaml"
     path.write_text(PLAIN)
     return path
@@ -102,7 +102,7 @@ def make(data: RecommendationData, tokenizer: PreTrainedTokenizerBase, **changes
 
 
 def make_whole(data: RecommendationData, tokenizer: PreTrainedTokenizerBase, **changes: Any) -> AlignmentCorpus:
-    """A corpus of the tiny world, whose items get the codes of their number in base 7."""
+    """Make a corpus of the synthetic data set, whose items get the codes of their number in base 7."""
     items = np.arange(data.num_items)
     semantic_ids = SemanticIds(np.stack([items // 7, items % 7], axis=1).astype(np.int32), 7)
     return make(data, tokenizer, **{"semantic_ids": semantic_ids, "intentions": None, "context_length": 256, **changes})
@@ -115,8 +115,10 @@ def whole_tokenizer(tiny_backbones: dict[str, Path]) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def told(corpus: AlignmentCorpus, tokenizer: PreTrainedTokenizerBase, epoch: int = 0) -> dict[str, list[tuple[str, str]]]:
-    """Task -> (all of a document, what of it counts) in words, the beginning token left out."""
+def texts_by_task(
+    corpus: AlignmentCorpus, tokenizer: PreTrainedTokenizerBase, epoch: int = 0
+) -> dict[str, list[tuple[str, str]]]:
+    """Return task -> (document, counted part) as texts, without the beginning token."""
     documents: dict[str, list[tuple[str, str]]] = {}
     numbers = corpus.documents(epoch)
     rows, counted = corpus.rows(numbers, epoch)
@@ -185,7 +187,7 @@ def test_own_templates_replace_only_what_they_name(tmp_path: Path) -> None:
         ("seqrec: [", "is not YAML"),
     ],
 )
-def test_templates_that_cannot_be(content: str, message: str, tmp_path: Path) -> None:
+def test_invalid_templates(content: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
     path.write_text(content)
     with pytest.raises(ValueError, match=message):
@@ -224,7 +226,7 @@ def test_documents_by_hand(small: RecommendationData, tokenizer: PreTrainedToken
     assert len(corpus) == 2 + 4 + 4 + 3 + (4 + 2) + 2
     seen: dict[str, set[tuple[str, str]]] = {}
     for epoch in range(40):
-        for task, documents in told(corpus, tokenizer, epoch).items():
+        for task, documents in texts_by_task(corpus, tokenizer, epoch).items():
             seen.setdefault(task, set()).update(documents)
     assert seen["seqrec"] == {(f"Next:{lamp},{tea},{pen}", tea + pen), (f"Next:{tea},{soap}", soap)}
     named = dict(zip((lamp, tea, pen, soap), zip(TITLES, DESCRIPTIONS, strict=True), strict=True))
@@ -305,7 +307,7 @@ def test_word_pieces_have_no_beginning_and_end_with_their_separator(small: Recom
 def test_apart_is_a_document_for_each_prefix(small: RecommendationData, tokenizer: PreTrainedTokenizerBase, plain: Path) -> None:
     corpus = make(small, tokenizer, templates=load_templates(plain), tasks={"seqrec": 1}, seqrec="apart")
     lamp, tea, pen, soap = "<a_0><b_1>", "<a_1><b_1>", "<a_2><b_0>", "<a_0><b_2>"
-    assert told(corpus, tokenizer)["seqrec"] == [
+    assert texts_by_task(corpus, tokenizer)["seqrec"] == [
         (f"Next:{lamp},{tea}", tea),
         (f"Next:{lamp},{tea},{pen}", pen),
         (f"Next:{tea},{soap}", soap),
@@ -334,7 +336,7 @@ def test_histories_in_another_order(
             if len(set(old_items)) > 2:
                 changed.append(old.tolist() != new.tolist())
     assert {0.0: 0, 0.5: 0.2, 1.0: 0.6}[reorder] <= np.mean(changed) <= {0.0: 0, 0.5: 0.55, 1.0: 1}[reorder]
-    assert (np.array(changed[: len(changed) // 2]) == changed[len(changed) // 2 :]).all() == (reorder == 0)  # drawn anew
+    assert (np.array(changed[: len(changed) // 2]) == changed[len(changed) // 2 :]).all() == (reorder == 0)  # drawn again
 
 
 # ---- What training reads is what inference reads ----
@@ -524,7 +526,7 @@ def test_tokens_are_kept(
 
 
 def held_out_changed(data: RecommendationData, seed: int) -> RecommendationData:
-    """The same folder with other validation and test pairs."""
+    """Return the same folder with other validation and test pairs."""
     rows, generator = data.interactions.to_pylist(), np.random.default_rng(seed)
     known = {(row["user_index"], row["item_index"]) for row in rows}
     for row in rows:

@@ -1,4 +1,4 @@
-"""The table of alignment tasks: what each makes, what another task needs, and that no document changes unnoticed."""
+"""The table of alignment tasks, a task that the library does not have, and a checksum of all documents."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ item2brand:
 
 
 class ItemToBrand(AlignmentTask):
-    """The semantic ID of an item -> its brand: the seventh task, which the library has never seen."""
+    """The semantic ID of an item -> its brand: a seventh task, which the library does not have."""
 
     name, section = "item2brand", "none: a task of this test"
     template_kinds = {"": TemplateKind((INDEX,), "brand")}
@@ -60,7 +60,7 @@ class ItemToBrand(AlignmentTask):
 
 @pytest.fixture
 def item_to_brand(tmp_path: Path) -> Iterator[Path]:
-    """The seventh task in the table, and the file of its templates."""
+    """Register the seventh task, and write the file of its templates."""
     path = tmp_path / "brands.yaml"
     path.write_text(BRAND_TEMPLATES)
     alignment_task(ItemToBrand)
@@ -69,7 +69,7 @@ def item_to_brand(tmp_path: Path) -> Iterator[Path]:
 
 
 def corpus_of(data: RecommendationData, tokenizer: Any, **settings: Any) -> AlignmentCorpus:
-    """A corpus of a data folder whose items get the codes of their number in base 7."""
+    """Make a corpus of a data folder whose items get the codes of their number in base 7."""
     first = add_semantic_id_tokens(tokenizer, num_levels=2, codebook_size=7)
     items = np.arange(data.num_items)
     semantic_ids = SemanticIds(np.stack([items // 7, items % 7], axis=1).astype(np.int32), 7)
@@ -90,7 +90,7 @@ def test_the_table_in_the_docs_has_all_tasks_and_counts_their_templates() -> Non
 
 
 def test_no_document_changes_unnoticed(data: RecommendationData) -> None:
-    """All documents of two epochs in token ids of bytes, so that no trained vocabulary is part of the number."""
+    """Documents of two epochs as token ids of bytes, so that the checksum depends on no trained vocabulary."""
     bytes_only = Tokenizer(models.BPE())
     bytes_only.pre_tokenizer, bytes_only.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -107,7 +107,7 @@ def test_no_document_changes_unnoticed(data: RecommendationData) -> None:
     assert (len(corpus), digest.hexdigest()) == (602, "1bdc53da939550e1855cac44a022155846ad6411569cbbd1315771b2f9918a38")
 
 
-# ---- A task of one's own ----
+# ---- A seventh task ----
 
 
 def test_a_seventh_task_is_one_class_and_one_entry(
@@ -187,7 +187,7 @@ def test_a_task_without_templates_names_what_is_missing(
         ({"template_kinds": {"": TemplateKind((INDEX,), PREFERENCE)}}, "its documents are about items and have no preference"),
     ],
 )
-def test_tasks_that_cannot_be(members: dict[str, Any], message: str) -> None:
+def test_invalid_tasks(members: dict[str, Any], message: str) -> None:
     before = dict(ALIGNMENT_TASKS)
     with pytest.raises(ValueError, match=message):
         alignment_task(type("Own", (ItemToBrand,), {"name": "own", **members}))

@@ -268,13 +268,13 @@ def test_a_decoder_of_bert(align_arguments: MakeAlign, tiny_backbones: dict[str,
     arguments = align_arguments(backbone=str(tmp_path / "bert"), lr=1e-2, backbone_lr=1e-3)
     model, progress = align(arguments)
     assert progress.finished and progress.history[1]["train/align_nll"] < progress.history[0]["train/align_nll"] - 0.1
-    loaded, asked = LCRecForRecommendation.from_pretrained(arguments.run_folder), {"k": 5, "num_beams": 40}
+    loaded, request = LCRecForRecommendation.from_pretrained(arguments.run_folder), {"k": 5, "num_beams": 40}
     assert model.users is not None and not loaded.training
     users = model.users.ids.ids_of([0, 1])
-    found, exact = (loaded.recommend(users=users, **how).to_pandas() for how in (asked, {"k": 5, "scoring": "all"}))
+    found, exact = (loaded.recommend(users=users, **how).to_pandas() for how in (request, {"k": 5, "scoring": "all"}))
     assert found["item"].tolist() == exact["item"].tolist()
     np.testing.assert_allclose(found["score"], exact["score"], rtol=1e-4)
-    assert found["item"].tolist() == model.eval().recommend(users=users, **asked).to_pandas()["item"].tolist()
+    assert found["item"].tolist() == model.eval().recommend(users=users, **request).to_pandas()["item"].tolist()
 
 
 def test_the_loss_is_the_mean_over_response_tokens_by_hand(align_arguments: MakeAlign) -> None:
@@ -404,15 +404,17 @@ class TestBadInput:
         adapted.peft_config["default"].base_model_name_or_path = base
         adapted.save_pretrained(tmp_path / "adapter")
         arguments = align_arguments(backbone=str(tmp_path / "adapter"))
-        told = f"backbone: .*adapter is an adapter .* of the base '{base}', no whole language model; fold it into that base first"
-        with pytest.raises(ValueError, match=told):
+        message = (
+            f"backbone: .*adapter is an adapter .* of the base '{base}', no whole language model; fold it into that base first"
+        )
+        with pytest.raises(ValueError, match=message):
             align(arguments)
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             pretrain(PretrainArguments(data=arguments.data, output=arguments.output, backbone=arguments.backbone))
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             CLLM4RecForRecommendation.from_backbone(tmp_path / "adapter", num_users=1, num_items=2)
         index = SemanticIds(np.array([[0], [1]]), 2)
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             LCRecForRecommendation.from_backbone(
                 tmp_path / "adapter", semantic_ids=index, first_index_token=999, catalogue=["p", "q"]
             )

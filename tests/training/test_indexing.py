@@ -35,8 +35,8 @@ def arguments(data: RecommendationData, output: Path, **changes: Any) -> IndexAr
 
 @pytest.mark.parametrize("method", ["rqvae", "rk-means", "random"])
 def test_a_whole_index(data: RecommendationData, embeddings: np.ndarray, tmp_path: Path, method: str) -> None:
-    asked = arguments(data, tmp_path / "index", method=method)
-    index, progress = index_items(asked, None if method == "random" else embeddings)
+    given = arguments(data, tmp_path / "index", method=method)
+    index, progress = index_items(given, None if method == "random" else embeddings)
     assert index is not None and progress.finished
     loaded, ids = SemanticIds.load(tmp_path / "index" / "index.parquet")
     assert np.array_equal(loaded.codes, index.codes) and loaded.num_levels == 3 and loaded.codebook_size == 5
