@@ -358,7 +358,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"index": ""}, "index is not set; give --index"),
+            ({"index": ""}, "index is not set; name the folder"),
             ({"backbone": ""}, "backbone is not set"),
             ({"tasks": ["seqrek"]}, "tasks: 'seqrek' is no task; the tasks are seqrec, item2index"),
             ({"tasks": ["seqrec=2"]}, r"tasks: 'seqrec=2' .* a share in \(0, 1\]"),
@@ -385,7 +385,7 @@ class TestBadInput:
         SemanticIds(np.arange(40)[:, None] // np.array([8, 1]) % 8, 8).save(
             tmp_path / "index.parquet", IdMap([f"other {number}" for number in range(40)], "item_id")
         )
-        with pytest.raises(ValueError, match="is the index of another catalogue than"):
+        with pytest.raises(ValueError, match="has the semantic IDs of another catalogue than"):
             load_semantic_ids(tmp_path, data)
 
     def test_a_backbone_that_is_none(self, align_arguments: MakeAlign, tmp_path: Path) -> None:

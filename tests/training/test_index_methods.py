@@ -16,11 +16,11 @@ from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.evaluation.ranking import histories_from_lists
 from modeling_cllm4rec.lcrec.arguments import IndexArguments
 from modeling_cllm4rec.lcrec.index_methods import (
-    with_co_occurrence,
     co_occurrence_graph,
     co_occurrence_semantic_ids,
     random_codes,
     vanilla_semantic_ids,
+    with_co_occurrence,
 )
 from modeling_cllm4rec.lcrec.indexing import index_items
 from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds, shared_codes
@@ -81,7 +81,7 @@ def test_always_unique_and_the_same_again(draw: st.DataObject) -> None:
     history = st.lists(st.integers(0, items - 1), max_size=6)
     histories = histories_from_lists(draw.draw(st.lists(history, min_size=1, max_size=12)))
     if not co_occurrence_graph(histories, items).nnz:
-        with pytest.raises(ValueError, match="training histories none has two different items"):
+        with pytest.raises(ValueError, match="training histories has two different items"):
             co_occurrence_semantic_ids(histories, items, levels, size)
         return
     index = co_occurrence_semantic_ids(histories, items, levels, size, seed=3)
@@ -138,7 +138,7 @@ def test_an_index_of_texts_and_co_occurrence(data: RecommendationData, tmp_path:
     [
         ({"co_occurrence": 1.0}, "co_occurrence is 1.0; it must be 0 or more and below 1"),
         ({"co_occurrence": -0.1}, "co_occurrence is -0.1; it must be 0 or more and below 1"),
-        ({"co_occurrence": 0.5, "method": "vanilla"}, "co_occurrence is 0.5, but --method vanilla quantizes no vectors"),
+        ({"co_occurrence": 0.5, "method": "vanilla"}, "co_occurrence is 0.5, but method 'vanilla' quantizes no vectors"),
     ],
 )
 def test_a_share_that_cannot_be(changes: dict[str, Any], message: str) -> None:
@@ -170,7 +170,7 @@ def test_only_training_histories_are_looked_at(data: RecommendationData, tmp_pat
 
 class TestBadInput:
     def test_nothing_occurs_together(self) -> None:
-        with pytest.raises(ValueError, match="among 2 training histories none has two different items, .*use --method random"):
+        with pytest.raises(ValueError, match="none of 2 training histories has two different items; use method 'random'"):
             co_occurrence_semantic_ids(histories_from_lists([[1, 1], [0]]), 3, 2, 2)
 
     def test_too_many_items(self) -> None:

@@ -112,7 +112,7 @@ class TestBadInput:
     def test_output_that_holds_something(self, data: RecommendationData, embeddings: np.ndarray, tmp_path: Path) -> None:
         index_items(arguments(data, tmp_path / "index", epochs=2), embeddings)
         before = (tmp_path / "index" / "index.parquet").read_bytes()
-        with pytest.raises(FileExistsError, match="holds an index already; pass --resume"):
+        with pytest.raises(FileExistsError, match="holds an index already; set resume"):
             index_items(arguments(data, tmp_path / "index", epochs=2), embeddings)
         with pytest.raises(ValueError, match=r"had other arguments \(then, now\): \{'lr': \(0.001, 0.5\)\}"):
             index_items(arguments(data, tmp_path / "index", epochs=2, lr=0.5, resume=True), embeddings)
@@ -153,7 +153,7 @@ class TestBadInput:
         there = tmp_path / "model" / name
         there.parent.mkdir(parents=True)
         there.write_text("{}")
-        with pytest.raises(FileExistsError, match="but no record of how an index was made there; .* choose another --output"):
+        with pytest.raises(FileExistsError, match="but no record of an index run; .* choose another output"):
             index_items(arguments(data, tmp_path / "model", overwrite=overwrite), embeddings)
         assert [file for file in (tmp_path / "model").rglob("*") if file.is_file()] == [there]
 
@@ -172,10 +172,10 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"num_levels": 27}, "num_levels is 27; an index has at most 26 levels"),
+            ({"num_levels": 27}, "num_levels is 27; a semantic ID has at most 26 levels"),
             ({"warmup_epochs": 13}, "warmup_epochs is 13 and epochs 12, .* lower warmup_epochs"),
             ({"codebook_size": 41}, "40 items are fewer than the 41 codes of a level, .* lower codebook_size to 40 or less"),
-            ({"codebook_size": 3}, r"40 items need more indices than 3 levels of 3 codes give \(27\); raise num_levels"),
+            ({"codebook_size": 3}, r"40 items are more than the 27 semantic IDs of 3 levels of 3 codes; raise num_levels"),
             ({"num_levels": 0}, "num_levels is 0; it must be 1 or more"),
             ({"method": "pq"}, "method is 'pq'; allowed are 'rqvae', 'rk-means', 'random'"),
             ({"fields": []}, "fields is empty; name the text columns"),
