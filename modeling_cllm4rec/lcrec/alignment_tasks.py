@@ -1,7 +1,7 @@
 """The alignment tasks (section III-C of LC-Rec, arXiv 2311.09049): a class for each, and the table of all of them.
 
-A task says which documents there are and which slots its instructions and responses have. The wording is in
-`alignment_templates.yaml`. A task of your own needs both and no other change:
+A class defines the documents of a task and the slots of its instructions and responses. The wording is in
+`alignment_templates.yaml`. A task of your own needs both, and no other change:
 
     @alignment_task
     class ItemToBrand(AlignmentTask):
@@ -14,9 +14,11 @@ A task says which documents there are and which slots its instructions and respo
         def documents(self, source):
             return source.items()
 
-and a YAML file for `templates` with
+and a YAML file for the argument `templates`:
 
     item2brand: ["Which brand makes {index}?"]
+
+`align(AlignArguments(tasks=["seqrec", "item2brand=0.5"], templates="brands.yaml", ...))` then trains it as well.
 """
 
 from __future__ import annotations
@@ -62,7 +64,7 @@ class TemplateKind(NamedTuple):
 
     Attributes:
         placeholders: slots of the instruction; each template has each of them once.
-        response: slot of the response. `"history"` stands for the next item of the history.
+        response: slot of the response. `"history"` is the next item of the history.
     """
 
     placeholders: tuple[str, ...]
@@ -103,8 +105,8 @@ class AlignmentTask:
         template_kinds: kind -> its slots, in the order in which a document counts its templates. A task with one kind
             of templates names it "".
         subject: whether a document is about an item or a user.
-        continues_history: whether the response is the next item of the list that ends the instruction, which is how
-            `recommend` asks. Such a template ends with `{history}`, and no answer text follows.
+        continues_history: whether the response is the next item of the list that ends the instruction, as in the
+            prompt of `recommend`. Such a template ends with `{history}`, and no answer text follows.
         ablation_row: row of the paper's table IV that adds this task; empty for none.
     """
 

@@ -180,7 +180,7 @@ def tokenize_template(template: str, tokenizer: PreTrainedTokenizerBase) -> list
     """
     segments: list[Any] = [] if tokenizer.bos_token_id is None else [[tokenizer.bos_token_id]]
     for text, name, _, _ in string.Formatter().parse(template):
-        # A token of a semantic ID stands for an item and the space before it, as a word does in a byte-level tokenizer.
+        # The first token of a semantic ID includes the space before it, as a word does in a byte-level tokenizer.
         words = _encode(text.removesuffix(" ") if name in (HISTORY, INDEX) else text, tokenizer)
         if words:
             segments.append(words)

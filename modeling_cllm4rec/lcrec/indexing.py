@@ -34,7 +34,7 @@ from modeling_cllm4rec.lcrec.index_methods import (
 from modeling_cllm4rec.lcrec.modeling_lcrec import INDEXER_FOLDER
 from modeling_cllm4rec.lcrec.modeling_rqvae import RQVAEModel, residual_k_means
 from modeling_cllm4rec.lcrec.rqvae_training import CHECKPOINTS, IndexProgress, train_rqvae
-from modeling_cllm4rec.lcrec.semantic_id_report import REPORT_FILES, check_plots, index_report, save_index_report
+from modeling_cllm4rec.lcrec.semantic_id_report import REPORT_FILES, check_plots, save_report, semantic_id_report
 from modeling_cllm4rec.lcrec.semantic_ids import (
     LEVEL_LETTERS,
     SemanticIds,
@@ -81,10 +81,10 @@ def index_items(arguments: IndexArguments, embeddings: np.ndarray | None = None)
     identity = _identity(arguments, items)
     _check_sizes(len(items), arguments)
     _check_folder(arguments, identity)
-    index = index_without_embeddings(arguments, data, items)
-    if index is not None:
+    semantic_ids = ids_without_embeddings(arguments, data, items)
+    if semantic_ids is not None:
         embeddings = None
-        identity["codes_sha256"] = hashlib.sha256(index.codes.tobytes()).hexdigest()
+        identity["codes_sha256"] = hashlib.sha256(semantic_ids.codes.tobytes()).hexdigest()
     elif embeddings is None:
         embeddings = item_embeddings(
             data,
@@ -103,13 +103,13 @@ def index_items(arguments: IndexArguments, embeddings: np.ndarray | None = None)
             embeddings = with_co_occurrence(embeddings, data.histories("train"), arguments.co_occurrence)
         identity["embeddings_sha256"] = hashlib.sha256(embeddings.astype(np.float32).tobytes()).hexdigest()
         estimate = indexing_memory(len(items), embeddings.shape[1], arguments.codebook_size, arguments.latent_dim)
-        logger.info("index: an estimate of %s", estimate.line())
+        logger.info("index-items: an estimate of %s", estimate.line())
         check_memory(estimate, arguments.max_memory, "use a smaller codebook_size and more num_levels")
     _claim(arguments, identity)
     progress = IndexProgress(finished=True)
     settings = dict(identity)
-    if index is not None:
-        report = index_report(index)
+    if semantic_ids is not None:
+        report = semantic_id_report(semantic_ids)
     else:
         assert embeddings is not None
         indexer, progress = _indexer(arguments, embeddings)
@@ -118,25 +118,25 @@ def index_items(arguments: IndexArguments, embeddings: np.ndarray | None = None)
         latents, codebooks = indexer.latents(embeddings), indexer.codebook_array
         plain = nearest_codes(latents, codebooks)
         uniform = spread_last_level(latents, codebooks, plain, arguments.sinkhorn_epsilon)
-        index = SemanticIds(assign_unique_codes(latents, codebooks, uniform), arguments.codebook_size)
+        semantic_ids = SemanticIds(assign_unique_codes(latents, codebooks, uniform), arguments.codebook_size)
         earlier = {"nearest": plain, "uniform": uniform}
-        report = index_report(index, embeddings, indexer, earlier)
+        report = semantic_id_report(semantic_ids, embeddings, indexer, earlier)
         if not arguments.co_occurrence:  # a new item has no co-occurrence, so the indexer could not encode it
             indexer.save_pretrained(folder / INDEXER_FOLDER)
             settings["item_encoder"] = arguments.item_encoder
-    index.save(folder / INDEX_FILE, items)
+    semantic_ids.save(folder / INDEX_FILE, items)
     report |= {"epochs": progress.epoch, "last_losses": progress.losses[-10:]}
-    save_index_report(folder, report, arguments.plots)
+    save_report(folder, report, arguments.plots)
     settings["report"] = report
     # The settings are written after the index: without them, a killed run is not taken for a finished one.
     (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=1), encoding="utf-8")
     steps = progress.epoch * -(-len(items) // arguments.batch_size)
     save_record(folder, STAGE, {**training_record(arguments, progress), "steps": steps})
-    logger.info("index of %d items saved in %s", len(items), folder)
-    return index, progress
+    logger.info("semantic IDs of %d items saved in %s", len(items), folder)
+    return semantic_ids, progress
 
 
-def index_without_embeddings(arguments: IndexArguments, data: RecommendationData, items: IdMap) -> SemanticIds | None:
+def ids_without_embeddings(arguments: IndexArguments, data: RecommendationData, items: IdMap) -> SemanticIds | None:
     """Return the semantic IDs of a method that reads no item texts; None for the others."""
     levels, size, seed = arguments.num_levels, arguments.codebook_size, arguments.seed
     match arguments.method:

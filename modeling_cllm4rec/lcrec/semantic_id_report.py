@@ -14,13 +14,13 @@ from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.lcrec.modeling_rqvae import RQVAEModel
 from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds, residuals, shared_codes
 
-__all__ = ["REPORT_FILES", "check_plots", "index_report", "save_index_report"]
+__all__ = ["REPORT_FILES", "check_plots", "semantic_id_report", "save_report"]
 
 REPORT_FILES = ("report.md", "code_use.png")
-"""Files of `save_index_report`; the second one with `plots` only."""
+"""Files of `save_report`; the second one with `plots` only."""
 
 
-def index_report(
+def semantic_id_report(
     semantic_ids: SemanticIds,
     embeddings: np.ndarray | None = None,
     indexer: RQVAEModel | None = None,
@@ -68,7 +68,7 @@ def _entropy(counts: np.ndarray) -> float:
     return float(-(shares * np.log2(shares)).sum())
 
 
-def save_index_report(folder: Path, report: Mapping[str, Any], plots: bool = False) -> None:
+def save_report(folder: Path, report: Mapping[str, Any], plots: bool = False) -> None:
     """Write the report as Markdown and, with `plots`, the use of the codes as a picture (see `check_plots`)."""
     text, picture = REPORT_FILES
     (folder / text).write_text(as_markdown(report), encoding="utf-8")
@@ -85,7 +85,7 @@ def check_plots() -> None:
 def as_markdown(report: Mapping[str, Any]) -> str:
     """Return the report as Markdown tables."""
     lines = [
-        f"# Index of {report['items']} items, {report['num_levels']} levels of {report['codebook_size']} codes",
+        f"# Semantic IDs of {report['items']} items, {report['num_levels']} levels of {report['codebook_size']} codes",
         "",
         "| codes | items that share them |",
         "|---|---|",

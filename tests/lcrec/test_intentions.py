@@ -286,7 +286,9 @@ def test_prompts_by_hand(small: RecommendationData) -> None:
 
 def test_a_prompt_beyond_the_context(small: RecommendationData, tiny_backbones: dict[str, Path], tmp_path: Path) -> None:
     items = small.items.set_column(1, "title", pa.array(["lamp " * 200, "Lantern", "Tea", "Pen"]))
-    with pytest.raises(ValueError, match="the longest prompt has .* tokens and max_new_tokens is 6, but .* has a context of 128: use a writer"):
+    with pytest.raises(
+        ValueError, match="the longest prompt has .* tokens and max_new_tokens is 6, but .* has a context of 128: use a writer"
+    ):
         write(dataclasses.replace(small, items=items), tiny_backbones["gpt2"], tmp_path / "cache.jsonl")
 
 

@@ -388,6 +388,24 @@ class TestBadInput:
         with pytest.raises(ValueError, match="has the semantic IDs of another catalogue than"):
             load_semantic_ids(tmp_path, data)
 
+    def test_an_index_folder_that_is_cut_off(self, data: RecommendationData, index_folder: Path, tmp_path: Path) -> None:
+        copy = tmp_path / "copy"
+        shutil.copytree(index_folder, copy)
+        (copy / "index.json").write_text('{"item_enc')
+        with pytest.raises(ValueError, match="index: .*copy is damaged .*; run `cllm4rec index-items` again"):
+            load_semantic_ids(copy, data)
+        (copy / "index.json").unlink()
+        with pytest.raises(FileNotFoundError, match="index: there is no .*index.json; the index is not finished"):
+            load_semantic_ids(copy, data)
+
+    def test_a_writer_that_is_none(self, align_arguments: MakeAlign, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match="intention_writer: .*nothing is no folder with a language model"):
+            align(align_arguments(intention_writer=str(tmp_path / "nothing")))
+
+    def test_a_resumed_run_whose_templates_are_gone(self, align_arguments: MakeAlign, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match="templates: there is no file .*gone.yaml; a resumed run needs the same one"):
+            align_arguments(templates=str(tmp_path / "gone.yaml")).fingerprints()
+
     def test_a_backbone_that_is_none(self, align_arguments: MakeAlign, tmp_path: Path) -> None:
         with pytest.raises(OSError, match="backbone: .* is no folder with a language model"):
             align(align_arguments(backbone=str(tmp_path / "nothing")))

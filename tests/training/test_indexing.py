@@ -45,7 +45,7 @@ def test_a_whole_index(data: RecommendationData, embeddings: np.ndarray, tmp_pat
     record = json.loads((tmp_path / "index" / "index.json").read_text())
     assert record["catalogue_fingerprint"] == ids.fingerprint and record["report"]["collisions"]["index"] == 0
     report = (tmp_path / "index" / "report.md").read_text()
-    assert report.startswith(f"# Index of {data.num_items} items, 3 levels of 5 codes")
+    assert report.startswith(f"# Semantic IDs of {data.num_items} items, 3 levels of 5 codes")
     if method != "random":
         assert record["report"]["collisions"]["nearest"] > 0  # the twins at least
         model = RQVAEModel.from_pretrained(tmp_path / "index" / "rqvae")
@@ -144,6 +144,12 @@ class TestBadInput:
         index_items(arguments(data, tmp_path / "index", stop_after_epochs=4), embeddings)
         with pytest.raises(ValueError, match=r"had other arguments \(then, now\): \{'embeddings_sha256'"):
             index_items(arguments(data, tmp_path / "index", resume=True), embeddings + 1)
+
+    def test_a_damaged_record(self, data: RecommendationData, embeddings: np.ndarray, tmp_path: Path) -> None:
+        index_items(arguments(data, tmp_path / "index", stop_after_epochs=4), embeddings)
+        (tmp_path / "index" / "run.json").write_text('{"seed": ')
+        with pytest.raises(ValueError, match="resume: .*run.json is damaged .*; set overwrite, or choose another output"):
+            index_items(arguments(data, tmp_path / "index", resume=True), embeddings)
 
     @pytest.mark.parametrize("overwrite", [False, True])
     @pytest.mark.parametrize("name", ["config.json", "checkpoints/alignment/run.json", "index.parquet"])
