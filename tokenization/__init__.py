@@ -1,8 +1,7 @@
 """The tokenizer of CLLM4Rec: any backbone's tokenizer, and a token for every user and item.
 
-`CLLM4RecTokenizer` is imported when it is first used, so `import tokenization` alone is quick and imports neither
-torch nor transformers. Like `import modeling_cllm4rec`, it teaches the Auto classes of transformers the model type
-`cllm4rec`.
+`CLLM4RecTokenizer` is imported at its first use, so the import of this package alone is quick and imports neither torch nor
+transformers. Like `import modeling_cllm4rec`, it registers the model type `cllm4rec` with the Auto classes of transformers.
 """
 
 from __future__ import annotations

@@ -4,17 +4,17 @@ With N = `id_offset` text ids, I users and J items, `<user_i>` has token id N + 
 3.1 of arXiv 2311.01343 adds these tokens to the vocabulary). The ids come from arithmetic, not from a table, so ten
 million users and items cost as much to load and save as ten.
 
-How a text is encoded: each ID word in range is replaced by a *stand-in* of the same length, the first ID word with as
-many digits (`<item_7342>` by `<item_1000>`); the Rust backend, which knows a stand-in per number of digits as an added
-token, encodes the batch; then the ids of the stand-ins are replaced. This leaves nothing to chance:
+A text is encoded in three steps. Each ID word in range is replaced by a *stand-in* of the same length, the first ID word
+with as many digits (`<item_7342>` by `<item_1000>`). The Rust backend, which has one stand-in for each number of digits as an
+added token, encodes the batch. Then the ids of the stand-ins are replaced. This is exact for any text:
 
-- A stand-in is itself an ID word in range, so none is left in the text that did not come from an ID word: whatever
-  people write, there is no string to confuse it with.
+- A stand-in is itself an ID word in range, so each stand-in in the text comes from an ID word: no string of a user's
+  text can be confused with it.
 - Lengths do not change, so the backend's offsets hold in the original text, and the ID word is read from there:
   truncation from either side, overflow, pairs and pre-tokenized words need no book-keeping.
 
-The stand-ins live in memory only; `tokenizer.json` stays the backbone's own. This file stands alone: it is copied into
-every saved folder.
+Stand-ins are kept in memory only; `tokenizer.json` is the backbone's own file. This file is copied into every
+saved folder and imports nothing of this package.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 TOKENIZER_FILE = "tokenizer.json"
 
 ID_WORD = re.compile(r"<(user|item)_(0|[1-9][0-9]{0,17})>")
-"""`<user_3>`, `<item_12>`: lower case, ASCII digits, no leading zeros. The range of the index is checked apart."""
+"""`<user_3>`, `<item_12>`: lower case, ASCII digits, no leading zeros. The range of the index is checked elsewhere."""
 
 IdWord = tuple[str, tuple[int, int]]
 """An ID word in a text and the characters it covers, [start, end)."""
@@ -49,13 +49,13 @@ IdWord = tuple[str, tuple[int, int]]
 class CLLM4RecTokenizer(TokenizersBackend):
     """A backbone's fast tokenizer with user and item ID tokens.
 
-    Make one with `from_backbone`, load a saved one with `from_pretrained` (where this package is not installed, with
-    `AutoTokenizer.from_pretrained(folder, trust_remote_code=True)`). It is used as every tokenizer of transformers;
-    what is particular to ID words:
+    `from_backbone` makes one, and `from_pretrained` loads a saved one (without this package installed,
+    `AutoTokenizer.from_pretrained(folder, trust_remote_code=True)` does). It is used as every tokenizer of transformers,
+    with these rules for ID words:
 
     - `<user_3>` and `<item_12>` in a text are ID tokens when in range. Anything else is text: `user_3`, `<USER_3>`,
       `<user_03>`, an index out of range. With `split_special_tokens=True` (at the call, or as attribute) no ID word
-      and no special token is recognized: encode what people wrote, such as reviews, this way.
+      and no special token is recognized: encode texts of users, such as reviews, this way.
     - One space before an ID word belongs to it, as it does to a word in byte-level vocabularies, so a list of items
       costs one token per item. `decode` writes that space, but not at the beginning or after a line break or tab.
     - ID tokens are not special tokens: `skip_special_tokens=True` keeps them.
@@ -136,16 +136,16 @@ class CLLM4RecTokenizer(TokenizersBackend):
         id_offset: int | None = None,
         **kwargs: Any,
     ) -> CLLM4RecTokenizer:
-        """Put ID tokens on top of a backbone's tokenizer, which itself is left as it was.
+        """Add ID tokens to a copy of a backbone's tokenizer.
 
         Args:
             backbone: name on the Hub, folder, or a loaded fast tokenizer.
             num_users, users: the number of users, or their external ids (anything with a length): one of the two.
-            num_items, catalogue: likewise for items.
+            num_items, catalogue: the same for items.
             id_offset: first user's token id; default: the size of the backbone's tokenizer. Give the model's
                 `id_offset` where its embedding is larger than its tokenizer.
             kwargs: passed to `AutoTokenizer.from_pretrained` with a name or folder; with a loaded tokenizer, settings
-                that replace its own, such as `padding_side="left"`.
+                that override its own, such as `padding_side="left"`.
 
         Returns:
             A tokenizer with the backbone's settings. A backbone without padding token pads with its end-of-text token.
@@ -184,7 +184,7 @@ class CLLM4RecTokenizer(TokenizersBackend):
 
     @classmethod
     def convert_to_native_format(cls, trust_remote_code: bool = False, **kwargs: Any) -> dict[str, Any]:
-        """Hand `tokenizer.json` on as it is: for a class with its own `__init__`, transformers would take it apart.
+        """Pass `tokenizer.json` on unchanged: for a class with its own `__init__`, transformers would take it apart.
 
         Raises:
             FileNotFoundError: the folder has no `tokenizer.json`.
@@ -203,7 +203,7 @@ class CLLM4RecTokenizer(TokenizersBackend):
     @overload
     def user_token_id(self, index: np.ndarray) -> np.ndarray: ...
     def user_token_id(self, index: int | np.ndarray) -> int | np.ndarray:
-        """Token id of `<user_index>`: N + index.
+        """Return the token id of `<user_index>`: N + index.
 
         Args:
             index: user_index in [0, I), or a numpy array of such, of any shape.
@@ -221,15 +221,15 @@ class CLLM4RecTokenizer(TokenizersBackend):
     @overload
     def item_token_id(self, index: np.ndarray) -> np.ndarray: ...
     def item_token_id(self, index: int | np.ndarray) -> int | np.ndarray:
-        """Token id of `<item_index>`: N + I + index. As `user_token_id`, with item_index in [0, J)."""
+        """Return the token id of `<item_index>`: N + I + index. As `user_token_id`, with item_index in [0, J)."""
         return self._token_id("item", index)
 
     def is_user_id(self, ids: Any) -> Any:
-        """Whether token ids are those of users: a bool for an integer, booleans for an array or tensor."""
+        """Return whether token ids are those of users: a bool for an integer, booleans for an array or tensor."""
         return (ids >= self.id_offset) & (ids < self.id_offset + self.num_users)
 
     def is_item_id(self, ids: Any) -> Any:
-        """Whether token ids are those of items: a bool for an integer, booleans for an array or tensor."""
+        """Return whether token ids are those of items: a bool for an integer, booleans for an array or tensor."""
         return (ids >= self.id_offset + self.num_users) & (ids < len(self))
 
     def _token_id(self, kind: str, index: Any) -> Any:
@@ -246,7 +246,7 @@ class CLLM4RecTokenizer(TokenizersBackend):
         return index.astype("int64") + first
 
     def _id_of(self, word: re.Match[str]) -> int | None:
-        """Token id of an ID word, or `None` when its index is out of range."""
+        """Return the token id of an ID word, or `None` if its index is out of range."""
         first, number = self._ranges.get(word[1], (0, 0))
         index = int(word[2])
         return first + index if index < number else None
@@ -256,7 +256,7 @@ class CLLM4RecTokenizer(TokenizersBackend):
         return self._id_of(word) if word else None
 
     def _add_stand_ins(self) -> None:
-        """Teach the backend one ID word per kind and number of digits, with and without a space before it.
+        """Add one ID word per kind and number of digits to the backend, with and without a space before it.
 
         They are special tokens to the backend, so that `split_special_tokens` switches them off.
         """
@@ -321,7 +321,7 @@ class CLLM4RecTokenizer(TokenizersBackend):
         return BatchEncoding(dict(output), encodings, tensor_type=return_tensors, prepend_batch_axis=is_flat)
 
     def _with_stand_ins(self, text: Any) -> Any:
-        """`text` (a string, or lists and tuples of strings) with each ID word in range replaced by its stand-in."""
+        """Replace each ID word in range by its stand-in, in a string or in lists and tuples of strings."""
         if isinstance(text, str):
             return ID_WORD.sub(self._stand_in, text)
         if isinstance(text, (list, tuple)):
@@ -333,7 +333,7 @@ class CLLM4RecTokenizer(TokenizersBackend):
         return self._stand_ins[kind, len(digits)] if int(digits) < self._ranges[kind][1] else word[0]
 
     def _put_ids(self, ids: list[Any], encoding: Any, sequences: Sequence[Any]) -> dict[int, IdWord]:
-        """Replace the stand-ins in `ids`, in place; returns the ID word at each such position."""
+        """Replace the stand-ins in `ids`, in place, and return the ID word at each such position."""
         words: dict[int, IdWord] = {}
         stand_in_ids = self._stand_in_ids
         for position, token_id in enumerate(ids):
@@ -349,7 +349,7 @@ class CLLM4RecTokenizer(TokenizersBackend):
     # ---- Ids to text ----
 
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
-        """As every tokenizer's; ID tokens give their ID word, ids that stand for nothing give `None`."""
+        """Return tokens as every tokenizer does; ID tokens give their ID word, ids out of range give `None`."""
         if isinstance(ids, int):
             return self._convert_id_to_token(ids)
         skipped = set(self.all_special_ids) if skip_special_tokens else set()
@@ -417,7 +417,7 @@ class CLLM4RecTokenizer(TokenizersBackend):
         return self.id_offset + self.num_users + self.num_items
 
     def get_vocab(self) -> dict[str, int]:
-        """The text tokens and their ids. ID words are not in it: `convert_tokens_to_ids` knows theirs."""
+        """Return the text tokens and their ids, without ID words, which `convert_tokens_to_ids` converts."""
         vocabulary = super().get_vocab()
         for word in self._stand_in_tokens:
             vocabulary.pop(word)
@@ -430,7 +430,9 @@ class CLLM4RecTokenizer(TokenizersBackend):
         return {token_id: token for token_id, token in added.items() if token_id not in self._stand_in_ids}
 
     def _add_tokens(self, new_tokens: Sequence[str | AddedToken], special_tokens: bool = False) -> int:
-        """Called by `add_tokens` and `add_special_tokens`; tokens that exist already may get new settings.
+        """Refuse new tokens; tokens that exist already may get new settings.
+
+        `add_tokens` and `add_special_tokens` call it.
 
         Raises:
             ValueError: a token that does not exist yet.
@@ -448,7 +450,7 @@ class CLLM4RecTokenizer(TokenizersBackend):
         return super()._add_tokens(list(new_tokens), special_tokens=special_tokens)
 
     def train_new_from_iterator(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Not for this class: train a tokenizer for the backbone and use `from_backbone`."""
+        """Raise NotImplementedError: train a tokenizer for the backbone and use `from_backbone`."""
         raise NotImplementedError("train a new tokenizer from the backbone's own, then use from_backbone on the result")
 
     # ---- Saving ----
@@ -470,23 +472,23 @@ class CLLM4RecTokenizer(TokenizersBackend):
         return (*file_names, str(path))
 
     def _text_state(self) -> dict[str, Any]:
-        """The backend as JSON, without stand-ins and without what the last call asked for."""
+        """Return the backend as JSON, without stand-ins and without truncation and padding of the last call."""
         state: dict[str, Any] = json.loads(self._tokenizer.to_str())
         state["truncation"] = state["padding"] = None
         state["added_tokens"] = [t for t in state["added_tokens"] if t["content"] not in self._stand_in_tokens]
         return state
 
     def _state_of(self, tokenizer_json: bytes) -> dict[str, Any]:
-        """The backend as JSON that a folder with this `tokenizer.json` and our settings would load."""
+        """Return the backend as JSON that a folder with this `tokenizer.json` and our settings would load."""
         backend = Backend.from_str(tokenizer_json.decode("utf-8"))
         return type(self)(**{**self.init_kwargs, "tokenizer_object": backend})._text_state()
 
 
 class EncodingWithIds:
-    """An `Encoding` of the tokenizers library whose stand-ins are replaced: what `BatchEncoding` looks words up in.
+    """An `Encoding` of the tokenizers library with its stand-ins replaced, for the look-ups of `BatchEncoding`.
 
     Args:
-        encoding: the backend's, which has stand-ins of the same length in place of ID words.
+        encoding: the backend's, with stand-ins of the same length in place of ID words.
         ids: (length,) token ids with ID tokens.
         id_words: the ID word at each position that has one.
     """
@@ -518,16 +520,16 @@ class EncodingWithIds:
         return offsets
 
     def token_to_chars(self, token_index: int) -> tuple[int, int] | None:
-        """The characters that a token covers, as `offsets` has them; `None` for a token that stands for no text."""
+        """Return the characters that a token covers, as in `offsets`; `None` for a token without text."""
         word = self._id_words.get(token_index)
         return word[1] if word else self._encoding.token_to_chars(token_index)
 
     def __len__(self) -> int:
-        """Number of tokens."""
+        """Return the number of tokens."""
         return len(self.ids)
 
     def __getattr__(self, name: str) -> Any:
-        """What stand-ins do not change comes from the backend's encoding."""
+        """Return attributes of the backend's encoding that stand-ins do not change."""
         if name not in EncodingWithIds._UNCHANGED:
             raise AttributeError(
                 f"{type(self).__name__} has no attribute {name!r}; for overflowing tokens call the tokenizer with "
@@ -541,7 +543,7 @@ def _is_nested(text: Any) -> bool:
 
 
 def _sequences(text: Any, pair: Any, is_split_into_words: bool) -> Sequence[Any]:
-    """The one or two sequences of a sample: strings, or lists of words when split into words."""
+    """Return the one or two sequences of a sample: strings, or lists of words when split into words."""
     if pair:
         return text, pair
     if isinstance(text, (list, tuple)) and (not is_split_into_words or _is_nested(text)):
@@ -569,7 +571,7 @@ def _count_from(count_name: str, count: Any, ids_name: str, ids: Sized | None) -
 
 
 def _out_of_range(kind: str, index: Any, number: int) -> NoReturn:
-    raise ValueError(f"{kind}_index is {int(index)}; it must be in [0, {number}), for there are {number} {kind}s")
+    raise ValueError(f"{kind}_index is {int(index)}; it must lie in [0, {number}): there are {number} {kind}s")
 
 
 def _no_pad_token(source: TokenizersBackend) -> NoReturn:
@@ -580,14 +582,14 @@ def _no_pad_token(source: TokenizersBackend) -> NoReturn:
 
 
 def _forget_last_call(tokenizer_json: Path) -> None:
-    """Take out the truncation and padding that transformers leaves in a backend after a call."""
+    """Remove the truncation and padding that transformers leaves in a backend after a call."""
     state = json.loads(tokenizer_json.read_text(encoding="utf-8"))
     state["truncation"] = state["padding"] = None
     tokenizer_json.write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
 
 
 def _own_tokenizer_json(source: TokenizersBackend, kwargs: dict[str, Any]) -> bytes | None:
-    """The bytes of the `tokenizer.json` that a backbone came with, or `None` where there is none."""
+    """Return the bytes of a backbone's own `tokenizer.json`, or `None` if it has none."""
     if not source.name_or_path:
         return None
     where = {name: kwargs[name] for name in ("cache_dir", "revision", "subfolder") if name in kwargs}

@@ -1,13 +1,32 @@
-"""Index tokens of LC-Rec in a language model's own tokenizer: `<a_12><b_3>...`, real added tokens."""
+"""Tokens of LC-Rec's semantic IDs in a language model's own tokenizer: `<a_12><b_3>...`, as added tokens."""
 
 from __future__ import annotations
+
+import string
 
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
-from modeling_cllm4rec.lcrec.semantic_ids import semantic_id_token
+from modeling_cllm4rec.core.errors import InputError
 
-__all__ = ["add_semantic_id_tokens"]
+__all__ = ["add_semantic_id_tokens", "semantic_id_token"]
+
+LEVEL_LETTERS = string.ascii_lowercase
+
+
+def semantic_id_token(level: int, code: int) -> str:
+    """Return the token of a code; levels are letters.
+
+    Raises:
+        InputError: a level that has no letter.
+
+    Example:
+        >>> semantic_id_token(1, 30)
+        '<b_30>'
+    """
+    if not 0 <= level < len(LEVEL_LETTERS):
+        raise InputError(f"level is {level}; a semantic ID has at most {len(LEVEL_LETTERS)} levels")
+    return f"<{LEVEL_LETTERS[level]}_{code}>"
 
 
 def add_semantic_id_tokens(tokenizer: PreTrainedTokenizerBase, num_levels: int, codebook_size: int) -> int:
@@ -23,7 +42,7 @@ def add_semantic_id_tokens(tokenizer: PreTrainedTokenizerBase, num_levels: int, 
         The id of code 0 of the first level; code c of level h has this id + h * K + c.
 
     Raises:
-        ValueError: the tokenizer has such tokens already, or does not give them ids in a row.
+        InputError: the tokenizer has such tokens already, or does not give them consecutive ids.
 
     Example:
         >>> first = add_semantic_id_tokens(tokenizer, num_levels=4, codebook_size=256)  # doctest: +SKIP
@@ -34,15 +53,17 @@ def add_semantic_id_tokens(tokenizer: PreTrainedTokenizerBase, num_levels: int, 
     known = set(tokenizer.get_vocab())
     taken = [word for word in words if word in known]
     if taken:
-        raise ValueError(
-            f"the tokenizer has {len(taken)} of the index tokens already ({taken[:3]}): it is that of an LC-Rec model; "
+        raise InputError(
+            f"the tokenizer already has {len(taken)} tokens of semantic IDs ({taken[:3]}), so it belongs to an LC-Rec model; "
             "start from the tokenizer of a language model"
         )
     first = len(tokenizer)
     tokenizer.add_tokens([AddedToken(word, special=True, normalized=False) for word in words])
+    # The id of a code is computed, never looked up, so the ids must be consecutive.
     vocabulary = tokenizer.get_vocab()
     if [vocabulary[word] for word in words] != list(range(first, first + len(words))):
-        raise ValueError(
-            f"{type(tokenizer).__name__} does not give added tokens ids in a row from {first}; use another backbone's tokenizer"
+        raise InputError(
+            f"{type(tokenizer).__name__} does not give added tokens consecutive ids from {first}; use another backbone's "
+            "tokenizer"
         )
     return first

@@ -1,1 +1,1 @@
-"""LC-Rec (arXiv 2311.09049): items named by RQ-VAE codes, recommendation by constrained beam search."""
+"""LC-Rec (arXiv 2311.09049): semantic IDs by RQ-VAE, alignment of a language model, constrained beam search."""

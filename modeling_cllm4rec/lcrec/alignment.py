@@ -1,4 +1,7 @@
-"""Alignment of LC-Rec (section III-C of arXiv 2311.09049): a language model learns to speak in item indices."""
+"""The stage `align` of LC-Rec (section III-C of arXiv 2311.09049): a language model is tuned on the alignment tasks.
+
+The tasks are in `alignment_tasks`, their wording in `alignment_templates.yaml`, their documents in `alignment_corpus`.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from modeling_cllm4rec.cllm4rec.documents import text_column
@@ -22,11 +26,11 @@ from modeling_cllm4rec.corpora.batches import plan_batches
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.evaluation.evaluator import evaluate
 from modeling_cllm4rec.evaluation.searching import SearchingRecommender
-from modeling_cllm4rec.lcrec.alignment_corpus import (
-    AlignmentCorpus,
+from modeling_cllm4rec.lcrec.alignment_corpus import AlignmentCorpus
+from modeling_cllm4rec.lcrec.alignment_templates import (
     load_templates,
-    query_pieces,
-    recommendation_pieces,
+    query_segments,
+    recommendation_segments,
     separator_ids,
 )
 from modeling_cllm4rec.lcrec.arguments import INDEX_FILE, AlignArguments
@@ -60,7 +64,7 @@ class AlignmentStage:
     """Documents, loss and validation of the alignment.
 
     Args:
-        device: where the intention writer runs, if one is asked for.
+        device: device of the intention writer, if there is one.
     """
 
     name = "align"
@@ -116,7 +120,7 @@ class AlignmentStage:
         return self.arguments.epochs
 
     def steps(self, epoch: int) -> list[Step]:
-        """Batches of like length, all tasks mixed."""
+        """Return the batches of an epoch, each of documents of similar length from all tasks."""
         arguments = self.arguments
         size = documents_of_a_step(arguments)
         numbers = self.corpus.documents(epoch)
@@ -124,7 +128,7 @@ class AlignmentStage:
         return [Step("align", numbers[batch]) for batch in batches]
 
     def largest_batches(self) -> dict[str, LargestBatch]:
-        """The longest documents of the first epoch."""
+        """Return the longest documents of the first epoch."""
         numbers = self.corpus.documents(0)
         lengths = self.corpus.lengths(numbers, 0)
         longest = numbers[np.argsort(lengths, kind="stable")][-self.arguments.batch_size :]
@@ -132,22 +136,24 @@ class AlignmentStage:
         return {"align": LargestBatch(len(longest), int(lengths.max()), word_states=words)}
 
     def loss(self, step: Step, part: np.ndarray, epoch: int, generator: torch.Generator) -> tuple[torch.Tensor, float, int]:
-        """This part's share of the step's loss: the mean over all response tokens of the step (NLL, equation 10)."""
+        """Return this part's share of the step's loss, the mean NLL over all response tokens of the step (equation 10)."""
         rows, counted = self.corpus.rows(part, epoch)
-        everyone = counted if len(part) == len(step.documents) else self.corpus.rows(step.documents, epoch)[1]
-        tokens = sum(int(one.sum()) for one in everyone)
+        # Divided by the tokens of the whole step, not of the part: parts of different length then add up to the mean.
+        counted_in_step = counted if len(part) == len(step.documents) else self.corpus.rows(step.documents, epoch)[1]
+        tokens = sum(int(counts.sum()) for counts in counted_in_step)
         device = self.model.device
         ids = torch.from_numpy(pad_right(rows, 0)).to(device)
         mask = torch.from_numpy(pad_right([np.ones(len(row), dtype=np.int64) for row in rows], 0)).to(device)
-        predicted = torch.from_numpy(pad_right([one.astype(np.int64) for one in counted], 0)).to(device).bool()
+        predicted = torch.from_numpy(pad_right([counts.astype(np.int64) for counts in counted], 0)).to(device).bool()
         document, place = predicted.nonzero(as_tuple=True)
         body = self.model.backbone.base_model
+        # Only states before counted tokens go through the output layer, which is most of the memory of a large vocabulary.
         hidden = body(input_ids=ids, attention_mask=mask, use_cache=False, return_dict=True).last_hidden_state
         nll = word_nll(self.model.word_head, hidden[document, place - 1], ids[document, place]).sum()
         return nll / tokens, float(nll.detach()), len(document)
 
     def validate(self, epoch: int) -> dict[str, float]:
-        """HR@10 and NDCG@10 on validation by constrained search; NDCG@10 selects, not the loss."""
+        """Return HR@10 and NDCG@10 on validation by constrained search; NDCG@10 selects the epoch, not the loss."""
         if (epoch + 1) % self.arguments.eval_every and epoch + 1 != self.num_epochs:
             return {}
         names = ["hit_rate@10", SELECTION]
@@ -170,42 +176,48 @@ class AlignmentStage:
 
 
 def load_semantic_ids(folder: str | Path, data: RecommendationData) -> tuple[SemanticIds, RQVAEModel | None, dict[str, object]]:
-    """The index of a data folder's items, what made it, and how their texts were encoded.
+    """Load an index folder: the semantic IDs of a data folder's items, their indexer, and the settings of the embeddings.
 
     Raises:
-        MissingFileError: there is no index.
-        InputError: it is the index of another catalogue.
+        MissingFileError: there is no index, or a part of it is missing.
+        InputError: the index belongs to another catalogue, or a file is damaged.
     """
     file = Path(folder) / INDEX_FILE
     if not file.is_file():
         raise MissingFileError(f"index: there is no {file}; run `cllm4rec index-items` first, or name another folder")
-    index, ids = SemanticIds.load(file)
+    semantic_ids, ids = SemanticIds.load(file)
     if ids.fingerprint != IdMap(data.items["item_id"], "item_id").fingerprint:
         raise InputError(
-            f"index: {folder} is the index of another catalogue than {data.folder}: its item ids or their order differ; "
+            f"index: {folder} has the semantic IDs of another catalogue than {data.folder}: its item ids or their order differ; "
             "run `cllm4rec index-items` on this data"
         )
-    indexer = RQVAEModel.from_pretrained(Path(folder) / INDEXER_FOLDER) if (Path(folder) / INDEXER_FOLDER).is_dir() else None
-    settings = json.loads((Path(folder) / SETTINGS_FILE).read_text(encoding="utf-8"))
-    return index, indexer, dict(settings.get("item_encoder", {}))
+    settings_file, indexer_folder = Path(folder) / SETTINGS_FILE, Path(folder) / INDEXER_FOLDER
+    if not settings_file.is_file():
+        raise MissingFileError(f"index: there is no {settings_file}; the index is not finished: run `cllm4rec index-items` again")
+    try:
+        settings = json.loads(settings_file.read_text(encoding="utf-8"))
+        indexer = RQVAEModel.from_pretrained(indexer_folder) if indexer_folder.is_dir() else None
+    except (OSError, SafetensorError, ValueError) as error:
+        raise InputError(f"index: {folder} is damaged ({error}); run `cllm4rec index-items` again, or copy it again") from error
+    return semantic_ids, indexer, dict(settings.get("item_encoder", {}))
 
 
 def new_lcrec_model(
     data: RecommendationData, arguments: AlignArguments
 ) -> tuple[LCRecForRecommendation, PreTrainedTokenizerBase]:
-    """Model and tokenizer for a data folder and its index, with the backbone's weights and fresh rows of index tokens.
+    """Make a model and a tokenizer for a data folder and its index folder, with new rows for the tokens of semantic IDs.
 
-    With `scratch_layers` the backbone is `backbones.untrained_backbone`; with the task seqrec alone that is near to TIGER.
+    With `scratch_layers` the backbone is `backbones.untrained_backbone`; with the task seqrec alone that is similar to TIGER.
 
     Raises:
         MissingFileError: there is no such backbone, or no index.
-        InputError: the index is that of another catalogue, the backbone an adapter alone, or `init_tokens` is `text` and no
+        InputError: the index belongs to another catalogue, the backbone is an adapter alone, or `init_tokens` is `text` and no
             item has a text.
     """
     if data.num_items < 10:
         raise InputError(f"the catalogue has {data.num_items} items; {SELECTION} selects the epoch and needs 10 or more")
     if not arguments.scratch_layers:
-        return _model_around(arguments.backbone, data, arguments)
+        return _model_of_backbone(arguments.backbone, data, arguments)
     templates = load_templates(arguments.templates or None)
     prompts = [text for kinds in templates.groups.values() for group in kinds.values() for text in group]
     with TemporaryDirectory() as folder:
@@ -219,13 +231,13 @@ def new_lcrec_model(
             context_length=arguments.scratch_context,
             seed=arguments.seed,
         )
-        return _model_around(folder, data, arguments)
+        return _model_of_backbone(folder, data, arguments)
 
 
-def _model_around(
+def _model_of_backbone(
     backbone: str, data: RecommendationData, arguments: AlignArguments
 ) -> tuple[LCRecForRecommendation, PreTrainedTokenizerBase]:
-    index, indexer, item_encoder = load_semantic_ids(arguments.index, data)
+    semantic_ids, indexer, item_encoder = load_semantic_ids(arguments.index, data)
     try:
         reject_adapter(backbone)
         tokenizer = AutoTokenizer.from_pretrained(backbone)
@@ -234,16 +246,16 @@ def _model_around(
             f"backbone: {backbone} is no folder with a language model and could not be read from the Hub ({error})"
         ) from error
     templates = load_templates(arguments.templates or None)
-    pieces: dict[str, Any] = {
-        "recommendation_prompts": recommendation_pieces(templates, tokenizer),
-        "query_prompts": query_pieces(templates, tokenizer),
+    prompts: dict[str, Any] = {
+        "recommendation_prompts": recommendation_segments(templates, tokenizer),
+        "query_prompts": query_segments(templates, tokenizer),
         "separator": separator_ids(tokenizer),
     }
-    first = add_semantic_id_tokens(tokenizer, index.num_levels, index.codebook_size)
+    first = add_semantic_id_tokens(tokenizer, semantic_ids.num_levels, semantic_ids.codebook_size)
     train = data.histories("train")
     model = LCRecForRecommendation.from_backbone(
         backbone,
-        semantic_ids=index,
+        semantic_ids=semantic_ids,
         first_index_token=first,
         catalogue=Catalogue(data.items),
         users=KnownUsers(data.users["user_id"], train.indptr, train.items),
@@ -252,7 +264,7 @@ def _model_around(
         max_history=arguments.max_history,
         search_beams=arguments.num_beams,
         item_encoder=item_encoder,
-        **pieces,
+        **prompts,
     )
     if arguments.init_tokens == "text":
         present = [name for name in arguments.init_columns if name in data.items.column_names]
@@ -265,7 +277,7 @@ def _model_around(
 
 
 def align(arguments: AlignArguments) -> tuple[LCRecForRecommendation, Progress]:
-    """Tune a language model on the alignment tasks and save the best epoch to OUTPUT.
+    """Tune a language model on the alignment tasks and save the best epoch in `arguments.output`.
 
     Example:
         >>> align(AlignArguments(data="data", index="runs/index", output="runs/mine", backbone="gpt2"))  # doctest: +SKIP

@@ -1,6 +1,6 @@
-"""Configuration of LC-Rec (arXiv 2311.09049): a causal language model that names items by tokens of a semantic index.
+"""Configuration of LC-Rec (arXiv 2311.09049): a causal language model that writes items as semantic IDs.
 
-This file stands alone: it is copied into every saved folder.
+This file is copied into every saved folder.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ class LCRecConfig(BackboneConfig):
     """Shape of an LC-Rec model.
 
     Args:
-        text_config: configuration of the causal language model inside, index tokens counted in its vocabulary, as a
+        text_config: configuration of the causal language model inside, whose vocabulary includes the tokens of semantic IDs, as a
             `PreTrainedConfig` or a dict with `model_type`.
         num_items: size J of the catalogue.
-        num_users: people whose histories are kept beside the model; they have no weights.
-        num_levels: tokens H of an item's index.
+        num_users: users whose histories are saved with the model; they have no weights.
+        num_levels: tokens H of a semantic ID.
         codebook_size: codes K of a level.
         first_index_token: token id of code 0 of the first level; code c of level h (from 0) has id
             `first_index_token + h * codebook_size + c`.
-        recommendation_prompts: the templates of sequential item prediction cut into token ids, each a list of pieces (lists
-            of token ids, and the word `"items"` for the history); see `index_prompts.py`.
+        recommendation_prompts: the tokenized templates of sequential recommendation, each a list of segments (lists of token
+            ids, and the word `"items"` for the history); see `prompts.py`.
         query_prompts: the same for search by intention, under `"alone"` and `"history"`.
         separator: token ids between two items of a history.
         max_history: most items of a history that a prompt holds, the last ones (20 in the paper).
         search_beams: beams of the constrained search (20 in the paper).
-        item_encoder: how the texts of items became embeddings (encoder, fields, pooling), for items that come later.
-        catalogue_fingerprint: SHA-256 of the item ids in their order, so that a checkpoint knows its catalogue.
+        item_encoder: settings of the item embeddings (encoder, fields, pooling), for items that are added later.
+        catalogue_fingerprint: SHA-256 of the item ids in their order, to check that a catalogue belongs to the checkpoint.
 
     Example:
         >>> from transformers import GPT2Config
@@ -73,7 +73,8 @@ class LCRecConfig(BackboneConfig):
         if first_index_token < 0 or last >= vocabulary:
             raise InputError(
                 f"first_index_token is {first_index_token}: {num_levels} levels of {codebook_size} codes end at token {last}, "
-                f"but the language model has {vocabulary} tokens; add the index tokens to its vocabulary first (from_backbone)"
+                f"but the language model has {vocabulary} tokens; add the tokens of semantic IDs to its vocabulary first "
+                "(from_backbone)"
             )
         for name, count in (("num_users", num_users), ("num_items", num_items)):
             if count < 0:

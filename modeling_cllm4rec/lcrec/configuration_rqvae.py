@@ -1,6 +1,6 @@
-"""Configuration of the item indexer, a residual-quantized autoencoder (section III-B of arXiv 2311.09049).
+"""Configuration of RQ-VAE, the indexer of items: a residual-quantized autoencoder (section III-B of arXiv 2311.09049).
 
-This file stands alone: it is copied into every saved folder.
+This file is copied into every saved folder.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ class RQVAEConfig(PreTrainedConfig):
         input_dim: width of the item embeddings.
         hidden_dims: widths of the encoder's hidden layers; the decoder mirrors them. Empty, with `latent_dim` equal to
             `input_dim`: no encoder at all, the embeddings themselves are quantized (residual k-means).
-        latent_dim: width d of what is quantized (32 in the paper).
+        latent_dim: width d of the quantized latents (32 in the paper).
         num_levels: H codes for each item; codebook_size: K codes of a level.
         beta: weight of the commitment (0.25 in the paper).
-        quantization_weight: weight of the quantization loss, which is the sum over levels as in the paper, beside the
-            reconstruction (1); 1 / num_levels gives the mean over levels of the released code.
-        dropout: in encoder and decoder.
+        quantization_weight: weight of the quantization loss relative to the reconstruction loss. The quantization loss is the
+            sum over levels as in the paper; 1 / num_levels gives the mean over levels of the released code.
+        dropout: dropout in encoder and decoder.
         sinkhorn_epsilon: sharpness of the uniform semantic mapping of the last level in training; 0 switches it off.
-        sinkhorn_iterations: rounds of it.
+        sinkhorn_iterations: its rounds.
 
-    The default hidden layers are smaller than the released 2048-1024-512-256-128-64, which was made for embeddings of width
+    The default hidden layers are smaller than the released 2048-1024-512-256-128-64, which is meant for embeddings of width
     4096; on 384 dimensions they reconstruct as well and train several times as fast.
 
     Example:

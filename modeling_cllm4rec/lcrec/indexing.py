@@ -1,4 +1,4 @@
-"""From item texts to an index: embeddings, RQ-VAE or k-means, unique codes, a report (section III-B of arXiv 2311.09049)."""
+"""The stage `index-items`: item texts to semantic IDs by embeddings, RQ-VAE or k-means, and unique codes (section III-B)."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from modeling_cllm4rec.hub.model_card import save_record, training_record
 from modeling_cllm4rec.lcrec.arguments import INDEX_FILE, WITHOUT_EMBEDDINGS, IndexArguments
 from modeling_cllm4rec.lcrec.configuration_rqvae import RQVAEConfig
 from modeling_cllm4rec.lcrec.index_methods import (
-    beside_co_occurrence,
     co_occurrence_semantic_ids,
     random_codes,
     vanilla_semantic_ids,
+    with_co_occurrence,
 )
 from modeling_cllm4rec.lcrec.modeling_lcrec import INDEXER_FOLDER
 from modeling_cllm4rec.lcrec.modeling_rqvae import RQVAEModel, residual_k_means
 from modeling_cllm4rec.lcrec.rqvae_training import CHECKPOINTS, IndexProgress, train_rqvae
-from modeling_cllm4rec.lcrec.semantic_id_report import REPORT_FILES, check_plots, index_report, save_index_report
+from modeling_cllm4rec.lcrec.semantic_id_report import REPORT_FILES, check_plots, save_report, semantic_id_report
 from modeling_cllm4rec.lcrec.semantic_ids import (
     LEVEL_LETTERS,
     SemanticIds,
@@ -55,18 +55,18 @@ NOT_PART_OF_AN_INDEX = ("resume", "overwrite", "stop_after_epochs", "save_every"
 
 
 def index_items(arguments: IndexArguments, embeddings: np.ndarray | None = None) -> tuple[SemanticIds | None, IndexProgress]:
-    """Index the items of a data folder and save index, indexer, embeddings and report to OUTPUT.
+    """Make the semantic IDs of a data folder and save them with indexer, embeddings and report in `arguments.output`.
 
     Args:
         embeddings: (J, width) of the items; None encodes their texts.
 
     Returns:
-        The index; None where the run was stopped before its end, and in all processes of a launch but the first, which works
-        alone.
+        The semantic IDs and the progress. There are no IDs if the run was stopped before its end, and in all processes of a
+        launch but the first, which works alone.
 
     Raises:
-        ExistingFileError: the output folder holds an index, and neither resume nor overwrite was asked for; or something else.
-        InputError: NaN embeddings, fewer items than codes, more items than indices, nothing that occurs together, plots without
+        ExistingFileError: the output folder holds an index and neither `resume` nor `overwrite` is set, or something else.
+        InputError: NaN embeddings, fewer items than codes, more items than semantic IDs, no co-occurrence, plots without
             matplotlib, or a resumed run with other arguments or embeddings.
 
     Example:
@@ -81,10 +81,10 @@ def index_items(arguments: IndexArguments, embeddings: np.ndarray | None = None)
     identity = _identity(arguments, items)
     _check_sizes(len(items), arguments)
     _check_folder(arguments, identity)
-    index = index_without_embeddings(arguments, data, items)
-    if index is not None:
+    semantic_ids = ids_without_embeddings(arguments, data, items)
+    if semantic_ids is not None:
         embeddings = None
-        identity["codes_sha256"] = hashlib.sha256(index.codes.tobytes()).hexdigest()
+        identity["codes_sha256"] = hashlib.sha256(semantic_ids.codes.tobytes()).hexdigest()
     elif embeddings is None:
         embeddings = item_embeddings(
             data,
@@ -100,16 +100,16 @@ def index_items(arguments: IndexArguments, embeddings: np.ndarray | None = None)
     if embeddings is not None:
         _check_embeddings(embeddings, items)
         if arguments.co_occurrence:
-            embeddings = beside_co_occurrence(embeddings, data.histories("train"), arguments.co_occurrence)
+            embeddings = with_co_occurrence(embeddings, data.histories("train"), arguments.co_occurrence)
         identity["embeddings_sha256"] = hashlib.sha256(embeddings.astype(np.float32).tobytes()).hexdigest()
         estimate = indexing_memory(len(items), embeddings.shape[1], arguments.codebook_size, arguments.latent_dim)
-        logger.info("index: an estimate of %s", estimate.line())
+        logger.info("index-items: an estimate of %s", estimate.line())
         check_memory(estimate, arguments.max_memory, "use a smaller codebook_size and more num_levels")
     _claim(arguments, identity)
     progress = IndexProgress(finished=True)
     settings = dict(identity)
-    if index is not None:
-        report = index_report(index)
+    if semantic_ids is not None:
+        report = semantic_id_report(semantic_ids)
     else:
         assert embeddings is not None
         indexer, progress = _indexer(arguments, embeddings)
@@ -117,26 +117,27 @@ def index_items(arguments: IndexArguments, embeddings: np.ndarray | None = None)
             return None, progress
         latents, codebooks = indexer.latents(embeddings), indexer.codebook_array
         plain = nearest_codes(latents, codebooks)
-        asked = spread_last_level(latents, codebooks, plain, arguments.sinkhorn_epsilon)
-        index = SemanticIds(assign_unique_codes(latents, codebooks, asked), arguments.codebook_size)
-        earlier = {"nearest": plain, "uniform": asked}
-        report = index_report(index, embeddings, indexer, earlier)
-        if not arguments.co_occurrence:  # else it could not place an item that nobody has chosen
+        uniform = spread_last_level(latents, codebooks, plain, arguments.sinkhorn_epsilon)
+        semantic_ids = SemanticIds(assign_unique_codes(latents, codebooks, uniform), arguments.codebook_size)
+        earlier = {"nearest": plain, "uniform": uniform}
+        report = semantic_id_report(semantic_ids, embeddings, indexer, earlier)
+        if not arguments.co_occurrence:  # a new item has no co-occurrence, so the indexer could not encode it
             indexer.save_pretrained(folder / INDEXER_FOLDER)
             settings["item_encoder"] = arguments.item_encoder
-    index.save(folder / INDEX_FILE, items)
+    semantic_ids.save(folder / INDEX_FILE, items)
     report |= {"epochs": progress.epoch, "last_losses": progress.losses[-10:]}
-    save_index_report(folder, report, arguments.plots)
+    save_report(folder, report, arguments.plots)
     settings["report"] = report
+    # The settings are written after the index: without them, a killed run is not taken for a finished one.
     (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=1), encoding="utf-8")
     steps = progress.epoch * -(-len(items) // arguments.batch_size)
     save_record(folder, STAGE, {**training_record(arguments, progress), "steps": steps})
-    logger.info("index of %d items saved in %s", len(items), folder)
-    return index, progress
+    logger.info("semantic IDs of %d items saved in %s", len(items), folder)
+    return semantic_ids, progress
 
 
-def index_without_embeddings(arguments: IndexArguments, data: RecommendationData, items: IdMap) -> SemanticIds | None:
-    """The index of a method that reads no item texts; None for the others."""
+def ids_without_embeddings(arguments: IndexArguments, data: RecommendationData, items: IdMap) -> SemanticIds | None:
+    """Return the semantic IDs of a method that reads no item texts; None for the others."""
     levels, size, seed = arguments.num_levels, arguments.codebook_size, arguments.seed
     match arguments.method:
         case "given":
@@ -151,7 +152,7 @@ def index_without_embeddings(arguments: IndexArguments, data: RecommendationData
 
 
 def spread_last_level(latents: np.ndarray, codebooks: np.ndarray, codes: np.ndarray, epsilon: float) -> np.ndarray:
-    """(J, H) the codes with the last level by uniform semantic mapping over the whole catalogue; epsilon 0 leaves them."""
+    """Return (J, H) codes with the last level by uniform semantic mapping over the catalogue; epsilon 0 changes nothing."""
     if not epsilon:
         return codes
     level = codes.shape[1] - 1
@@ -184,7 +185,7 @@ def _check_sizes(num_items: int, arguments: IndexArguments) -> None:
     if arguments.method == "vanilla":
         return
     if arguments.num_levels > len(LEVEL_LETTERS):
-        raise InputError(f"num_levels is {arguments.num_levels}; an index has at most {len(LEVEL_LETTERS)} levels")
+        raise InputError(f"num_levels is {arguments.num_levels}; a semantic ID has at most {len(LEVEL_LETTERS)} levels")
     if num_items < arguments.codebook_size and arguments.method not in WITHOUT_EMBEDDINGS:
         raise InputError(
             f"{num_items} items are fewer than the {arguments.codebook_size} codes of a level, which K-means cannot start from; "
@@ -193,8 +194,8 @@ def _check_sizes(num_items: int, arguments: IndexArguments) -> None:
     room = arguments.codebook_size**arguments.num_levels
     if num_items > room:
         raise InputError(
-            f"{num_items} items need more indices than {arguments.num_levels} levels of {arguments.codebook_size} codes give "
-            f"({room}); raise num_levels or codebook_size"
+            f"{num_items} items are more than the {room} semantic IDs of {arguments.num_levels} levels of "
+            f"{arguments.codebook_size} codes; raise num_levels or codebook_size"
         )
 
 
@@ -204,7 +205,7 @@ def _check_embeddings(embeddings: np.ndarray, items: IdMap) -> None:
     bad = np.flatnonzero(~np.isfinite(embeddings).all(1))
     if len(bad):
         raise InputError(
-            f"the embeddings of {len(bad)} items are NaN or infinite, first {items.ids_of(bad[:5])}; look at their texts and the "
+            f"the embeddings of {len(bad)} items are NaN or infinite, first {items.ids_of(bad[:5])}; check their texts and the "
             "encoder"
         )
 
@@ -215,39 +216,42 @@ def _identity(arguments: IndexArguments, items: IdMap) -> dict[str, Any]:
 
 
 def _check_folder(arguments: IndexArguments, identity: Mapping[str, Any]) -> None:
-    """Refuse a folder that holds something else, or an index that is neither to be gone on with nor to be thrown away."""
+    """Raise if the output folder holds something else, or an index that is neither resumed nor overwritten."""
     folder = arguments.folder
     record = folder / RECORD_FILE
     if (folder / INFO_FILE).exists():
-        raise ExistingFileError(f"output: {folder} is a data folder, which is never written into; choose another --output")
+        raise ExistingFileError(f"output: {folder} is a data folder, which is never written into; choose another output")
     if not record.exists():
         names = (INDEX_FILE, SETTINGS_FILE, INDEXER_FOLDER, CHECKPOINTS, "config.json")
         others = [name for name in names if (folder / name).exists()]
         if others:
             raise ExistingFileError(
-                f"output: {folder} holds {', '.join(others)}, but no record of how an index was made there; it may be a model or "
-                "another run: choose another --output"
+                f"output: {folder} holds {', '.join(others)}, but no record of an index run; it may be a model or another run: "
+                "choose another output"
             )
     elif arguments.resume:
         _check_same(record, identity)
     elif not arguments.overwrite:
         raise ExistingFileError(
-            f"output: {folder} holds an index already; pass --resume to go on with it, --overwrite to throw it away, or choose "
-            "another --output"
+            f"output: {folder} holds an index already; set resume to continue it, overwrite to replace it, or choose another "
+            "output"
         )
 
 
 def _check_same(record: Path, identity: Mapping[str, Any]) -> None:
-    before = json.loads(record.read_text(encoding="utf-8"))
+    try:
+        before = json.loads(record.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"resume: {record} is damaged ({error}); set overwrite, or choose another output") from error
     changed = {key: (before.get(key), value) for key, value in identity.items() if before.get(key) != value}
     if changed:
         raise InputError(
-            f"resume: the run in {record.parent} had other arguments (then, now): {changed}; give the same, or --overwrite"
+            f"resume: the run in {record.parent} had other arguments (then, now): {changed}; give the same, or set overwrite"
         )
 
 
 def _claim(arguments: IndexArguments, identity: Mapping[str, Any]) -> None:
-    """Throw away what is to be written over, and write down what this index is made of."""
+    """Remove the files of an overwritten index, and record the arguments of this one."""
     folder = arguments.folder
     record = folder / RECORD_FILE
     if record.exists() and arguments.resume:

@@ -1,4 +1,4 @@
-"""Intentions and preferences written by a language model (section III-C.2 of LC-Rec, arXiv 2311.09049), any one by name."""
+"""Intentions and preferences written by a causal language model (section III-C of LC-Rec, arXiv 2311.09049)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from modeling_cllm4rec.core.errors import InputError
+from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.core.language_model import greedy_generation
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.item_embeddings import context_length, model_revision
@@ -44,21 +44,22 @@ def write_intentions(
     device: str = "cpu",
     progress: bool = True,
 ) -> Intentions:
-    """One query for each item and one preference for each user, written by a causal language model, always its likeliest words.
+    """Write a query for each item and a preference for each user with a causal language model, by greedy decoding.
 
     The writer reads titles, the first `TEXT_WORDS` words of descriptions and of up to `REVIEWS` training reviews, and
-    training histories without their last item: nothing of a validation or test pair. Where it writes nothing, the rules of
-    `extract_intentions` do; how often is logged, and said in `Intentions.source`.
+    training histories without their last item, so no held-out pair. Where it writes nothing, the text of `extract_intentions`
+    is used; their number is logged, and part of `Intentions.source`.
 
     Args:
-        writer: what `AutoModelForCausalLM.from_pretrained` takes; a model with a chat template is asked by it.
-        cache: a JSON Lines file to which each batch is added as soon as it is written: a run that was killed goes on from
+        writer: name or path for `AutoModelForCausalLM.from_pretrained`; a chat template is used if there is one.
+        cache: a JSON Lines file to which each batch is appended as soon as it is written, so that a killed run continues from
             there. A text is read from it if model, prompt and `max_new_tokens` are the same.
         seed, max_history: as in `extract_intentions`.
         batch_size: prompts at a time.
-        max_new_tokens: longest text.
+        max_new_tokens: tokens of the longest text.
 
     Raises:
+        MissingFileError: there is no such writer.
         InputError: items without a title, a prompt beyond the writer's context, a cache that is some other file.
 
     Example:
@@ -70,7 +71,7 @@ def write_intentions(
     by_rules = extract_intentions(data, seed, max_history)
     prompts = [*_item_prompts(data), *_user_prompts(data, max_history)]
     name = Path(writer).resolve().name if Path(writer).is_dir() else writer
-    identity = json.dumps([model_revision(writer), max_new_tokens])
+    identity = json.dumps([_revision(writer), max_new_tokens])
     keys = [hashlib.sha256(f"{identity}\n{prompt}".encode()).hexdigest() for prompt in prompts]
     written = _read_cache(Path(cache))
     missing = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if prompt and key not in written}
@@ -90,18 +91,31 @@ def _item_prompts(data: RecommendationData) -> list[str]:
     texts = item_texts(data.items, (TITLE, DESCRIPTION), "title-only")
     reviews = reviews_of_items(data)
     prompts = []
-    for title, description, told in zip(texts[TITLE], texts[DESCRIPTION], reviews, strict=True):
+    for title, description, written in zip(texts[TITLE], texts[DESCRIPTION], reviews, strict=True):
         details = f"About it: {_begin(description)}\n" if description else ""
-        details += "".join(f"A buyer: {_begin(review)}\n" for review in told[:REVIEWS])
+        details += "".join(f"A buyer: {_begin(review)}\n" for review in written[:REVIEWS])
         prompts.append(_ABOUT_ITEM.format(title=title, details=details))
     return prompts
 
 
 def _user_prompts(data: RecommendationData, max_history: int) -> list[str]:
-    """A prompt for each user, empty for those with fewer than two training items."""
+    """Return a prompt for each user, empty for those with fewer than two training items."""
     titles = item_texts(data.items, (TITLE,))[TITLE]
     read = [history[:-1][-max_history:] for history in training_histories(data)]
     return [_ABOUT_USER.format(titles="; ".join(titles[item] for item in items)) if len(items) else "" for items in read]
+
+
+def _revision(writer: str) -> str:
+    try:
+        return model_revision(writer)
+    except OSError as error:
+        raise _no_writer(writer, error) from error
+
+
+def _no_writer(writer: str, error: OSError) -> MissingFileError:
+    return MissingFileError(
+        f"intention_writer: {writer} is no folder with a language model and could not be read from the Hub ({error})"
+    )
 
 
 def _begin(text: str) -> str:
@@ -111,26 +125,29 @@ def _begin(text: str) -> str:
 def _write(
     prompts: dict[str, str], writer: str, cache: Path, batch_size: int, max_new_tokens: int, device: str, progress: bool
 ) -> dict[str, str]:
-    tokenizer = AutoTokenizer.from_pretrained(writer)
-    model: Any = AutoModelForCausalLM.from_pretrained(writer, use_safetensors=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(writer)
+        model: Any = AutoModelForCausalLM.from_pretrained(writer, use_safetensors=True)
+    except OSError as error:
+        raise _no_writer(writer, error) from error
     model.to(device).eval()
-    how = greedy_generation(model.generation_config, tokenizer)
-    how.max_new_tokens = max_new_tokens
+    generation = greedy_generation(model.generation_config, tokenizer)
+    generation.max_new_tokens = max_new_tokens
     rows = _tokens(list(prompts.values()), tokenizer)
     context = context_length(model.config)
     longest = max(map(len, rows))
     if longest + max_new_tokens > context:
         raise InputError(
-            f"the longest prompt has {longest} tokens and max_new_tokens is {max_new_tokens}, but {writer} reads {context} at "
-            "once: take a writer with a longer context, or a smaller max_history"
+            f"the longest prompt has {longest} tokens and max_new_tokens is {max_new_tokens}, but {writer} has a context "
+            f"of {context}: use a writer with a longer context, or a smaller max_history"
         )
     keys, written = list(prompts), dict[str, str]()
-    order = np.argsort([-len(row) for row in rows], kind="stable")
+    order = np.argsort([-len(row) for row in rows], kind="stable")  # longest first: a batch that does not fit fails at once
     batches = np.split(order, range(batch_size, len(order), batch_size))
     cache.parent.mkdir(parents=True, exist_ok=True)
     with cache.open("a", encoding="utf-8") as file:
         for batch in tqdm(batches, desc="writing intentions", disable=not progress):
-            texts = _generate(model, tokenizer, [rows[number] for number in batch], how)
+            texts = _generate(model, tokenizer, [rows[number] for number in batch], generation)
             for number, text in zip(batch, texts, strict=True):
                 written[keys[number]] = text
                 file.write(json.dumps({"key": keys[number], "text": text}, ensure_ascii=False) + "\n")
@@ -140,31 +157,31 @@ def _write(
 
 
 def _tokens(prompts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Token ids of prompts; what looks like a special token in them is text."""
+    """Return the token ids of prompts; literal special tokens in them are removed."""
     for special in tokenizer.all_special_tokens:
         prompts = [prompt.replace(special, " ") for prompt in prompts]
     if tokenizer.chat_template is None:
         begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         return [begin + row for row in tokenizer(prompts, add_special_tokens=False, verbose=False)["input_ids"]]
     chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
-    asked = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=False)
-    return list(tokenizer(asked, add_special_tokens=False, verbose=False)["input_ids"])
+    texts = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=False)
+    return list(tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 @torch.no_grad()
-def _generate(model: Any, tokenizer: PreTrainedTokenizerBase, rows: list[list[int]], how: GenerationConfig) -> list[str]:
-    """The first line that the model writes after each prompt."""
+def _generate(model: Any, tokenizer: PreTrainedTokenizerBase, rows: list[list[int]], generation: GenerationConfig) -> list[str]:
+    """Return the first line that the model writes after each prompt."""
     longest = max(map(len, rows))
-    padding = 0 if how.pad_token_id is None else how.pad_token_id
+    padding = 0 if generation.pad_token_id is None else generation.pad_token_id
     ids = torch.tensor([[padding] * (longest - len(row)) + row for row in rows], device=model.device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=model.device)
-    written = model.generate(input_ids=ids, attention_mask=mask, generation_config=how)[:, longest:]
+    written = model.generate(input_ids=ids, attention_mask=mask, generation_config=generation)[:, longest:]
     texts = [text.strip() for text in tokenizer.batch_decode(written, skip_special_tokens=True)]
     return [clean_text(text.splitlines()[0]) if text else "" for text in texts]
 
 
 def _read_cache(path: Path) -> dict[str, str]:
-    """What was written before; a last line that was cut off is taken out of the file."""
+    """Return the texts of earlier runs, and remove a last line that was cut off from the file."""
     if not path.exists():
         return {}
     content, first = path.read_bytes(), b'{"key": "'
@@ -177,7 +194,7 @@ def _read_cache(path: Path) -> dict[str, str]:
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged ({error!r}): delete it, or name another cache") from error
     if len(whole) < len(content):
-        logger.warning("the last line of %s was cut off; its text is written anew", path)
+        logger.warning("the last line of %s was cut off; its text is written again", path)
         with path.open("r+b") as file:
             file.truncate(len(whole))
     return written

@@ -1,8 +1,8 @@
-"""What people may look for (intentions) and what they like (preferences), taken from the texts by plain rules.
+"""Intentions (queries for items) and preferences of users, extracted from the texts by rules.
 
-The paper (section III-C.2 of LC-Rec, arXiv 2311.09049) has a large language model write them; `intention_writer.py` does so
-with any model. The rules here need none: words that tell an item from the others, by tf-idf over the catalogue, its most
-special category, and a sentence of a review. Only reviews of training pairs and training histories are read.
+In the paper (section III-C of LC-Rec, arXiv 2311.09049) a large language model writes them; `intention_writer.py` does so
+with any model. The rules here need none: distinctive words of an item, by tf-idf over the catalogue, its rarest category, and
+a sentence of a review. Only reviews of training pairs and training histories are read.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RULES = "extracted by rules from titles, descriptions, categories and training r
 FIELD_WEIGHTS = {TITLE: 3, "categories": 2, DESCRIPTION: 1}
 REVIEW_WEIGHT = 1
 TOP_WORDS = 6
-"""Words of an item from which those of a query are drawn."""
+"""Words of an item that queries draw from."""
 
 _WORD = re.compile(r"(?<!\w)[^\W\d_]+(?:[-'’][^\W\d_]+)*(?!\w)")
 _SENTENCE = re.compile(r"[^.!?]+[.!?]*")
@@ -56,10 +56,10 @@ class Intentions:
     """Texts for the tasks of user intention and preference.
 
     Attributes:
-        queries: for each of J items one text or more that somebody who looks for it might say.
+        queries: for each of J items one query or more that it answers.
         preferences: for each of I users a text on their taste, after all training items but the last; empty for users with
             fewer than two.
-        source: who or what wrote them, for the model card.
+        source: origin of the texts, for the model card.
     """
 
     queries: list[list[str]]
@@ -69,12 +69,12 @@ class Intentions:
 
 @dataclass(frozen=True)
 class ItemWords:
-    """What tells an item from the others.
+    """Distinctive words of an item.
 
     Attributes:
-        words: up to `TOP_WORDS` words, best first; scores: theirs.
-        order: the same words as they follow one another in the item's texts.
-        kind: its most special category, empty where there is none.
+        words: up to `TOP_WORDS` words, best first; scores: their scores.
+        order: the same words in the order of the item's texts.
+        kind: its rarest category, empty if there is none.
     """
 
     words: list[str]
@@ -84,13 +84,13 @@ class ItemWords:
 
 
 def extract_intentions(data: RecommendationData, seed: int = 0, max_history: int = 20) -> Intentions:
-    """Intentions and preferences by rules, the same for the same data and seed.
+    """Return intentions and preferences by rules, the same for the same data and seed.
 
     Three queries for each item: keywords, a request, and a sentence (of a training review, else of its description).
 
     Args:
         seed: start of the random numbers that choose words and wordings.
-        max_history: items of a history that a preference is about, the last ones before the last.
+        max_history: most items of a history that a preference is about, the last ones before the last item.
 
     Raises:
         InputError: items without a title.
@@ -105,13 +105,13 @@ def extract_intentions(data: RecommendationData, seed: int = 0, max_history: int
     draws = np.random.default_rng((seed, 0)).random((data.num_items, 2, TOP_WORDS + 1))
     queries = []
     for item, words in enumerate(items):
-        sentence = _telling_sentence([*reviews[item], texts[DESCRIPTION][item]], words, brands[item])
+        sentence = _best_sentence([*reviews[item], texts[DESCRIPTION][item]], words, brands[item])
         queries.append(_queries(words, texts[TITLE][item], sentence, draws[item]))
     return Intentions(queries, _preferences(data, items, brands, rarity, seed, max_history), RULES)
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text that may mean something: lower case, three letters or more, no stop words, no numbers.
+    """Return the content words of a text: lower case, three letters or more, no stop words, no numbers.
 
     Example:
         >>> words_of("The SPP6 is a hard-start kit for 3 fans!")
@@ -122,13 +122,13 @@ def words_of(text: str) -> list[str]:
 
 
 def training_histories(data: RecommendationData) -> list[np.ndarray]:
-    """Item indices of each user's training history, in order."""
+    """Return the item indices of each user's training history, in order."""
     histories = data.histories("train")
     return np.split(histories.items, histories.indptr[1:-1])
 
 
 def reviews_of_items(data: RecommendationData) -> list[list[str]]:
-    """Each item's training reviews, in the order of the folder."""
+    """Return each item's training reviews, in the order of the folder."""
     reviews: list[list[str]] = [[] for _ in range(data.num_items)]
     table = data.reviews()
     for item, review in zip(table["item_index"].to_pylist(), table["review"].to_pylist(), strict=True):
@@ -145,7 +145,7 @@ def _brand_words(items: pa.Table) -> list[set[str]]:
 def _word_counts(
     items: pa.Table, texts: dict[str, list[str]], reviews: list[list[str]], brands: list[set[str]]
 ) -> list[Counter[str]]:
-    """How often each word stands in an item's texts, weighed by field; brands are left out; in order of appearance."""
+    """Count the words of each item's texts, weighted by field, without brands, in order of appearance."""
     fields = dict(texts)
     if "categories" in items.column_names:
         fields["categories"] = [clean_text(text) for text in text_column(items, "categories")]
@@ -165,7 +165,7 @@ def _word_counts(
 
 
 def _rarity(counts: list[Counter[str]]) -> dict[str, float]:
-    """ln(J / items with the word) of the words that two items or more have: a name that one item alone has is no wish."""
+    """Return ln(J / items with the word) for words of two items or more: a word of one item is a name, not a wish."""
     items_with = Counter(word for count in counts for word in count)
     return {word: math.log(len(counts) / number) for word, number in items_with.items() if number > 1}
 
@@ -178,7 +178,7 @@ def _item_words(count: Counter[str], rarity: dict[str, float], kind: str) -> Ite
 
 
 def _kinds(items: pa.Table) -> list[str]:
-    """Each item's rarest category that another item shares, the last one of those; lower case."""
+    """Return each item's rarest category that another item shares, the last of equally rare ones, in lower case."""
     if "categories" not in items.column_names:
         return [""] * items.num_rows
     lists = [
@@ -193,8 +193,8 @@ def _kinds(items: pa.Table) -> list[str]:
     return kinds
 
 
-def _telling_sentence(texts: Iterable[str], words: ItemWords, brand: set[str]) -> str:
-    """The sentence of 4 to 20 words, without the brand, with the best words; the earlier text wins. Empty if none has any."""
+def _best_sentence(texts: Iterable[str], words: ItemWords, brand: set[str]) -> str:
+    """Return the sentence of 4 to 20 words, without the brand, with the best words, from the first text that has one."""
     value = dict(zip(words.words, words.scores, strict=True))
     for text in texts:
         best, best_value = "", 0.0
@@ -210,7 +210,7 @@ def _telling_sentence(texts: Iterable[str], words: ItemWords, brand: set[str]) -
 
 
 def _queries(words: ItemWords, title: str, sentence: str, draws: np.ndarray) -> list[str]:
-    """Three queries, or the title where no word is known; `draws` (2, TOP_WORDS + 1) in [0, 1)."""
+    """Return up to three queries, or the title of an item without words; `draws`: (2, TOP_WORDS + 1) in [0, 1)."""
     if not words.words:
         return [title]
     few, more = (_some(words, draw, number) for draw, number in zip(draws, (4, 3), strict=True))
@@ -223,7 +223,7 @@ def _queries(words: ItemWords, title: str, sentence: str, draws: np.ndarray) -> 
 
 
 def _some(words: ItemWords, draw: np.ndarray, number: int) -> list[str]:
-    """So many of the words, drawn, in the order of the texts."""
+    """Draw a number of the words and return them in the order of the texts."""
     chosen = {words.words[place] for place in np.argsort(draw[: len(words.words)], kind="stable")[:number]}
     return [word for word in words.order if word in chosen]
 
@@ -242,25 +242,25 @@ def _preferences(
     texts = []
     for user, history in enumerate(histories):
         read = history[:-1][-max_history:].tolist()
-        told = [own[user, item] for item in read if (user, item) in own]
-        texts.append(_preference([items[item] for item in read], told, rarity, draws[user]) if read else "")
+        reviews = [own[user, item] for item in read if (user, item) in own]
+        texts.append(_preference([items[item] for item in read], reviews, rarity, draws[user]) if read else "")
     return texts
 
 
 def _own_reviews(data: RecommendationData, brands: list[set[str]]) -> dict[tuple[int, int], set[str]]:
-    """(user, item) -> the words of that training pair's review, without the brand."""
+    """Return (user, item) -> the words of that training pair's review, without the brand."""
     table = data.reviews()
     columns = (table[name].to_pylist() for name in ("user_index", "item_index", "review"))
     return {(user, item): set(words_of(clean_text(review))) - brands[item] for user, item, review in zip(*columns, strict=True)}
 
 
-def _preference(items: list[ItemWords], told: list[set[str]], rarity: dict[str, float], draw: float) -> str:
-    """A sentence on the kinds and the words that a history has most of."""
+def _preference(items: list[ItemWords], reviews: list[set[str]], rarity: dict[str, float], draw: float) -> str:
+    """Return a sentence on the most frequent kinds and words of a history."""
     scores: defaultdict[str, float] = defaultdict(float)
     for item in items:
         for word, score in zip(item.words, item.scores, strict=True):
             scores[word] += score
-    for words in told:
+    for words in reviews:
         for word in words:
             scores[word] += rarity.get(word, 0.0)
     sizes = Counter(item.kind for item in items if item.kind)

@@ -1,9 +1,9 @@
-"""The item indexer: a residual-quantized autoencoder over item embeddings (section III-B of arXiv 2311.09049).
+"""RQ-VAE, the indexer of items: a residual-quantized autoencoder of item embeddings (section III-B of arXiv 2311.09049).
 
-This file stands alone: it is copied into every saved folder.
+This file is copied into every saved folder.
 
-The quantizer is our own: the last level is spread evenly over its codes (uniform semantic mapping), and codebooks start from the
-whole catalogue, neither of which the plain quantizers of libraries do.
+The quantizers of libraries do neither of two things that the paper or its code needs: spread the last level evenly over its
+codes (uniform semantic mapping), and start codebooks from the whole catalogue.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .semantic_ids import sinkhorn
 
 @dataclass
 class RQVAEOutput(ModelOutput):
-    """What `RQVAEModel` returns.
+    """Output of `RQVAEModel`.
 
     Attributes:
         loss: () reconstruction + quantization_weight * quantization.
@@ -43,7 +43,7 @@ class RQVAEOutput(ModelOutput):
 
 
 class RQVAEModel(PreTrainedModel):
-    """Encoder, H codebooks of K codes, decoder.
+    """Encoder, H codebooks of K codes, and decoder.
 
     Example:
         >>> model = RQVAEModel(RQVAEConfig(input_dim=6, hidden_dims=[8], latent_dim=2, num_levels=3, codebook_size=4))
@@ -90,11 +90,11 @@ class RQVAEModel(PreTrainedModel):
         return RQVAEOutput(loss, reconstruction_loss, quantization_loss, codes, latents, reconstruction)
 
     def quantize(self, latents: torch.Tensor, uniform_last: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Residual quantization: c_h the nearest code vector to r_h, r_{h+1} = r_h - v.
+        """Quantize residuals level by level: c_h is the nearest code vector to r_h, r_{h+1} = r_h - v.
 
         Args:
             latents: (B, d); uniform_last: the last level by optimal transport over the batch. Fewer rows than codes cannot
-                fill the codes evenly (the plan of a few rows is next to random), so they take their nearest ones.
+                fill the codes evenly (the plan of a few rows is almost random), so they take their nearest ones.
 
         Returns:
             Codes (B, H), quantized latents (B, d), and the quantization loss (): the sum over levels of
@@ -120,7 +120,7 @@ class RQVAEModel(PreTrainedModel):
 
     @torch.no_grad()
     def initialize_codebooks(self, embeddings: torch.Tensor, seed: int = 0) -> None:
-        """Start the codebooks by K-means over the whole catalogue, level by level; once, and never again after a reload.
+        """Start the codebooks by K-means over the whole catalogue, level by level; a loaded model keeps its codebooks.
 
         Args:
             embeddings: (J, input_dim) of all items.
@@ -142,14 +142,16 @@ class RQVAEModel(PreTrainedModel):
 
     @torch.no_grad()
     def revive_dead_codes(self, embeddings: torch.Tensor, used: torch.Tensor, seed: int) -> int:
-        """Put each code that nobody used onto the residual of some item.
+        """Move each code that no item used to the residual of a random item.
 
         Args:
-            embeddings: (J, input_dim) of all items; used: (H, K) bool; seed: of the choice of items.
+            embeddings: (J, input_dim) of all items; used: (H, K) bool; seed: start of the choice of items.
 
         Returns:
-            How many were revived.
+            The number of revived codes.
         """
+        # Only chosen codes receive a gradient, so a code far from all residuals would never be chosen again. At a residual it
+        # is the nearest code of at least one item.
         if bool(used.all()):
             return 0
         generator = torch.Generator().manual_seed(seed)
@@ -167,7 +169,7 @@ class RQVAEModel(PreTrainedModel):
 
     @torch.no_grad()
     def latents(self, embeddings: np.ndarray) -> np.ndarray:
-        """(n, d) float32 latents of (n, input_dim) embeddings, in evaluation mode."""
+        """Return the (n, d) float32 latents of (n, input_dim) embeddings, in evaluation mode."""
         was_training = self.training
         self.eval()
         device = self.codebooks.device
@@ -178,12 +180,12 @@ class RQVAEModel(PreTrainedModel):
 
     @property
     def codebook_array(self) -> np.ndarray:
-        """(H, K, d) float32 code vectors."""
+        """Code vectors: (H, K, d) float32."""
         return self.codebooks.detach().float().cpu().numpy()
 
 
 def _layers(widths: list[int], dropout: float) -> nn.Sequential:
-    """Linear layers with ReLU between them; no layers for no widths."""
+    """Make linear layers with ReLU between them; no widths make no layers."""
     layers: list[nn.Module] = []
     for number, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
         if number:
@@ -194,13 +196,13 @@ def _layers(widths: list[int], dropout: float) -> nn.Sequential:
 
 @torch.no_grad()
 def k_means(points: torch.Tensor, count: int, seed: int = 0, iterations: int = 100) -> tuple[torch.Tensor, torch.Tensor]:
-    """Lloyd's algorithm from a k-means++ start; an empty cluster is put onto the farthest point.
+    """Cluster points by Lloyd's algorithm from a k-means++ start; an empty cluster moves to the farthest point.
 
     Args:
-        points: (n, d), at least `count` of them.
+        points: (n, d), n at least `count`.
 
     Returns:
-        (count, d) centres and (n,) the centre of each point.
+        (count, d) centres and (n,) the number of each point's centre.
 
     Raises:
         InputError: fewer points than clusters.
@@ -217,7 +219,7 @@ def k_means(points: torch.Tensor, count: int, seed: int = 0, iterations: int = 1
     nearest = torch.cdist(points, points[places]).square()[:, 0]
     while len(places) < count:
         total = float(nearest.sum())
-        # float64 on the CPU: the draw is the same on every device; identical points leave nothing to weigh
+        # float64 on the CPU: the draw is the same on every device; identical points have weights of 0, so all count the same
         weights = nearest.double().cpu() if total > 0 else torch.ones(len(points), dtype=torch.float64)
         places.append(int(torch.multinomial(weights, 1, generator=generator)))
         nearest = torch.minimum(nearest, torch.cdist(points, points[places[-1:]]).square()[:, 0])
@@ -240,7 +242,7 @@ def k_means(points: torch.Tensor, count: int, seed: int = 0, iterations: int = 1
 
 
 def residual_k_means(embeddings: np.ndarray, num_levels: int, codebook_size: int, seed: int = 0) -> RQVAEModel:
-    """The fast alternative: k-means on the embeddings, then on what is left, level by level; nothing is trained.
+    """Quantize embeddings by k-means, level by level, each level on the residuals of the one before, without training.
 
     Args:
         embeddings: (J, d).

@@ -1,4 +1,4 @@
-"""New items for a trained LC-Rec: an embedding of their texts, and the nearest semantic ID that is free."""
+"""New items for a trained LC-Rec: an embedding of their texts, and the nearest free semantic ID."""
 
 from __future__ import annotations
 
@@ -20,15 +20,14 @@ def add_items(
 
     Args:
         items: `item_id` and text columns.
-        encoder: place of the encoder, where the model names one by its folder's name only.
+        encoder: path of the encoder, if the model has its folder's name only.
         progress: show a bar while texts are encoded.
 
     Returns:
-        The tokenizer, unchanged: the semantic ID tokens are there already.
+        The tokenizer, unchanged: it already has the tokens of all semantic IDs.
 
     Raises:
-        InputError: items that cannot be added, or a model that has no indexer or does
-            not state how texts become embeddings.
+        InputError: items that cannot be added, or a model without an indexer or without the settings of its item embeddings.
         MissingFileError, MissingPackageError: see `LCRecForRecommendation.add_items`.
     """
     model.add_items(items, encoder=encoder, progress=progress)

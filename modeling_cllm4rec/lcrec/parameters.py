@@ -11,13 +11,13 @@ from modeling_cllm4rec.training.parameters import tune_backbone
 
 
 def choose_semantic_id_rows(model: LCRecForRecommendation, arguments: TrainingArguments) -> peft.PeftModel | None:
-    """Set `requires_grad` throughout an LC-Rec model: the rows of its index tokens, and of the backbone what is tuned.
+    """Set `requires_grad` throughout an LC-Rec model: rows of semantic IDs' tokens, and the tuned part of the backbone.
 
-    Unless the whole backbone is tuned, the words' rows stand in the same matrices but receive no gradient: they stay what
-    they were to the bit.
+    Unless the whole backbone is tuned, the rows of words, which are in the same matrices, receive no gradient and keep their
+    bits.
 
     Returns:
-        What `tune_backbone` returns.
+        The adapted backbone of `tune_backbone`, or None.
     """
     adapted = tune_backbone(model, arguments)
     config = model.config

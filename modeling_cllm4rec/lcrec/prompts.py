@@ -1,6 +1,6 @@
-"""Prompts of LC-Rec as token ids: words encoded once, items by the tokens of their indices.
+"""Prompts of LC-Rec as token ids: words are encoded once, items are the tokens of their semantic IDs.
 
-This file stands alone: it is copied into every saved folder.
+This file is copied into every saved folder.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import numpy as np
 from ..core.errors import InputError
 
 ITEMS, QUERY = "items", "query"
-"""Placeholders in a prompt's pieces: the history, and what somebody looks for."""
+"""Placeholders in a prompt's segments: the history, and the query of a search."""
 
 
 def semantic_id_tokens(codes: np.ndarray, first_index_token: int, codebook_size: int) -> np.ndarray:
-    """Token ids of items.
+    """Return the tokens of items' semantic IDs.
 
     Args:
         codes: (n, H) codes of each level.
@@ -33,10 +33,10 @@ def semantic_id_tokens(codes: np.ndarray, first_index_token: int, codebook_size:
 
 
 def items_that_fit(room: Any, num_levels: int, separator_length: int, closed: bool) -> Any:
-    """How many items of a history take `room` tokens at most, of an integer or an array of them.
+    """Return the most items of a history that fit into `room` tokens, an integer or an array.
 
     Args:
-        closed: whether a separator follows the last item, too.
+        closed: whether a separator also follows the last item.
 
     Example:
         >>> items_that_fit(14, num_levels=4, separator_length=1, closed=True)
@@ -48,7 +48,7 @@ def items_that_fit(room: Any, num_levels: int, separator_length: int, closed: bo
 
 
 def semantic_id_prompt(
-    pieces: Sequence[Any],
+    segments: Sequence[Any],
     codes: np.ndarray,
     separator: Sequence[int],
     first_index_token: int,
@@ -56,59 +56,59 @@ def semantic_id_prompt(
     query: Sequence[int] = (),
     max_length: int | None = None,
 ) -> np.ndarray:
-    """Put the items of a history, and a query, into a prompt.
+    """Build a prompt from the items of a history, a query, or both.
 
     Args:
-        pieces: lists of text token ids and the placeholders `"items"` and `"query"`.
+        segments: lists of text token ids and the placeholders `"items"` and `"query"`.
         codes: (n, H) codes of the history's items, oldest first.
-        separator: token ids between two items. After the last one, too, where the history ends the prompt: the next item
-            goes on from there.
+        separator: token ids between two items. They also follow the last item where the history ends the prompt, because
+            the next item continues the list.
         first_index_token, codebook_size: see `semantic_id_tokens`.
-        query: token ids of what somebody looks for.
-        max_length: tokens that fit. What is dropped is the oldest items, each whole; all words stay.
+        query: token ids of the query.
+        max_length: tokens that fit. The oldest items are dropped, each as a whole; all words stay.
 
     Returns:
         (length,) int64 token ids.
 
     Raises:
-        InputError: the prompt asks for a history or a query that is empty, or no item of the history fits.
+        InputError: a placeholder for a history or a query that is empty, or no item of the history fits.
 
     Example:
         >>> codes = np.array([[0, 1], [2, 3], [1, 1]])
         >>> semantic_id_prompt([[7, 8], "items"], codes, [9], first_index_token=100, codebook_size=4, max_length=8).tolist()
         [7, 8, 102, 107, 9, 101, 105, 9]
     """
-    if ITEMS in pieces and not len(codes):
-        raise InputError("the prompt asks for a history, and this one is empty; give at least one item")
-    if QUERY in pieces and not len(query):
-        raise InputError("the prompt asks for a query, and this one has no words; say what is looked for")
-    closed = pieces[-1] == ITEMS
-    words = sum(0 if piece == ITEMS else len(query) if piece == QUERY else len(piece) for piece in pieces)
-    if max_length is not None and ITEMS in pieces:
+    if ITEMS in segments and not len(codes):
+        raise InputError("the history is empty, and the prompt has a place for one; give at least one item")
+    if QUERY in segments and not len(query):
+        raise InputError("the query has no words, and the prompt has a place for one; describe the item to search for")
+    closed = segments[-1] == ITEMS
+    words = sum(0 if segment == ITEMS else len(query) if segment == QUERY else len(segment) for segment in segments)
+    if max_length is not None and ITEMS in segments:
         fit = items_that_fit(max_length - words, codes.shape[1], len(separator), closed)
         if fit < 1:
             raise InputError(
-                f"the prompt's words take {words} tokens and {max_length} fit: there is no room for an item of the history; "
+                f"the prompt's words take {words} tokens and {max_length} fit, so no item of the history fits; "
                 "shorten the query or the template, or use a backbone with a longer context"
             )
         codes = codes[-fit:]
     elif max_length is not None and words > max_length:
         raise InputError(f"the prompt takes {words} tokens and {max_length} fit; shorten the query or the template")
     arrays: list[np.ndarray] = []
-    for piece in pieces:
-        if piece == ITEMS:
+    for segment in segments:
+        if segment == ITEMS:
             arrays.append(_list_of_items(semantic_id_tokens(codes, first_index_token, codebook_size), separator, closed))
-        elif piece == QUERY:
+        elif segment == QUERY:
             arrays.append(np.asarray(query, dtype=np.int64))
-        elif isinstance(piece, str):
-            raise InputError(f"the prompt asks for {piece!r}; a prompt holds 'items' and 'query' only")
+        elif isinstance(segment, str):
+            raise InputError(f"the prompt has the placeholder {segment!r}; it must be 'items' or 'query'")
         else:
-            arrays.append(np.asarray(piece, dtype=np.int64))
+            arrays.append(np.asarray(segment, dtype=np.int64))
     return np.concatenate(arrays)
 
 
 def _list_of_items(tokens: np.ndarray, separator: Sequence[int], closed: bool) -> np.ndarray:
-    """(n, H) token ids of items, with separators between them, as one row."""
+    """Join (n, H) token ids of items, with separators between them, into one row."""
     marks = np.tile(np.asarray(separator, dtype=np.int64), (len(tokens), 1))
     row = np.concatenate([tokens, marks], axis=1).reshape(-1)
     return row if closed or not len(separator) else row[: -len(separator)]

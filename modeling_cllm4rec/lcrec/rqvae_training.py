@@ -1,4 +1,4 @@
-"""Training of the RQ-VAE (LC-Rec, section III-B): resumable, every random number from (seed, epoch)."""
+"""Training of the RQ-VAE (section III-B of LC-Rec): resumable, with all random numbers from (seed, epoch)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CHECKPOINTS = "checkpoints"
 
 @dataclass
 class IndexProgress:
-    """Where the training of the indexer stands. The last epoch is the one that is kept."""
+    """Progress of the indexer's training. The last epoch is kept."""
 
     best_epoch: ClassVar[int] = -1
 
@@ -38,17 +38,17 @@ class IndexProgress:
 
     @property
     def step(self) -> int:
-        """Epochs done, the steps of this stage."""
+        """Finished epochs, which are the steps of this stage."""
         return self.epoch
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """The loss of each epoch."""
+        """Loss of each epoch."""
         return [{"epoch": epoch, "train/loss": loss} for epoch, loss in enumerate(self.losses)]
 
 
 def train_rqvae(model: RQVAEModel, embeddings: np.ndarray, arguments: IndexArguments) -> IndexProgress:
-    """Train in place, resumable: every random number comes from (seed, epoch)."""
+    """Train in place, or resume from the last checkpoint."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.nn.Module.to(model, device)
     points = torch.from_numpy(np.ascontiguousarray(embeddings, dtype=np.float32)).to(device)
@@ -61,12 +61,13 @@ def train_rqvae(model: RQVAEModel, embeddings: np.ndarray, arguments: IndexArgum
     if last is not None:
         progress = _restore(last, model, optimizer, schedule)
         logger.info("resumed after epoch %d of %d", progress.epoch, arguments.epochs)
-    model.initialize_codebooks(points, arguments.seed)
+    model.initialize_codebooks(points, arguments.seed)  # a resumed model keeps its codebooks
     started, before = time.perf_counter(), progress.seconds
     bar = tqdm(total=arguments.epochs, initial=progress.epoch, desc="rqvae", unit="epoch", mininterval=2.0)
     while progress.epoch < arguments.epochs:
         loss, used = _epoch(model, points, optimizer, schedule, arguments, progress.epoch)
-        model.revive_dead_codes(points, used, _number(arguments.seed, progress.epoch, 2))
+        # After the epoch, because a code may be unused in one batch and used in the next.
+        model.revive_dead_codes(points, used, _seed(arguments.seed, progress.epoch, 2))
         if not np.isfinite(loss):
             raise DivergedError(f"the loss is {loss} in epoch {progress.epoch + 1}; lower lr, or look at the embeddings")
         progress.epoch += 1
@@ -94,9 +95,9 @@ def _epoch(
     arguments: IndexArguments,
     epoch: int,
 ) -> tuple[float, torch.Tensor]:
-    """One pass: the mean loss, and which codes were used (H, K)."""
+    """Run one pass over the items and return the mean loss and the used codes: (H, K) bool."""
     order = torch.from_numpy(np.random.default_rng((arguments.seed, epoch)).permutation(len(points)))
-    torch.manual_seed(_number(arguments.seed, epoch, 1))  # dropout
+    torch.manual_seed(_seed(arguments.seed, epoch, 1))  # dropout
     used = torch.zeros(model.config.num_levels, model.config.codebook_size, dtype=torch.bool)
     model.train()
     total = 0.0
@@ -112,13 +113,13 @@ def _epoch(
     return total / len(points), used
 
 
-def _number(*counters: int) -> int:
-    """A random number from counters."""
+def _seed(*counters: int) -> int:
+    """Return a seed made of counters."""
     return int(np.random.SeedSequence(counters).generate_state(1)[0])
 
 
 def _save(folder: Path, progress: IndexProgress, model: RQVAEModel, optimizer: torch.optim.Optimizer) -> None:
-    tensors = {f"model.{name}": one for name, one in model.state_dict().items()}
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= checkpoints.optimizer_tensors(optimizer)
     state = {"epoch": progress.epoch, "losses": progress.losses, "seconds": progress.seconds}
     checkpoints.save_step(folder, progress.epoch, tensors, state)
@@ -126,9 +127,10 @@ def _save(folder: Path, progress: IndexProgress, model: RQVAEModel, optimizer: t
 
 def _restore(path: Path, model: RQVAEModel, optimizer: torch.optim.Optimizer, schedule: Any) -> IndexProgress:
     tensors, state = checkpoints.read(path)
-    model.load_state_dict({name[len("model.") :]: one for name, one in tensors.items() if name.startswith("model.")})
+    model.load_state_dict({name[len("model.") :]: tensor for name, tensor in tensors.items() if name.startswith("model.")})
     checkpoints.restore_optimizer(optimizer, tensors)
-    steps = next(int(one) for name, one in tensors.items() if name.startswith("optimizer.") and name.endswith(".step"))
+    steps = next(int(tensor) for name, tensor in tensors.items() if name.startswith("optimizer.") and name.endswith(".step"))
+    # The schedule has no state of its own: it is a function of the steps, so it is set, not saved.
     schedule.last_epoch = steps
     for group, start, factor in zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
         group["lr"] = start * factor(steps)

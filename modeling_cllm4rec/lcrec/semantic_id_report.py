@@ -1,4 +1,4 @@
-"""What an item index is worth: collisions, use of the codes, how far items were moved, what is lost of their texts."""
+"""Report on semantic IDs: collisions, use of the codes, displacement of items, and reconstruction error."""
 
 from __future__ import annotations
 
@@ -14,48 +14,48 @@ from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.lcrec.modeling_rqvae import RQVAEModel
 from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds, residuals, shared_codes
 
-__all__ = ["REPORT_FILES", "check_plots", "index_report", "save_index_report"]
+__all__ = ["REPORT_FILES", "check_plots", "semantic_id_report", "save_report"]
 
 REPORT_FILES = ("report.md", "code_use.png")
-"""What `save_index_report` writes; the second one where plots are asked for."""
+"""Files of `save_report`; the second one with `plots` only."""
 
 
-def index_report(
-    index: SemanticIds,
+def semantic_id_report(
+    semantic_ids: SemanticIds,
     embeddings: np.ndarray | None = None,
     indexer: RQVAEModel | None = None,
     earlier: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, Any]:
-    """Numbers of an index.
+    """Return the numbers of the report.
 
     Args:
-        embeddings: (J, input_dim) of the items; indexer: what quantized them. Both or neither.
+        embeddings: (J, input_dim) of the items; indexer: the model that quantized them. Both or neither.
         earlier: name -> (J, H) codes before conflicts were resolved.
 
     Returns:
-        `collisions`: name -> items that share their codes with another; for each level `used_codes`, `entropy_bits` (log2 K at
-        most); `prefixes`: distinct prefixes of 1, 2, ... codes; with an indexer `displacement` (mean distance of a latent to the
-        sum of its code vectors) and `reconstruction_error` (mean squared).
+        `collisions`: name -> items that share their codes with another; `used_codes` and `entropy_bits` (at most log2 K) of
+        each level; `prefixes`: distinct prefixes of 1, 2, ... codes. With an indexer also `displacement`, the mean distance of
+        a latent to the sum of its code vectors, and `reconstruction_error`, mean squared.
     """
-    codes, size = index.codes, index.codebook_size
-    counts = [np.bincount(codes[:, level], minlength=size) for level in range(index.num_levels)]
+    codes, size, levels = semantic_ids.codes, semantic_ids.codebook_size, semantic_ids.num_levels
+    counts = [np.bincount(codes[:, level], minlength=size) for level in range(levels)]
     report: dict[str, Any] = {
-        "items": index.num_items,
-        "num_levels": index.num_levels,
+        "items": semantic_ids.num_items,
+        "num_levels": levels,
         "codebook_size": size,
-        "collisions": {name: len(shared_codes(one)) for name, one in [*(earlier or {}).items(), ("index", codes)]},
+        "collisions": {name: len(shared_codes(rows)) for name, rows in [*(earlier or {}).items(), ("index", codes)]},
         "used_codes": [int((count > 0).sum()) for count in counts],
         "entropy_bits": [round(_entropy(count), 3) for count in counts],
-        "prefixes": [len(np.unique(codes[:, : level + 1], axis=0)) for level in range(index.num_levels)],
+        "prefixes": [len(np.unique(codes[:, : level + 1], axis=0)) for level in range(levels)],
         "code_counts": [count.tolist() for count in counts],
     }
     if embeddings is None or indexer is None:
         return report
     latents, codebooks = indexer.latents(embeddings), indexer.codebook_array
     named = {**(earlier or {}), "index": codes}
-    left = {name: residuals(latents, codebooks, one, index.num_levels) for name, one in named.items()}
+    left = {name: residuals(latents, codebooks, rows, levels) for name, rows in named.items()}
     report["displacement"] = {name: float(np.linalg.norm(rest, axis=1).mean()) for name, rest in left.items()}
-    report["moved_items"] = {name: int((one != codes).any(1).sum()) for name, one in (earlier or {}).items()}
+    report["moved_items"] = {name: int((rows != codes).any(1).sum()) for name, rows in (earlier or {}).items()}
     with torch.no_grad():
         decoded = indexer.decoder(torch.from_numpy((latents - left["index"]).astype(np.float32))).numpy()
     report["reconstruction_error"] = float(((decoded - embeddings) ** 2).mean())
@@ -68,8 +68,8 @@ def _entropy(counts: np.ndarray) -> float:
     return float(-(shares * np.log2(shares)).sum())
 
 
-def save_index_report(folder: Path, report: Mapping[str, Any], plots: bool = False) -> None:
-    """Write the report as Markdown, and the use of the codes as a plot where plots are asked for (see `check_plots`)."""
+def save_report(folder: Path, report: Mapping[str, Any], plots: bool = False) -> None:
+    """Write the report as Markdown and, with `plots`, the use of the codes as a picture (see `check_plots`)."""
     text, picture = REPORT_FILES
     (folder / text).write_text(as_markdown(report), encoding="utf-8")
     if plots:
@@ -83,9 +83,9 @@ def check_plots() -> None:
 
 
 def as_markdown(report: Mapping[str, Any]) -> str:
-    """The report as tables."""
+    """Return the report as Markdown tables."""
     lines = [
-        f"# Index of {report['items']} items, {report['num_levels']} levels of {report['codebook_size']} codes",
+        f"# Semantic IDs of {report['items']} items, {report['num_levels']} levels of {report['codebook_size']} codes",
         "",
         "| codes | items that share them |",
         "|---|---|",

@@ -1,6 +1,8 @@
-"""The semantic index of a catalogue: H codes for each item, no two items alike (section III-B of arXiv 2311.09049).
+"""Semantic IDs of a catalogue: H codes for each item, all different (section III-B of arXiv 2311.09049).
 
-This file stands alone: it is copied into every saved folder.
+Besides the table of codes: quantization of latents to codes, uniform semantic mapping (Sinkhorn), and unique assignment.
+
+This file is copied into every saved folder.
 """
 
 from __future__ import annotations
@@ -26,24 +28,12 @@ LEVEL_LETTERS = string.ascii_lowercase
 CODEBOOK_SIZE = b"codebook_size"
 
 
-def semantic_id_token(level: int, code: int) -> str:
-    """The word of a code: levels are letters.
-
-    Example:
-        >>> semantic_id_token(1, 30)
-        '<b_30>'
-    """
-    if not 0 <= level < len(LEVEL_LETTERS):
-        raise InputError(f"level is {level}; an index has at most {len(LEVEL_LETTERS)} levels")
-    return f"<{LEVEL_LETTERS[level]}_{code}>"
-
-
 @dataclass(frozen=True)
 class SemanticIds:
-    """The codes of all items.
+    """Semantic IDs of all items.
 
     Attributes:
-        codes: (J, H) integers in [0, codebook_size), row j = item_index j, all rows different.
+        codes: (J, H) integers in [0, codebook_size); row j belongs to item_index j, and all rows are different.
         codebook_size: K, codes of a level.
 
     Raises:
@@ -69,24 +59,24 @@ class SemanticIds:
             item, level = np.argwhere(outside)[0]
             raise InputError(
                 f"item {item} has code {codes[item, level]} at level {level}, outside the codebook of {self.codebook_size} "
-                "codes: this is the index of another model"
+                "codes: these are the semantic IDs of another model"
             )
         same = shared_codes(codes)
         if len(same):
             raise InputError(
-                f"{len(same)} items share their codes with another, first items {same[:5].tolist()}: an index that collides "
-                "cannot tell items apart; make it anew with `cllm4rec index-items`"
+                f"{len(same)} items share their codes with another, first items {same[:5].tolist()}: a semantic ID must belong "
+                "to one item; make them again with `cllm4rec index-items`"
             )
         object.__setattr__(self, "codes", np.ascontiguousarray(codes, dtype=np.int32))
 
     @property
     def num_items(self) -> int:
-        """Number J of items."""
+        """J, the number of items."""
         return int(self.codes.shape[0])
 
     @property
     def num_levels(self) -> int:
-        """Number H of codes of an item."""
+        """H, the number of codes of an item."""
         return int(self.codes.shape[1])
 
     @cached_property
@@ -94,7 +84,7 @@ class SemanticIds:
         return {row.tobytes(): item for item, row in enumerate(self.codes)}
 
     def items_of(self, codes: np.ndarray) -> np.ndarray:
-        """(...) item indices of (..., H) codes, -1 where no item has them: a plain look-up, without any tree.
+        """Return the item indices of (..., H) codes, -1 where no item has them: a plain look-up, without the trie.
 
         Example:
             >>> SemanticIds(np.array([[2, 0], [2, 1]]), codebook_size=4).items_of(np.array([[2, 1], [3, 3]])).tolist()
@@ -104,35 +94,41 @@ class SemanticIds:
         return np.array([self._items.get(row.tobytes(), -1) for row in rows], dtype=np.int64).reshape(codes.shape[:-1])
 
     def semantic_id_text(self, item: int) -> str:
-        """The index of an item in words."""
-        return "".join(semantic_id_token(level, int(code)) for level, code in enumerate(self.codes[item]))
+        """Return the semantic ID of an item as text."""
+        # The format of `tokenization_lcrec.semantic_id_token`, which a saved folder comes without.
+        return "".join(f"<{letter}_{code}>" for letter, code in zip(LEVEL_LETTERS, self.codes[item].tolist(), strict=False))
 
     def save(self, path: str | Path, item_ids: IdMap) -> None:
         """Write a Parquet file with the columns `item_id` and `codes`."""
         if len(item_ids) != self.num_items:
-            raise InputError(f"got {len(item_ids)} item ids for an index of {self.num_items} items")
+            raise InputError(f"got {len(item_ids)} item ids for the semantic IDs of {self.num_items} items")
         table = pa.table({"item_id": item_ids.array, "codes": pa.array(list(self.codes), pa.list_(pa.int32()))})
         pq.write_table(table.replace_schema_metadata({CODEBOOK_SIZE: str(self.codebook_size)}), path)
 
     @classmethod
     def load(cls, path: str | Path) -> tuple[SemanticIds, IdMap]:
-        """Read what `save` wrote: the index, and the items that it is of.
+        """Read a file that `save` wrote: semantic IDs and the ids of their items.
 
         Raises:
-            InputError: no such file, not an index, or one that `SemanticIds` refuses.
+            InputError: no such file, a file without semantic IDs, or codes that `SemanticIds` refuses.
         """
         try:
             table = pq.read_table(path)
         except (OSError, pa.ArrowInvalid) as error:
-            raise InputError(f"{path} is no readable index ({error}); make it anew with `cllm4rec index-items`") from error
+            raise InputError(
+                f"{path} is no readable file of semantic IDs ({error}); make it again with `cllm4rec index-items`"
+            ) from error
         size = (table.schema.metadata or {}).get(CODEBOOK_SIZE)
         if size is None or not {"item_id", "codes"} <= set(table.column_names):
-            raise InputError(f"{path} has columns {table.column_names}; an index has item_id and codes, and its codebook's size")
+            raise InputError(
+                f"{path} has columns {table.column_names}; semantic IDs need item_id and codes, and the codebook's size "
+                "as metadata"
+            )
         return cls(codes_of(table["codes"]), int(size)), IdMap(table["item_id"], "item_id")
 
 
 def codes_of(column: pa.ChunkedArray) -> np.ndarray:
-    """(J, H) codes of a column of lists.
+    """Return the (J, H) codes of a column of lists.
 
     Raises:
         InputError: lists of different lengths.
@@ -141,14 +137,14 @@ def codes_of(column: pa.ChunkedArray) -> np.ndarray:
     lengths = pc.unique(pc.list_value_length(lists)).to_pylist()
     if len(lengths) != 1 or lengths == [None]:
         raise InputError(
-            f"codes: all items need codes of the same number of levels, but they have {lengths[:5]}; make the index anew with "
-            "`cllm4rec index-items`"
+            f"codes: all items need codes of the same number of levels, but they have {lengths[:5]}; make the semantic IDs again "
+            "with `cllm4rec index-items`"
         )
     return np.asarray(lists.flatten().to_numpy()).reshape(len(lists), -1)
 
 
 def shared_codes(codes: np.ndarray) -> np.ndarray:
-    """Items whose codes another item has, too.
+    """Return the items whose codes another item also has.
 
     Example:
         >>> shared_codes(np.array([[1, 1], [0, 2], [1, 1]])).tolist()
@@ -163,9 +159,9 @@ def shared_codes(codes: np.ndarray) -> np.ndarray:
 
 
 def row_numbers(codes: np.ndarray, codebook_size: int) -> np.ndarray:
-    """(J,) int64, a number for each row of (J, H) codes in [0, codebook_size): equal for equal rows only, in the rows' order.
+    """Return an int64 number for each row of (J, H) codes in [0, codebook_size): equal for equal rows only, in the same order.
 
-    To sort and compare numbers is several times as fast as to sort and compare rows.
+    Numbers are sorted and compared several times as fast as rows.
 
     Example:
         >>> row_numbers(np.array([[1, 0], [0, 2], [1, 1]]), codebook_size=3).tolist()
@@ -173,15 +169,16 @@ def row_numbers(codes: np.ndarray, codebook_size: int) -> np.ndarray:
     """
     number, limit = np.zeros(len(codes), dtype=np.int64), 1  # all numbers are below the limit
     for column in codes.T:
-        if limit > 2**62 // codebook_size:  # their ranks will do
+        if limit > 2**62 // codebook_size:  # the next product would overflow: ranks have the same order and are small
             number, limit = np.unique(number, return_inverse=True)[1].astype(np.int64), len(codes)
         number, limit = number * codebook_size + column, limit * codebook_size
     return number
 
 
 def squared_distances_to(points: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """(n, K) squared distances of points (n, d) to code vectors (K, d), in float64."""
+    """Return the (n, K) squared distances of points (n, d) to code vectors (K, d), in float64."""
     points, vectors = np.asarray(points, dtype=np.float64), np.asarray(vectors, dtype=np.float64)
+    # Expanded into products of matrices, which need no (n, K, d) array; rounding may leave -1e-16 for 0, hence the maximum.
     squares = (points**2).sum(1)[:, None] + (vectors**2).sum(1)[None] - 2 * points @ vectors.T
     return np.maximum(squares, 0.0)
 
@@ -189,11 +186,12 @@ def squared_distances_to(points: np.ndarray, vectors: np.ndarray) -> np.ndarray:
 def sinkhorn(distances: torch.Tensor, epsilon: float = 0.003, iterations: int = 50) -> torch.Tensor:
     """Spread items evenly over codes: entropic optimal transport by Sinkhorn-Knopp in the log domain.
 
-    The uniform semantic mapping of the paper: minimise sum q(k|n) distance(n, k) where every item has one code in all, and
-    every code n / K items. Distances are centred and scaled to [-1, 1] first, as the released code does.
+    The uniform semantic mapping of the paper: minimise sum q(k|n) distance(n, k), where the shares of an item sum to 1 and
+    those of a code to n / K. Distances are centred and scaled to [-1, 1] first, as the released code does.
 
     Args:
         distances: (n, K) floating; epsilon: weight of the entropy, the smaller the sharper.
+        iterations: rounds in which columns and rows are scaled in turn.
 
     Returns:
         (n, K) of the same type: rows sum to 1 and, in the limit, columns to n / K.
@@ -209,6 +207,8 @@ def sinkhorn(distances: torch.Tensor, epsilon: float = 0.003, iterations: int = 
     half = ((highest - lowest) / 2).clamp(min=torch.finfo(distances.dtype).tiny)
     log_q = ((highest + lowest) / 2 - distances) / half / epsilon
     share = items / codes
+    # exp(log_q) reaches e^(1/epsilon) = e^333, beyond float32, so rounds are done on logarithms, where nothing overflows.
+    # Logarithms cost several times a product of matrices, so rounds in between are plain ones as long as numbers allow.
     done = 0
     while done < iterations:
         log_q = log_q - _log_sums(log_q, 0) + math.log(share)
@@ -220,26 +220,26 @@ def sinkhorn(distances: torch.Tensor, epsilon: float = 0.003, iterations: int = 
 
 
 def _log_sums(logs: torch.Tensor, dim: int) -> torch.Tensor:
-    """Ln of the sums over one dimension, which stays."""
+    """Return ln of the sums of e^logs over one dimension, which is kept."""
     highest = logs.amax(dim, keepdim=True)
     return highest + _exp(logs - highest).sum(dim, keepdim=True).log()
 
 
 def _exp(logs: torch.Tensor) -> torch.Tensor:
-    """e^logs, but nothing so small (below 1e-28 in float32) that processors reckon with it many times as slowly."""
+    """Return e^logs, at least 1e-28 in float32: CPUs compute with subnormal numbers many times as slowly."""
     return logs.clamp(min=0.75 * math.log(torch.finfo(logs.dtype).tiny)).exp()
 
 
 def _scale(log_q: torch.Tensor, share: float, rounds: int) -> tuple[torch.Tensor, int]:
-    """Rounds of Sinkhorn-Knopp as products of a matrix and a vector, several times as fast as in the log domain.
+    """Run rounds of Sinkhorn-Knopp as products of a matrix and a vector, several times as fast as in the log domain.
 
-    They end before a sum comes near the smallest numbers; the log domain takes over there.
+    They stop before a sum comes near the smallest numbers, where only the log domain is accurate.
 
     Args:
         log_q: (n, K), ln of a plan whose rows sum to 1; share: sum of a column in the end.
 
     Returns:
-        (n, K) ln of what the rounds multiply the plan by, or 0 (), and how many there were.
+        (n, K) ln of the factor by which the rounds scale the plan, or 0 (), and the number of rounds.
     """
     plan, smallest = _exp(log_q), torch.finfo(log_q.dtype).tiny ** 0.5
     rows, columns, done = torch.ones_like(plan[:, 0]), None, 0
@@ -257,41 +257,44 @@ def _scale(log_q: torch.Tensor, share: float, rounds: int) -> tuple[torch.Tensor
 
 
 def assign_unique_codes(latents: np.ndarray, codebooks: np.ndarray, codes: np.ndarray | None = None) -> np.ndarray:
-    """Give every item an index of its own, as near as there is room.
+    """Assign every item a semantic ID of its own, as near as capacity allows.
 
-    From the first level to the last, the items under one prefix go to codes, of which each holds K^(levels below) items at
-    most, one at the last level. Who has room at the code it asks for stays. Where a code is asked for by too many, the
-    nearest ones stay and the others move to the nearest codes with room, level by level; at the last level all items of a
-    prefix with a conflict are assigned jointly, at the least sum of squared distances (an assignment problem).
+    From the first level to the last, the items under one prefix are assigned to codes with a capacity of K^(levels below)
+    items each, one at the last level. Items stay at their preferred code where its capacity allows. Of a code with too many
+    items, the nearest ones stay and the others overflow to the nearest codes with capacity left, level by level. At the last
+    level all items of a prefix with a conflict are assigned jointly, at the least sum of squared distances (an assignment
+    problem).
 
     Args:
-        latents: (J, d); codebooks: (H, K, d). Level h quantizes what the levels before it left.
-        codes: (J, H) the codes that are asked for (default: the nearest ones).
+        latents: (J, d); codebooks: (H, K, d). Level h quantizes the residuals of the levels before it.
+        codes: (J, H) the preferred codes (default: the nearest ones).
 
     Returns:
-        (J, H) int32, no two rows alike for any input.
+        (J, H) int32; all rows are different for any input.
 
     Raises:
-        InputError: more items than indices, NaN, or `codes` of another shape or outside the codebooks.
+        InputError: more items than semantic IDs, NaN, or `codes` of another shape or outside the codebooks.
     """
     latents, codebooks = np.asarray(latents, dtype=np.float64), np.asarray(codebooks, dtype=np.float64)
     levels, size, _ = codebooks.shape
     _check_latents(latents, len(latents), size, levels)
-    asked = nearest_codes(latents, codebooks) if codes is None else np.asarray(codes)
-    if asked.shape != (len(latents), levels) or ((asked < 0) | (asked >= size)).any():
+    preferred = nearest_codes(latents, codebooks) if codes is None else np.asarray(codes)
+    if preferred.shape != (len(latents), levels) or ((preferred < 0) | (preferred >= size)).any():
         raise InputError(
-            f"codes have shape {asked.shape}; they must be ({len(latents)}, {levels}), one row an item, all in [0, {size})"
+            f"codes have shape {preferred.shape}; they must be ({len(latents)}, {levels}), one row an item, all in [0, {size})"
         )
-    result = asked.astype(np.int32)
+    result = preferred.astype(np.int32)
+    # The capacity of a code is the number of semantic IDs below it. As long as no prefix has more items than that, the last
+    # level can always give each item a code of its own; without it, a popular prefix would run out of codes there.
     taken: dict[tuple[int, ...], np.ndarray] = {(): np.arange(len(latents))}
     for level in range(levels):
         room = size ** (levels - level - 1)
         below: dict[tuple[int, ...], np.ndarray] = {}
         for prefix, items in taken.items():
-            wanted = result[items, level].copy()
+            before = result[items, level].copy()
             result[items, level] = codes_with_room(latents, codebooks, result, items, level, room)
-            moved = items[result[items, level] != wanted]
-            if len(moved) and level + 1 < levels:  # what they asked for further down was meant for another prefix
+            moved = items[result[items, level] != before]
+            if len(moved) and level + 1 < levels:  # their codes further down quantize the residuals of another prefix
                 rest = residuals(latents[moved], codebooks, result[moved], level + 1)
                 result[moved, level + 1 :] = nearest_codes(rest, codebooks[level + 1 :])
             order = items[np.argsort(result[items, level], kind="stable")]
@@ -302,7 +305,7 @@ def assign_unique_codes(latents: np.ndarray, codebooks: np.ndarray, codes: np.nd
 
 
 def nearest_codes(latents: np.ndarray, codebooks: np.ndarray) -> np.ndarray:
-    """(J, H) plain residual quantization: c_h the nearest vector to r_h, r_{h+1} = r_h - v_{c_h}."""
+    """Return (J, H) codes of plain residual quantization: c_h is the nearest vector to r_h, r_{h+1} = r_h - v_{c_h}."""
     rest = np.array(latents, dtype=np.float64)
     codes = np.zeros((len(rest), len(codebooks)), dtype=np.int32)
     for level, vectors in enumerate(np.asarray(codebooks, dtype=np.float64)):
@@ -312,7 +315,7 @@ def nearest_codes(latents: np.ndarray, codebooks: np.ndarray) -> np.ndarray:
 
 
 def residuals(latents: np.ndarray, codebooks: np.ndarray, codes: np.ndarray, level: int) -> np.ndarray:
-    """(n, d) what the levels before `level` left of latents (n, d) with these codes."""
+    """Return the (n, d) residuals of latents (n, d) after the levels before `level` with these codes."""
     rest = np.array(latents, dtype=np.float64)
     for before in range(level):
         rest -= codebooks[before, codes[:, before]]
@@ -322,51 +325,53 @@ def residuals(latents: np.ndarray, codebooks: np.ndarray, codes: np.ndarray, lev
 def codes_with_room(
     latents: np.ndarray, codebooks: np.ndarray, codes: np.ndarray, items: np.ndarray, level: int, room: int
 ) -> np.ndarray:
-    """Codes at one level of the items under one prefix, none with more than `room` items.
+    """Return codes at one level for the items under one prefix, none with more than `room` items.
 
-    Where a code is asked for by too many, the nearest ones stay and the others go to the nearest codes with room; with room
-    for one item each, all are assigned jointly.
+    Of a code with too many items, the nearest ones stay and the others overflow to the nearest codes with room. With room for
+    one item each, all are assigned jointly.
 
     Args:
-        latents: (J, d); codebooks: (H, K, d); codes: (J, H) those that are asked for; items: (n,) rows of both.
+        latents: (J, d); codebooks: (H, K, d); codes: (J, H) the preferred codes; items: (n,) rows of both.
 
     Returns:
         (n,) int32.
     """
-    wanted = codes[items, level]
-    if len(items) == 1 or np.bincount(wanted).max() <= room:
-        return wanted
+    preferred = codes[items, level]
+    if len(items) == 1 or np.bincount(preferred).max() <= room:
+        return preferred
     distances = squared_distances_to(residuals(latents[items], codebooks, codes[items], level), codebooks[level])
+    # The joint optimum takes cubic time. At the last level groups are small (K items at most); above it, where a group may be
+    # the whole catalogue, the greedy rule is used.
     if room == 1:
         return np.asarray(linear_sum_assignment(distances)[1], dtype=np.int32)
-    given = np.full(len(items), -1, dtype=np.int32)
+    assigned = np.full(len(items), -1, dtype=np.int32)
     left = np.full(codebooks.shape[1], room)
-    own = distances[np.arange(len(items)), wanted]
-    for code in np.unique(wanted):
-        askers = np.flatnonzero(wanted == code)
-        stay = askers[np.argsort(own[askers], kind="stable")][:room]
-        given[stay] = code
+    own = distances[np.arange(len(items)), preferred]
+    for code in np.unique(preferred):
+        group = np.flatnonzero(preferred == code)
+        stay = group[np.argsort(own[group], kind="stable")][:room]  # stable: of equal distances the lower item, on any machine
+        assigned[stay] = code
         left[code] -= len(stay)
-    for item in np.flatnonzero(given < 0):
+    for item in np.flatnonzero(assigned < 0):
         code = int(np.where(left > 0, distances[item], np.inf).argmin())
-        given[item] = code
+        assigned[item] = code
         left[code] -= 1
-    return given
+    return assigned
 
 
 def nearest_free_codes(latents: np.ndarray, codebooks: np.ndarray, taken: np.ndarray) -> np.ndarray:
-    """Indices for new items, nearest first, none of which is taken.
+    """Return free semantic IDs for new items, the nearest for each item in the order given.
 
-    An item goes from the first level to the last to the nearest code under which there is still room, in the order given.
+    From the first level to the last, an item takes the nearest code that has room below it.
 
     Args:
-        latents: (M, d) of the new items; codebooks: (H, K, d); taken: (J, H) indices of the items that are there.
+        latents: (M, d) of the new items; codebooks: (H, K, d); taken: (J, H) codes of the items in the catalogue.
 
     Returns:
-        (M, H) int32, all different from one another and from `taken`.
+        (M, H) int32; all rows differ from each other and from those of `taken`.
 
     Raises:
-        InputError: more items than free indices, or NaN.
+        InputError: more items than free semantic IDs, or NaN.
     """
     latents, codebooks = np.asarray(latents, dtype=np.float64), np.asarray(codebooks, dtype=np.float64)
     levels, size, _ = codebooks.shape
@@ -398,10 +403,10 @@ def _count(used: dict[tuple[int, ...], int], row: list[int]) -> None:
 def _check_latents(latents: np.ndarray, items: int, size: int, levels: int) -> None:
     if not np.isfinite(latents).all():
         bad = np.flatnonzero(~np.isfinite(latents).all(1))
-        raise InputError(f"{len(bad)} items have NaN or infinite embeddings, first {bad[:5].tolist()}; make them anew")
+        raise InputError(f"{len(bad)} items have NaN or infinite embeddings, first {bad[:5].tolist()}; make them again")
     if items > size**levels:
         raise InputError(
-            f"{items} items need more indices than {levels} levels of {size} codes give ({size**levels}); "
+            f"{items} items are more than the {size**levels} semantic IDs of {levels} levels of {size} codes; "
             "raise num_levels or codebook_size"
         )
 
@@ -411,7 +416,6 @@ __all__ = [
     "assign_unique_codes",
     "codes_of",
     "codes_with_room",
-    "semantic_id_token",
     "nearest_codes",
     "nearest_free_codes",
     "row_numbers",

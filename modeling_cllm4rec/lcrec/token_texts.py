@@ -1,4 +1,4 @@
-"""Many texts as token ids, encoded once: one flat array, kept in a file."""
+"""Token ids of many texts: one flat array, encoded once and cached in a file."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ BLOCK = 10_000
 
 
 class TokenTexts(NamedTuple):
-    """Text t has the tokens `ids[indptr[t]:indptr[t + 1]]`, its end token among them.
+    """Token ids of texts; text t has `ids[indptr[t]:indptr[t + 1]]`, its end token included.
 
     Attributes:
         ids: (all tokens,) int32.
         indptr: (texts + 1,) int64.
-        ends: (texts,) 1 where the end token closes a text, 0 where the text was cut off.
+        ends: (texts,) 1 if the end token closes a text, 0 if the text was cut.
     """
 
     ids: npt.NDArray[np.int32]
@@ -33,20 +33,20 @@ class TokenTexts(NamedTuple):
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
-        """(texts,) tokens of each, without the end token."""
+        """Tokens of each text without the end token: (texts,)."""
         return np.diff(self.indptr) - self.ends
 
     def words(self, text: int) -> npt.NDArray[np.int32]:
-        """Token ids of a text within an instruction."""
+        """Return the token ids of a text for an instruction, without the end token."""
         return self.ids[self.indptr[text] : self.indptr[text + 1] - self.ends[text]]
 
     def response(self, text: int) -> npt.NDArray[np.int32]:
-        """Token ids of a text that the model is to write: with the end token, unless it was cut off."""
+        """Return the token ids of a text for a response: with the end token, unless the text was cut."""
         return self.ids[self.indptr[text] : self.indptr[text + 1]]
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The token that closes a text: the end of text, else the separator (BERT), else none."""
+    """Return the token that closes a text: end of text, else the separator (BERT), else none."""
     return [token for token in (tokenizer.eos_token_id, tokenizer.sep_token_id) if token is not None][:1]
 
 
@@ -56,11 +56,11 @@ def encode_texts(
     max_text_tokens: int | None = None,
     cache_folder: str | Path | None = None,
 ) -> TokenTexts:
-    """Encode texts; what looks like a special or an index token in them stays text.
+    """Encode texts; literal special tokens and tokens of semantic IDs in them stay text.
 
     Args:
-        max_text_tokens: cut texts after so many tokens; None cuts nothing.
-        cache_folder: where the tokens are kept (a file named by texts, tokenizer and settings); None keeps nothing.
+        max_text_tokens: cut texts after this number of tokens; None cuts nothing.
+        cache_folder: folder of the cache, with a file for each set of texts, tokenizer and settings; None writes none.
     """
     end = end_tokens(tokenizer)
     if cache_folder is None:
@@ -77,6 +77,7 @@ def encode_texts(
     encoded = _encode(texts, tokenizer, max_text_tokens, end)
     lists = pa.LargeListArray.from_arrays(pa.array(encoded.indptr), pa.array(encoded.ids))
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Written under another name and renamed: a killed or parallel process never leaves half a file under the final name.
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         pq.write_table(pa.table({"ids": lists, "ends": encoded.ends}), partial)

@@ -112,7 +112,7 @@ def test_the_released_index_becomes_an_index_folder(lcrec: Path, tmp_path: Path)
     assert index.codes.tolist() == [[item // 4, item % 4] for item in range(8)]
     assert items.array.to_pylist() == list(range(8))
     for wrong in ({**shared}, {**shared, "method": "random", "codes": codes}):
-        with pytest.raises(ValueError, match="a file of codes belongs to --method given"):
+        with pytest.raises(ValueError, match="a file of codes belongs to method 'given'"):
             IndexArguments(**wrong)
 
 

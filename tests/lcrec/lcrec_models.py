@@ -36,7 +36,7 @@ def new_lcrec(backbone: Path, **changes: Any) -> tuple[LCRecForRecommendation, P
     def words(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    pieces = {
+    prompts = {
         "recommendation_prompts": [[words("Someone chose:"), "items"], [words("Go on:"), "items"]],
         "query_prompts": {
             "alone": [[words("Looking for"), "query", words("?")]],
@@ -56,5 +56,5 @@ def new_lcrec(backbone: Path, **changes: Any) -> tuple[LCRecForRecommendation, P
         "indexer": indexer,
         "search_beams": 5,
     }
-    model = LCRecForRecommendation.from_backbone(backbone, **{**arguments, **pieces, **changes})
+    model = LCRecForRecommendation.from_backbone(backbone, **{**arguments, **prompts, **changes})
     return model.eval(), tokenizer

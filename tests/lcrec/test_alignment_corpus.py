@@ -1,4 +1,4 @@
-"""Alignment corpora: documents by hand, what counts, what an epoch draws, and that nothing held out gets in."""
+"""Alignment corpora: documents by hand, what the loss counts, what an epoch draws, and no leak of held-out pairs."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.lcrec import token_texts
-from modeling_cllm4rec.lcrec.alignment_corpus import (
-    TASKS,
-    AlignmentCorpus,
+from modeling_cllm4rec.lcrec.alignment_corpus import AlignmentCorpus
+from modeling_cllm4rec.lcrec.alignment_documents import windows
+from modeling_cllm4rec.lcrec.alignment_tasks import ALIGNMENT_TASKS
+from modeling_cllm4rec.lcrec.alignment_templates import (
     load_templates,
-    query_pieces,
-    recommendation_pieces,
+    query_segments,
+    recommendation_segments,
     separator_ids,
 )
-from modeling_cllm4rec.lcrec.alignment_documents import windows
 from modeling_cllm4rec.lcrec.intentions import Intentions
 from modeling_cllm4rec.lcrec.prompts import semantic_id_prompt
 from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds
@@ -47,7 +47,7 @@ preferenceobtain: ["taste of {history}"]
 
 @pytest.fixture(scope="module")
 def small() -> RecommendationData:
-    """Ann: lamp, tea, pen; Ben: soap alone; Cat: tea, soap. A validation and a test pair stand behind them."""
+    """Make the histories of Ann (lamp, tea, pen), Ben (soap alone) and Cat (tea, soap), and a validation and a test pair."""
     return RecommendationData(
         users=pa.table({"user_id": ["ann", "ben", "cat"]}),
         items=pa.table({"item_id": ["p", "q", "r", "s"], "title": TITLES, "description": DESCRIPTIONS}),
@@ -65,7 +65,7 @@ def small() -> RecommendationData:
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny_backbones: dict[str, Path]) -> PreTrainedTokenizerBase:
-    """Byte-level, with a token for beginning and end, and the tokens of 2 levels of 3 codes."""
+    """Load a byte-level tokenizer with a token for beginning and end, and the tokens of 2 levels of 3 codes."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_backbones["gpt2"])
     add_semantic_id_tokens(tokenizer, num_levels=2, codebook_size=3)
     return tokenizer
@@ -85,7 +85,7 @@ def word_piece_tokenizer(texts: list[str], num_levels: int, codebook_size: int) 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A YAML file with one short template of each kind."""
+    """Write a YAML file with one short template of each kind."""
     path = tmp_path_factory.mktemp("templates") / "plain.yaml"
     path.write_text(PLAIN)
     return path
@@ -97,15 +97,15 @@ def first_token(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def make(data: RecommendationData, tokenizer: PreTrainedTokenizerBase, **changes: Any) -> AlignmentCorpus:
     arguments: dict[str, Any] = {"context_length": 128, "on_missing_text": "title-only", "intentions": INTENTIONS, **changes}
-    index = arguments.pop("index", SemanticIds(CODES, 3))
-    return AlignmentCorpus(data, tokenizer, index, first_token(tokenizer), **arguments)
+    semantic_ids = arguments.pop("semantic_ids", SemanticIds(CODES, 3))
+    return AlignmentCorpus(data, tokenizer, semantic_ids, first_token(tokenizer), **arguments)
 
 
 def make_whole(data: RecommendationData, tokenizer: PreTrainedTokenizerBase, **changes: Any) -> AlignmentCorpus:
-    """A corpus of the tiny world, whose items get the codes of their number in base 7."""
+    """Make a corpus of the synthetic data set, whose items get the codes of their number in base 7."""
     items = np.arange(data.num_items)
-    index = SemanticIds(np.stack([items // 7, items % 7], axis=1).astype(np.int32), 7)
-    return make(data, tokenizer, **{"index": index, "intentions": None, "context_length": 256, **changes})
+    semantic_ids = SemanticIds(np.stack([items // 7, items % 7], axis=1).astype(np.int32), 7)
+    return make(data, tokenizer, **{"semantic_ids": semantic_ids, "intentions": None, "context_length": 256, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +115,10 @@ def whole_tokenizer(tiny_backbones: dict[str, Path]) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def told(corpus: AlignmentCorpus, tokenizer: PreTrainedTokenizerBase, epoch: int = 0) -> dict[str, list[tuple[str, str]]]:
-    """Task -> (all of a document, what of it counts) in words, the beginning token left out."""
+def texts_by_task(
+    corpus: AlignmentCorpus, tokenizer: PreTrainedTokenizerBase, epoch: int = 0
+) -> dict[str, list[tuple[str, str]]]:
+    """Return task -> (document, counted part) as texts, without the beginning token."""
     documents: dict[str, list[tuple[str, str]]] = {}
     numbers = corpus.documents(epoch)
     rows, counted = corpus.rows(numbers, epoch)
@@ -140,7 +142,7 @@ def test_as_many_templates_as_the_paper_has() -> None:
         "itemsearch": {"query": 5, "history": 6},
         "preferenceobtain": {"": 11},
     }
-    assert tuple(counts) == TASKS
+    assert list(counts) == list(ALIGNMENT_TASKS)
 
 
 def test_templates_are_short_different_and_quote_texts() -> None:
@@ -185,7 +187,7 @@ def test_own_templates_replace_only_what_they_name(tmp_path: Path) -> None:
         ("seqrec: [", "is not YAML"),
     ],
 )
-def test_templates_that_cannot_be(content: str, message: str, tmp_path: Path) -> None:
+def test_invalid_templates(content: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
     path.write_text(content)
     with pytest.raises(ValueError, match=message):
@@ -203,13 +205,13 @@ def test_pieces_for_the_model(tokenizer: PreTrainedTokenizerBase, plain: Path) -
 
     templates = load_templates(plain)
     begin = [tokenizer.bos_token_id]
-    assert recommendation_pieces(templates, tokenizer) == [[begin, ids("Next:"), "items"]]
-    assert query_pieces(templates, tokenizer) == {
+    assert recommendation_segments(templates, tokenizer) == [[begin, ids("Next:"), "items"]]
+    assert query_segments(templates, tokenizer) == {
         "alone": [[begin, ids('Q "'), "query", ids('" =>')]],
         "history": [[begin, "items", ids(' and "'), "query", ids('" =>')]],
     }
     assert separator_ids(tokenizer) == ids(",")
-    packaged = recommendation_pieces(load_templates(), tokenizer)
+    packaged = recommendation_segments(load_templates(), tokenizer)
     assert len(packaged) == 17 and all(pieces[-1] == "items" for pieces in packaged)
 
 
@@ -224,7 +226,7 @@ def test_documents_by_hand(small: RecommendationData, tokenizer: PreTrainedToken
     assert len(corpus) == 2 + 4 + 4 + 3 + (4 + 2) + 2
     seen: dict[str, set[tuple[str, str]]] = {}
     for epoch in range(40):
-        for task, documents in told(corpus, tokenizer, epoch).items():
+        for task, documents in texts_by_task(corpus, tokenizer, epoch).items():
             seen.setdefault(task, set()).update(documents)
     assert seen["seqrec"] == {(f"Next:{lamp},{tea},{pen}", tea + pen), (f"Next:{tea},{soap}", soap)}
     named = dict(zip((lamp, tea, pen, soap), zip(TITLES, DESCRIPTIONS, strict=True), strict=True))
@@ -305,7 +307,7 @@ def test_word_pieces_have_no_beginning_and_end_with_their_separator(small: Recom
 def test_apart_is_a_document_for_each_prefix(small: RecommendationData, tokenizer: PreTrainedTokenizerBase, plain: Path) -> None:
     corpus = make(small, tokenizer, templates=load_templates(plain), tasks={"seqrec": 1}, seqrec="apart")
     lamp, tea, pen, soap = "<a_0><b_1>", "<a_1><b_1>", "<a_2><b_0>", "<a_0><b_2>"
-    assert told(corpus, tokenizer)["seqrec"] == [
+    assert texts_by_task(corpus, tokenizer)["seqrec"] == [
         (f"Next:{lamp},{tea}", tea),
         (f"Next:{lamp},{tea},{pen}", pen),
         (f"Next:{tea},{soap}", soap),
@@ -334,7 +336,7 @@ def test_histories_in_another_order(
             if len(set(old_items)) > 2:
                 changed.append(old.tolist() != new.tolist())
     assert {0.0: 0, 0.5: 0.2, 1.0: 0.6}[reorder] <= np.mean(changed) <= {0.0: 0, 0.5: 0.55, 1.0: 1}[reorder]
-    assert (np.array(changed[: len(changed) // 2]) == changed[len(changed) // 2 :]).all() == (reorder == 0)  # drawn anew
+    assert (np.array(changed[: len(changed) // 2]) == changed[len(changed) // 2 :]).all() == (reorder == 0)  # drawn again
 
 
 # ---- What training reads is what inference reads ----
@@ -348,7 +350,7 @@ def test_every_target_comes_after_the_prompt_of_inference(
     tokenizer = whole_tokenizer
     corpus = make_whole(data, tokenizer, tasks={"seqrec": 1}, seqrec=mode, max_history=max_history)
     codes, first = np.stack([np.arange(data.num_items) // 7, np.arange(data.num_items) % 7], axis=1), first_token(tokenizer)
-    prompts = recommendation_pieces(load_templates(), tokenizer)
+    prompts = recommendation_segments(load_templates(), tokenizer)
     histories = data.histories("train")
     users = [histories.items[start:end].tolist() for start, end in zip(histories.indptr, histories.indptr[1:], strict=False)]
     targets = []
@@ -449,12 +451,12 @@ def test_shares_of_tasks(data: RecommendationData, whole_tokenizer: PreTrainedTo
     whole = make_whole(data, whole_tokenizer, cache_folder=cache)
     everything = whole.documents(0)
     assert everything.tolist() == list(range(len(whole)))
-    count = {task: int((whole.tasks_of(everything) == task).sum()) for task in TASKS}
+    count = {task: int((whole.tasks_of(everything) == task).sum()) for task in ALIGNMENT_TASKS}
     shares = {"preferenceobtain": 1.0, "seqrec": 0.5, "item2index": 0.001}
     some = make_whole(data, whole_tokenizer, tasks=shares, cache_folder=cache)
     drawn = some.documents(0)
     assert len(set(drawn.tolist())) == len(drawn)
-    assert {task: int((some.tasks_of(drawn) == task).sum()) for task in TASKS if task in shares} == {
+    assert {task: int((some.tasks_of(drawn) == task).sum()) for task in ALIGNMENT_TASKS if task in shares} == {
         "seqrec": round(count["seqrec"] / 2),
         "item2index": 1,
         "preferenceobtain": count["preferenceobtain"],
@@ -524,7 +526,7 @@ def test_tokens_are_kept(
 
 
 def held_out_changed(data: RecommendationData, seed: int) -> RecommendationData:
-    """The same folder with other validation and test pairs."""
+    """Return the same folder with other validation and test pairs."""
     rows, generator = data.interactions.to_pylist(), np.random.default_rng(seed)
     known = {(row["user_index"], row["item_index"]) for row in rows}
     for row in rows:
@@ -551,7 +553,7 @@ def test_nothing_of_held_out_pairs_gets_in(
     held = other.histories("validation", "test").items.tolist()
     assert held != data.histories("validation", "test").items.tolist()
     ours, theirs = (make_whole(one, whole_tokenizer, seqrec=mode, cache_folder=cache) for one in (data, other))
-    assert set(ours.tasks_of(np.arange(len(ours)))) == set(TASKS)
+    assert set(ours.tasks_of(np.arange(len(ours)))) == set(ALIGNMENT_TASKS)
     for epoch in range(2):
         numbers = ours.documents(epoch)
         assert theirs.documents(epoch).tolist() == numbers.tolist()
@@ -570,12 +572,12 @@ def test_nothing_of_held_out_pairs_gets_in(
         ({"tasks": {"seqrec": 1.5}}, "tasks: seqrec has the share 1.5"),
         ({"tasks": {"seqrec": float("nan")}}, "tasks: seqrec has the share nan"),
         ({"tasks": {}}, "tasks is empty; name at least one of seqrec, item2index"),
-        ({"seqrec": "both"}, "seqrec is 'both'; allowed are 'together' and 'apart'"),
+        ({"seqrec": "both"}, "seqrec is 'both'; it must be 'together' or 'apart'"),
         ({"max_history": 0}, "max_history is 0; it must be 1 or more"),
         ({"reorder": 1.5}, "reorder is 1.5; it must lie between 0 and 1"),
         ({"max_text_tokens": 0}, "max_text_tokens is 0; it must be 1 or more"),
-        ({"index": SemanticIds(CODES[:3], 3)}, "the index names 3 items and the data has 4: it is that of another catalogue"),
-        ({"index": SemanticIds(CODES, 4)}, "so <b_3> should be token .*add the index tokens first"),
+        ({"semantic_ids": SemanticIds(CODES[:3], 3)}, "semantic_ids has 3 items and the data 4: it belongs to another catalogue"),
+        ({"semantic_ids": SemanticIds(CODES, 4)}, "so <b_3> should be token .*add the tokens of semantic IDs first"),
         ({"context_length": 8, "tasks": {"seqrec": 1}}, "the longest template of seqrec has .* it does not fit the context of 8"),
         (
             {"intentions": dataclasses.replace(INTENTIONS, queries=INTENTIONS.queries[:2])},
@@ -593,7 +595,9 @@ def test_wrong_arguments(
 
 def test_a_tokenizer_without_index_tokens(small: RecommendationData, tiny_backbones: dict[str, Path]) -> None:
     bare = AutoTokenizer.from_pretrained(tiny_backbones["gpt2"])
-    with pytest.raises(ValueError, match="so <a_0> should be token 400, but the tokenizer has None: add the index tokens first"):
+    with pytest.raises(
+        ValueError, match="so <a_0> should be token 400, but the tokenizer has None: add the tokens of semantic IDs first"
+    ):
         AlignmentCorpus(small, bare, SemanticIds(CODES, 3), 400, context_length=128)
 
 

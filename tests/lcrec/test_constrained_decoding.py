@@ -87,9 +87,9 @@ def brute_force(model: PreTrainedModel, codes: np.ndarray) -> np.ndarray:
     return torch.stack(rows).numpy()
 
 
-def ranked(scores: np.ndarray, permitted: np.ndarray | None = None) -> tuple[list[int], np.ndarray]:
+def ranked(scores: np.ndarray, unseen: np.ndarray | None = None) -> tuple[list[int], np.ndarray]:
     """Items of one row, best first, and their scores."""
-    order = [int(item) for item in np.argsort(-scores, kind="stable") if permitted is None or permitted[item]]
+    order = [int(item) for item in np.argsort(-scores, kind="stable") if unseen is None or unseen[item]]
     return order, scores[order]
 
 
@@ -146,22 +146,22 @@ class TestItemTrie:
         assert np.array_equal(trie.item_codes(torch.arange(number)), codes)
 
     @given(st.data())
-    def test_permitted_counts_are_those_of_sets(self, data):
+    def test_counts_of_candidates_are_those_of_sets(self, data):
         codes = random_codes(12, seed=data.draw(st.integers(0, 100)))
         trie = ItemTrie(codes, CODES)
         some = st.lists(st.integers(0, 11), max_size=11)
         candidates = data.draw(st.one_of(st.none(), some.filter(bool)))
-        allowed = set(range(12)) if candidates is None else set(candidates)
+        kept = set(range(12)) if candidates is None else set(candidates)
         seen = [data.draw(some) for _ in range(3)]
-        left = [allowed - set(row) for row in seen]
+        left = [kept - set(row) for row in seen]
         pruned = (np.cumsum([0, *map(len, seen)]), np.concatenate(seen).astype(np.int32))
-        permitted = trie.permitted(3, pruned, candidates)
-        assert permitted.rows_with_items().tolist() == [bool(items) for items in left]
+        left_items = trie.candidates(3, pruned, candidates)
+        assert left_items.rows_with_items().tolist() == [bool(items) for items in left]
         for level in range(LEVELS + 1):
             for node in range(trie.num_nodes(level)):
                 first, last = trie.first_leaf[level][node : node + 2].tolist()
                 below = set(trie.leaf_items[first:last].tolist())
-                counts = permitted.count(level, torch.arange(3), torch.full((3,), node))
+                counts = left_items.count(level, torch.arange(3), torch.full((3,), node))
                 assert counts.tolist() == [len(below & items) for items in left]
 
     def test_hundred_thousand_items(self):
@@ -180,7 +180,7 @@ class TestItemTrie:
     def test_codes_that_collide(self):
         codes = random_codes()
         codes[[17, 21]] = codes[4]
-        with pytest.raises(ValueError, match=r"codes collide: items 4 and \d+ share .*2 collisions.*index the catalogue anew"):
+        with pytest.raises(ValueError, match=r"codes collide: items 4 and \d+ share .*2 collisions.*index the catalogue again"):
             ItemTrie(codes, CODES)
 
     @pytest.mark.parametrize("wrong", [-1, CODES])
@@ -197,22 +197,22 @@ class TestItemTrie:
 
     def test_pruned_to_nothing(self):
         trie = ItemTrie(random_codes(), CODES)
-        permitted = trie.permitted(3, (np.array([0, 1, 3, 3]), np.array([5, 5, 6])), candidates=[5, 6])
-        assert permitted.rows_with_items().tolist() == [True, False, True]
-        with pytest.raises(ValueError, match=r"permitted: row 1 \(1 of 3 rows\) has seen all candidates, and generate cannot"):
-            TrieLogitsProcessor(trie, FIRST, prompt_length=1, permitted=permitted)
-        with pytest.raises(ValueError, match="candidates are empty: no item is left to be named; give at least one"):
-            trie.permitted(2, candidates=[])
+        candidates = trie.candidates(3, (np.array([0, 1, 3, 3]), np.array([5, 5, 6])), candidates=[5, 6])
+        assert candidates.rows_with_items().tolist() == [True, False, True]
+        with pytest.raises(ValueError, match=r"candidates: row 1 \(1 of 3 rows\) has seen all candidates, and generate cannot"):
+            TrieLogitsProcessor(trie, FIRST, prompt_length=1, candidates=candidates)
+        with pytest.raises(ValueError, match="candidates are empty; give at least one item"):
+            trie.candidates(2, candidates=[])
 
     def test_items_that_do_not_exist(self):
         trie = ItemTrie(random_codes(), CODES)
-        with pytest.raises(ValueError, match="candidates hold the item index 30; items are 0 to 29"):
-            trie.permitted(1, candidates=[3, 30])
-        with pytest.raises(ValueError, match="seen items hold the item index -1"):
-            trie.permitted(1, seen=([0, 1], [-1]))
+        with pytest.raises(ValueError, match="candidates hold item_index 30; items are 0 to 29"):
+            trie.candidates(1, candidates=[3, 30])
+        with pytest.raises(ValueError, match="seen items hold item_index -1"):
+            trie.candidates(1, seen=([0, 1], [-1]))
         for indptr in ([0, 1], [0, 2, 1], [1, 1, 2], [0, 1, 1]):
             with pytest.raises(ValueError, match=r"indptr has \d entries .*; expected 3, ascending from 0 to the 2 items"):
-                trie.permitted(2, seen=(indptr, [3, 4]))
+                trie.candidates(2, seen=(indptr, [3, 4]))
 
 
 class TestTrieLogitsProcessor:
@@ -222,9 +222,9 @@ class TestTrieLogitsProcessor:
         def tokens(*written: int, **more: Any) -> list[int]:
             rule = TrieLogitsProcessor(trie, first_index_token=2, prompt_length=2, **more)
             scores = rule(torch.tensor([[9, 9, *written]]), torch.arange(13.0)[None])
-            allowed = scores.isfinite().nonzero()[:, 1]
-            assert scores[0, allowed].tolist() == allowed.tolist()
-            return allowed.tolist()
+            finite = scores.isfinite().nonzero()[:, 1]
+            assert scores[0, finite].tolist() == finite.tolist()
+            return finite.tolist()
 
         assert tokens() == [2, 3]
         assert tokens(3) == [5, 6]
@@ -233,21 +233,21 @@ class TestTrieLogitsProcessor:
         assert tokens(2, 5) == []  # a foreign beam stays forbidden
         assert tokens(12) == tokens(0) == tokens(0, 7) == []
         assert tokens(3, 5, 8, end_token_id=1) == tokens(3, 5, 8, 1, 0, end_token_id=1) == [1]
-        assert tokens(permitted=trie.permitted(1, candidates=[0, 2])) == [3]
-        assert tokens(3, permitted=trie.permitted(1, ([0, 1], [3]))) == [5]
+        assert tokens(candidates=trie.candidates(1, candidates=[0, 2])) == [3]
+        assert tokens(3, candidates=trie.candidates(1, ([0, 1], [3]))) == [5]
 
     def test_each_prompt_has_beams_of_its_own(self):
         trie = ItemTrie(np.array([[0], [1], [2]]), codebook_size=3)
-        rule = TrieLogitsProcessor(trie, 0, prompt_length=1, permitted=trie.permitted(2, ([0, 1, 3], [0, 1, 2])))
+        rule = TrieLogitsProcessor(trie, 0, prompt_length=1, candidates=trie.candidates(2, ([0, 1, 3], [0, 1, 2])))
         scores = rule(torch.zeros(4, 1, dtype=torch.int64), torch.zeros(4, 3))
         assert scores.isfinite().tolist() == [[False, True, True]] * 2 + [[True, False, False]] * 2
-        with pytest.raises(ValueError, match="got 3 rows for permitted items of 2 prompts"):
+        with pytest.raises(ValueError, match="got 3 rows for candidates of 2 prompts"):
             rule(torch.zeros(3, 1, dtype=torch.int64), torch.zeros(3, 3))
 
     def test_bad_input(self):
         trie = ItemTrie(random_codes(), CODES)
         ids = torch.zeros(1, 1 + LEVELS, dtype=torch.int64)
-        with pytest.raises(ValueError, match="an index has 3 tokens and all are written: set max_new_tokens to 3, or give end"):
+        with pytest.raises(ValueError, match="a semantic ID has 3 tokens and all are written: set max_new_tokens to 3"):
             TrieLogitsProcessor(trie, FIRST, prompt_length=1)(ids, torch.zeros(1, VOCABULARY))
         with pytest.raises(ValueError, match="first_index_token is 30: 3 levels of 4 codes take the tokens up to 41, and the mo"):
             TrieLogitsProcessor(trie, 30, prompt_length=1)(ids, torch.zeros(1, VOCABULARY))
@@ -329,9 +329,9 @@ class TestBeamSearch:
         pruned = (np.cumsum([0, *map(len, seen)]), np.array([item for row in seen for item in row], dtype=np.int32))
         items, scores = searched(gpt2, codes, num_beams, seen=pruned, candidates=candidates)
         for row, has_seen in enumerate(seen):
-            permitted = np.isin(np.arange(ITEMS), np.arange(ITEMS) if candidates is None else candidates)
-            permitted[has_seen] = False
-            order, values = ranked(expected[row], permitted)
+            unseen = np.isin(np.arange(ITEMS), np.arange(ITEMS) if candidates is None else candidates)
+            unseen[has_seen] = False
+            order, values = ranked(expected[row], unseen)
             real = items[row][items[row] >= 0]
             assert len(set(real.tolist())) == len(real) == min(num_beams, len(order))  # no beam wasted, no item twice
             assert set(real.tolist()) <= set(order)
@@ -433,7 +433,7 @@ class TestBadInput:
         fits = torch.full((1, CONTEXT - LEVELS), 3)
         assert (self.search(model, fits, torch.ones_like(fits))[0] >= 0).all()
         too_long = torch.full((1, CONTEXT - LEVELS + 1), 3)
-        with pytest.raises(ValueError, match="row 0: the prompt takes 22 tokens and an index 3, but the context holds 24"):
+        with pytest.raises(ValueError, match="row 0: the prompt takes 22 tokens and a semantic ID 3, but the context holds 24"):
             self.search(model, too_long, torch.ones_like(too_long))
 
     def test_prompts_that_are_empty_or_misshapen(self, gpt2):
@@ -492,5 +492,5 @@ def test_the_probe_refuses_a_model_with_another_head():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = Capped(SHAPES["gpt2"]()).eval()
-    with pytest.raises(ValueError, match="Capped scores an index .* nats apart when beams share one cache"):
+    with pytest.raises(ValueError, match="Capped scores a semantic ID .* nats apart when beams share one cache"):
         check_tree_attention(model)

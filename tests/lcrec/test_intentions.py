@@ -73,7 +73,9 @@ def test_rules_by_hand(small: RecommendationData) -> None:
     assert "tea" in tea[0]
     assert number == ["4711"]  # no word at all: the title
     assert made.preferences[1] == ""  # one training item has no history before it
-    assert "lamps" in made.preferences[0] and "tea" not in made.preferences[0]  # r, the last one, is to be told, not read
+    assert (
+        "lamps" in made.preferences[0] and "tea" not in made.preferences[0]
+    )  # r, the last one, is the target, not part of the history
     assert "tea" in made.preferences[2] and "lamps" not in made.preferences[2]
 
 
@@ -163,7 +165,7 @@ def test_titles_alone_are_enough(small: RecommendationData) -> None:
 
 @pytest.fixture(scope="module")
 def writer(tmp_path_factory: pytest.TempPathFactory, tiny_backbones: dict[str, Path]) -> Path:
-    """A tiny GPT-2 with random weights, a context of 512, and sampling settings that must not matter."""
+    """Save a tiny GPT-2 with random weights, a context of 512, and sampling settings that must not matter."""
     from transformers import AutoTokenizer, GenerationConfig, GPT2Config, GPT2LMHeadModel
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_backbones["gpt2"])
@@ -243,7 +245,7 @@ def test_some_other_cache_is_not_touched(
     assert cache.read_text() == content
 
 
-def test_a_cache_cut_within_its_first_line_is_begun_anew(small: RecommendationData, writer: Path, tmp_path: Path) -> None:
+def test_a_cache_cut_within_its_first_line_starts_again(small: RecommendationData, writer: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache.jsonl"
     cache.write_text('{"ke')
     assert write(small, writer, cache).source
@@ -284,7 +286,9 @@ def test_prompts_by_hand(small: RecommendationData) -> None:
 
 def test_a_prompt_beyond_the_context(small: RecommendationData, tiny_backbones: dict[str, Path], tmp_path: Path) -> None:
     items = small.items.set_column(1, "title", pa.array(["lamp " * 200, "Lantern", "Tea", "Pen"]))
-    with pytest.raises(ValueError, match="the longest prompt has .* tokens and max_new_tokens is 6, but .* reads 128 at once"):
+    with pytest.raises(
+        ValueError, match="the longest prompt has .* tokens and max_new_tokens is 6, but .* has a context of 128: use a writer"
+    ):
         write(dataclasses.replace(small, items=items), tiny_backbones["gpt2"], tmp_path / "cache.jsonl")
 
 
@@ -301,5 +305,5 @@ def test_a_chat_template_is_used_and_special_tokens_in_texts_are_not(tiny_backbo
     plain = intention_writer._tokens(["a<|endoftext|>b"], tokenizer)[0]
     assert plain == [tokenizer.bos_token_id, *tokenizer("a b", add_special_tokens=False)["input_ids"]]
     tokenizer.chat_template = "{% for m in messages %}Q: {{ m['content'] }} A:{% endfor %}"
-    asked = intention_writer._tokens(["a<|endoftext|>b"], tokenizer)[0]
-    assert asked == tokenizer("Q: a b A:", add_special_tokens=False)["input_ids"]
+    prompt = intention_writer._tokens(["a<|endoftext|>b"], tokenizer)[0]
+    assert prompt == tokenizer("Q: a b A:", add_special_tokens=False)["input_ids"]

@@ -101,8 +101,8 @@ def test_users_without_a_history_are_left_out_when_asked(gpt2):
     gpt2.remove_items(["ä"])
     table = gpt2.recommend(users=USERS, k=2, on_unknown="skip").table
     assert table["user"].to_pylist() == ["ann"] * 2 + ["🎸"] * 2
-    asked = {"users": ["nobody", *USERS], "histories": [["ä"], ["ä"], ["item 2"], ["item 1", "ä"]], "on_unknown": "skip"}
-    assert gpt2.recommend(**asked, k=1).table["user"].to_pylist() == ["user 1", "🎸"]
+    request = {"users": ["nobody", *USERS], "histories": [["ä"], ["ä"], ["item 2"], ["item 1", "ä"]], "on_unknown": "skip"}
+    assert gpt2.recommend(**request, k=1).table["user"].to_pylist() == ["user 1", "🎸"]
 
 
 def test_templates_differ(gpt2):
@@ -146,8 +146,8 @@ def test_queries_are_searched_for_in_batches(tiny_backbones, tmp_path, monkeypat
     model, tokenizer = lcrec_models.new_lcrec(tiny_backbones["gpt2"], max_history=2)
     model.tokenizer = tokenizer
     queries = ["a gentle cleanser", "staples", "tea", "a lamp for the night", "soap"]
-    asked = {"queries": queries, "histories": [["ä", "item 3", "item 5"]] * 5, "k": 3}
-    whole = model.search(**asked).table
+    request = {"queries": queries, "histories": [["ä", "item 3", "item 5"]] * 5, "k": 3}
+    whole = model.search(**request).table
     sizes, best_items = [], model.best_items
 
     def counted(prompts, *rest):
@@ -155,7 +155,7 @@ def test_queries_are_searched_for_in_batches(tiny_backbones, tmp_path, monkeypat
         return best_items(prompts, *rest)
 
     monkeypatch.setattr(model, "best_items", counted)
-    parts = model.search(**asked, batch_size=2).table
+    parts = model.search(**request, batch_size=2).table
     assert sizes == [2, 2, 1]
     assert parts.drop(["score"]).equals(whole.drop(["score"])) and parts.schema == whole.schema
     np.testing.assert_allclose(parts["score"], whole["score"], rtol=1e-4, atol=1e-4)
@@ -164,12 +164,12 @@ def test_queries_are_searched_for_in_batches(tiny_backbones, tmp_path, monkeypat
     assert nothing.num_rows == 0 and nothing.schema == whole.schema
 
 
-def test_unknown_items_beside_a_query_are_left_out_when_asked(tiny_backbones):
+def test_unknown_items_of_a_search_can_be_skipped(tiny_backbones):
     model, model.tokenizer = lcrec_models.new_lcrec(tiny_backbones["gpt2"])
-    asked = {"queries": ["soap"], "k": 1, "histories": [["x", "item 1"]], "candidates": ["ä", "item 1", "y"]}
+    request = {"queries": ["soap"], "k": 1, "histories": [["x", "item 1"]], "candidates": ["ä", "item 1", "y"]}
     with pytest.raises(ValueError, match=r"1 unknown item_id: \['y'\]"):
-        model.search(**asked)
-    assert model.search(**asked, on_unknown="skip").items(0) == ["ä"]
+        model.search(**request)
+    assert model.search(**request, on_unknown="skip").items(0) == ["ä"]
 
 
 def test_the_last_items_of_a_long_history_are_read(tiny_backbones):
@@ -217,7 +217,7 @@ def test_start_rows_are_means_of_the_bearers_words(backbone):
 
 
 def wide_indexer() -> RQVAEModel:
-    """An indexer of the width of the tiny backbones, the same each time."""
+    """Make an indexer of the width of the tiny backbones, the same each time."""
     torch.manual_seed(0)
     return RQVAEModel(RQVAEConfig(input_dim=32, hidden_dims=(8,), latent_dim=4, num_levels=LEVELS, codebook_size=CODES))
 
@@ -318,16 +318,16 @@ class TestBadInput:
             gpt2.recommend(users=["ann"], k=1, scoring="sample")
 
     def test_no_candidates(self, gpt2):
-        with pytest.raises(ValueError, match="candidates are empty: no item is left to be named"):
+        with pytest.raises(ValueError, match="candidates are empty; give at least one item"):
             gpt2.best_items(gpt2.build_prompts(None, [np.array([1])]), None, 1, np.zeros(0, np.int64))
 
     def test_users_without_a_history_are_named_before_any_work(self, gpt2, monkeypatch):
         gpt2.remove_items(["ä"])
         monkeypatch.setattr(gpt2, "build_prompts", lambda *_: pytest.fail("work was begun"))
-        told = r"the histories of 1 users are empty: \['user 1'\]; this model reads items .* or pass on_unknown='skip'"
-        with pytest.raises(ValueError, match=told):
+        message = r"the histories of 1 users are empty: \['user 1'\]; this model reads items .* or pass on_unknown='skip'"
+        with pytest.raises(ValueError, match=message):
             gpt2.recommend(users=USERS, k=1, batch_size=1)
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             gpt2.recommend(users=["ann", "user 1"], histories=[["item 1"], []], k=1)
         with pytest.raises(ValueError, match=r"histories\[1\] is empty"):
             gpt2.recommend(histories=[["item 1"], []], k=1, batch_size=1)

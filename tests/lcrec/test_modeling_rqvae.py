@@ -1,4 +1,4 @@
-"""The item indexer: losses and gradients by hand, K-means, dead codes, and a reload that starts nothing anew."""
+"""The item indexer: losses and gradients by hand, K-means, dead codes, and a reload that keeps the codebooks."""
 
 from __future__ import annotations
 

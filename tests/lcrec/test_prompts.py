@@ -69,7 +69,7 @@ def test_against_a_plain_loop(
     if fitting:
         assert prompt(pieces, np.array(codes), tuple(separator), max_length=room) == fitting[0]
     else:
-        with pytest.raises(ValueError, match="there is no room for an item of the history"):
+        with pytest.raises(ValueError, match="so no item of the history fits"):
             prompt(pieces, np.array(codes), tuple(separator), max_length=room)
 
 
@@ -84,11 +84,11 @@ def test_items_that_fit(room: int, levels: int, separator: int, closed: bool) ->
 
 
 def test_what_is_missing_is_an_error() -> None:
-    with pytest.raises(ValueError, match="asks for a history, and this one is empty"):
+    with pytest.raises(ValueError, match="the history is empty, and the prompt has a place for one"):
         prompt([[1], "items"], codes=CODES[:0])
-    with pytest.raises(ValueError, match="asks for a query, and this one has no words"):
+    with pytest.raises(ValueError, match="the query has no words, and the prompt has a place for one"):
         prompt([[1], "query"])
-    with pytest.raises(ValueError, match="asks for 'title'; a prompt holds 'items' and 'query' only"):
+    with pytest.raises(ValueError, match="the placeholder .title.; it must be .items. or .query."):
         prompt([[1], "title"])
     with pytest.raises(ValueError, match="the prompt takes 3 tokens and 2 fit; shorten the query"):
         prompt([[1], "query"], query=[5, 6], max_length=2)

@@ -10,7 +10,7 @@ import torch
 
 from modeling_cllm4rec.lcrec.configuration_rqvae import RQVAEConfig
 from modeling_cllm4rec.lcrec.modeling_rqvae import RQVAEModel
-from modeling_cllm4rec.lcrec.semantic_id_report import as_markdown, index_report, save_index_report
+from modeling_cllm4rec.lcrec.semantic_id_report import as_markdown, save_report, semantic_id_report
 from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds
 
 
@@ -29,7 +29,7 @@ CODES = np.array([[0, 1], [0, 0], [1, 1]])
 
 
 def test_of_codes_alone() -> None:
-    report = index_report(SemanticIds(np.array([[0, 0], [0, 1], [0, 2], [1, 0]]), codebook_size=4))
+    report = semantic_id_report(SemanticIds(np.array([[0, 0], [0, 1], [0, 2], [1, 0]]), codebook_size=4))
     assert (report["items"], report["num_levels"], report["codebook_size"]) == (4, 2, 4)
     assert report["collisions"] == {"index": 0}
     assert report["used_codes"] == [2, 3]
@@ -40,7 +40,7 @@ def test_of_codes_alone() -> None:
 
 
 def test_of_an_indexer(indexer: RQVAEModel) -> None:
-    report = index_report(SemanticIds(CODES, 2), EMBEDDINGS, indexer, {"nearest": NEAREST})
+    report = semantic_id_report(SemanticIds(CODES, 2), EMBEDDINGS, indexer, {"nearest": NEAREST})
     assert report["collisions"] == {"nearest": 2, "index": 0}
     assert report["moved_items"] == {"nearest": 1}
     assert report["displacement"] == pytest.approx({"nearest": 0.5 / 3, "index": 0.5 / 3})
@@ -49,11 +49,11 @@ def test_of_an_indexer(indexer: RQVAEModel) -> None:
 
 
 def test_as_tables(indexer: RQVAEModel, tmp_path: Path) -> None:
-    report = index_report(SemanticIds(CODES, 2), EMBEDDINGS, indexer, {"nearest": NEAREST})
+    report = semantic_id_report(SemanticIds(CODES, 2), EMBEDDINGS, indexer, {"nearest": NEAREST})
     text = as_markdown(report)
-    assert text.startswith("# Index of 3 items, 2 levels of 2 codes\n")
+    assert text.startswith("# Semantic IDs of 3 items, 2 levels of 2 codes\n")
     for row in ("| nearest | 2 |", "| index | 0 |", "| 1 | 2 of 2 | 0.918 | 2 |", "| nearest | 0.1667 | 1 |"):
         assert row in text.splitlines()
-    save_index_report(tmp_path, report)
+    save_report(tmp_path, report)
     assert [file.name for file in tmp_path.iterdir()] == ["report.md"]
     assert (tmp_path / "report.md").read_text() == text

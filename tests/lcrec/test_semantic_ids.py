@@ -19,11 +19,11 @@ from modeling_cllm4rec.lcrec.semantic_ids import (
     nearest_codes,
     nearest_free_codes,
     row_numbers,
-    semantic_id_token,
     shared_codes,
     sinkhorn,
     squared_distances_to,
 )
+from modeling_cllm4rec.tokenization.tokenization_lcrec import semantic_id_token
 
 
 def plain_sinkhorn(distances: np.ndarray, epsilon: float, iterations: int) -> np.ndarray:
@@ -149,10 +149,11 @@ def test_three_thousand_items_of_one_embedding():
     assert len(shared_codes(codes)) == 0
 
 
-class TestItemIndex:
+class TestSemanticIds:
     def test_words(self):
         assert SemanticIds(np.array([[12, 3, 200, 7]]), 256).semantic_id_text(0) == "<a_12><b_3><c_200><d_7>"
-        with pytest.raises(ValueError, match="level is 26; an index has at most 26 levels"):
+        assert semantic_id_token(3, 7) == "<d_7>"
+        with pytest.raises(ValueError, match="level is 26; a semantic ID has at most 26 levels"):
             semantic_id_token(26, 0)
 
     def test_round_trip(self, tmp_path):
@@ -183,12 +184,12 @@ class TestItemIndex:
         with pytest.raises(ValueError, match="2 items share their codes"):
             SemanticIds.load(path)
         pq.write_table(table, path)
-        with pytest.raises(ValueError, match="an index has item_id and codes, and its codebook's size"):
+        with pytest.raises(ValueError, match="semantic IDs need item_id and codes, and the codebook's size"):
             SemanticIds.load(path)
         path.write_bytes(b"PAR1")
-        with pytest.raises(ValueError, match="is no readable index"):
+        with pytest.raises(ValueError, match="is no readable file of semantic IDs"):
             SemanticIds.load(path)
-        with pytest.raises(ValueError, match="is no readable index"):
+        with pytest.raises(ValueError, match="is no readable file of semantic IDs"):
             SemanticIds.load(tmp_path / "nowhere.parquet")
 
     @pytest.mark.parametrize("ragged", [[[1, 2], [3]], [[1, 2], None], [None, None]])
@@ -199,13 +200,13 @@ class TestItemIndex:
             SemanticIds.load(tmp_path / "index.parquet")
 
     def test_ids_of_another_catalogue(self, tmp_path):
-        with pytest.raises(ValueError, match="got 1 item ids for an index of 2 items"):
+        with pytest.raises(ValueError, match="got 1 item ids for the semantic IDs of 2 items"):
             SemanticIds(np.array([[0], [1]]), 4).save(tmp_path / "x.parquet", IdMap(["a"], "item_id"))
 
 
 def test_refusals():
     codebooks = np.zeros((2, 2, 1))
-    with pytest.raises(ValueError, match=r"5 items need more indices than 2 levels of 2 codes give \(4\)"):
+    with pytest.raises(ValueError, match=r"5 items are more than the 4 semantic IDs of 2 levels of 2 codes"):
         assign_unique_codes(np.zeros((5, 1)), codebooks)
     with pytest.raises(ValueError, match=r"1 items have NaN or infinite embeddings, first \[1\]"):
         assign_unique_codes(np.array([[0.0], [np.nan]]), codebooks)
@@ -213,7 +214,7 @@ def test_refusals():
         assign_unique_codes(np.zeros((1, 1)), codebooks, np.zeros((1, 3), dtype=int))
     with pytest.raises(ValueError, match=r"codes have shape \(1, 2\); they must be .* all in \[0, 2\)"):
         assign_unique_codes(np.zeros((1, 1)), codebooks, np.array([[0, 2]]))
-    with pytest.raises(ValueError, match="5 items need more indices"):
+    with pytest.raises(ValueError, match="5 items are more than the"):
         nearest_free_codes(np.zeros((1, 1)), codebooks, np.array(list(itertools.product(range(2), range(2)))))
     with pytest.raises(ValueError, match="epsilon is 0 and iterations 5; both must be above 0"):
         sinkhorn(torch.zeros(2, 2), 0, 5)

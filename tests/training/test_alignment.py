@@ -268,13 +268,13 @@ def test_a_decoder_of_bert(align_arguments: MakeAlign, tiny_backbones: dict[str,
     arguments = align_arguments(backbone=str(tmp_path / "bert"), lr=1e-2, backbone_lr=1e-3)
     model, progress = align(arguments)
     assert progress.finished and progress.history[1]["train/align_nll"] < progress.history[0]["train/align_nll"] - 0.1
-    loaded, asked = LCRecForRecommendation.from_pretrained(arguments.run_folder), {"k": 5, "num_beams": 40}
+    loaded, request = LCRecForRecommendation.from_pretrained(arguments.run_folder), {"k": 5, "num_beams": 40}
     assert model.users is not None and not loaded.training
     users = model.users.ids.ids_of([0, 1])
-    found, exact = (loaded.recommend(users=users, **how).to_pandas() for how in (asked, {"k": 5, "scoring": "all"}))
+    found, exact = (loaded.recommend(users=users, **how).to_pandas() for how in (request, {"k": 5, "scoring": "all"}))
     assert found["item"].tolist() == exact["item"].tolist()
     np.testing.assert_allclose(found["score"], exact["score"], rtol=1e-4)
-    assert found["item"].tolist() == model.eval().recommend(users=users, **asked).to_pandas()["item"].tolist()
+    assert found["item"].tolist() == model.eval().recommend(users=users, **request).to_pandas()["item"].tolist()
 
 
 def test_the_loss_is_the_mean_over_response_tokens_by_hand(align_arguments: MakeAlign) -> None:
@@ -358,11 +358,11 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"index": ""}, "index is not set; give --index"),
+            ({"index": ""}, "index is not set; name the folder"),
             ({"backbone": ""}, "backbone is not set"),
-            ({"tasks": ["seqrek"]}, "tasks: 'seqrek'; allowed are seqrec, item2index"),
-            ({"tasks": ["seqrec=2"]}, r"tasks: 'seqrec=2'; .* a share in \(0, 1\]"),
-            ({"tasks": ["seqrec=many"]}, "tasks: 'seqrec=many' has no number behind the ="),
+            ({"tasks": ["seqrek"]}, "tasks: 'seqrek' is no task; the tasks are seqrec, item2index"),
+            ({"tasks": ["seqrec=2"]}, r"tasks: 'seqrec=2' .* a share in \(0, 1\]"),
+            ({"tasks": ["seqrec=many"]}, "tasks: 'seqrec=many' has no number after the ="),
             ({"tasks": []}, "tasks is empty"),
             ({"num_beams": 9}, "num_beams is 9; validation ranks 10 items"),
             ({"eval_users": 0}, "eval_users is 0; it must be 1 or more"),
@@ -385,8 +385,26 @@ class TestBadInput:
         SemanticIds(np.arange(40)[:, None] // np.array([8, 1]) % 8, 8).save(
             tmp_path / "index.parquet", IdMap([f"other {number}" for number in range(40)], "item_id")
         )
-        with pytest.raises(ValueError, match="is the index of another catalogue than"):
+        with pytest.raises(ValueError, match="has the semantic IDs of another catalogue than"):
             load_semantic_ids(tmp_path, data)
+
+    def test_an_index_folder_that_is_cut_off(self, data: RecommendationData, index_folder: Path, tmp_path: Path) -> None:
+        copy = tmp_path / "copy"
+        shutil.copytree(index_folder, copy)
+        (copy / "index.json").write_text('{"item_enc')
+        with pytest.raises(ValueError, match="index: .*copy is damaged .*; run `cllm4rec index-items` again"):
+            load_semantic_ids(copy, data)
+        (copy / "index.json").unlink()
+        with pytest.raises(FileNotFoundError, match="index: there is no .*index.json; the index is not finished"):
+            load_semantic_ids(copy, data)
+
+    def test_a_writer_that_is_none(self, align_arguments: MakeAlign, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match="intention_writer: .*nothing is no folder with a language model"):
+            align(align_arguments(intention_writer=str(tmp_path / "nothing")))
+
+    def test_a_resumed_run_whose_templates_are_gone(self, align_arguments: MakeAlign, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match="templates: there is no file .*gone.yaml; a resumed run needs the same one"):
+            align_arguments(templates=str(tmp_path / "gone.yaml")).fingerprints()
 
     def test_a_backbone_that_is_none(self, align_arguments: MakeAlign, tmp_path: Path) -> None:
         with pytest.raises(OSError, match="backbone: .* is no folder with a language model"):
@@ -404,15 +422,17 @@ class TestBadInput:
         adapted.peft_config["default"].base_model_name_or_path = base
         adapted.save_pretrained(tmp_path / "adapter")
         arguments = align_arguments(backbone=str(tmp_path / "adapter"))
-        told = f"backbone: .*adapter is an adapter .* of the base '{base}', no whole language model; fold it into that base first"
-        with pytest.raises(ValueError, match=told):
+        message = (
+            f"backbone: .*adapter is an adapter .* of the base '{base}', no whole language model; fold it into that base first"
+        )
+        with pytest.raises(ValueError, match=message):
             align(arguments)
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             pretrain(PretrainArguments(data=arguments.data, output=arguments.output, backbone=arguments.backbone))
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             CLLM4RecForRecommendation.from_backbone(tmp_path / "adapter", num_users=1, num_items=2)
         index = SemanticIds(np.array([[0], [1]]), 2)
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             LCRecForRecommendation.from_backbone(
                 tmp_path / "adapter", semantic_ids=index, first_index_token=999, catalogue=["p", "q"]
             )

@@ -16,28 +16,28 @@ from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.evaluation.ranking import histories_from_lists
 from modeling_cllm4rec.lcrec.arguments import IndexArguments
 from modeling_cllm4rec.lcrec.index_methods import (
-    beside_co_occurrence,
     co_occurrence_graph,
     co_occurrence_semantic_ids,
     random_codes,
     vanilla_semantic_ids,
+    with_co_occurrence,
 )
 from modeling_cllm4rec.lcrec.indexing import index_items
 from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds, shared_codes
 
 
-def blocks(sizes: list[int], people: int = 40, seed: int = 0) -> Histories:
-    """Each person chooses three items of one block; blocks are numbered one behind the other."""
+def blocks(sizes: list[int], users: int = 40, seed: int = 0) -> Histories:
+    """Return histories of users who chose three items of one block each; blocks are numbered in order."""
     generator = np.random.default_rng(seed)
     starts = np.cumsum([0, *sizes])
     rows = []
-    for person in range(people * len(sizes)):
-        block = person % len(sizes)
+    for user in range(users * len(sizes)):
+        block = user % len(sizes)
         rows.append((starts[block] + generator.choice(sizes[block], 3, replace=False)).tolist())
     return histories_from_lists(rows)
 
 
-def test_the_graph_counts_people() -> None:
+def test_the_graph_counts_users() -> None:
     histories = histories_from_lists([[0, 1, 1], [1, 0, 3], [2], []])
     expected = np.zeros((5, 5))
     expected[0, 1] = expected[1, 0] = 2
@@ -81,7 +81,7 @@ def test_always_unique_and_the_same_again(draw: st.DataObject) -> None:
     history = st.lists(st.integers(0, items - 1), max_size=6)
     histories = histories_from_lists(draw.draw(st.lists(history, min_size=1, max_size=12)))
     if not co_occurrence_graph(histories, items).nnz:
-        with pytest.raises(ValueError, match="training histories none has two different items"):
+        with pytest.raises(ValueError, match="training histories has two different items"):
             co_occurrence_semantic_ids(histories, items, levels, size)
         return
     index = co_occurrence_semantic_ids(histories, items, levels, size, seed=3)
@@ -113,7 +113,7 @@ def test_random_codes_differ(levels: int, size: int, items: int) -> None:
 def test_texts_and_co_occurrence_share_the_distance() -> None:
     """Two blocks of items, all texts alike but the last one's: products within a block, across, and of a lonely item, by hand."""
     texts = np.eye(3, dtype=np.float32)[[0, 1, 0, 1, 2]]
-    vectors = beside_co_occurrence(texts, histories_from_lists([[0, 1], [2, 3]]), share=0.25, width=2)
+    vectors = with_co_occurrence(texts, histories_from_lists([[0, 1], [2, 3]]), share=0.25, width=2)
     centred = texts - texts.mean(0)
     centred /= np.linalg.norm(centred, axis=1, keepdims=True)
     together = vectors @ vectors.T - 0.75 * centred @ centred.T
@@ -138,7 +138,7 @@ def test_an_index_of_texts_and_co_occurrence(data: RecommendationData, tmp_path:
     [
         ({"co_occurrence": 1.0}, "co_occurrence is 1.0; it must be 0 or more and below 1"),
         ({"co_occurrence": -0.1}, "co_occurrence is -0.1; it must be 0 or more and below 1"),
-        ({"co_occurrence": 0.5, "method": "vanilla"}, "co_occurrence is 0.5, but --method vanilla quantizes no vectors"),
+        ({"co_occurrence": 0.5, "method": "vanilla"}, "co_occurrence is 0.5, but method 'vanilla' quantizes no vectors"),
     ],
 )
 def test_a_share_that_cannot_be(changes: dict[str, Any], message: str) -> None:
@@ -170,11 +170,11 @@ def test_only_training_histories_are_looked_at(data: RecommendationData, tmp_pat
 
 class TestBadInput:
     def test_nothing_occurs_together(self) -> None:
-        with pytest.raises(ValueError, match="among 2 training histories none has two different items, .*use --method random"):
+        with pytest.raises(ValueError, match="none of 2 training histories has two different items; use method 'random'"):
             co_occurrence_semantic_ids(histories_from_lists([[1, 1], [0]]), 3, 2, 2)
 
     def test_too_many_items(self) -> None:
-        with pytest.raises(ValueError, match=r"20 items need more indices than 2 levels of 4 codes give \(16\); raise"):
+        with pytest.raises(ValueError, match=r"20 items are more than the 16 semantic IDs of 2 levels of 4 codes; raise"):
             co_occurrence_semantic_ids(blocks([10, 10]), 20, 2, 4)
 
     def test_resume_on_other_interactions(self, data: RecommendationData, tmp_path: Path) -> None:

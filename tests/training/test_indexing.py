@@ -35,8 +35,8 @@ def arguments(data: RecommendationData, output: Path, **changes: Any) -> IndexAr
 
 @pytest.mark.parametrize("method", ["rqvae", "rk-means", "random"])
 def test_a_whole_index(data: RecommendationData, embeddings: np.ndarray, tmp_path: Path, method: str) -> None:
-    asked = arguments(data, tmp_path / "index", method=method)
-    index, progress = index_items(asked, None if method == "random" else embeddings)
+    given = arguments(data, tmp_path / "index", method=method)
+    index, progress = index_items(given, None if method == "random" else embeddings)
     assert index is not None and progress.finished
     loaded, ids = SemanticIds.load(tmp_path / "index" / "index.parquet")
     assert np.array_equal(loaded.codes, index.codes) and loaded.num_levels == 3 and loaded.codebook_size == 5
@@ -45,7 +45,7 @@ def test_a_whole_index(data: RecommendationData, embeddings: np.ndarray, tmp_pat
     record = json.loads((tmp_path / "index" / "index.json").read_text())
     assert record["catalogue_fingerprint"] == ids.fingerprint and record["report"]["collisions"]["index"] == 0
     report = (tmp_path / "index" / "report.md").read_text()
-    assert report.startswith(f"# Index of {data.num_items} items, 3 levels of 5 codes")
+    assert report.startswith(f"# Semantic IDs of {data.num_items} items, 3 levels of 5 codes")
     if method != "random":
         assert record["report"]["collisions"]["nearest"] > 0  # the twins at least
         model = RQVAEModel.from_pretrained(tmp_path / "index" / "rqvae")
@@ -112,7 +112,7 @@ class TestBadInput:
     def test_output_that_holds_something(self, data: RecommendationData, embeddings: np.ndarray, tmp_path: Path) -> None:
         index_items(arguments(data, tmp_path / "index", epochs=2), embeddings)
         before = (tmp_path / "index" / "index.parquet").read_bytes()
-        with pytest.raises(FileExistsError, match="holds an index already; pass --resume"):
+        with pytest.raises(FileExistsError, match="holds an index already; set resume"):
             index_items(arguments(data, tmp_path / "index", epochs=2), embeddings)
         with pytest.raises(ValueError, match=r"had other arguments \(then, now\): \{'lr': \(0.001, 0.5\)\}"):
             index_items(arguments(data, tmp_path / "index", epochs=2, lr=0.5, resume=True), embeddings)
@@ -145,6 +145,12 @@ class TestBadInput:
         with pytest.raises(ValueError, match=r"had other arguments \(then, now\): \{'embeddings_sha256'"):
             index_items(arguments(data, tmp_path / "index", resume=True), embeddings + 1)
 
+    def test_a_damaged_record(self, data: RecommendationData, embeddings: np.ndarray, tmp_path: Path) -> None:
+        index_items(arguments(data, tmp_path / "index", stop_after_epochs=4), embeddings)
+        (tmp_path / "index" / "run.json").write_text('{"seed": ')
+        with pytest.raises(ValueError, match="resume: .*run.json is damaged .*; set overwrite, or choose another output"):
+            index_items(arguments(data, tmp_path / "index", resume=True), embeddings)
+
     @pytest.mark.parametrize("overwrite", [False, True])
     @pytest.mark.parametrize("name", ["config.json", "checkpoints/alignment/run.json", "index.parquet"])
     def test_a_folder_of_something_else(
@@ -153,7 +159,7 @@ class TestBadInput:
         there = tmp_path / "model" / name
         there.parent.mkdir(parents=True)
         there.write_text("{}")
-        with pytest.raises(FileExistsError, match="but no record of how an index was made there; .* choose another --output"):
+        with pytest.raises(FileExistsError, match="but no record of an index run; .* choose another output"):
             index_items(arguments(data, tmp_path / "model", overwrite=overwrite), embeddings)
         assert [file for file in (tmp_path / "model").rglob("*") if file.is_file()] == [there]
 
@@ -172,10 +178,10 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"num_levels": 27}, "num_levels is 27; an index has at most 26 levels"),
+            ({"num_levels": 27}, "num_levels is 27; a semantic ID has at most 26 levels"),
             ({"warmup_epochs": 13}, "warmup_epochs is 13 and epochs 12, .* lower warmup_epochs"),
             ({"codebook_size": 41}, "40 items are fewer than the 41 codes of a level, .* lower codebook_size to 40 or less"),
-            ({"codebook_size": 3}, r"40 items need more indices than 3 levels of 3 codes give \(27\); raise num_levels"),
+            ({"codebook_size": 3}, r"40 items are more than the 27 semantic IDs of 3 levels of 3 codes; raise num_levels"),
             ({"num_levels": 0}, "num_levels is 0; it must be 1 or more"),
             ({"method": "pq"}, "method is 'pq'; allowed are 'rqvae', 'rk-means', 'random'"),
             ({"fields": []}, "fields is empty; name the text columns"),

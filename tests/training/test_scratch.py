@@ -90,7 +90,7 @@ def test_a_tokenizer_without_any_text_knows_the_prompts(data: RecommendationData
 def test_new_items_have_no_place_in_an_index_without_texts(data: RecommendationData, vanilla: Path, tmp_path: Path) -> None:
     model, tokenizer = new_lcrec_model(data, scratch(data, vanilla, tmp_path))
     new = pa.table({"item_id": ["another"], "title": ["a lamp"]}).cast(data.items.select(["item_id", "title"]).schema)
-    message = r"saved without its indexer \(rqvae/\), .*say nothing of an item that nobody has met; .*--method rqvae"
+    message = r"saved without its indexer \(rqvae/\)"
     with pytest.raises(ValueError, match=message):
         add_items(model, tokenizer, new, progress=False)
     with pytest.raises(ValueError, match=message):
@@ -100,10 +100,10 @@ def test_new_items_have_no_place_in_an_index_without_texts(data: RecommendationD
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"scratch_layers": 0}, "backbone is not set; give --backbone .* or scratch_layers for a small one"),
+        ({"scratch_layers": 0}, "backbone is not set; name a language model, or set scratch_layers for a small one"),
         ({"backbone": "gpt2"}, "backbone is 'gpt2' and scratch_layers 1; .* set one of the two"),
         ({"scratch_heads": 5}, "scratch_width is 32 and scratch_heads 5; the width must be a multiple"),
-        ({"tune": "lora"}, "tune is 'lora', but random weights must be trained whole; set tune: full"),
+        ({"tune": "lora"}, "tune is 'lora', but random weights must all be trained; set tune: full"),
         ({"scratch_layers": -1}, "scratch_layers is -1; it must be 0 or more"),
         ({"scratch_context": 0}, "scratch_context is 0; it must be 1 or more"),
     ],
