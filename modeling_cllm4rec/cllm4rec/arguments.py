@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import yaml
 
-from modeling_cllm4rec.cllm4rec.objectives import Weights
+from modeling_cllm4rec.cllm4rec.objectives import RegularizationConfig
 from modeling_cllm4rec.cllm4rec.prompts import Prompts
 from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.training.arguments import TrainingArguments, check_at_least
@@ -39,10 +39,10 @@ class TeacherArguments(TrainingArguments):
         check_at_least(self, 1, "teacher_items")
         if not self.teacher_power > 0:
             raise InputError(f"teacher_power is {self.teacher_power}; it must be above 0")
-        _ = self.settings_of_teacher
+        _ = self.parsed_teacher_settings
 
     @property
-    def settings_of_teacher(self) -> dict[str, Any]:
+    def parsed_teacher_settings(self) -> dict[str, Any]:
         """Setting -> value of the teacher; of several baselines baseline -> setting -> value."""
         settings: dict[str, Any] = {}
         for word in self.teacher_settings:
@@ -105,9 +105,9 @@ class StageArguments(TrainingArguments):
         return Prompts.from_mapping(self.prompts)
 
     @property
-    def weights(self) -> Weights:
+    def weights(self) -> RegularizationConfig:
         """Weights of the regularization."""
-        return Weights(self.lambda_c, self.lambda_l, self.mutual_regularization)
+        return RegularizationConfig(self.lambda_c, self.lambda_l, self.mutual_regularization)
 
 
 @dataclass

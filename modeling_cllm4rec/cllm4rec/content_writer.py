@@ -10,8 +10,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForCausalLM, CLLM4RecForRecommendation
-from modeling_cllm4rec.cllm4rec.prompts import Prompts, cut
-from modeling_cllm4rec.core.prompt_assembly import assemble
+from modeling_cllm4rec.cllm4rec.prompts import Prompts, tokenize_template
+from modeling_cllm4rec.core.prompt_assembly import build_input_ids
 from modeling_cllm4rec.hub.model_card import read_records
 
 SOMEONE = "Someone"
@@ -48,8 +48,8 @@ class ContentWriter:
         self.writer.generation_config = model.generation_config
         self.writer.eval()
         self.tokenizer = tokenizer
-        self.known = cut(prompt, tokenizer)
-        self.anonymous = cut(prompt, tokenizer, user=SOMEONE)
+        self.known = tokenize_template(prompt, tokenizer)
+        self.anonymous = tokenize_template(prompt, tokenizer, user=SOMEONE)
 
     def write(self, item: int, user: int | None = None, max_new_tokens: int = 40) -> str:
         """Write about an item in the words of a review, greedily; the result is empty where the model ends at once.
@@ -61,9 +61,9 @@ class ContentWriter:
         """
         first_user, first_item = self.writer.config.id_offset, self.writer.config.id_offset + self.writer.config.num_users
         if user is None:
-            prompt = assemble(self.anonymous, item=first_item + item)
+            prompt = build_input_ids(self.anonymous, item=first_item + item)
         else:
-            prompt = assemble(self.known, user=first_user + user, item=first_item + item)
+            prompt = build_input_ids(self.known, user=first_user + user, item=first_item + item)
         ids = torch.from_numpy(prompt)[None].to(self.writer.device)
         written = self.writer.generate(ids, max_new_tokens=max_new_tokens, do_sample=False, no_repeat_ngram_size=3)
         return str(self.tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)).strip()

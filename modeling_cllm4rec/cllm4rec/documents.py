@@ -14,16 +14,16 @@ import pyarrow.compute as pc
 from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
-from modeling_cllm4rec.cllm4rec.catalogue_changes import mean_word_rows, text_column
-from modeling_cllm4rec.cllm4rec.prompts import Prompts, cut
+from modeling_cllm4rec.cllm4rec.catalogue_changes import mean_word_rows
+from modeling_cllm4rec.cllm4rec.prompts import Prompts, tokenize_template
+from modeling_cllm4rec.core.catalogue import text_column
 from modeling_cllm4rec.core.errors import InputError
-from modeling_cllm4rec.core.prompt_assembly import assemble
+from modeling_cllm4rec.core.language_model import end_tokens
+from modeling_cllm4rec.core.prompt_assembly import build_input_ids
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
+from modeling_cllm4rec.corpora.item_texts import BIOGRAPHY, ITEM_TEXTS
 
 logger = logging.getLogger(__name__)
-
-ITEM_TEXTS = ("title", "brand", "categories", "description")
-BIOGRAPHY = "biography"
 
 
 class TextCorpus:
@@ -59,7 +59,7 @@ class TextCorpus:
         self.tokenizer = tokenizer
         self.max_text_tokens = max_text_tokens
         self.context_length = context_length
-        self.end = [token for token in (tokenizer.eos_token_id, tokenizer.sep_token_id) if token is not None][:1]
+        self.end = end_tokens(tokenizer)
         self.first_user = tokenizer.id_offset
         self.first_item = tokenizer.id_offset + data.num_users
         self.cache_folder = Path(cache_folder)
@@ -73,26 +73,26 @@ class TextCorpus:
         return 0 if self.documents is None else len(self.documents)
 
     def _sources(self, prompts: Prompts) -> dict[str, tuple[list[Any], np.ndarray | None, np.ndarray | None, list[str]]]:
-        """kind -> (prompt pieces, user indices, item indices, main texts) of the non-empty texts."""
+        """kind -> (prompt segments, user indices, item indices, main texts) of the non-empty texts."""
         data = self.data
         sources: dict[str, tuple[list[Any], np.ndarray | None, np.ndarray | None, list[str]]] = {}
         for column in ITEM_TEXTS:
             if column in data.items.column_names:
                 texts = text_column(data.items, column)
                 rows = np.array([row for row, text in enumerate(texts) if text], dtype=np.int64)
-                pieces = cut(prompts.item_text, self.tokenizer, column=column)
-                sources[column] = (pieces, None, rows, [texts[row] for row in rows])
+                segments = tokenize_template(prompts.item_text, self.tokenizer, column=column)
+                sources[column] = (segments, None, rows, [texts[row] for row in rows])
         if BIOGRAPHY in data.users.column_names:
             texts = text_column(data.users, BIOGRAPHY)
             rows = np.array([row for row, text in enumerate(texts) if text], dtype=np.int64)
-            sources[BIOGRAPHY] = (cut(prompts.biography, self.tokenizer), rows, None, [texts[row] for row in rows])
+            sources[BIOGRAPHY] = (tokenize_template(prompts.biography, self.tokenizer), rows, None, [texts[row] for row in rows])
         reviews = data.reviews()
         users, items = (reviews[name].to_numpy() for name in ("user_index", "item_index"))
-        sources["review"] = (cut(prompts.review, self.tokenizer), users, items, reviews["review"].to_pylist())
+        sources["review"] = (tokenize_template(prompts.review, self.tokenizer), users, items, reviews["review"].to_pylist())
         return {kind: source for kind, source in sources.items() if source[3]}
 
     def _tokenize(
-        self, kind: str, pieces: list[Any], users: np.ndarray | None, items: np.ndarray | None, texts: list[str]
+        self, kind: str, segments: list[Any], users: np.ndarray | None, items: np.ndarray | None, texts: list[str]
     ) -> Dataset:
         columns: dict[str, Any] = {"text": texts}
         if users is not None:
@@ -100,7 +100,7 @@ class TextCorpus:
         if items is not None:
             columns["item"] = items
         source = Dataset.from_dict(columns)
-        identity = [kind, pieces, self.max_text_tokens, self.first_user, self.first_item, self.end]
+        identity = [kind, segments, self.max_text_tokens, self.first_user, self.first_item, self.end]
         digest = hashlib.sha256(json.dumps(identity).encode())
         digest.update(self.tokenizer.backend_tokenizer.to_str().encode())
         for index in (users, items):
@@ -112,19 +112,19 @@ class TextCorpus:
             self._encode,
             batched=True,
             remove_columns=source.column_names,
-            fn_kwargs={"pieces": pieces, "kind": kind},
+            fn_kwargs={"segments": segments, "kind": kind},
             cache_file_name=str(self.cache_folder / f"{kind}-{fingerprint}.arrow"),
             new_fingerprint=fingerprint,
             desc=f"tokenizing {kind}",
         )
 
-    def _encode(self, batch: dict[str, list[Any]], pieces: list[Any], kind: str) -> dict[str, list[Any]]:
+    def _encode(self, batch: dict[str, list[Any]], segments: list[Any], kind: str) -> dict[str, list[Any]]:
         words = self.tokenizer(batch["text"], add_special_tokens=False, split_special_tokens=True)["input_ids"]
         rows, prompt_lengths = [], []
         for number, main in enumerate(words):
             user = self.first_user + batch["user"][number] if "user" in batch else None
             item = self.first_item + batch["item"][number] if "item" in batch else None
-            prompt = assemble(pieces, user=user, item=item)
+            prompt = build_input_ids(segments, user=user, item=item)
             closing = self.end if self.max_text_tokens is None or len(main) < self.max_text_tokens else []
             rows.append(np.concatenate([prompt, main[: self.max_text_tokens], closing]).astype(np.int32))
             prompt_lengths.append(len(prompt))

@@ -15,7 +15,7 @@ from modeling_cllm4rec.cllm4rec.documents import HistoryCorpus, TextCorpus
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation, Side
 from modeling_cllm4rec.cllm4rec.objectives import holdout_terms, next_word_terms
 from modeling_cllm4rec.cllm4rec.parameters import choose_trainable
-from modeling_cllm4rec.cllm4rec.prompts import recommendation_pieces
+from modeling_cllm4rec.cllm4rec.prompts import recommendation_segments
 from modeling_cllm4rec.cllm4rec.soft_targets import Teacher
 from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.corpora.batches import collate, plan_batches
@@ -27,11 +27,11 @@ from modeling_cllm4rec.training.estimates import LargestBatch
 from modeling_cllm4rec.training.finishing import save_finished
 from modeling_cllm4rec.training.loop import (
     Step,
-    as_on_the_main_process,
+    broadcast_from_main,
     check_folder,
-    documents_of_a_step,
     make_accelerator,
     run,
+    step_batch_size,
 )
 from modeling_cllm4rec.training.progress import Progress
 
@@ -88,7 +88,7 @@ class FinetuningStage:
     def steps(self, epoch: int) -> list[Step]:
         """Recommendation steps, with C steps between them where asked for."""
         arguments = self.arguments
-        size = documents_of_a_step(arguments)
+        size = step_batch_size(arguments)
         users = self.histories.users
         batches = plan_batches(self.histories.lengths[users], size, arguments.seed, epoch)
         steps = [Step("recommendation", users[batch]) for batch in batches]
@@ -130,8 +130,11 @@ class FinetuningStage:
         prompts = self.model.build_prompts(self.histories.user_tokens(part, epoch, arguments.drop_user), kept)
         batch = collate(prompts, [len(prompt) for prompt in prompts], held).to(device)
         if self.teacher is not None:
-            taught, shares = self.teacher.choices(kept)
-            batch.taught, batch.shares = torch.from_numpy(taught).to(device), torch.from_numpy(shares).to(device)
+            taught, shares = self.teacher.soft_targets(kept)
+            batch.soft_target_items, batch.soft_target_probs = (
+                torch.from_numpy(taught).to(device),
+                torch.from_numpy(shares).to(device),
+            )
         terms = holdout_terms(
             self.model, batch, weights, arguments.item_loss, generator, arguments.average_holdout, arguments.teacher_weight
         )
@@ -161,7 +164,7 @@ class FinetuningStage:
                 n_resamples=0,
             )
             values = [report.metrics[name] for name in self.metrics]
-        values = as_on_the_main_process(values, self.model.item_content.weight.device)
+        values = broadcast_from_main(values, self.model.item_content.weight.device)
         metrics = {f"validation/{name}": value for name, value in zip(self.metrics, values, strict=True)}
         return {**metrics, "selection": sum(values)}
 
@@ -192,7 +195,7 @@ def finetune(arguments: FinetuneArguments) -> tuple[CLLM4RecForRecommendation, P
     data = RecommendationData.load(arguments.data)
     model, tokenizer = load_start(arguments, data)
     model.config.max_history_tokens = arguments.max_history_tokens
-    model.config.recommendation_prompts = recommendation_pieces(arguments.templates, tokenizer)
+    model.config.recommendation_prompts = recommendation_segments(arguments.templates, tokenizer)
     return model, finetune_from(model, tokenizer, data, arguments, accelerator, earlier=Path(arguments.start).parent)
 
 

@@ -33,7 +33,7 @@ class LossTerms:
 
 
 @dataclass(frozen=True)
-class Weights:
+class RegularizationConfig:
     """Weights of the regularization: lambda_c, lambda_l (0 switches a term off), and how they are scaled.
 
     `"paper"`: nll + lambda_c / 2 * mutual + lambda_l / 2 * prior for each document, averaged over documents, distinct
@@ -64,7 +64,7 @@ class Weights:
 def next_item_terms(
     model: CLLM4RecForRecommendation,
     batch: Batch,
-    weights: Weights,
+    weights: RegularizationConfig,
     item_loss: ItemLoss = "exact",
     generator: torch.Generator | None = None,
 ) -> LossTerms:
@@ -77,7 +77,7 @@ def next_item_terms(
     return _terms(model, _per_document(nll, document, batch), len(document), batch.input_ids, "collaborative", weights)
 
 
-def next_word_terms(model: CLLM4RecForRecommendation, batch: Batch, weights: Weights) -> LossTerms:
+def next_word_terms(model: CLLM4RecForRecommendation, batch: Batch, weights: RegularizationConfig) -> LossTerms:
     """The C step: text documents, each word of the main text predicted by f_c from what stands before it."""
     document, place = _main_places(batch)
     hidden = model.hidden_states(batch.input_ids, batch.attention_mask, "content")
@@ -88,7 +88,7 @@ def next_word_terms(model: CLLM4RecForRecommendation, batch: Batch, weights: Wei
 def holdout_terms(
     model: CLLM4RecForRecommendation,
     batch: Batch,
-    weights: Weights,
+    weights: RegularizationConfig,
     item_loss: ItemLoss = "exact",
     generator: torch.Generator | None = None,
     average: bool = False,
@@ -108,9 +108,9 @@ def holdout_terms(
     targets, counts = batch.targets, torch.ones_like(batch.targets, dtype=torch.float32)
     if average:
         counts = counts / held.clamp(min=1)[:, None]
-    if batch.taught is not None and batch.shares is not None:
-        targets = torch.cat([targets, batch.taught], dim=1)
-        counts = torch.cat([counts, teacher_weight * batch.shares], dim=1)
+    if batch.soft_target_items is not None and batch.soft_target_probs is not None:
+        targets = torch.cat([targets, batch.soft_target_items], dim=1)
+        counts = torch.cat([counts, teacher_weight * batch.soft_target_probs], dim=1)
     nll = multinomial_nll(hidden, table, targets, item_loss=item_loss, generator=generator, weights=counts)
     first_item = model.config.id_offset + model.config.num_users
     targets = torch.where(batch.targets >= 0, batch.targets + first_item, 0)
@@ -136,7 +136,7 @@ def _terms(
     tokens: int,
     ids: torch.Tensor,
     side: Side,
-    weights: Weights,
+    weights: RegularizationConfig,
 ) -> LossTerms:
     """Add the regularization of one side's rows of all ID tokens in (B, T) `ids`."""
     other: Side = "content" if side == "collaborative" else "collaborative"

@@ -17,19 +17,19 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from modeling_cllm4rec.cllm4rec.arguments import PretrainArguments
 from modeling_cllm4rec.cllm4rec.documents import HistoryCorpus, TextCorpus, initial_item_rows
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation
-from modeling_cllm4rec.cllm4rec.objectives import LossTerms, Weights, next_item_terms, next_word_terms
+from modeling_cllm4rec.cllm4rec.objectives import LossTerms, RegularizationConfig, next_item_terms, next_word_terms
 from modeling_cllm4rec.cllm4rec.parameters import choose_trainable
-from modeling_cllm4rec.cllm4rec.prompts import cut, next_item_pieces, recommendation_pieces
+from modeling_cllm4rec.cllm4rec.prompts import next_item_segments, recommendation_segments, tokenize_template
 from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers
 from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.core.language_model import reject_adapter
-from modeling_cllm4rec.core.prompt_assembly import assemble
+from modeling_cllm4rec.core.prompt_assembly import build_input_ids
 from modeling_cllm4rec.corpora.batches import Batch, collate, plan_batches
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 from modeling_cllm4rec.training.estimates import FEWER_ROWS, LargestBatch, check_memory, id_table_memory
 from modeling_cllm4rec.training.finishing import save_finished
-from modeling_cllm4rec.training.loop import Step, check_folder, documents_of_a_step, make_accelerator, run
+from modeling_cllm4rec.training.loop import Step, check_folder, make_accelerator, run, step_batch_size
 from modeling_cllm4rec.training.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -63,8 +63,8 @@ class PretrainingStage:
             cache_folder=arguments.run_folder / "corpus",
         )
         self.histories = HistoryCorpus(data.histories("train"), arguments.seed, arguments.reorder)
-        self.pieces = cut(prompts.interactions, tokenizer)
-        self.anonymous_pieces = cut(prompts.anonymous_interactions, tokenizer)
+        self.segments = tokenize_template(prompts.interactions, tokenizer)
+        self.anonymous_segments = tokenize_template(prompts.anonymous_interactions, tokenizer)
         self.max_length = model.config.prompt_limit
         held = np.random.default_rng(arguments.seed).permutation(len(self.texts))
         count = int(np.ceil(arguments.text_validation_share * len(held)))
@@ -83,7 +83,7 @@ class PretrainingStage:
     def steps(self, epoch: int) -> list[Step]:
         """L pass, then C pass; in the warm-up the C pass alone."""
         arguments = self.arguments
-        size = documents_of_a_step(arguments)
+        size = step_batch_size(arguments)
         steps: list[Step] = []
         if epoch >= self.warmup:
             users = self.histories.users
@@ -96,9 +96,9 @@ class PretrainingStage:
 
     def largest_batches(self) -> dict[str, LargestBatch]:
         """The longest histories, as far as the context holds them, and the longest texts."""
-        size, pieces = self.arguments.batch_size, len(assemble(self.pieces, user=0))
-        histories = np.minimum(np.sort(self.histories.lengths[self.histories.users])[-size:], self.max_length - pieces)
-        batches = {"collaborative": LargestBatch(len(histories), int(histories[-1]) + pieces, int(histories.sum()))}
+        size, segments = self.arguments.batch_size, len(build_input_ids(self.segments, user=0))
+        histories = np.minimum(np.sort(self.histories.lengths[self.histories.users])[-size:], self.max_length - segments)
+        batches = {"collaborative": LargestBatch(len(histories), int(histories[-1]) + segments, int(histories.sum()))}
         texts = np.sort(self.texts.lengths[self.text_train])[-size:]
         if len(texts):
             batches["content"] = LargestBatch(len(texts), int(texts[-1]), word_states=int(texts.sum()))
@@ -112,7 +112,9 @@ class PretrainingStage:
         terms = self._terms(step.kind, part, epoch, weights, generator)
         return weights.total(terms, len(step.documents)), float(terms.nll.detach().sum()), terms.tokens
 
-    def _terms(self, kind: str, part: np.ndarray, epoch: int, weights: Weights, generator: torch.Generator) -> LossTerms:
+    def _terms(
+        self, kind: str, part: np.ndarray, epoch: int, weights: RegularizationConfig, generator: torch.Generator
+    ) -> LossTerms:
         device = self.model.item_content.weight.device
         if kind == "content":
             return next_word_terms(self.model, collate(*self.texts.rows(part)).to(device), weights)
@@ -127,17 +129,17 @@ class PretrainingStage:
         first_item = first_user + self.model.config.num_users
         rows, prompt_lengths = [], []
         for user, order in zip(users, orders, strict=True):
-            pieces = self.pieces if user >= 0 else self.anonymous_pieces
-            row = assemble(pieces, user=first_user + int(user), items=order + first_item, max_length=self.max_length)
+            segments = self.segments if user >= 0 else self.anonymous_segments
+            row = build_input_ids(segments, user=first_user + int(user), items=order + first_item, max_length=self.max_length)
             rows.append(row)
-            prompt_lengths.append(len(assemble(pieces, user=first_user)))
+            prompt_lengths.append(len(build_input_ids(segments, user=first_user)))
         return collate(rows, prompt_lengths)
 
     @torch.no_grad()
     def validate(self, epoch: int) -> dict[str, float]:
         """Nats of a validation item after the training history, and of a word of the kept texts."""
         metrics: dict[str, float] = {}
-        none = Weights(lambda_c=0.0)
+        none = RegularizationConfig(lambda_c=0.0)
         generator = torch.Generator()
         if len(self.text_validation):
             nll, tokens = 0.0, 0
@@ -193,7 +195,7 @@ def new_model(data: RecommendationData, arguments: PretrainArguments) -> tuple[C
     tokenizer = CLLM4RecTokenizer.from_backbone(
         arguments.backbone, num_users=data.num_users, num_items=data.num_items, id_offset=model.config.id_offset
     )
-    model.config.recommendation_prompts = recommendation_pieces(arguments.templates, tokenizer)
+    model.config.recommendation_prompts = recommendation_segments(arguments.templates, tokenizer)
     if arguments.backbone_weights == "random":
         _forget_weights(model, arguments.seed)
     if arguments.init_ids == "text":
@@ -255,4 +257,4 @@ def recommend_early(model: CLLM4RecForRecommendation, settings: Mapping[str, Any
         folder: of the model, where its tokenizer is.
     """
     prompts = PretrainArguments(**settings, data="data", output="output").templates
-    model.config.recommendation_prompts = next_item_pieces(prompts, AutoTokenizer.from_pretrained(folder))
+    model.config.recommendation_prompts = next_item_segments(prompts, AutoTokenizer.from_pretrained(folder))

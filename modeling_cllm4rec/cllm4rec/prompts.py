@@ -69,44 +69,44 @@ class Prompts:
         return replace(cls(), **dict(templates or {}))
 
 
-def cut(template: str, tokenizer: PreTrainedTokenizerBase, **words: str) -> list[Any]:
+def tokenize_template(template: str, tokenizer: PreTrainedTokenizerBase, **words: str) -> list[Any]:
     """Cut a template at its placeholders and encode the words between them once.
 
     Args:
         words: placeholders to be filled with text before encoding, such as `column="title"`.
 
     Returns:
-        Pieces for `prompt_assembly.assemble`: lists of token ids, and the names of the placeholders.
+        Segments for `prompt_assembly.build_input_ids`: lists of token ids, and the names of the placeholders.
     """
     for placeholder, word in words.items():
         template = template.replace("{" + placeholder + "}", word)
-    pieces: list[Any] = []
+    segments: list[Any] = []
     if tokenizer.bos_token_id is not None:
-        pieces.append([tokenizer.bos_token_id])
+        segments.append([tokenizer.bos_token_id])
     for text, name, _, _ in string.Formatter().parse(template):
         if name is not None:  # one space before an ID token belongs to it, as in CLLM4RecTokenizer
             text = text.removesuffix(" ")
         if text:
-            pieces.append(list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]))
+            segments.append(list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]))
         if name is not None:
-            pieces.append(name)
-    return pieces
+            segments.append(name)
+    return segments
 
 
-def recommendation_pieces(prompts: Prompts, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Any]]:
+def recommendation_segments(prompts: Prompts, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Any]]:
     """What `CLLM4RecConfig.recommendation_prompts` holds."""
     return {
-        "known": cut(prompts.recommendation, tokenizer),
-        "anonymous": cut(prompts.anonymous, tokenizer),
+        "known": tokenize_template(prompts.recommendation, tokenizer),
+        "anonymous": tokenize_template(prompts.anonymous, tokenizer),
     }
 
 
-def next_item_pieces(prompts: Prompts, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Any]]:
-    """As `recommendation_pieces`, for a model that was not finetuned: interactions, which its collaborative LM continues.
+def next_item_segments(prompts: Prompts, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Any]]:
+    """As `recommendation_segments`, for a model that was not finetuned: interactions, which its collaborative LM continues.
 
     With them in the configuration, what a model recommends is the ranking of its next-item head (LLM-PreRec of the paper).
     """
     return {
-        "known": cut(prompts.interactions, tokenizer),
-        "anonymous": cut(prompts.anonymous_interactions, tokenizer),
+        "known": tokenize_template(prompts.interactions, tokenizer),
+        "anonymous": tokenize_template(prompts.anonymous_interactions, tokenizer),
     }

@@ -27,7 +27,7 @@ class Teacher:
     Example:
         >>> from modeling_cllm4rec.baselines.ease import EASERecommender
         >>> weights = np.array([[0, 3, 1, -1], [3, 0, 0, 0], [1, 0, 0, 0], [-1, 0, 0, 0]], dtype=np.float32)
-        >>> items, shares = Teacher(EASERecommender(weights), num_items=3).choices([np.array([0])])
+        >>> items, shares = Teacher(EASERecommender(weights), num_items=3).soft_targets([np.array([0])])
         >>> items.tolist(), shares.tolist()
         ([[1, 2, -100]], [[0.75, 0.25, 0.0]])
     """
@@ -46,7 +46,7 @@ class Teacher:
             MissingPackageError: it needs a library that is not there (what to install).
             MemoryLimitError: it holds a matrix of items by items, and the catalogue is too large for one.
         """
-        settings, parts = arguments.settings_of_teacher, members(arguments.teacher)
+        settings, parts = arguments.parsed_teacher_settings, members(arguments.teacher)
         for part in parts:
             own = settings.setdefault(part, {}) if len(parts) > 1 else settings
             if "fit_on" in baseline_settings(part):
@@ -54,7 +54,7 @@ class Teacher:
         recommender = fit_baseline(arguments.teacher, data, seed=arguments.seed, **settings)
         return cls(recommender, arguments.teacher_items, arguments.teacher_power)
 
-    def choices(self, histories: list[np.ndarray]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    def soft_targets(self, histories: list[np.ndarray]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         """Its choices for some histories.
 
         Args:

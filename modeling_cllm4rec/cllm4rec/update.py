@@ -15,7 +15,7 @@ from modeling_cllm4rec.cllm4rec.catalogue_changes import Start
 from modeling_cllm4rec.cllm4rec.finetuning import finetune_from
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
 from modeling_cllm4rec.cllm4rec.new_item_training import resized_tokenizer
-from modeling_cllm4rec.cllm4rec.prompts import recommendation_pieces
+from modeling_cllm4rec.cllm4rec.prompts import recommendation_segments
 from modeling_cllm4rec.core.catalogue import Catalogue, IdMap, KnownUsers
 from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
@@ -138,5 +138,5 @@ def update(arguments: UpdateArguments) -> tuple[CLLM4RecForRecommendation, Progr
     if arguments.max_history_tokens is not None:
         model.config.max_history_tokens = arguments.max_history_tokens
     if arguments.prompts is not None or model.config.recommendation_prompts is None:
-        model.config.recommendation_prompts = recommendation_pieces(arguments.templates, tokenizer)
+        model.config.recommendation_prompts = recommendation_segments(arguments.templates, tokenizer)
     return model, finetune_from(model, tokenizer, data, arguments, accelerator, "update", Path(arguments.start))

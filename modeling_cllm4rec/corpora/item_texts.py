@@ -10,11 +10,15 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from modeling_cllm4rec.cllm4rec.documents import text_column
+from modeling_cllm4rec.core.catalogue import text_column
 from modeling_cllm4rec.core.errors import InputError
 
 OnMissingText = Literal["raise", "title-only"]
 TITLE, DESCRIPTION = "title", "description"
+ITEM_TEXTS = (TITLE, "brand", "categories", DESCRIPTION)
+"""Text columns of the items that language models are trained on."""
+BIOGRAPHY = "biography"
+"""Text column of the users."""
 
 _BLOCKS = (
     "address article aside blockquote body br button caption center col colgroup dd details dialog div dl dt embed fieldset "

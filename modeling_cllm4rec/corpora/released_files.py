@@ -8,23 +8,18 @@ from __future__ import annotations
 import gzip
 import json
 import re
-import string
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow as pa
 from scipy import sparse
 
-from modeling_cllm4rec.core.catalogue import IdMap
 from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.corpora.interactions import first_of, typed_ids
 from modeling_cllm4rec.corpora.readers import PICKLE
 from modeling_cllm4rec.corpora.splits import SPLITS
-
-if TYPE_CHECKING:
-    from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds
 
 RECBOLE_SPLITS = {"train": "train", "valid": "validation", "test": "test"}
 """The word in a RecBole file's name -> our split."""
@@ -35,7 +30,6 @@ TO_JSON_LINES = (
     "> review.jsonl"
 )
 PAIR = re.compile(r"user_(\d+)\b.*\bitem_(\d+)\b", re.DOTALL)
-INDEX_TOKEN = re.compile(r"<([a-z])_(\d+)>")
 
 
 class SourceFiles(NamedTuple):
@@ -158,7 +152,7 @@ def read_lcrec_files(folder: str | Path, id_type: str = "auto") -> SourceTables:
     """
     folder = _folder(folder)
     inter, item = (_one_json(folder, kind) for kind in ("inter", "item"))
-    histories, texts = _json_object(inter), _json_object(item)
+    histories, texts = read_json_object(inter), read_json_object(item)
     for user, history in histories.items():
         if not isinstance(history, list) or any(type(one) not in (int, str) for one in history):
             raise InputError(f"{inter}: user {user!r} has {history!r}; it must be a list of item ids")
@@ -180,44 +174,6 @@ def read_lcrec_files(folder: str | Path, id_type: str = "auto") -> SourceTables:
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise InputError(f"{item}: the values of a field are of different types ({error}); write them all as texts") from error
     return SourceTables(pairs, pa.table({"item_id": ids, **table}), {"interactions": [inter], "items": [item]})
-
-
-def read_lcrec_index(path: str | Path, items: IdMap, num_levels: int, codebook_size: int) -> SemanticIds:
-    """The released index of LC-Rec as an `SemanticIds`.
-
-    Args:
-        path: NAME.index.json, `{item: ["<a_12>", "<b_3>", ...]}`, or the same gzipped.
-        items: the items of the data folder; others in the file are left out.
-        num_levels: codes of an item; codebook_size: codes of a level.
-
-    Raises:
-        MissingFileError: no such file.
-        InputError: no such form, an item without an index, another number of levels, a code outside the codebook, or items that
-            share an index.
-    """
-    from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds  # imports torch, which preparing data does without
-
-    path = Path(path)
-    if not path.is_file():
-        raise MissingFileError(f"codes: there is no file {path}")
-    tokens = _json_object(path)
-    ids = [str(one) for one in items.array.to_pylist()]
-    missing = [one for one in ids if one not in tokens]
-    if missing:
-        raise InputError(f"{path}: {len(missing)} of {len(ids)} items have no index: {first_of(missing)}; it is of other items")
-    codes = np.array([_codes(path, one, tokens[one], num_levels) for one in ids])
-    return SemanticIds(codes, codebook_size)
-
-
-def _codes(path: Path, item: str, tokens: Any, num_levels: int) -> list[int]:
-    words = [INDEX_TOKEN.fullmatch(str(token)) for token in tokens] if isinstance(tokens, list) else [None]
-    letters = [word[1] if word else "" for word in words]
-    if letters != list(string.ascii_lowercase[:num_levels]):
-        raise InputError(
-            f"{path}: item {item!r} has the index {tokens!r}; with num_levels {num_levels} it must be a list of "
-            f"{', '.join(f'<{letter}_NUMBER>' for letter in string.ascii_lowercase[:num_levels])}"
-        )
-    return [int(word[2]) for word in words if word]
 
 
 def _folder(folder: str | Path) -> Path:
@@ -282,7 +238,12 @@ def _one_json(folder: Path, kind: str) -> Path:
     return found[0]
 
 
-def _json_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object with ids as keys, which may be gzipped.
+
+    Raises:
+        InputError: the file cannot be read, is no JSON, or holds no object or an empty one.
+    """
     try:
         text = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode("utf-8")
         value = json.loads(text)

@@ -19,9 +19,10 @@ from transformers import (
     set_seed,
 )
 
-from modeling_cllm4rec.cllm4rec.documents import BIOGRAPHY, ITEM_TEXTS, text_column
+from modeling_cllm4rec.core.catalogue import text_column
 from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
+from modeling_cllm4rec.corpora.item_texts import BIOGRAPHY, ITEM_TEXTS
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from transformers import get_scheduler
 
 from modeling_cllm4rec.core.errors import DivergedError, ExistingFileError, InputError
 from modeling_cllm4rec.core.recommender import RecommenderModel
-from modeling_cllm4rec.corpora.batches import share_of
+from modeling_cllm4rec.corpora.batches import micro_batch
 from modeling_cllm4rec.corpora.data_folder import INFO_FILE, RecommendationData
 from modeling_cllm4rec.training import checkpoints
 from modeling_cllm4rec.training.arguments import TrainingArguments
@@ -178,13 +178,13 @@ def stage_folder(stage: str, arguments: TrainingArguments) -> Path:
     return arguments.run_folder / "checkpoints" / stage
 
 
-def documents_of_a_step(arguments: TrainingArguments) -> int:
+def step_batch_size(arguments: TrainingArguments) -> int:
     """Documents of one optimizer step, over all processes and accumulation steps."""
     world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     return arguments.batch_size * arguments.gradient_accumulation_steps * world
 
 
-def as_on_the_main_process(values: list[float], device: torch.device) -> list[float]:
+def broadcast_from_main(values: list[float], device: torch.device) -> list[float]:
     """The values that the main process measured, on every process; what the others give is ignored."""
     shared = torch.tensor(values, dtype=torch.float64, device=device)
     if torch.distributed.is_initialized():
@@ -332,7 +332,7 @@ def _optimizer_step(
     pieces = accelerator.num_processes * arguments.gradient_accumulation_steps
     totals = torch.zeros(2, dtype=torch.float64)
     for accumulation in range(arguments.gradient_accumulation_steps):
-        part = share_of(step.documents, pieces, accumulation * accelerator.num_processes + accelerator.process_index)
+        part = micro_batch(step.documents, pieces, accumulation * accelerator.num_processes + accelerator.process_index)
         idle = not len(part)  # fewer documents than processes: compute something, count nothing
         with accelerator.autocast():
             loss, nll, tokens = stage.loss(step, step.documents[:1] if idle else part, progress.epoch, generator.clone_state())

@@ -21,8 +21,8 @@ from modeling_cllm4rec.corpora.released_files import (
     find_recbole_files,
     read_cllm4rec_files,
     read_lcrec_files,
-    read_lcrec_index,
 )
+from modeling_cllm4rec.lcrec.released_files import read_released_semantic_ids
 
 # ---- RecBole ----
 
@@ -307,31 +307,31 @@ def index_file(folder: Path, content: Any) -> Path:
     return _file(folder / "Tiny.index.json", json.dumps(content).encode())
 
 
-def test_released_index(tmp_path: Path) -> None:
+def test_released_semantic_ids(tmp_path: Path) -> None:
     path = index_file(tmp_path, {"10": ["<a_3>", "<b_0>"], "7": ["<a_3>", "<b_12>"], "99": ["<a_0>", "<b_0>"]})
-    index = read_lcrec_index(path, ITEMS, num_levels=2, codebook_size=16)
+    index = read_released_semantic_ids(path, ITEMS, num_levels=2, codebook_size=16)
     assert index.codes.tolist() == [[3, 12], [3, 0]] and index.codebook_size == 16
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"7": ["<a_1>", "<b_1>"]}, "1 of 2 items have no index: '10'"),
-        ({"7": ["<a_1>", "<b_1>"], "10": ["<a_1>"]}, "item '10' has the index .*; with num_levels 2 it must be a list of"),
-        ({"7": ["<a_1>", "<b_1>"], "10": ["<b_1>", "<a_1>"]}, "item '10' has the index"),
-        ({"7": ["<a_1>", "<b_1>"], "10": "<a_1><b_1>"}, "item '10' has the index"),
+        ({"7": ["<a_1>", "<b_1>"]}, "1 of 2 items have no semantic ID: '10'"),
+        ({"7": ["<a_1>", "<b_1>"], "10": ["<a_1>"]}, "item '10' has the semantic ID .*; with num_levels 2 it must be a list of"),
+        ({"7": ["<a_1>", "<b_1>"], "10": ["<b_1>", "<a_1>"]}, "item '10' has the semantic ID"),
+        ({"7": ["<a_1>", "<b_1>"], "10": "<a_1><b_1>"}, "item '10' has the semantic ID"),
         ({"7": ["<a_1>", "<b_1>"], "10": ["<a_1>", "<b_1>"]}, "2 items share their codes with another"),
         ({"7": ["<a_1>", "<b_1>"], "10": ["<a_1>", "<b_16>"]}, "item 1 has code 16 at level 1, outside the codebook of 16"),
     ],
 )
-def test_bad_released_indices(tmp_path: Path, content: Any, message: str) -> None:
+def test_bad_released_semantic_ids(tmp_path: Path, content: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        read_lcrec_index(index_file(tmp_path, content), ITEMS, num_levels=2, codebook_size=16)
+        read_released_semantic_ids(index_file(tmp_path, content), ITEMS, num_levels=2, codebook_size=16)
 
 
-def test_no_released_index(tmp_path: Path) -> None:
+def test_no_released_semantic_ids(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="codes: there is no file .*nothing.json"):
-        read_lcrec_index(tmp_path / "nothing.json", ITEMS, 2, 16)
+        read_released_semantic_ids(tmp_path / "nothing.json", ITEMS, 2, 16)
 
 
 def _file(path: Path, content: bytes) -> Path:

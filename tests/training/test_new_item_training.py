@@ -15,7 +15,7 @@ import torch
 
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation
 from modeling_cllm4rec.cllm4rec.new_item_training import NewRowTraining, add_items, train_new_rows
-from modeling_cllm4rec.cllm4rec.prompts import Prompts, recommendation_pieces
+from modeling_cllm4rec.cllm4rec.prompts import Prompts, recommendation_segments
 from modeling_cllm4rec.cllm4rec.update import UpdateArguments, grow_to, update
 from modeling_cllm4rec.core.catalogue import KnownUsers
 from modeling_cllm4rec.corpora.cold_items import HeldOutItems, hold_out_items
@@ -73,7 +73,7 @@ def test_settling_changes_no_recommendation(loaded: Loaded, pretrained: Path) ->
     scores = []
     for passes in (0, 5):
         model = CLLM4RecForRecommendation.from_pretrained(pretrained)
-        model.config.recommendation_prompts = recommendation_pieces(Prompts(), loaded[1])
+        model.config.recommendation_prompts = recommendation_segments(Prompts(), loaded[1])
         add_items(model, loaded[1], pa.Table.from_pylist(NEW), settling=NewRowTraining(passes=passes, lr=0.1), progress=False)
         scores.append(model.recommend(histories=[["new 1"]], k=41).table)
     assert scores[0].equals(scores[1])
