@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from modeling_cllm4rec.core.errors import ExistingFileError, InputError, MissingFileError
+from modeling_cllm4rec.core.errors import ExistingFileError, FileWriteError, InputError, MissingFileError
+from modeling_cllm4rec.corpora.atomic_files import atomic_folder
 from modeling_cllm4rec.corpora.interactions import check_texts, first_of
 from modeling_cllm4rec.corpora.splits import SPLITS
 
@@ -112,17 +111,18 @@ class RecommendationData:
         check_output(folder, overwrite)
         self.validate()
         place = folder.resolve()
-        place.parent.mkdir(parents=True, exist_ok=True)
-        partial = place.with_name(f".{place.name}.{uuid.uuid4().hex}.partial")
         try:
-            partial.mkdir()
-            for name in TABLES:
-                pq.write_table(getattr(self, name), partial / f"{name}.parquet", compression="zstd", row_group_size=ROW_GROUP)
-            (partial / INFO_FILE).write_text(json.dumps(self.info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            (partial / README).write_text(_readme(place.name, self.info), encoding="utf-8")
-            _put_in_place(partial, place)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            # A unique name, because a folder beside a data folder may be the user's own.
+            with atomic_folder(place, unique=True) as temporary:
+                for name in TABLES:
+                    table, file = getattr(self, name), temporary / f"{name}.parquet"
+                    pq.write_table(table, file, compression="zstd", row_group_size=ROW_GROUP)
+                (temporary / INFO_FILE).write_text(json.dumps(self.info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+                (temporary / README).write_text(_readme(place.name, self.info), encoding="utf-8")
+        except OSError as error:
+            raise FileWriteError(
+                f"the data folder {folder} could not be written ({error}); what was there is unchanged"
+            ) from error
         return replace(self, folder=folder)
 
     def histories(self, *splits: str) -> Histories:
@@ -199,21 +199,6 @@ def check_output(folder: str | Path, overwrite: bool = False) -> None:
 def is_written(reviews: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
     """Whether each review has more than blanks; never null."""
     return pc.fill_null(pc.match_substring_regex(reviews, r"[^\s\v\p{Z}]"), False)
-
-
-def _put_in_place(partial: Path, place: Path) -> None:
-    """Rename the complete folder to its place; what was there goes only then, and comes back if that fails."""
-    if not place.exists():
-        partial.rename(place)
-        return
-    old = partial.with_suffix(".old")
-    place.rename(old)
-    try:
-        partial.rename(place)
-    except OSError:
-        old.rename(place)
-        raise
-    shutil.rmtree(old)
 
 
 def _read_info(path: Path) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +20,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 from modeling_cllm4rec.core.catalogue import IdMap
 from modeling_cllm4rec.core.errors import InputError, MissingFileError, MissingPackageError
 from modeling_cllm4rec.core.prompt_assembly import pad_right
+from modeling_cllm4rec.corpora.atomic_files import atomic_file
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.item_texts import DESCRIPTION, TITLE, OnMissingText, check_text_lengths, item_texts
 
@@ -329,12 +329,8 @@ def _write(path: str | Path, items: pa.Table, vectors: np.ndarray, settings: dic
     table = pa.table({"item_id": items["item_id"], "embedding": lists})
     table = table.replace_schema_metadata({SETTINGS_KEY: json.dumps(settings).encode()})
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        pq.write_table(table, partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_file(path) as temporary:
+        pq.write_table(table, temporary)
 
 
 def _read(path: str | Path) -> np.ndarray:

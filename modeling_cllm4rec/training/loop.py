@@ -23,6 +23,7 @@ from transformers import get_scheduler
 
 from modeling_cllm4rec.core.errors import DivergedError, ExistingFileError, InputError
 from modeling_cllm4rec.core.recommender import RecommenderModel
+from modeling_cllm4rec.corpora.atomic_files import atomic_file
 from modeling_cllm4rec.corpora.batches import micro_batch
 from modeling_cllm4rec.corpora.data_folder import INFO_FILE, RecommendationData
 from modeling_cllm4rec.training import checkpoints
@@ -168,9 +169,8 @@ def claim_folder(stage: str, arguments: TrainingArguments, data: RecommendationD
     if record.exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    unfinished = record.with_name(record.name + ".unfinished")
-    unfinished.write_text(json.dumps(run_identity(arguments, data)), encoding="utf-8")
-    unfinished.replace(record)
+    with atomic_file(record) as temporary:
+        temporary.write_text(json.dumps(run_identity(arguments, data)), encoding="utf-8")
 
 
 def stage_folder(stage: str, arguments: TrainingArguments) -> Path:
