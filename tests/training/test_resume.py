@@ -140,7 +140,7 @@ def test_an_output_folder_that_holds_another_run(finetune_arguments: MakeFinetun
     arguments = finetune_arguments(epochs=1)
     finetune(arguments)
     before = read_weights(arguments.run_folder)
-    message = "output: .*finetune holds a run already; pass --resume .*--overwrite .*or choose another --output"
+    message = "output: .*finetune holds a run already; pass resume=True .*overwrite=True .*or choose another output"
     with pytest.raises(FileExistsError, match=message):
         finetune(finetune_arguments(epochs=1, seed=7))
     assert all(torch.equal(one, before[name]) for name, one in read_weights(arguments.run_folder).items())
@@ -175,7 +175,7 @@ def test_an_output_folder_that_is_a_data_folder(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seed": 7}, r"had other arguments \(then, now\): \{'seed': \(42, 7\)\}; give the same, or --overwrite"),
+        ({"seed": 7}, r"had other arguments \(then, now\): \{'seed': \(42, 7\)\}; give the same ones, or pass overwrite=True"),
         ({"lr": 0.5, "epochs": 9}, r"\{'epochs': \(3, 9\), 'lr': \(0\.01, 0\.5\)\}"),
         ({"prompts": {"anonymous": "They chose {items} and"}}, r"'prompts': \(None, \{'anonymous'"),
     ],
