@@ -15,7 +15,7 @@ PARTIAL, REPLACED = ".partial", ".replaced"
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, which takes its place when the block ends without an error.
+    """Yield a temporary path in the same folder, which replaces `path` when the block ends without an error.
 
     A reader therefore never sees half a file, and after an error the old file is still in place.
 
@@ -39,7 +39,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(folder: Path, unique: bool = False) -> Iterator[Path]:
-    """Yield a temporary folder, which takes the place of `folder` when the block ends without an error.
+    """Yield a temporary folder, which replaces `folder` when the block ends without an error.
 
     After an error the old folder, if any, is in place again and the temporary one is removed. After a kill,
     `restore_folder` does the same.

@@ -167,7 +167,10 @@ def check_folder(stage: str, arguments: TrainingArguments, data: RecommendationD
             f"output: {folder} holds a run already; pass resume=True to continue it, overwrite=True to replace it, or "
             "choose another output"
         )
-    before = json.loads(record.read_text(encoding="utf-8"))
+    try:
+        before = json.loads(record.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"resume: {record} cannot be read ({error}); pass overwrite=True to start again") from error
     identity = run_identity(arguments, data)
     changed = {key: (before.get(key), value) for key, value in identity.items() if before.get(key) != value}
     if changed:
@@ -309,7 +312,7 @@ def _epochs(stage: Stage, accelerator: Accelerator, folder: Path, fingerprint: s
                 return _stop(progress, bar, accelerator)
             if progress.step % arguments.save_every == 0:
                 save(progress)
-        # Validation and the best checkpoint use the averaged weights; training goes on from the plain ones.
+        # Validation and the best checkpoint use the averaged weights; training continues from the plain ones.
         with nullcontext() if average is None else average.in_place():
             _end_epoch(stage, progress, accelerator, folder, parameters)
         progress.seconds = before + time.perf_counter() - started

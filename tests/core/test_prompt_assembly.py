@@ -38,7 +38,7 @@ def test_no_room_for_any_item():
 
 @pytest.mark.parametrize(("segments", "name"), [(["user"], "user"), ([[1], "item"], "item"), (["brand"], "brand")])
 def test_a_placeholder_without_its_token(segments, name):
-    with pytest.raises(ValueError, match=f"the prompt asks for '{name}', which was not given"):
+    with pytest.raises(ValueError, match=f"the prompt has the placeholder '{name}', but its token is missing; pass {name}="):
         build_input_ids(segments)
 
 

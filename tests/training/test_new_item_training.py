@@ -176,7 +176,7 @@ def test_update_goes_on(pretrained: Path, data_folder: Path, data: Recommendatio
 
 def test_data_that_lack_something(loaded: Loaded, withheld: HeldOutItems) -> None:
     gone = str(withheld.items["item_id"][0].as_py())
-    with pytest.raises(ValueError, match="lacks 8 item_id of the model: .*it must hold all old ones: prepare it with --keep-all"):
+    with pytest.raises(ValueError, match="lacks 8 item_id of the model: .*it must hold all of them: prepare it with keep_all"):
         grow_to(*loaded, withheld.data)
     assert gone in loaded[0].catalogue.ids.array.to_pylist()
 
@@ -184,13 +184,13 @@ def test_data_that_lack_something(loaded: Loaded, withheld: HeldOutItems) -> Non
 def test_data_that_lack_a_user(loaded: Loaded, data: RecommendationData) -> None:
     model, tokenizer = loaded
     model.add_users({"nobody else": [data.items["item_id"][0].as_py()]})
-    with pytest.raises(ValueError, match="lacks 1 user_id of the model: .'nobody else'.; it must hold all old ones: leave their"):
+    with pytest.raises(ValueError, match="lacks 1 user_id of the model: .'nobody else'.; it must hold all of them: keep their"):
         grow_to(model, tokenizer, data)
 
 
 def test_what_update_refuses(data_folder: Path, pretrained: Path, tmp_path: Path) -> None:
     make: Callable[..., UpdateArguments] = lambda **values: UpdateArguments(data=str(data_folder), **values)  # noqa: E731
-    with pytest.raises(ValueError, match="start is not set; name the folder"):
+    with pytest.raises(ValueError, match="start is not set; it must be the folder"):
         make(output=str(tmp_path))
     with pytest.raises(FileNotFoundError, match="start: there is no folder nowhere"):
         update(make(output=str(tmp_path), start="nowhere"))

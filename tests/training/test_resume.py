@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from modeling_cllm4rec.cllm4rec.arguments import FinetuneArguments, PretrainArguments
 from modeling_cllm4rec.cllm4rec.finetuning import finetune
 from modeling_cllm4rec.cllm4rec.pretraining import pretrain
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.preparation import prepare_tables
 from modeling_cllm4rec.corpora.synthetic import SyntheticDataset
 from modeling_cllm4rec.training import checkpoints
@@ -378,3 +379,11 @@ def test_killed_at_random_moments_and_resumed_is_bit_equal(
     assert story["deaths"] > 1, story
     folders = [one.run_folder / ("pretrained" if stage == "pretrain" else "") for one in (whole, killed)]
     assert_same_bits(read_weights(folders[1]), read_weights(folders[0]))
+
+
+def test_a_record_that_cannot_be_read(finetune_arguments: MakeFinetune) -> None:
+    arguments = finetune_arguments(epochs=1)
+    finetune(arguments)
+    (arguments.run_folder / "checkpoints" / "finetune" / "run.json").write_text("{")
+    with pytest.raises(InputError, match="run.json cannot be read .*; pass overwrite=True to start again"):
+        finetune(finetune_arguments(epochs=1, resume=True))

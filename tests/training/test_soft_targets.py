@@ -111,3 +111,8 @@ def test_a_teacher_that_does_not_exist(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         Teacher.fit(data, finetune_arguments(teacher=teacher))
+
+
+def test_a_setting_that_is_no_yaml(finetune_arguments: MakeFinetune) -> None:
+    with pytest.raises(ValueError, match="the value of 'shrink=.1' is no YAML"):
+        finetune_arguments(teacher="ease", teacher_settings=["shrink=[1"])
