@@ -20,10 +20,10 @@ import numpy as np
 import pyarrow as pa
 from transformers import AutoTokenizer
 
-from modeling_cllm4rec.cllm4rec.catalogue_changes import ITEM_WORDS, text_column
+from modeling_cllm4rec.cllm4rec.catalogue_changes import ITEM_WORDS
 from modeling_cllm4rec.commands.add_items import add_growth_flags, growth_settings
 from modeling_cllm4rec.commands.command_line import run_command
-from modeling_cllm4rec.core.catalogue import Catalogue
+from modeling_cllm4rec.core.catalogue import Catalogue, text_column
 from modeling_cllm4rec.corpora.cold_items import PARTS, HeldOutItems, hold_out_items
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.id_checks import check_same_ids

@@ -19,11 +19,14 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
-from modeling_cllm4rec.cllm4rec.documents import BIOGRAPHY, ITEM_TEXTS, HistoryCorpus, text_column
+from modeling_cllm4rec.cllm4rec.documents import HistoryCorpus
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation, Side
-from modeling_cllm4rec.cllm4rec.prompts import Prompts, cut
-from modeling_cllm4rec.core.prompt_assembly import assemble, pad_right
+from modeling_cllm4rec.cllm4rec.prompts import Prompts, tokenize_template
+from modeling_cllm4rec.core.catalogue import text_column
+from modeling_cllm4rec.core.language_model import end_tokens
+from modeling_cllm4rec.core.prompt_assembly import build_input_ids, pad_right
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
+from modeling_cllm4rec.corpora.item_texts import BIOGRAPHY, ITEM_TEXTS
 
 IGNORED = -100
 
@@ -101,11 +104,14 @@ class ReleasedScheme:
         self.first_user = model.config.id_offset
         self.first_item = model.config.id_offset + data.num_users
         self.begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-        self.end = [token for token in (tokenizer.eos_token_id, tokenizer.sep_token_id) if token is not None][:1]
-        self.pieces = cut(prompts.interactions, tokenizer)
+        self.end = end_tokens(tokenizer)
+        self.segments = tokenize_template(prompts.interactions, tokenizer)
         self.texts = text_documents(data, prompts)
         self.tokenized = self._tokenize(self.texts) if self.improvements.tokenized_once else []
-        words = max(len(assemble(pieces, user=0)) for pieces in (self.pieces, cut(prompts.recommendation, tokenizer)))
+        words = max(
+            len(build_input_ids(segments, user=0))
+            for segments in (self.segments, tokenize_template(prompts.recommendation, tokenizer))
+        )
         longest = int(histories.lengths.max(initial=0))
         if longest + words > model.config.context_length:
             raise ValueError(
@@ -206,7 +212,7 @@ class ReleasedScheme:
     def _interactions(self, users: np.ndarray, epoch: int) -> list[Pair]:
         orders = [self.histories.reordered(int(user), epoch) for user in users]
         if self.improvements.tokenized_once:
-            prompts = [assemble(self.pieces, user=self.first_user + int(user)) for user in users]
+            prompts = [build_input_ids(self.segments, user=self.first_user + int(user)) for user in users]
             return list(zip(prompts, [order + self.first_item for order in orders], strict=True))
         template = self.prompts.interactions.removesuffix("{items}").rstrip(" ")
         written = [template.format(user=f"<user_{user}>") for user in users]

@@ -11,13 +11,14 @@ LAMBDAS = (0.0, 0.1, 1.0, 10.0)
 
 
 class Variant(NamedTuple):
-    """What replaces some settings of a CLLM4Rec recipe.
+    """Settings that replace some of a CLLM4Rec recipe.
 
     Attributes:
-        about: what it is, in a few words.
+        about: description in a few words.
         pretrain: settings that replace those of pretraining.
-        finetune: the same of finetuning; None leaves finetuning out, and the next-item head of the pretrained model ranks.
-        anonymous: the model is not told who asks.
+        finetune: settings that replace those of finetuning; None skips finetuning, and the next-item head of the pretrained model
+            ranks the items.
+        anonymous: whether evaluation leaves out the user tokens.
     """
 
     about: str
@@ -39,25 +40,26 @@ VARIANTS: dict[str, Variant] = {
         {"warmup_epochs": 0, "content_share": 0.0, "lambda_c": 0.0},
         {"lambda_c": 0.0, "content_every": 0},
     ),
-    "LLM-FTALL": _both("the whole backbone and its words tuned, too: tune=full", tune="full"),
+    "LLM-FTALL": _both("the whole backbone and its word embeddings are also tuned: tune=full", tune="full"),
     "LLM-FixOrd": _both("histories in the order of the data, never reordered", reorder=False),
     "LLM-PreRec": Variant("no finetuning: the next-item head ranks", {}, None),
-    **{f"lambda_c={weight:g}": _both(f"mutual regularization weighs {weight:g}", lambda_c=weight) for weight in LAMBDAS},
+    **{f"lambda_c={weight:g}": _both(f"weight {weight:g} of the mutual regularization", lambda_c=weight) for weight in LAMBDAS},
     "tune=frozen": _both("backbone frozen", tune="frozen"),
     "tune=lora": _both("backbone through LoRA", tune="lora"),
     "users=named": _both("the user's token always in the prompt", drop_user=0.0),
-    "users=anonymous": _both("no user tokens at all, also when asked", anonymous=True, drop_user=1.0),
-    "rows=text": Variant("ID rows started from the words of item texts", {"init_ids": "text"}, {}),
-    "rows=random": Variant("ID rows started at random", {"init_ids": "random"}, {}),
+    "users=anonymous": _both("no user tokens, neither in training nor in evaluation", anonymous=True, drop_user=1.0),
+    "rows=text": Variant("ID rows initialized from the words of item texts", {"init_ids": "text"}, {}),
+    "rows=random": Variant("ID rows initialized at random", {"init_ids": "random"}, {}),
 }
-"""Name -> what it changes in a recipe of CLLM4Rec; the first six are the paper's."""
+"""Name -> variant of a CLLM4Rec recipe; the first six are those of the paper."""
 
 
 def variants(recipe: Mapping[str, dict[str, Any]]) -> dict[str, RecipeVariant]:
-    """Return a recipe of CLLM4Rec as each of `VARIANTS` changes it."""
-    return {name: RecipeVariant(one.about, _with(recipe, one), one.anonymous) for name, one in VARIANTS.items()}
+    """Return the recipe changed by each of `VARIANTS`."""
+    return {name: RecipeVariant(variant.about, _with(recipe, variant), variant.anonymous) for name, variant in VARIANTS.items()}
 
 
 def _with(recipe: Mapping[str, dict[str, Any]], variant: Variant) -> dict[str, dict[str, Any] | None]:
+    """Return a recipe with the settings of a variant."""
     finetune = None if variant.finetune is None else {**recipe["finetune"], **variant.finetune}
     return {"pretrain": {**recipe["pretrain"], **variant.pretrain}, "finetune": finetune}

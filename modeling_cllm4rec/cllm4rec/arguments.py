@@ -8,30 +8,30 @@ from typing import Any, Literal
 
 import yaml
 
-from modeling_cllm4rec.cllm4rec.objectives import Weights
+from modeling_cllm4rec.cllm4rec.objectives import RegularizationConfig
 from modeling_cllm4rec.cllm4rec.prompts import Prompts
 from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.training.arguments import TrainingArguments, check_at_least
 
 INIT_COLUMNS = ("title", "brand", "categories")
-"""Texts of an item whose words its rows start from."""
+"""Text columns whose words initialize the rows of an item."""
 
 
 @dataclass
 class TeacherArguments(TrainingArguments):
-    """A baseline whose choices are learned as well; see `cllm4rec/soft_targets.py`."""
+    """Arguments of a teacher, a baseline whose soft targets are also learned; see `cllm4rec/soft_targets.py`."""
 
     teacher: str = field(
         default="",
-        metadata={"help": "baseline, such as ease, or several joined by +, fitted on the same interactions, to be learned from"},
+        metadata={"help": "baseline whose soft targets are also learned, such as ease, or several joined by +"},
     )
     teacher_settings: list[str] = field(
         default_factory=list,
         metadata={"help": "settings of the teacher: regularization=300, or of several baselines ease.regularization=300"},
     )
-    teacher_items: int = field(default=100, metadata={"help": "best items of the teacher that are learned for a history"})
+    teacher_items: int = field(default=100, metadata={"help": "best items of the teacher that have a soft target, per history"})
     teacher_power: float = field(
-        default=1.0, metadata={"help": "the teacher's positive scores, raised to this power, are the shares of its items"}
+        default=1.0, metadata={"help": "soft targets are the teacher's positive scores, raised to this power and normalized"}
     )
 
     def __post_init__(self) -> None:
@@ -39,18 +39,26 @@ class TeacherArguments(TrainingArguments):
         check_at_least(self, 1, "teacher_items")
         if not self.teacher_power > 0:
             raise InputError(f"teacher_power is {self.teacher_power}; it must be above 0")
-        _ = self.settings_of_teacher
+        _ = self.parsed_teacher_settings
 
     @property
-    def settings_of_teacher(self) -> dict[str, Any]:
-        """Setting -> value of the teacher; of several baselines baseline -> setting -> value."""
+    def parsed_teacher_settings(self) -> dict[str, Any]:
+        """Return setting -> value of the teacher; of several baselines, baseline -> setting -> value.
+
+        Raises:
+            InputError: a setting has another form than NAME=VALUE.
+        """
         settings: dict[str, Any] = {}
         for word in self.teacher_settings:
-            name, given, value = word.partition("=")
-            if not given:
+            name, equals, value = word.partition("=")
+            if not equals:
                 raise InputError(f"teacher_settings: {word!r} has no = in it; write settings as regularization=300")
             member, dot, setting = name.partition(".")
-            (settings.setdefault(member, {}) if dot else settings)[setting or name] = yaml.safe_load(value)
+            try:
+                parsed = yaml.safe_load(value)
+            except yaml.YAMLError as error:
+                raise InputError(f"teacher_settings: the value of {word!r} is no YAML ({error}); quote it") from error
+            (settings.setdefault(member, {}) if dot else settings)[setting or name] = parsed
         return settings
 
 
@@ -59,10 +67,10 @@ class StageArguments(TrainingArguments):
     """Arguments of pretraining and of finetuning.
 
     Attributes:
-        sections: the sections of a YAML file whose stages share these fields; they may be set above both.
+        sections: sections of a YAML file whose stages share these fields; the fields may also be set above both.
     """
 
-    sections = ("pretrain", "finetune")  # no annotation: it is no argument
+    sections = ("pretrain", "finetune")  # without an annotation, so that it is no field
 
     lambda_c: float = field(default=1.0, metadata={"help": "weight of the mutual regularization; 0 switches it off"})
     lambda_l: float = field(default=0.0, metadata={"help": "weight of the prior on collaborative rows; 0 switches it off"})
@@ -74,13 +82,14 @@ class StageArguments(TrainingArguments):
     )
     reorder: bool = field(default=True, metadata={"help": "draw a new order of each history in each epoch"})
     drop_user: float = field(
-        default=0.1, metadata={"help": "probability that a history goes without its user's token; the paper's is 0"}
+        default=0.1, metadata={"help": "probability that a history is written without its user's token; 0 in the paper"}
     )
     max_history_tokens: int | None = field(
-        default=None, metadata={"help": "longest prompt in tokens, the last items stay (default: the backbone's context)"}
+        default=None,
+        metadata={"help": "longest prompt in tokens; the oldest items are dropped (default: the backbone's context)"},
     )
     prompts: dict[str, str] | str | None = field(
-        default=None, metadata={"help": "templates that replace the default ones, as JSON; see cllm4rec/prompts.py"}
+        default=None, metadata={"help": "templates that replace default ones, as JSON; see cllm4rec/prompts.py"}
     )
 
     def __post_init__(self) -> None:
@@ -96,18 +105,18 @@ class StageArguments(TrainingArguments):
             )
         if not 0 <= self.drop_user <= 1:
             raise InputError(f"drop_user is {self.drop_user}; it must lie between 0 and 1")
-        _ = self.templates  # a template that is not right is told before anything is loaded
+        _ = self.templates  # validates the templates before anything is loaded
 
     @property
     def templates(self) -> Prompts:
-        """The prompt templates, the given ones in place of the default ones."""
+        """Return the prompt templates: the default ones, with `prompts` in place of some."""
         assert not isinstance(self.prompts, str)
         return Prompts.from_mapping(self.prompts)
 
     @property
-    def weights(self) -> Weights:
-        """Weights of the regularization."""
-        return Weights(self.lambda_c, self.lambda_l, self.mutual_regularization)
+    def weights(self) -> RegularizationConfig:
+        """Return the weights of the regularization."""
+        return RegularizationConfig(self.lambda_c, self.lambda_l, self.mutual_regularization)
 
 
 @dataclass
@@ -117,26 +126,26 @@ class PretrainArguments(StageArguments):
     epochs: int = field(
         default=10, metadata={"help": "passes over the interactions; the warmup_epochs of the content LM come before them"}
     )
-    drop_user: float = field(default=0.0, metadata={"help": "probability that a history goes without its user's token"})
+    drop_user: float = field(default=0.0, metadata={"help": "probability that a history is written without its user's token"})
     backbone: str = field(default="", metadata={"help": "name or path of a causal language model"})
     backbone_weights: Literal["pretrained", "random"] = field(
         default="pretrained",
-        metadata={"help": "weights of the backbone: its own, or random ones in its shape (the paper's LLM-Scratch)"},
+        metadata={"help": "weights of the backbone: pretrained, or random in the same shape (LLM-Scratch of the paper)"},
     )
     warmup_epochs: int = field(default=1, metadata={"help": "epochs of the content LM alone, without regularization"})
     init_ids: Literal["text", "random"] = field(
-        default="text", metadata={"help": "ID rows started from the words of the item's texts, or at random as in the paper"}
+        default="text", metadata={"help": "initial ID rows: from the words of the item's texts, or random as in the paper"}
     )
     init_columns: list[str] = field(
-        default_factory=lambda: list(INIT_COLUMNS), metadata={"help": "texts that init_ids: text reads"}
+        default_factory=lambda: list(INIT_COLUMNS), metadata={"help": "text columns that init_ids: text reads"}
     )
     content_share: float = field(default=1.0, metadata={"help": "share of the text documents that one C pass reads"})
-    text_validation_share: float = field(default=0.02, metadata={"help": "share of the text documents kept for validation"})
+    text_validation_share: float = field(default=0.02, metadata={"help": "share of the text documents held out for validation"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.backbone:
-            raise InputError("backbone is not set; name a causal language model by --backbone or in the YAML file")
+            raise InputError("backbone is not set; it must be the name or the path of a causal language model")
         check_at_least(self, 0, "warmup_epochs")
         for name in ("content_share", "text_validation_share"):
             if not 0 <= getattr(self, name) <= 1:
@@ -150,15 +159,16 @@ class FinetuneArguments(TeacherArguments, StageArguments):
     start: str = field(default="", metadata={"help": "folder of the pretrained model (default: OUTPUT/pretrained)"})
     mask_share: float = field(default=0.2, metadata={"help": "share p_m of the history that is held out"})
     target: Literal["holdout", "all"] = field(
-        default="holdout", metadata={"help": "what is predicted: held-out items as in the paper, or all as the released code"}
+        default="holdout",
+        metadata={"help": "items to predict: the held-out ones as in the paper, or all as in the released code"},
     )
     average_holdout: bool = field(default=False, metadata={"help": "average a user's loss over the held-out items"})
-    teacher_weight: float = field(default=1.0, metadata={"help": "weight of the cross-entropy with the teacher's choices"})
-    content_every: int = field(default=0, metadata={"help": "one C step after so many recommendation steps; 0 for none"})
+    teacher_weight: float = field(default=1.0, metadata={"help": "weight of the cross-entropy with the teacher's soft targets"})
+    content_every: int = field(default=0, metadata={"help": "recommendation steps between two C steps; 0 for no C steps"})
     train_on: Literal["train", "train+validation"] = field(
-        default="train", metadata={"help": "interactions that are learned from; the model is always selected on validation"}
+        default="train", metadata={"help": "splits to train on; the model is always selected on validation"}
     )
-    eval_batch_size: int = field(default=256, metadata={"help": "users scored at a time in validation"})
+    eval_batch_size: int = field(default=256, metadata={"help": "users per batch in validation"})
     eval_every: int = field(default=1, metadata={"help": "epochs between validations"})
 
     def __post_init__(self) -> None:
@@ -171,6 +181,7 @@ class FinetuneArguments(TeacherArguments, StageArguments):
 
 
 def _from_json(name: str, text: str) -> dict[str, str]:
+    """Parse a JSON object of templates from the command line."""
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:

@@ -23,7 +23,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
-from ..core.catalogue import Catalogue, KnownUsers, extended_catalogue, is_text_type, new_ids
+from ..core.catalogue import Catalogue, KnownUsers, extended_catalogue, is_text_type, new_ids, text_column
 from ..core.errors import InputError
 
 Start = Literal["regression", "words"]
@@ -176,14 +176,6 @@ def _folder_tokenizer(model: Any) -> PreTrainedTokenizerBase:
     return PreTrainedTokenizerFast(tokenizer_file=file)
 
 
-def text_column(table: pa.Table, name: str) -> list[str]:
-    """A text column as strings: lists joined by commas, empty where there is nothing."""
-    column = table[name]
-    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-        return [", ".join(dict.fromkeys(word for word in value or [] if word)) for value in column.to_pylist()]
-    return ["" if value is None else str(value).strip() for value in column.to_pylist()]
-
-
 def mean_word_rows(
     items: pa.Table, tokenizer: PreTrainedTokenizerBase, word_rows: np.ndarray, columns: Iterable[str]
 ) -> np.ndarray:
@@ -301,5 +293,4 @@ __all__ = [
     "regress_rows",
     "take_item_rows",
     "take_users",
-    "text_column",
 ]

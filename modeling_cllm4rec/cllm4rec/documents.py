@@ -1,4 +1,4 @@
-"""Recommendation corpora (section 3.2 of the paper): text documents in Arrow, histories reordered anew each epoch."""
+"""Recommendation corpora (section 3.2 of the paper): text documents in Arrow, and histories in a new order each epoch."""
 
 from __future__ import annotations
 
@@ -14,35 +14,34 @@ import pyarrow.compute as pc
 from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
-from modeling_cllm4rec.cllm4rec.catalogue_changes import mean_word_rows, text_column
-from modeling_cllm4rec.cllm4rec.prompts import Prompts, cut
+from modeling_cllm4rec.cllm4rec.catalogue_changes import mean_word_rows
+from modeling_cllm4rec.cllm4rec.prompts import Prompts, tokenize_template
+from modeling_cllm4rec.core.catalogue import text_column
 from modeling_cllm4rec.core.errors import InputError
-from modeling_cllm4rec.core.prompt_assembly import assemble
+from modeling_cllm4rec.core.language_model import end_tokens
+from modeling_cllm4rec.core.prompt_assembly import build_input_ids
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
+from modeling_cllm4rec.corpora.item_texts import BIOGRAPHY, ITEM_TEXTS
 
 logger = logging.getLogger(__name__)
-
-ITEM_TEXTS = ("title", "brand", "categories", "description")
-BIOGRAPHY = "biography"
 
 
 class TextCorpus:
     """Text documents of a data folder, tokenized once into an Arrow file.
 
-    Each row: `input_ids` (prompt with ID tokens, then the main text, closed by the end token), `prompt_length`, `kind`.
-    Made of the item texts, the user biographies, and the reviews of training pairs; words that look like ID tokens in a
-    text stay words.
+    Each row has `input_ids` (prompt with ID tokens, main text, end token), `prompt_length` and `kind`. The documents are the
+    item texts, the user biographies, and the reviews of training pairs. Words of a text that look like ID tokens stay words.
 
     Args:
         data: the prepared folder.
         tokenizer: a `CLLM4RecTokenizer`.
         prompts: templates.
-        context_length: tokens that the backbone reads at once.
-        max_text_tokens: cut main texts after so many tokens; None cuts nothing.
-        cache_folder: where the Arrow files go; a second run with the same texts, prompts and tokenizer reads them.
+        context_length: context length of the backbone in tokens.
+        max_text_tokens: main texts are cut after this many tokens; None cuts nothing.
+        cache_folder: folder of the Arrow files; another run with the same texts, prompts and tokenizer reads them.
 
     Raises:
-        InputError: a document longer than the context while `max_text_tokens` is None (how many, how long).
+        InputError: documents are longer than the context; their number and the longest are named.
     """
 
     def __init__(
@@ -59,7 +58,7 @@ class TextCorpus:
         self.tokenizer = tokenizer
         self.max_text_tokens = max_text_tokens
         self.context_length = context_length
-        self.end = [token for token in (tokenizer.eos_token_id, tokenizer.sep_token_id) if token is not None][:1]
+        self.end = end_tokens(tokenizer)
         self.first_user = tokenizer.id_offset
         self.first_item = tokenizer.id_offset + data.num_users
         self.cache_folder = Path(cache_folder)
@@ -73,34 +72,36 @@ class TextCorpus:
         return 0 if self.documents is None else len(self.documents)
 
     def _sources(self, prompts: Prompts) -> dict[str, tuple[list[Any], np.ndarray | None, np.ndarray | None, list[str]]]:
-        """kind -> (prompt pieces, user indices, item indices, main texts) of the non-empty texts."""
+        """Return kind -> (prompt segments, user indices, item indices, main texts) of the texts that are not empty."""
         data = self.data
         sources: dict[str, tuple[list[Any], np.ndarray | None, np.ndarray | None, list[str]]] = {}
         for column in ITEM_TEXTS:
             if column in data.items.column_names:
                 texts = text_column(data.items, column)
                 rows = np.array([row for row, text in enumerate(texts) if text], dtype=np.int64)
-                pieces = cut(prompts.item_text, self.tokenizer, column=column)
-                sources[column] = (pieces, None, rows, [texts[row] for row in rows])
+                segments = tokenize_template(prompts.item_text, self.tokenizer, column=column)
+                sources[column] = (segments, None, rows, [texts[row] for row in rows])
         if BIOGRAPHY in data.users.column_names:
             texts = text_column(data.users, BIOGRAPHY)
             rows = np.array([row for row, text in enumerate(texts) if text], dtype=np.int64)
-            sources[BIOGRAPHY] = (cut(prompts.biography, self.tokenizer), rows, None, [texts[row] for row in rows])
+            sources[BIOGRAPHY] = (tokenize_template(prompts.biography, self.tokenizer), rows, None, [texts[row] for row in rows])
         reviews = data.reviews()
         users, items = (reviews[name].to_numpy() for name in ("user_index", "item_index"))
-        sources["review"] = (cut(prompts.review, self.tokenizer), users, items, reviews["review"].to_pylist())
+        sources["review"] = (tokenize_template(prompts.review, self.tokenizer), users, items, reviews["review"].to_pylist())
         return {kind: source for kind, source in sources.items() if source[3]}
 
     def _tokenize(
-        self, kind: str, pieces: list[Any], users: np.ndarray | None, items: np.ndarray | None, texts: list[str]
+        self, kind: str, segments: list[Any], users: np.ndarray | None, items: np.ndarray | None, texts: list[str]
     ) -> Dataset:
+        """Tokenize the documents of one kind, or read them from the cache."""
         columns: dict[str, Any] = {"text": texts}
         if users is not None:
             columns["user"] = users
         if items is not None:
             columns["item"] = items
         source = Dataset.from_dict(columns)
-        identity = [kind, pieces, self.max_text_tokens, self.first_user, self.first_item, self.end]
+        # A fingerprint of the contents is the same in each process; that of `datasets` would pickle this whole object.
+        identity = [kind, segments, self.max_text_tokens, self.first_user, self.first_item, self.end]
         digest = hashlib.sha256(json.dumps(identity).encode())
         digest.update(self.tokenizer.backend_tokenizer.to_str().encode())
         for index in (users, items):
@@ -112,30 +113,35 @@ class TextCorpus:
             self._encode,
             batched=True,
             remove_columns=source.column_names,
-            fn_kwargs={"pieces": pieces, "kind": kind},
+            fn_kwargs={"segments": segments, "kind": kind},
             cache_file_name=str(self.cache_folder / f"{kind}-{fingerprint}.arrow"),
             new_fingerprint=fingerprint,
             desc=f"tokenizing {kind}",
         )
 
-    def _encode(self, batch: dict[str, list[Any]], pieces: list[Any], kind: str) -> dict[str, list[Any]]:
+    def _encode(self, batch: dict[str, list[Any]], segments: list[Any], kind: str) -> dict[str, list[Any]]:
+        """Tokenize a batch of main texts and put their prompts before them."""
+        # split_special_tokens: a special token written into a review must not act as one.
         words = self.tokenizer(batch["text"], add_special_tokens=False, split_special_tokens=True)["input_ids"]
         rows, prompt_lengths = [], []
-        for number, main in enumerate(words):
+        for number, main_text in enumerate(words):
             user = self.first_user + batch["user"][number] if "user" in batch else None
             item = self.first_item + batch["item"][number] if "item" in batch else None
-            prompt = assemble(pieces, user=user, item=item)
-            closing = self.end if self.max_text_tokens is None or len(main) < self.max_text_tokens else []
-            rows.append(np.concatenate([prompt, main[: self.max_text_tokens], closing]).astype(np.int32))
+            prompt = build_input_ids(segments, user=user, item=item)
+            # A cut text gets no end token, or the model would learn to end after `max_text_tokens`.
+            closing = self.end if self.max_text_tokens is None or len(main_text) < self.max_text_tokens else []
+            rows.append(np.concatenate([prompt, main_text[: self.max_text_tokens], closing]).astype(np.int32))
             prompt_lengths.append(len(prompt))
         return {"input_ids": rows, "prompt_length": prompt_lengths, "kind": [kind] * len(rows)}
 
     def _lengths(self) -> np.ndarray:
+        """Return the (documents,) lengths, read from the Arrow offsets without reading the tokens."""
         if self.documents is None:
             return np.zeros(0, np.int64)
         return np.asarray(pc.list_value_length(self.documents.data["input_ids"]).to_numpy(), dtype=np.int64)
 
     def _check_lengths(self) -> None:
+        """Check that all documents fit into the context."""
         too_long = int((self.lengths > self.context_length).sum())
         if too_long:
             raise InputError(
@@ -145,7 +151,11 @@ class TextCorpus:
             )
 
     def rows(self, indices: Sequence[int] | np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-        """Token ids of some documents and the lengths of their prompts."""
+        """Return the token ids of the documents `indices`, and the lengths of their prompts.
+
+        Raises:
+            InputError: the data has no texts.
+        """
         if self.documents is None:
             raise InputError("this data has no texts")
         batch = self.documents[np.asarray(indices)]
@@ -153,11 +163,11 @@ class TextCorpus:
 
 
 class HistoryCorpus:
-    """Interaction documents: one a user with a training history, its items reordered anew for every epoch.
+    """Interaction documents: one per user with a training history, its items in a new order each epoch.
 
     Args:
         histories: training histories as compressed rows.
-        seed: start of the random numbers; the order of user u in epoch e depends on (seed, e, u) alone.
+        seed: seed of the random numbers; the order of user u in epoch e depends on (seed, e, u) alone.
         reorder: False keeps the order of the data (the LLM-FixOrd variant of the paper).
     """
 
@@ -169,47 +179,58 @@ class HistoryCorpus:
         self.users = np.flatnonzero(self.lengths > 0)
 
     def history(self, user: int) -> np.ndarray:
-        """(history,) item indices in the order of the data."""
+        """Return the (history,) item indices in the order of the data."""
         start, end = self.histories.indptr[user : user + 2]
         return np.asarray(self.histories.items[start:end], dtype=np.int64)
 
     def reordered(self, user: int, epoch: int) -> np.ndarray:
-        """(history,) item indices in this epoch's order (stochastic item reordering, section 3.2.1)."""
+        """Return the (history,) item indices in the order of an epoch (stochastic item reordering, section 3.2.1)."""
         history = self.history(user)
         if not self.reorder:
             return history
         return np.random.default_rng((self.seed, epoch, user)).permutation(history)
 
     def user_tokens(self, users: np.ndarray, epoch: int, drop: float) -> np.ndarray:
-        """User indices, -1 for those whose document goes without the user's token, with probability `drop`.
+        """Replace users by -1 with probability `drop`; their documents are written without the user's token.
 
-        Who is named is never needed to explain the items twice: with the token left out, the model has to learn from
-        the other items, and people without a token are in distribution.
+        Without the token the model must predict an item from the other items, and prompts of users without a token are in
+        distribution.
+
+        Args:
+            users: (batch,) user indices.
+            epoch: the draw of user u depends on (seed, epoch, u) alone.
+            drop: probability of -1.
         """
+        # A counter per user rather than one generator: the draw depends neither on the batch nor on the process. The 1 keeps it
+        # apart from the stream that reorders the items.
         draws = np.array([np.random.default_rng((self.seed, epoch, user, 1)).random() for user in users])
         return np.where(draws < drop, -1, users)
 
     def split_holdout(self, user: int, epoch: int, share: float) -> tuple[np.ndarray, np.ndarray]:
-        """Mask a random share of a history (section 3.4): what stays, reordered, and what is to be predicted.
+        """Mask a random share of a history (section 3.4): of n items, max(1, int(share * n)) are held out.
 
-        max(1, int(share * n)) items are held out; without reordering they are drawn too, and what stays keeps its order.
+        Without reordering, the held-out items are still random, and the others keep their order.
+
+        Returns:
+            The item indices of the prompt, reordered, and the held-out item indices.
         """
         history = self.history(user)
+        # Seeded by counters: a resumed run, or another process that reads this user, draws the same mask.
         generator = np.random.default_rng((self.seed, epoch, user))
         order = generator.permutation(len(history))
-        held = max(1, int(share * len(history)))
-        kept = order[held:] if self.reorder else np.sort(order[held:])
-        return history[kept], history[order[:held]]
+        num_held_out = max(1, int(share * len(history)))
+        kept = order[num_held_out:] if self.reorder else np.sort(order[num_held_out:])
+        return history[kept], history[order[:num_held_out]]
 
 
 def initial_item_rows(
     data: RecommendationData, tokenizer: PreTrainedTokenizerBase, word_rows: np.ndarray, columns: Iterable[str] = ITEM_TEXTS
 ) -> np.ndarray:
-    """Item rows started from words: the mean word embedding of an item's title, brand and categories.
+    """Return initial item rows: the mean word embedding of each item's title, brand and categories.
 
     Args:
         word_rows: (N, K) word embeddings of the backbone.
-        columns: text columns that count where the data has them; `description` does not by default of the recipe.
+        columns: text columns to read, if the data has them; the default of the recipe leaves `description` out.
 
     Returns:
         (J, K) float32; NaN rows for items without any text.

@@ -1,4 +1,4 @@
-"""Finetuning for recommendation (section 3.4): hold-out items under the multinomial likelihood, tied item head."""
+"""Finetuning for recommendation (section 3.4): held-out items under the multinomial likelihood, tied item head."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from modeling_cllm4rec.cllm4rec.documents import HistoryCorpus, TextCorpus
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation, Side
 from modeling_cllm4rec.cllm4rec.objectives import holdout_terms, next_word_terms
 from modeling_cllm4rec.cllm4rec.parameters import choose_trainable
-from modeling_cllm4rec.cllm4rec.prompts import recommendation_pieces
+from modeling_cllm4rec.cllm4rec.prompts import recommendation_segments
 from modeling_cllm4rec.cllm4rec.soft_targets import Teacher
 from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.corpora.batches import collate, plan_batches
@@ -27,11 +27,11 @@ from modeling_cllm4rec.training.estimates import LargestBatch
 from modeling_cllm4rec.training.finishing import save_finished
 from modeling_cllm4rec.training.loop import (
     Step,
-    as_on_the_main_process,
+    broadcast_from_main,
     check_folder,
-    documents_of_a_step,
     make_accelerator,
     run,
+    step_batch_size,
 )
 from modeling_cllm4rec.training.progress import Progress
 
@@ -43,8 +43,11 @@ SELECTION = SYSTEMS["cllm4rec"].selection
 class FinetuningStage:
     """Documents, losses and validation of finetuning.
 
-    Each step masks a share of each history, drawn anew each epoch, and predicts it from the prompt's last state. With
-    `content_every` = n, every n-th recommendation step is followed by a C step, both with mutual regularization.
+    Each step masks a share of each history, drawn again each epoch, and predicts it from the last state of the prompt. With
+    `content_every` = n, a C step follows every n-th recommendation step. Both have mutual regularization.
+
+    Raises:
+        InputError: the data has no validation interactions, or no texts although `content_every` is set.
     """
 
     name = "finetune"
@@ -82,13 +85,13 @@ class FinetuningStage:
 
     @property
     def num_epochs(self) -> int:
-        """Passes over the users."""
+        """Return the number of passes over the users."""
         return self.arguments.epochs
 
     def steps(self, epoch: int) -> list[Step]:
-        """Recommendation steps, with C steps between them where asked for."""
+        """Return the recommendation steps of an epoch, with C steps between them if `content_every` is set."""
         arguments = self.arguments
-        size = documents_of_a_step(arguments)
+        size = step_batch_size(arguments)
         users = self.histories.users
         batches = plan_batches(self.histories.lengths[users], size, arguments.seed, epoch)
         steps = [Step("recommendation", users[batch]) for batch in batches]
@@ -105,11 +108,11 @@ class FinetuningStage:
 
     @property
     def scores_at_once(self) -> int:
-        """People of a validation batch."""
+        """Return the number of users per validation batch."""
         return min(self.arguments.eval_batch_size, self.data.num_users)
 
     def largest_batches(self) -> dict[str, LargestBatch]:
-        """The longest histories, and the longest texts where there are C steps."""
+        """Return a batch of the longest histories, and one of the longest texts if there are C steps."""
         users = self.histories.users
         longest = users[np.argsort(self.histories.lengths[users], kind="stable")][-self.arguments.batch_size :]
         prompts = self.model.build_prompts(longest, [self.histories.history(int(user)) for user in longest])
@@ -120,18 +123,22 @@ class FinetuningStage:
         return batches
 
     def loss(self, step: Step, part: np.ndarray, epoch: int, generator: torch.Generator) -> tuple[torch.Tensor, float, int]:
-        """This part's share of a recommendation or a C step."""
+        """Compute the loss of one part of a recommendation step or a C step."""
         arguments, weights, device = self.arguments, self.arguments.weights, self.model.item_content.weight.device
         if step.kind == "content":
             assert self.texts is not None
             words = next_word_terms(self.model, collate(*self.texts.rows(part)).to(device), weights)
             return weights.total(words, len(step.documents)), float(words.nll.detach().sum()), words.tokens
-        kept, held = self._masked(part, epoch)
+        kept, targets = self._masked(part, epoch)
         prompts = self.model.build_prompts(self.histories.user_tokens(part, epoch, arguments.drop_user), kept)
-        batch = collate(prompts, [len(prompt) for prompt in prompts], held).to(device)
+        batch = collate(prompts, [len(prompt) for prompt in prompts], targets).to(device)
         if self.teacher is not None:
-            taught, shares = self.teacher.choices(kept)
-            batch.taught, batch.shares = torch.from_numpy(taught).to(device), torch.from_numpy(shares).to(device)
+            # The teacher reads the prompt, not the whole history, because items that it reads get no probability.
+            items, probs = self.teacher.soft_targets(kept)
+            batch.soft_target_items, batch.soft_target_probs = (
+                torch.from_numpy(items).to(device),
+                torch.from_numpy(probs).to(device),
+            )
         terms = holdout_terms(
             self.model, batch, weights, arguments.item_loss, generator, arguments.average_holdout, arguments.teacher_weight
         )
@@ -139,6 +146,7 @@ class FinetuningStage:
         return total, float(terms.nll.detach().sum()), len(part)
 
     def _masked(self, users: np.ndarray, epoch: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Return the item indices of the prompts and of the targets."""
         pairs = [self.histories.split_holdout(int(user), epoch, self.arguments.mask_share) for user in users]
         kept = [pair[0] for pair in pairs]
         if self.arguments.target == "holdout":
@@ -146,7 +154,7 @@ class FinetuningStage:
         return kept, [self.histories.history(int(user)) for user in users]
 
     def validate(self, epoch: int) -> dict[str, float]:
-        """Recall@20, Recall@40, NDCG@100 on validation, and their sum, which selects (released code, A4)."""
+        """Return Recall@20, Recall@40, NDCG@100 on validation, and their sum as `selection` (released code, A4)."""
         if (epoch + 1) % self.arguments.eval_every and epoch + 1 != self.num_epochs:
             return {}
         values = [0.0] * len(self.metrics)
@@ -161,7 +169,7 @@ class FinetuningStage:
                 n_resamples=0,
             )
             values = [report.metrics[name] for name in self.metrics]
-        values = as_on_the_main_process(values, self.model.item_content.weight.device)
+        values = broadcast_from_main(values, self.model.item_content.weight.device)
         metrics = {f"validation/{name}": value for name, value in zip(self.metrics, values, strict=True)}
         return {**metrics, "selection": sum(values)}
 
@@ -169,14 +177,16 @@ class FinetuningStage:
 def load_start(
     arguments: FinetuneArguments, data: RecommendationData
 ) -> tuple[CLLM4RecForRecommendation, PreTrainedTokenizerBase]:
-    """The pretrained model and its tokenizer, checked against the data.
+    """Load the pretrained model and its tokenizer, and check that they fit the data.
 
     Raises:
-        MissingFileError: no pretrained model there.
-        InputError: a checkpoint of another catalogue or of other users.
+        MissingFileError: there is no pretrained model in the folder.
+        InputError: the model has another catalogue or other users than the data.
     """
     if not Path(arguments.start).is_dir():
         raise MissingFileError(f"start: there is no folder {arguments.start}; run `cllm4rec pretrain` first, or name another")
+    if not (Path(arguments.start) / "config.json").is_file():
+        raise MissingFileError(f"start: {arguments.start} holds no model (no config.json); name the folder of a pretrained model")
     model = CLLM4RecForRecommendation.from_pretrained(arguments.start)
     check_same_ids(model, data, f"start: {arguments.start}")
     return model, AutoTokenizer.from_pretrained(arguments.start)
@@ -185,6 +195,9 @@ def load_start(
 def finetune(arguments: FinetuneArguments) -> tuple[CLLM4RecForRecommendation, Progress]:
     """Finetune a pretrained model and save the best epoch to OUTPUT.
 
+    Raises:
+        CLLM4RecError: as `load_start`, `FinetuningStage` and `training.loop.run`.
+
     Example:
         >>> finetune(FinetuneArguments(data="data/mine", output="runs/mine"))  # doctest: +SKIP
     """
@@ -192,7 +205,7 @@ def finetune(arguments: FinetuneArguments) -> tuple[CLLM4RecForRecommendation, P
     data = RecommendationData.load(arguments.data)
     model, tokenizer = load_start(arguments, data)
     model.config.max_history_tokens = arguments.max_history_tokens
-    model.config.recommendation_prompts = recommendation_pieces(arguments.templates, tokenizer)
+    model.config.recommendation_prompts = recommendation_segments(arguments.templates, tokenizer)
     return model, finetune_from(model, tokenizer, data, arguments, accelerator, earlier=Path(arguments.start).parent)
 
 
@@ -205,11 +218,11 @@ def finetune_from(
     record: str = FinetuningStage.name,
     earlier: Path | None = None,
 ) -> Progress:
-    """Finetune a model of this data, with its prompts, and save the best epoch to OUTPUT.
+    """Finetune a model with the users and items of the data, and save the best epoch to OUTPUT.
 
     Args:
-        record: name under which the run stands in the model's card.
-        earlier: folder with the record of the training so far, which stays said in the card.
+        record: name of the run in the model card.
+        earlier: folder with the records of earlier training, which are kept in the model card.
     """
     if accelerator.is_main_process:
         check_folder(FinetuningStage.name, arguments, data)

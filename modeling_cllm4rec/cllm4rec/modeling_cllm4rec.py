@@ -24,7 +24,7 @@ from ..core.catalogue import Catalogue, KnownUsers
 from ..core.errors import InputError
 from ..core.language_model import check_fields, evaluating, is_left_padded, pretrained_backbone, published_config, real_positions
 from ..core.losses import ItemLoss, multinomial_nll
-from ..core.prompt_assembly import assemble
+from ..core.prompt_assembly import build_input_ids
 from ..core.recommender import RecommenderModel
 from ..core.top_items import top_candidates
 from .catalogue_changes import ITEM_WORDS, Start, add_items, add_user_rows, add_users, take_item_rows, take_users
@@ -264,7 +264,7 @@ class CLLM4RecPreTrainedModel(RecommenderModel):
             items = np.asarray(history, dtype=np.int64) + first_item
             user = -1 if user_indices is None else int(user_indices[number])
             pieces = config.recommendation_prompts["known" if user >= 0 else "anonymous"]
-            prompts.append(assemble(pieces, user=config.id_offset + user, items=items, max_length=limit))
+            prompts.append(build_input_ids(pieces, user=config.id_offset + user, items=items, max_length=limit))
         return prompts
 
     def score_prompts(self, prompts: Sequence[np.ndarray]) -> torch.Tensor:

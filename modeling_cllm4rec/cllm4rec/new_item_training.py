@@ -13,14 +13,16 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from modeling_cllm4rec.cllm4rec.catalogue_changes import Start, text_column
-from modeling_cllm4rec.cllm4rec.documents import ITEM_TEXTS
+from modeling_cllm4rec.cllm4rec.catalogue_changes import Start
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
-from modeling_cllm4rec.cllm4rec.objectives import Weights, next_word_terms
-from modeling_cllm4rec.cllm4rec.prompts import Prompts, cut
+from modeling_cllm4rec.cllm4rec.objectives import RegularizationConfig, next_word_terms
+from modeling_cllm4rec.cllm4rec.prompts import Prompts, tokenize_template
+from modeling_cllm4rec.core.catalogue import text_column
 from modeling_cllm4rec.core.errors import InputError
-from modeling_cllm4rec.core.prompt_assembly import assemble
+from modeling_cllm4rec.core.language_model import end_tokens
+from modeling_cllm4rec.core.prompt_assembly import build_input_ids
 from modeling_cllm4rec.corpora.batches import collate, plan_batches
+from modeling_cllm4rec.corpora.item_texts import ITEM_TEXTS
 from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 
 logger = logging.getLogger(__name__)
@@ -119,7 +121,7 @@ def train_new_rows(
         InputError: a text that does not fit into the context.
     """
     rows, lengths = _documents(model, tokenizer, first, settling.max_text_tokens, prompts or Prompts())
-    weights, device = Weights(settling.lambda_c), model.item_content.weight.device
+    weights, device = RegularizationConfig(settling.lambda_c), model.item_content.weight.device
     means: list[float] = []
     with _only_rows(model, model.item_content.weight, first):
         optimizer = torch.optim.AdamW([model.item_content.weight], lr=settling.lr, weight_decay=0.0)
@@ -148,18 +150,18 @@ def _documents(
     """Token ids of the text documents of the items from `first` on, and their (prompt, whole) lengths."""
     assert model.catalogue is not None
     table = model.catalogue.table.slice(first)
-    end = [token for token in (tokenizer.eos_token_id, tokenizer.sep_token_id) if token is not None][:1]
+    end = end_tokens(tokenizer)
     first_token = model.config.id_offset + model.config.num_users + first
     rows, lengths = [], []
     for column in ITEM_TEXTS:
         if column not in table.column_names:
             continue
-        pieces = cut(prompts.item_text, tokenizer, column=column)
+        segments = tokenize_template(prompts.item_text, tokenizer, column=column)
         texts = text_column(table, column)
         encoded = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         for number, words in enumerate(encoded):
             if words:
-                prompt = assemble(pieces, item=first_token + number)
+                prompt = build_input_ids(segments, item=first_token + number)
                 closing = end if max_text_tokens is None or len(words) < max_text_tokens else []
                 rows.append(np.concatenate([prompt, words[:max_text_tokens], closing]).astype(np.int64))
                 lengths.append((len(prompt), len(rows[-1])))

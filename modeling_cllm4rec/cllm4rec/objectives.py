@@ -1,4 +1,4 @@
-"""The losses of the paper as functions of a batch (sections 3.2 to 3.4), per document."""
+"""The losses of the paper (sections 3.2 to 3.4) per document of a batch."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Regularization = Literal["paper", "released"]
 
 @dataclass
 class LossTerms:
-    """What a batch costs, document by document.
+    """The loss terms of a batch, document by document.
 
     Attributes:
         nll: (B,) -ln p summed over a document's main tokens, in nats.
         tokens: main tokens in the whole batch.
-        mutual: (B,) sum over ID tokens of ||z - z^||^2 between the two sides, the other side held fixed.
+        mutual: (B,) sum over ID tokens of ||z - z^||^2 between the two sides; the other side gets no gradient.
         prior: (B,) sum over ID tokens of ||z||^2 of collaborative rows, 0 in a C step.
     """
 
@@ -33,12 +33,14 @@ class LossTerms:
 
 
 @dataclass(frozen=True)
-class Weights:
-    """Weights of the regularization: lambda_c, lambda_l (0 switches a term off), and how they are scaled.
+class RegularizationConfig:
+    """Weights of the regularization, lambda_c and lambda_l (0 switches a term off), and their scaling.
 
-    `"paper"`: nll + lambda_c / 2 * mutual + lambda_l / 2 * prior for each document, averaged over documents, distinct
-    tokens counted once. `"released"`: the nll averaged over tokens (a recommendation's over users) and
-    lambda_c * mutual summed over the whole batch, each occurrence of a token counted, as the released code computes it.
+    `"paper"`: nll + lambda_c / 2 * mutual + lambda_l / 2 * prior for each document, averaged over documents. Each distinct
+    token counts once.
+
+    `"released"`, as the released code computes it: the nll averaged over tokens (in a recommendation step over users), plus
+    lambda_c * mutual summed over the whole batch. Each occurrence of a token counts.
     """
 
     lambda_c: float = 1.0
@@ -46,11 +48,12 @@ class Weights:
     regularization: Regularization = "paper"
 
     def total(self, terms: LossTerms, documents: int, main_is_words_or_items: bool = True) -> torch.Tensor:
-        """The scalar to be minimized.
+        """Return the scalar to minimize.
 
         Args:
-            documents: documents of the whole optimizer step, over all processes and accumulation steps; the parts of a
-                step add up to the average over its documents.
+            terms: the terms of one part of a step.
+            documents: documents of the whole optimizer step, over all processes and accumulation steps, so that the losses of
+                the parts add up to the average over the documents of the step.
             main_is_words_or_items: whether the nll is a sum over main tokens (pretraining), not over held-out items.
         """
         if self.regularization == "paper":
@@ -64,69 +67,76 @@ class Weights:
 def next_item_terms(
     model: CLLM4RecForRecommendation,
     batch: Batch,
-    weights: Weights,
+    weights: RegularizationConfig,
     item_loss: ItemLoss = "exact",
     generator: torch.Generator | None = None,
 ) -> LossTerms:
-    """The L step: interaction documents, each item predicted by f_l from what stands before it, the first one too."""
-    document, place = _main_places(batch)
+    """Compute the L step: f_l predicts each item of an interaction document from the tokens before it, also the first item."""
+    document, position = _main_positions(batch)
     hidden = model.hidden_states(batch.input_ids, batch.attention_mask, "collaborative")
-    items = batch.input_ids[document, place] - model.config.id_offset - model.config.num_users
+    items = batch.input_ids[document, position] - model.config.id_offset - model.config.num_users
     table = model.item_collaborative.weight
-    nll = multinomial_nll(hidden[document, place - 1], table, items[:, None], item_loss=item_loss, generator=generator)
+    nll = multinomial_nll(hidden[document, position - 1], table, items[:, None], item_loss=item_loss, generator=generator)
     return _terms(model, _per_document(nll, document, batch), len(document), batch.input_ids, "collaborative", weights)
 
 
-def next_word_terms(model: CLLM4RecForRecommendation, batch: Batch, weights: Weights) -> LossTerms:
-    """The C step: text documents, each word of the main text predicted by f_c from what stands before it."""
-    document, place = _main_places(batch)
+def next_word_terms(model: CLLM4RecForRecommendation, batch: Batch, weights: RegularizationConfig) -> LossTerms:
+    """Compute the C step: f_c predicts each word of a main text from the tokens before it."""
+    document, position = _main_positions(batch)
     hidden = model.hidden_states(batch.input_ids, batch.attention_mask, "content")
-    nll = word_nll(model.word_head, hidden[document, place - 1], batch.input_ids[document, place])
+    # Only the states that predict a main token go through the word head: logits of prompts and padding cost memory for nothing.
+    nll = word_nll(model.word_head, hidden[document, position - 1], batch.input_ids[document, position])
     return _terms(model, _per_document(nll, document, batch), len(document), batch.input_ids, "content", weights)
 
 
 def holdout_terms(
     model: CLLM4RecForRecommendation,
     batch: Batch,
-    weights: Weights,
+    weights: RegularizationConfig,
     item_loss: ItemLoss = "exact",
     generator: torch.Generator | None = None,
     average: bool = False,
     teacher_weight: float = 0.0,
 ) -> LossTerms:
-    """The recommendation step: held-out items under the multinomial likelihood, from the prompt's last state.
+    """Compute the recommendation step: the held-out items under the multinomial likelihood, given the last state of the prompt.
 
     Args:
         average: divide a user's nll by the number of held-out items, so that every user weighs the same.
-        teacher_weight: what the cross-entropy with the teacher's shares counts beside it, where the batch has them.
+        teacher_weight: weight of the cross-entropy with the soft targets of a teacher, if the batch has them.
+
+    Raises:
+        InputError: the batch has no targets.
     """
     if batch.targets is None:
         raise InputError("holdout_terms needs a batch with targets")
     hidden = model.prompt_state(batch.input_ids, batch.attention_mask)
     table = model.item_collaborative.weight
-    held = (batch.targets >= 0).sum(-1)
+    num_targets = (batch.targets >= 0).sum(-1)
     targets, counts = batch.targets, torch.ones_like(batch.targets, dtype=torch.float32)
     if average:
-        counts = counts / held.clamp(min=1)[:, None]
-    if batch.taught is not None and batch.shares is not None:
-        targets = torch.cat([targets, batch.taught], dim=1)
-        counts = torch.cat([counts, teacher_weight * batch.shares], dim=1)
+        counts = counts / num_targets.clamp(min=1)[:, None]
+    # The cross-entropy with soft targets has the form of the multinomial nll, so both share one softmax over the catalogue.
+    if batch.soft_target_items is not None and batch.soft_target_probs is not None:
+        targets = torch.cat([targets, batch.soft_target_items], dim=1)
+        counts = torch.cat([counts, teacher_weight * batch.soft_target_probs], dim=1)
     nll = multinomial_nll(hidden, table, targets, item_loss=item_loss, generator=generator, weights=counts)
     first_item = model.config.id_offset + model.config.num_users
     targets = torch.where(batch.targets >= 0, batch.targets + first_item, 0)
+    # Held-out items are regularized like those of the prompt, although their tokens are not in it.
     ids = torch.cat([batch.input_ids, targets], dim=1)
-    return _terms(model, nll, int(held.sum()), ids, "collaborative", weights)
+    return _terms(model, nll, int(num_targets.sum()), ids, "collaborative", weights)
 
 
-def _main_places(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Document and place of each main token."""
-    places = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
-    main = (places >= batch.prompt_lengths[:, None]) & batch.attention_mask.bool()
-    document, place = main.nonzero(as_tuple=True)
-    return document, place
+def _main_positions(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the document and the position of each main token."""
+    positions = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
+    main = (positions >= batch.prompt_lengths[:, None]) & batch.attention_mask.bool()
+    document, position = main.nonzero(as_tuple=True)
+    return document, position
 
 
 def _per_document(values: torch.Tensor, document: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Sum the values of each document's tokens."""
     return torch.zeros(len(batch.input_ids), device=values.device).index_add(0, document, values)
 
 
@@ -136,9 +146,9 @@ def _terms(
     tokens: int,
     ids: torch.Tensor,
     side: Side,
-    weights: Weights,
+    weights: RegularizationConfig,
 ) -> LossTerms:
-    """Add the regularization of one side's rows of all ID tokens in (B, T) `ids`."""
+    """Add the regularization of the rows of one side for all ID tokens in (B, T) `ids`."""
     other: Side = "content" if side == "collaborative" else "collaborative"
     first_user = model.config.id_offset
     first_item = first_user + model.config.num_users
@@ -151,9 +161,9 @@ def _terms(
         (ids - first_user, counted & (ids < first_item)),
         (ids - first_item, counted & (ids >= first_item)),
     )
-    for (indices, given), trained, fixed in zip(parts, model.tables(side), model.tables(other), strict=True):
+    for (indices, present), trained, fixed in zip(parts, model.tables(side), model.tables(other), strict=True):
         if weights.lambda_c:
-            mutual = mutual + squared_distances(indices, given, trained, fixed)
-        if weights.lambda_l and side == "collaborative":  # content rows have the collaborative ones as their prior mean
-            prior = prior + squared_distances(indices, given, trained)
+            mutual = mutual + squared_distances(indices, present, trained, fixed)
+        if weights.lambda_l and side == "collaborative":  # the prior mean of content rows is the collaborative rows, not 0
+            prior = prior + squared_distances(indices, present, trained)
     return LossTerms(nll, tokens, mutual, prior)

@@ -14,13 +14,15 @@ from modeling_cllm4rec.training.parameters import tune_backbone
 def choose_trainable(
     model: CLLM4RecForRecommendation, arguments: TrainingArguments, sides: Iterable[Side] = SIDES
 ) -> peft.PeftModel | None:
-    """Set `requires_grad` throughout a CLLM4Rec model.
+    """Set `requires_grad` of all weights of a CLLM4Rec model.
 
     Args:
-        sides: whose ID tables train.
+        model: changed in place.
+        arguments: `tune`, the LoRA shape, and the dropout of the backbone.
+        sides: sides whose ID tables are trained.
 
     Returns:
-        What `tune_backbone` returns.
+        The LoRA handle of `tune_backbone`, None without LoRA.
     """
     adapted = tune_backbone(model, arguments)
     for side in sides:

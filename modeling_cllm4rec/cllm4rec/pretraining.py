@@ -17,19 +17,19 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from modeling_cllm4rec.cllm4rec.arguments import PretrainArguments
 from modeling_cllm4rec.cllm4rec.documents import HistoryCorpus, TextCorpus, initial_item_rows
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation
-from modeling_cllm4rec.cllm4rec.objectives import LossTerms, Weights, next_item_terms, next_word_terms
+from modeling_cllm4rec.cllm4rec.objectives import LossTerms, RegularizationConfig, next_item_terms, next_word_terms
 from modeling_cllm4rec.cllm4rec.parameters import choose_trainable
-from modeling_cllm4rec.cllm4rec.prompts import cut, next_item_pieces, recommendation_pieces
+from modeling_cllm4rec.cllm4rec.prompts import next_item_segments, recommendation_segments, tokenize_template
 from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers
 from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.core.language_model import reject_adapter
-from modeling_cllm4rec.core.prompt_assembly import assemble
+from modeling_cllm4rec.core.prompt_assembly import build_input_ids
 from modeling_cllm4rec.corpora.batches import Batch, collate, plan_batches
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 from modeling_cllm4rec.training.estimates import FEWER_ROWS, LargestBatch, check_memory, id_table_memory
 from modeling_cllm4rec.training.finishing import save_finished
-from modeling_cllm4rec.training.loop import Step, check_folder, documents_of_a_step, make_accelerator, run
+from modeling_cllm4rec.training.loop import Step, check_folder, make_accelerator, run, step_batch_size
 from modeling_cllm4rec.training.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -38,8 +38,8 @@ logger = logging.getLogger(__name__)
 class PretrainingStage:
     """Documents, losses and validation of pretraining.
 
-    An epoch of the warm-up reads the text documents (C pass, no regularization); any later one reads the interactions
-    (L pass), then the texts (C pass), each side pulled towards the other, which is held fixed.
+    A warm-up epoch reads the text documents (C pass, no regularization). A later epoch reads the interactions (L pass), then
+    the texts (C pass); in each pass the rows of the trained side are pulled towards those of the other side, which is fixed.
     """
 
     name = "pretrain"
@@ -63,12 +63,12 @@ class PretrainingStage:
             cache_folder=arguments.run_folder / "corpus",
         )
         self.histories = HistoryCorpus(data.histories("train"), arguments.seed, arguments.reorder)
-        self.pieces = cut(prompts.interactions, tokenizer)
-        self.anonymous_pieces = cut(prompts.anonymous_interactions, tokenizer)
+        self.segments = tokenize_template(prompts.interactions, tokenizer)
+        self.anonymous_segments = tokenize_template(prompts.anonymous_interactions, tokenizer)
         self.max_length = model.config.prompt_limit
-        held = np.random.default_rng(arguments.seed).permutation(len(self.texts))
-        count = int(np.ceil(arguments.text_validation_share * len(held)))
-        self.text_validation, self.text_train = np.sort(held[:count]), np.sort(held[count:])
+        order = np.random.default_rng(arguments.seed).permutation(len(self.texts))
+        num_held_out = int(np.ceil(arguments.text_validation_share * len(order)))
+        self.text_validation, self.text_train = np.sort(order[:num_held_out]), np.sort(order[num_held_out:])
         self.truth = data.histories("validation")
         self.warmup = arguments.warmup_epochs if len(self.texts) else 0
         if len(self.texts) == 0:
@@ -77,13 +77,13 @@ class PretrainingStage:
 
     @property
     def num_epochs(self) -> int:
-        """Warm-up epochs and alternating epochs."""
+        """Return the number of warm-up and alternating epochs."""
         return self.warmup + self.arguments.epochs
 
     def steps(self, epoch: int) -> list[Step]:
-        """L pass, then C pass; in the warm-up the C pass alone."""
+        """Return the steps of an L pass and a C pass; in a warm-up epoch of the C pass alone."""
         arguments = self.arguments
-        size = documents_of_a_step(arguments)
+        size = step_batch_size(arguments)
         steps: list[Step] = []
         if epoch >= self.warmup:
             users = self.histories.users
@@ -95,24 +95,26 @@ class PretrainingStage:
         return steps + [Step("content", self.text_train[batch]) for batch in batches]
 
     def largest_batches(self) -> dict[str, LargestBatch]:
-        """The longest histories, as far as the context holds them, and the longest texts."""
-        size, pieces = self.arguments.batch_size, len(assemble(self.pieces, user=0))
-        histories = np.minimum(np.sort(self.histories.lengths[self.histories.users])[-size:], self.max_length - pieces)
-        batches = {"collaborative": LargestBatch(len(histories), int(histories[-1]) + pieces, int(histories.sum()))}
+        """Return a batch of the longest histories that fit the context, and one of the longest texts."""
+        size, prompt_length = self.arguments.batch_size, len(build_input_ids(self.segments, user=0))
+        histories = np.minimum(np.sort(self.histories.lengths[self.histories.users])[-size:], self.max_length - prompt_length)
+        batches = {"collaborative": LargestBatch(len(histories), int(histories[-1]) + prompt_length, int(histories.sum()))}
         texts = np.sort(self.texts.lengths[self.text_train])[-size:]
         if len(texts):
             batches["content"] = LargestBatch(len(texts), int(texts[-1]), word_states=int(texts.sum()))
         return batches
 
     def loss(self, step: Step, part: np.ndarray, epoch: int, generator: torch.Generator) -> tuple[torch.Tensor, float, int]:
-        """This part's share of an L or a C step (equations of section 3.3)."""
+        """Compute the loss of one part of an L or a C step (equations of section 3.3)."""
         weights = self.arguments.weights
         if epoch < self.warmup:
             weights = dataclasses.replace(weights, lambda_c=0.0)
         terms = self._terms(step.kind, part, epoch, weights, generator)
         return weights.total(terms, len(step.documents)), float(terms.nll.detach().sum()), terms.tokens
 
-    def _terms(self, kind: str, part: np.ndarray, epoch: int, weights: Weights, generator: torch.Generator) -> LossTerms:
+    def _terms(
+        self, kind: str, part: np.ndarray, epoch: int, weights: RegularizationConfig, generator: torch.Generator
+    ) -> LossTerms:
         device = self.model.item_content.weight.device
         if kind == "content":
             return next_word_terms(self.model, collate(*self.texts.rows(part)).to(device), weights)
@@ -122,27 +124,27 @@ class PretrainingStage:
         return next_item_terms(self.model, batch, weights, self.arguments.item_loss, generator)
 
     def _interactions(self, users: np.ndarray, orders: list[np.ndarray]) -> Batch:
-        """Interaction documents of users (-1: without the user's token) and their items."""
+        """Build the interaction documents of users (-1: without the user's token) and their items."""
         first_user = self.model.config.id_offset
         first_item = first_user + self.model.config.num_users
         rows, prompt_lengths = [], []
         for user, order in zip(users, orders, strict=True):
-            pieces = self.pieces if user >= 0 else self.anonymous_pieces
-            row = assemble(pieces, user=first_user + int(user), items=order + first_item, max_length=self.max_length)
+            segments = self.segments if user >= 0 else self.anonymous_segments
+            row = build_input_ids(segments, user=first_user + int(user), items=order + first_item, max_length=self.max_length)
             rows.append(row)
-            prompt_lengths.append(len(assemble(pieces, user=first_user)))
+            prompt_lengths.append(len(build_input_ids(segments, user=first_user)))
         return collate(rows, prompt_lengths)
 
     @torch.no_grad()
     def validate(self, epoch: int) -> dict[str, float]:
-        """Nats of a validation item after the training history, and of a word of the kept texts."""
+        """Return the nll, in nats, of a validation item after the training history, and of a word of the held-out texts."""
         metrics: dict[str, float] = {}
-        none = Weights(lambda_c=0.0)
+        no_regularization = RegularizationConfig(lambda_c=0.0)
         generator = torch.Generator()
         if len(self.text_validation):
             nll, tokens = 0.0, 0
             for part in np.array_split(self.text_validation, np.ceil(len(self.text_validation) / 32)):
-                terms = self._terms("content", part, epoch, none, generator)
+                terms = self._terms("content", part, epoch, no_regularization, generator)
                 nll, tokens = nll + float(terms.nll.sum()), tokens + terms.tokens
             metrics["validation/word_nll"] = nll / max(tokens, 1)
         users = np.flatnonzero(np.diff(self.truth.indptr) > 0)
@@ -152,7 +154,9 @@ class PretrainingStage:
         return metrics
 
     def _validation_item_nll(self, users: np.ndarray) -> float:
+        """Return the mean nll of the validation items of users."""
         device = self.model.item_content.weight.device
+        # Sorted by length, so that a batch has little padding.
         users = users[np.argsort(self.histories.lengths[users], kind="stable")]
         nll, count = 0.0, 0
         for part in np.array_split(users, np.ceil(len(users) / self.scores_at_once)):
@@ -167,16 +171,18 @@ class PretrainingStage:
 
 
 def new_model(data: RecommendationData, arguments: PretrainArguments) -> tuple[CLLM4RecForRecommendation, CLLM4RecTokenizer]:
-    """Model and tokenizer for a data folder, with the backbone's weights and fresh ID rows.
+    """Build the model and the tokenizer for a data folder: the backbone's weights, and new ID rows.
 
     Raises:
         MissingFileError: there is no such backbone.
-        InputError: it is of a kind that does not fit, an adapter alone, or `init_ids` is `text` and no item has a text.
+        InputError: the backbone has an unsupported architecture or is only an adapter, or `init_ids` is `text` and no item has a
+            text.
+        MemoryLimitError: the ID tables need more memory than `max_memory`.
     """
     train = data.histories("train")
     try:
         reject_adapter(arguments.backbone)
-        width = AutoConfig.from_pretrained(arguments.backbone).get_text_config().hidden_size
+        width = _hidden_size(arguments.backbone)
         rows = id_table_memory(data.num_users, data.num_items, width, bool(arguments.average_decay))
         check_memory(rows, arguments.max_memory, FEWER_ROWS)
         model = CLLM4RecForRecommendation.from_backbone(
@@ -193,16 +199,24 @@ def new_model(data: RecommendationData, arguments: PretrainArguments) -> tuple[C
     tokenizer = CLLM4RecTokenizer.from_backbone(
         arguments.backbone, num_users=data.num_users, num_items=data.num_items, id_offset=model.config.id_offset
     )
-    model.config.recommendation_prompts = recommendation_pieces(arguments.templates, tokenizer)
+    model.config.recommendation_prompts = recommendation_segments(arguments.templates, tokenizer)
     if arguments.backbone_weights == "random":
-        _forget_weights(model, arguments.seed)
+        _randomize_backbone(model, arguments.seed)
     if arguments.init_ids == "text":
-        _start_from_words(model, tokenizer, data, arguments)
+        _initialize_item_rows(model, tokenizer, data, arguments)
     return model, tokenizer
 
 
-def _forget_weights(model: CLLM4RecForRecommendation, seed: int) -> None:
-    """The backbone becomes a fresh one of its own shape (LLM-Scratch of the paper's ablation)."""
+def _hidden_size(backbone: str) -> int:
+    """Return the width of a backbone, from its configuration alone."""
+    try:
+        return int(AutoConfig.from_pretrained(backbone).get_text_config().hidden_size)
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"backbone: {backbone} is no causal language model that transformers can load ({error})") from error
+
+
+def _randomize_backbone(model: CLLM4RecForRecommendation, seed: int) -> None:
+    """Replace the weights of the backbone by random ones (LLM-Scratch of the paper's ablation)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = AutoModelForCausalLM.from_config(copy.deepcopy(model.config.text_config))
@@ -210,26 +224,29 @@ def _forget_weights(model: CLLM4RecForRecommendation, seed: int) -> None:
 
 
 @torch.no_grad()
-def _start_from_words(
+def _initialize_item_rows(
     model: CLLM4RecForRecommendation, tokenizer: CLLM4RecTokenizer, data: RecommendationData, arguments: PretrainArguments
 ) -> None:
-    """Item rows of both sides become the mean word row of the item's texts.
+    """Initialize the item rows of both sides with the mean word row of the item's texts.
 
-    User rows stay random: started from their items they would give away, in finetuning, what is held out.
+    User rows stay random: initialized from their items, they would leak the held-out items in finetuning.
     """
     word_table: Any = model.get_input_embeddings()
     words = word_table.weight.detach().float().cpu().numpy()
     item_rows = initial_item_rows(data, tokenizer, words, arguments.init_columns)
-    known = ~np.isnan(item_rows[:, 0])
-    if not known.any():
+    has_text = ~np.isnan(item_rows[:, 0])
+    if not has_text.any():
         raise InputError(f"init_ids is 'text', but no item has any of {arguments.init_columns}; use init_ids: random")
     for side in SIDES:
-        model.tables(side)[1].weight[known] = torch.from_numpy(item_rows[known])
-    logger.info("%d of %d item rows started from words", known.sum(), len(known))
+        model.tables(side)[1].weight[has_text] = torch.from_numpy(item_rows[has_text])
+    logger.info("%d of %d item rows initialized from words", has_text.sum(), len(has_text))
 
 
 def pretrain(arguments: PretrainArguments) -> tuple[CLLM4RecForRecommendation, Progress]:
     """Pretrain on a data folder and save the best epoch to OUTPUT/pretrained.
+
+    Raises:
+        CLLM4RecError: as `new_model`, `TextCorpus` and `training.loop.run`.
 
     Example:
         >>> pretrain(PretrainArguments(data="data/mine", output="runs/mine", backbone="gpt2"))  # doctest: +SKIP
@@ -248,11 +265,11 @@ def pretrain(arguments: PretrainArguments) -> tuple[CLLM4RecForRecommendation, P
 
 
 def recommend_early(model: CLLM4RecForRecommendation, settings: Mapping[str, Any], folder: str | Path) -> None:
-    """Let a pretrained model recommend by its next-item head, without finetuning (LLM-PreRec of the paper's ablation).
+    """Make a pretrained model recommend by its next-item head, without finetuning (LLM-PreRec of the paper's ablation).
 
     Args:
-        settings: those of pretraining, whose templates are used.
-        folder: of the model, where its tokenizer is.
+        settings: arguments of the pretraining; their templates are used.
+        folder: folder of the model and its tokenizer.
     """
     prompts = PretrainArguments(**settings, data="data", output="output").templates
-    model.config.recommendation_prompts = next_item_pieces(prompts, AutoTokenizer.from_pretrained(folder))
+    model.config.recommendation_prompts = next_item_segments(prompts, AutoTokenizer.from_pretrained(folder))

@@ -1,4 +1,4 @@
-"""The prompt templates, all of them. Change any by name in a recipe's YAML (`prompts:`)."""
+"""The prompt templates of CLLM4Rec; a recipe's YAML can replace each by name (`prompts:`)."""
 
 from __future__ import annotations
 
@@ -27,9 +27,12 @@ PLACEHOLDERS = {
 class Prompts:
     """Soft+hard prompts (section 3.2 of the paper): words around user and item ID tokens.
 
-    What follows a prompt (or, in `interactions`, the items in it) is the document's main text, the only part that is
-    predicted. The `anonymous` ones are for people without an ID token. `item_text` is used once for each text column of
-    the items, with the column's name for `{column}`.
+    The main text of a document follows the prompt; in `interactions` it is the items themselves. Only the main text is
+    predicted. The `anonymous` templates are for users without an ID token. `item_text` is used once per text column of the
+    items, with the name of the column for `{column}`.
+
+    Raises:
+        InputError: a template lacks a placeholder, has another one, or repeats one.
 
     Example:
         >>> Prompts.from_mapping({"review": "{user} on {item}:"}).review
@@ -56,11 +59,17 @@ class Prompts:
                 raise InputError(f"prompts.{field.name} is {template!r}; it must hold each of {wanted} once and no other")
         for name in ("interactions", "anonymous_interactions"):
             if not getattr(self, name).endswith("{items}"):
-                raise InputError(f"prompts.{name} must end with {{items}}: they are the main text, and what follows is not")
+                raise InputError(
+                    f"prompts.{name} must end with {{items}}, because only the items are predicted; move the words before them"
+                )
 
     @classmethod
     def from_mapping(cls, templates: Mapping[str, str] | None) -> Prompts:
-        """The default templates with some replaced."""
+        """Return the default templates with some of them replaced.
+
+        Raises:
+            InputError: an unknown name, or as the class itself.
+        """
         names = [field.name for field in fields(cls)]
         for key in templates or {}:
             if key not in names:
@@ -69,44 +78,44 @@ class Prompts:
         return replace(cls(), **dict(templates or {}))
 
 
-def cut(template: str, tokenizer: PreTrainedTokenizerBase, **words: str) -> list[Any]:
-    """Cut a template at its placeholders and encode the words between them once.
+def tokenize_template(template: str, tokenizer: PreTrainedTokenizerBase, **words: str) -> list[Any]:
+    """Split a template at its placeholders and tokenize the words between them.
 
     Args:
-        words: placeholders to be filled with text before encoding, such as `column="title"`.
+        words: placeholders to replace by text first, such as `column="title"`.
 
     Returns:
-        Pieces for `prompt_assembly.assemble`: lists of token ids, and the names of the placeholders.
+        Segments for `prompt_assembly.build_input_ids`: lists of token ids, and the names of placeholders.
     """
     for placeholder, word in words.items():
         template = template.replace("{" + placeholder + "}", word)
-    pieces: list[Any] = []
+    segments: list[Any] = []
     if tokenizer.bos_token_id is not None:
-        pieces.append([tokenizer.bos_token_id])
+        segments.append([tokenizer.bos_token_id])
     for text, name, _, _ in string.Formatter().parse(template):
-        if name is not None:  # one space before an ID token belongs to it, as in CLLM4RecTokenizer
+        if name is not None:  # CLLM4RecTokenizer also drops one space before an ID token
             text = text.removesuffix(" ")
         if text:
-            pieces.append(list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]))
+            segments.append(list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]))
         if name is not None:
-            pieces.append(name)
-    return pieces
+            segments.append(name)
+    return segments
 
 
-def recommendation_pieces(prompts: Prompts, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Any]]:
-    """What `CLLM4RecConfig.recommendation_prompts` holds."""
+def recommendation_segments(prompts: Prompts, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Any]]:
+    """Return the segments that `CLLM4RecConfig.recommendation_prompts` holds."""
     return {
-        "known": cut(prompts.recommendation, tokenizer),
-        "anonymous": cut(prompts.anonymous, tokenizer),
+        "known": tokenize_template(prompts.recommendation, tokenizer),
+        "anonymous": tokenize_template(prompts.anonymous, tokenizer),
     }
 
 
-def next_item_pieces(prompts: Prompts, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Any]]:
-    """As `recommendation_pieces`, for a model that was not finetuned: interactions, which its collaborative LM continues.
+def next_item_segments(prompts: Prompts, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Any]]:
+    """Return `recommendation_segments` for a model that was not finetuned: interactions that its collaborative LM continues.
 
-    With them in the configuration, what a model recommends is the ranking of its next-item head (LLM-PreRec of the paper).
+    With them in its configuration, a model recommends by its next-item head (LLM-PreRec of the paper).
     """
     return {
-        "known": cut(prompts.interactions, tokenizer),
-        "anonymous": cut(prompts.anonymous_interactions, tokenizer),
+        "known": tokenize_template(prompts.interactions, tokenizer),
+        "anonymous": tokenize_template(prompts.anonymous_interactions, tokenizer),
     }

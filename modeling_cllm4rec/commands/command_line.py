@@ -168,7 +168,7 @@ def in_shell_words(message: str, flags: dict[str, str]) -> str:
         if found[1] not in flags:
             return found[0]
         value = next((one for one in found.groups()[1:] if one is not None), "")
-        return f"{flags[found[1]]} {value}".strip()
+        return flags[found[1]] if value == "True" else f"{flags[found[1]]} {value}".strip()
 
     return given.sub(as_flag, message)
 

@@ -286,6 +286,14 @@ def is_text_type(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(inner) or pa.types.is_large_string(inner) or pa.types.is_null(inner))
 
 
+def text_column(table: pa.Table, name: str) -> list[str]:
+    """Return a text column as strings: lists joined by commas, empty where a row has no text."""
+    column = table[name]
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        return [", ".join(dict.fromkeys(word for word in value or [] if word)) for value in column.to_pylist()]
+    return ["" if value is None else str(value).strip() for value in column.to_pylist()]
+
+
 def _read_parquet(path: str | Path) -> pa.Table:
     try:
         return pq.read_table(path)
@@ -336,4 +344,5 @@ __all__ = [
     "extended_catalogue",
     "is_text_type",
     "new_ids",
+    "text_column",
 ]

@@ -54,6 +54,11 @@ def tokenizer_of(name_or_path: str | Path) -> PreTrainedTokenizerBase | None:
     return None
 
 
+def end_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the one token id that closes a text, in a list: the end of text, else the separator (BERT), else none."""
+    return [token for token in (tokenizer.eos_token_id, tokenizer.sep_token_id) if token is not None][:1]
+
+
 def reject_adapter(name_or_path: str | Path) -> None:
     """Refuse a folder or Hub name that holds LoRA matrices alone, whichever language model they were trained for.
 
@@ -125,7 +130,7 @@ def greedy_generation(own: GenerationConfig, tokenizer: PreTrainedTokenizerBase 
     """
     bos, eos, pad = own.bos_token_id, own.eos_token_id, own.pad_token_id
     if tokenizer is not None and eos is None:
-        eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+        eos = next(iter(end_tokens(tokenizer)), None)
     if tokenizer is not None and pad is None:
         pad = tokenizer.pad_token_id
     if pad is None:
@@ -154,7 +159,7 @@ def check_fields(config_class: type[PreTrainedConfig], arguments: dict[str, Any]
 
 __all__ = [
     "check_fields",
-    "reject_adapter",
+    "end_tokens",
     "evaluating",
     "greedy_generation",
     "is_left_padded",
@@ -162,6 +167,7 @@ __all__ = [
     "pretrained_backbone",
     "published_config",
     "real_positions",
+    "reject_adapter",
     "tokenizer_of",
     "word_head",
 ]

@@ -1,4 +1,4 @@
-"""Prompts as token ids: text pieces encoded once, ID tokens put between them by arithmetic.
+"""Prompts as token ids: text segments are tokenized once, and ID tokens are inserted between them by arithmetic.
 
 This file stands alone: it is copied into every saved folder.
 """
@@ -15,33 +15,36 @@ from .errors import InputError
 USER, ITEM, ITEMS = "user", "item", "items"
 
 
-def assemble(
-    pieces: Sequence[Any],
+def build_input_ids(
+    segments: Sequence[Any],
     *,
     user: int | None = None,
     item: int | None = None,
     items: np.ndarray | Sequence[int] = (),
     max_length: int | None = None,
 ) -> np.ndarray:
-    """Put ID tokens into a prompt.
+    """Insert ID tokens into the segments of a prompt.
 
     Args:
-        pieces: lists of text token ids and the placeholders `"user"`, `"item"`, `"items"`.
+        segments: lists of text token ids and the placeholders `"user"`, `"item"`, `"items"`.
         user, item: token ids for those placeholders.
         items: (history,) item token ids, oldest first, for `"items"`.
-        max_length: tokens that fit. What is dropped is the beginning of `items`: the last items stay, and so do all words
-            of the prompt, the closing ones above all (the released code cuts the closing words off).
+        max_length: tokens that fit. The oldest items are dropped; the last items and all words of the prompt stay (the released
+            code cuts off the closing words).
 
     Returns:
         (length,) int64 token ids.
 
+    Raises:
+        InputError: no item fits, or the token of a placeholder is missing.
+
     Example:
-        >>> assemble([[1, 2], "user", [3], "items", [4]], user=10, items=[20, 21, 22], max_length=7).tolist()
+        >>> build_input_ids([[1, 2], "user", [3], "items", [4]], user=10, items=[20, 21, 22], max_length=7).tolist()
         [1, 2, 10, 3, 21, 22, 4]
     """
     items = np.asarray(items, dtype=np.int64)
     if max_length is not None:
-        words = sum(0 if piece == ITEMS else 1 if isinstance(piece, str) else len(piece) for piece in pieces)
+        words = sum(0 if segment == ITEMS else 1 if isinstance(segment, str) else len(segment) for segment in segments)
         room = max_length - words
         if room < 1:
             raise InputError(
@@ -51,20 +54,20 @@ def assemble(
         items = items[-room:]
     parts = {USER: user, ITEM: item}
     arrays: list[np.ndarray] = []
-    for piece in pieces:
-        if not isinstance(piece, str):
-            arrays.append(np.asarray(piece, dtype=np.int64))
-        elif piece == ITEMS:
+    for segment in segments:
+        if not isinstance(segment, str):
+            arrays.append(np.asarray(segment, dtype=np.int64))
+        elif segment == ITEMS:
             arrays.append(items)
-        elif parts.get(piece) is None:
-            raise InputError(f"the prompt asks for {piece!r}, which was not given")
+        elif parts.get(segment) is None:
+            raise InputError(f"the prompt has the placeholder {segment!r}, but its token is missing; pass {segment}=")
         else:
-            arrays.append(np.asarray([parts[piece]], dtype=np.int64))
+            arrays.append(np.asarray([parts[segment]], dtype=np.int64))
     return np.concatenate(arrays) if arrays else np.zeros(0, np.int64)
 
 
 def pad_right(rows: Sequence[np.ndarray], value: int) -> np.ndarray:
-    """Stack rows of different lengths into (rows, longest), filled up with `value` on the right.
+    """Stack rows of different lengths into (rows, longest), padded with `value` on the right.
 
     Example:
         >>> pad_right([np.array([1]), np.array([2, 3])], 0).tolist()
@@ -76,4 +79,4 @@ def pad_right(rows: Sequence[np.ndarray], value: int) -> np.ndarray:
     return padded
 
 
-__all__ = ["ITEM", "ITEMS", "USER", "assemble", "pad_right"]
+__all__ = ["ITEM", "ITEMS", "USER", "build_input_ids", "pad_right"]

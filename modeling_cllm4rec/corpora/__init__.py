@@ -1,1 +1,1 @@
-"""From raw interactions and texts to what the models are trained on."""
+"""Corpora: from raw interactions and texts to the documents that models are trained on."""

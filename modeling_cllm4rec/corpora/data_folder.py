@@ -1,10 +1,8 @@
-"""The prepared data folder: interactions, items and users as Parquet, and what they are as JSON."""
+"""The prepared data folder: interactions, items and users as Parquet, their description as JSON."""
 
 from __future__ import annotations
 
 import json
-import shutil
-import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,17 +13,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from modeling_cllm4rec.core.errors import ExistingFileError, InputError, MissingFileError
+from modeling_cllm4rec.core.errors import ExistingFileError, FileWriteError, InputError, MissingFileError
+from modeling_cllm4rec.corpora.atomic_files import atomic_folder
 from modeling_cllm4rec.corpora.interactions import check_texts, first_of
 from modeling_cllm4rec.corpora.splits import SPLITS
 
 FORMAT = 1
-"""Version of the folder's form."""
+"""Version of the format of the folder."""
 TABLES = ("interactions", "items", "users")
 INFO_FILE = "dataset.json"
 README = "README.md"
 ROW_GROUP = 100_000
-"""Rows that a writer or reader of a table holds at a time."""
+"""Rows that a writer or a reader of a table holds in memory together."""
 INTERACTION_TYPES = {
     "user_index": pa.int32(),
     "item_index": pa.int32(),
@@ -34,14 +33,14 @@ INTERACTION_TYPES = {
     "timestamp": pa.int64(),
     "review": pa.large_string(),
 }
-"""The columns of `interactions.parquet`; the first three are always there."""
+"""The columns of `interactions.parquet`; the first three are required."""
 
 
 class Histories(NamedTuple):
-    """Item indices of many users, one after the other: user i has `items[indptr[i]:indptr[i + 1]]`.
+    """Item indices of many users as compressed rows: user i has `items[indptr[i]:indptr[i + 1]]`.
 
     Attributes:
-        indptr: (users + 1,) int64, where each user begins.
+        indptr: (users + 1,) int64 start of each user.
         items: (nnz,) int32 item indices.
     """
 
@@ -56,10 +55,10 @@ class RecommendationData:
     Attributes:
         users: row i is user_index i; `user_id` and text columns.
         items: row j is item_index j; `item_id` and text columns.
-        interactions: one row per (user, item) pair: `user_index`, `item_index` (int32), `split`, and where given
-            `rating`, `timestamp` (unix seconds), `review`; sorted by user_index, then time (or order in the source).
+        interactions: one row per (user, item) pair: `user_index`, `item_index` (int32), `split`, and optionally `rating`,
+            `timestamp` (unix seconds), `review`; sorted by user_index, then by time (or by order in the source).
         info: the contents of `dataset.json`: `format`, `statistics`, `protocol`, `sources`.
-        folder: where it lies.
+        folder: path of the folder.
     """
 
     users: pa.Table
@@ -70,12 +69,12 @@ class RecommendationData:
 
     @property
     def num_users(self) -> int:
-        """Number I of users."""
+        """Return the number I of users."""
         return int(self.users.num_rows)
 
     @property
     def num_items(self) -> int:
-        """Number J of items."""
+        """Return the number J of items."""
         return int(self.items.num_rows)
 
     @classmethod
@@ -83,8 +82,8 @@ class RecommendationData:
         """Read a prepared folder.
 
         Raises:
-            MissingFileError: if the folder or one of its files is missing.
-            InputError: if a file cannot be read, is of another format, or its contents do not fit together.
+            MissingFileError: the folder or one of its files is missing.
+            InputError: a file cannot be read or has another format, or the tables do not fit together.
         """
         folder = Path(folder)
         if not folder.is_dir():
@@ -95,47 +94,49 @@ class RecommendationData:
         return data
 
     def save(self, folder: str | Path, overwrite: bool = False) -> RecommendationData:
-        """Write the folder, complete or not at all.
+        """Write the folder, whole or not at all.
 
         Args:
-            folder: where to; must not exist or be empty.
-            overwrite: replace a data folder that is there, once the new one is complete.
+            folder: must not exist, or be empty.
+            overwrite: whether to replace an existing data folder, once the new one is complete.
 
         Returns:
-            The same data with its new place.
+            The same data with its new path.
 
         Raises:
-            ExistingFileError: if something is there that is not to be replaced.
-            InputError: if the tables do not fit together.
+            ExistingFileError: the folder holds something that must not be replaced.
+            InputError: the tables do not fit together.
+            FileWriteError: the folder cannot be written, such as on a full disk.
         """
         folder = Path(folder)
         check_output(folder, overwrite)
         self.validate()
         place = folder.resolve()
-        place.parent.mkdir(parents=True, exist_ok=True)
-        partial = place.with_name(f".{place.name}.{uuid.uuid4().hex}.partial")
         try:
-            partial.mkdir()
-            for name in TABLES:
-                pq.write_table(getattr(self, name), partial / f"{name}.parquet", compression="zstd", row_group_size=ROW_GROUP)
-            (partial / INFO_FILE).write_text(json.dumps(self.info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            (partial / README).write_text(_readme(place.name, self.info), encoding="utf-8")
-            _put_in_place(partial, place)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            # A unique name, because any other folder next to the data folder may belong to the user.
+            with atomic_folder(place, unique=True) as temporary:
+                for name in TABLES:
+                    table, file = getattr(self, name), temporary / f"{name}.parquet"
+                    pq.write_table(table, file, compression="zstd", row_group_size=ROW_GROUP)
+                (temporary / INFO_FILE).write_text(json.dumps(self.info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+                (temporary / README).write_text(_readme(place.name, self.info), encoding="utf-8")
+        except OSError as error:
+            raise FileWriteError(
+                f"the data folder {folder} could not be written ({error}); an earlier data folder is unchanged"
+            ) from error
         return replace(self, folder=folder)
 
     def histories(self, *splits: str) -> Histories:
-        """Each user's items in the named splits, in the order of the file (by time, where there is one).
+        """Return the items of each user in some splits, in the order of the file (by time, if there are timestamps).
 
         Args:
             splits: one or more of `train`, `validation`, `test`.
 
         Returns:
-            Histories of all I users; those without an interaction in these splits have an empty one.
+            Histories of all I users; users without an interaction in these splits have an empty history.
 
         Raises:
-            InputError: if no split is named, or one is unknown.
+            InputError: no split is named, or one is unknown.
         """
         unknown = [name for name in splits if name not in SPLITS]
         if unknown or not splits:
@@ -147,7 +148,7 @@ class RecommendationData:
         return Histories(indptr, chosen["item_index"].to_numpy().astype(np.int32))
 
     def reviews(self) -> pa.Table:
-        """The train pairs that have a review which is not blank: `user_index`, `item_index`, `review`."""
+        """Return the training pairs with a review that is not blank: `user_index`, `item_index`, `review`."""
         names = ["user_index", "item_index", "review"]
         if "review" not in self.interactions.column_names:
             return pa.schema([(name, INTERACTION_TYPES[name]) for name in names]).empty_table()
@@ -155,10 +156,10 @@ class RecommendationData:
         return self.interactions.filter(pc.and_(train, is_written(self.interactions["review"]))).select(names)
 
     def validate(self) -> None:
-        """Check that tables and statistics fit together.
+        """Check that the tables and the statistics fit together.
 
         Raises:
-            InputError: naming the table and column at fault.
+            InputError: they do not; the table and the column are named.
         """
         check_texts(self.items, "item_id")
         check_texts(self.users, "user_id")
@@ -167,16 +168,16 @@ class RecommendationData:
         for name, count in counts.items():
             if self.info["statistics"].get(name) != count:
                 raise InputError(
-                    f"{INFO_FILE} says {self.info['statistics'].get(name)} {name}, but {count} are there; "
+                    f"{INFO_FILE} lists {self.info['statistics'].get(name)} {name}, but the tables have {count}; "
                     "the files are not of one folder: prepare it again"
                 )
 
 
 def check_output(folder: str | Path, overwrite: bool = False) -> None:
-    """Check that a data folder may be written there.
+    """Check that a data folder may be written to a path.
 
     Raises:
-        ExistingFileError: if it is a file, or a folder that holds something; with `overwrite`, if what it holds is not a
+        ExistingFileError: the path is a file or a folder that is not empty; with `overwrite`, a folder that is not empty and no
             data folder.
     """
     folder = Path(folder)
@@ -191,32 +192,22 @@ def check_output(folder: str | Path, overwrite: bool = False) -> None:
         )
     if names and not overwrite:
         raise ExistingFileError(
-            f"{folder} holds a data folder already ({first_of(names)}); pass --overwrite (overwrite=True) to replace "
+            f"{folder} holds a data folder already ({first_of(names)}); pass overwrite=True to replace "
             "it, or choose another output"
         )
 
 
 def is_written(reviews: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
-    """Whether each review has more than blanks; never null."""
+    """Check which reviews have more than blanks.
+
+    Returns:
+        (rows,) booleans, never null.
+    """
     return pc.fill_null(pc.match_substring_regex(reviews, r"[^\s\v\p{Z}]"), False)
 
 
-def _put_in_place(partial: Path, place: Path) -> None:
-    """Rename the complete folder to its place; what was there goes only then, and comes back if that fails."""
-    if not place.exists():
-        partial.rename(place)
-        return
-    old = partial.with_suffix(".old")
-    place.rename(old)
-    try:
-        partial.rename(place)
-    except OSError:
-        old.rename(place)
-        raise
-    shutil.rmtree(old)
-
-
 def _read_info(path: Path) -> dict[str, Any]:
+    """Read `dataset.json` and check its format."""
     if not path.is_file():
         raise MissingFileError(f"{path} is missing; prepare the folder again with `cllm4rec prepare`")
     try:
@@ -233,6 +224,7 @@ def _read_info(path: Path) -> dict[str, Any]:
 
 
 def _read_parquet(path: Path) -> pa.Table:
+    """Read one table of the folder."""
     if not path.is_file():
         raise MissingFileError(f"{path} is missing; prepare the folder again with `cllm4rec prepare`")
     try:
@@ -243,10 +235,11 @@ def _read_parquet(path: Path) -> pa.Table:
 
 
 def _check_interactions_table(table: pa.Table, num_users: int, num_items: int) -> None:
+    """Check columns, types, order and splits of the interactions."""
     for name, kind in INTERACTION_TYPES.items():
         if name not in table.column_names:
             if name in ("user_index", "item_index", "split"):
-                raise InputError(f"interactions: no column {name!r}; there are {', '.join(table.column_names)}")
+                raise InputError(f"interactions: no column {name!r}; the columns are {', '.join(table.column_names)}")
         elif table[name].type != kind:
             raise InputError(f"interactions: {name} must be {kind}, got {table[name].type}")
         elif name not in ("rating", "review") and table[name].null_count:
@@ -258,10 +251,11 @@ def _check_interactions_table(table: pa.Table, num_users: int, num_items: int) -
     if (np.diff(users) < 0).any():
         raise InputError("interactions: rows must be sorted by user_index")
     if len(np.unique(users * num_items + items)) < len(users):
-        raise InputError("interactions: a (user_index, item_index) pair is there more than once")
+        raise InputError("interactions: a (user_index, item_index) pair occurs more than once")
     unknown = set(pc.unique(table["split"]).to_pylist()) - set(SPLITS)
     if unknown:
         raise InputError(f"interactions: split must be one of {', '.join(SPLITS)}, got {first_of(sorted(unknown))}")
+    # A review of a held-out pair would leak the item and its qualities into training.
     if "review" in table.column_names:
         leaked = pc.sum(pc.and_(pc.not_equal(table["split"], "train"), table["review"].is_valid())).as_py()
         if leaked:
@@ -269,7 +263,7 @@ def _check_interactions_table(table: pa.Table, num_users: int, num_items: int) -
 
 
 def _readme(name: str, info: dict[str, Any]) -> str:
-    """The folder's README: its head tells `datasets` which file is which table."""
+    """Return the README of the folder, whose YAML header lists the tables for the `datasets` library."""
     configs = "\n".join(f"- config_name: {table}\n  data_files: {table}.parquet" for table in TABLES)
     rows = "\n".join(f"| {key.replace('_', ' ')} | {value} |" for key, value in info["statistics"].items())
     return f"""---

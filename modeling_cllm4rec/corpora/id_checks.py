@@ -1,4 +1,4 @@
-"""A model and a data folder must speak of the same users and items."""
+"""Check that a model and a data folder have the same users and items."""
 
 from __future__ import annotations
 
@@ -9,10 +9,17 @@ from modeling_cllm4rec.corpora.data_folder import RecommendationData
 
 
 def check_same_ids(model: RecommenderModel, data: RecommendationData, name: str) -> None:
-    """Raise InputError if a model's items or users are not those of the data, in the same order.
+    """Check that a model has the items and users of the data, in the same order.
+
+    Item and user indices have the same meaning only then.
 
     Args:
-        name: how the model is called in the message.
+        model: the model.
+        data: the data folder.
+        name: name of the model in the message.
+
+    Raises:
+        InputError: the items or the users differ.
     """
     items, users = IdMap(data.items["item_id"], "item_id"), IdMap(data.users["user_id"], "user_id")
     if model.catalogue is None or model.catalogue.ids.fingerprint != items.fingerprint:

@@ -1,7 +1,7 @@
 """Interactions and the texts of items and users: columns, ids, cleaning, k-core.
 
-A table of interactions has the columns `user_id`, `item_id` and, where there are such, `rating` (float64), `timestamp`
-(int64, unix seconds), `review` and `split`. Row numbers in messages count from 1, a header line not included.
+A table of interactions has the columns `user_id`, `item_id` and optionally `rating` (float64), `timestamp` (int64, unix
+seconds), `review` and `split`. Row numbers in messages count from 1, without the header line.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from modeling_cllm4rec.corpora.readers import is_untyped, nearest_names, read_ta
 ID_TYPES = ("auto", "string", "integer")
 IntArray = npt.NDArray[np.int64]
 NAMED = 5
-"""How many offenders a message names."""
+"""Most ids or rows that a message lists."""
 
 
 def read_interactions(
@@ -37,16 +37,16 @@ def read_interactions(
     with_split: bool = False,
     id_type: str = "auto",
 ) -> pa.Table:
-    """Read interactions under the names of this package.
+    """Read a table of interactions and rename its columns to those of this package.
 
     Args:
-        source: whatever `readers.read_table` reads.
-        user_column: its column of user ids.
-        item_column: its column of item ids.
-        rating_column: its column of ratings; `None` means `rating`, if there is such a column. So for the next three.
-        timestamp_column: its column of times; unix seconds, ISO-8601 texts or datetimes, or anything that orders.
-        review_column: its column of review texts.
-        split_column: its column of split names; read only `with_split`, and then it must be there.
+        source: any source of `readers.read_table`.
+        user_column: column of user ids.
+        item_column: column of item ids.
+        rating_column: column of ratings; `None` means `rating`, if there is such a column. The same holds for the next three.
+        timestamp_column: column of times: unix seconds, ISO-8601 texts or datetimes.
+        review_column: column of review texts.
+        split_column: column of split names; read only `with_split`, where it is required.
         with_split: whether to read the split.
         id_type: see `typed_ids`.
 
@@ -54,7 +54,7 @@ def read_interactions(
         The table as `check_interactions` returns it.
 
     Raises:
-        MissingFileError, ValueError: as `readers.read_table` and `check_interactions`.
+        MissingFileError, InputError: as `readers.read_table` and `check_interactions`.
     """
     required = {"user_id": user_column, "item_id": item_column}
     given = {"rating": rating_column, "timestamp": timestamp_column, "review": review_column}
@@ -63,7 +63,7 @@ def read_interactions(
     required |= {name: column for name, column in given.items() if column is not None}
     optional = {name: name for name, column in given.items() if column is None and name not in required.values()}
     if len(set(required.values())) < len(required):
-        raise InputError(f"two columns are to be read from the same one: {required}; give each its own")
+        raise InputError(f"two columns would be read from the same one: {required}; name a different column for each")
     table = read_table(source, list(required.values()), list(optional))
     names = {column: name for name, column in (optional | required).items()}
     table = table.rename_columns([names[column] for column in table.column_names])
@@ -81,11 +81,11 @@ def read_texts(
     exclude: Sequence[str] = (),
     id_type: str = "auto",
 ) -> pa.Table:
-    """Read the texts of items or users: one row each.
+    """Read the texts of items or users, one row each.
 
     Args:
-        source: whatever `readers.read_table` reads.
-        id_column: its column of ids.
+        source: any source of `readers.read_table`.
+        id_column: column of ids.
         name: `item_id` or `user_id`, the name of the ids in the result.
         columns: the columns to keep (`None`: all).
         exclude: columns to leave out.
@@ -95,7 +95,7 @@ def read_texts(
         The table as `check_texts` returns it.
 
     Raises:
-        MissingFileError, ValueError: as `readers.read_table` and `check_texts`.
+        MissingFileError, InputError: as `readers.read_table` and `check_texts`.
     """
     wanted = [id_column] if columns is None else [id_column, *columns]
     table = read_table(source, wanted, None if columns is None else ())
@@ -116,18 +116,18 @@ def read_texts(
 
 
 def check_interactions(table: pa.Table) -> pa.Table:
-    """The known columns of a table of interactions, each in its one type.
+    """Return the columns of a table of interactions that this package reads, each converted to its type.
 
     Args:
-        table: `user_id`, `item_id` and any of `rating`, `timestamp`, `review`, `split`; other columns are left out.
+        table: `user_id`, `item_id` and any of `rating`, `timestamp`, `review`, `split`; other columns are dropped.
 
     Returns:
-        A table of as many rows; ids as they are, `rating` float64 (null where missing), `timestamp` int64 unix seconds
+        A table with the same rows: ids unchanged, `rating` float64 (null where missing), `timestamp` int64 unix seconds
         (fractions of a second dropped), `review` and `split` text.
 
     Raises:
-        InputError: if the table is empty, `user_id` or `item_id` is missing, an id is empty, null or neither text nor
-            integer, a rating is not a number, a timestamp is not one, or a review or split is not text.
+        InputError: the table is empty, `user_id` or `item_id` is missing, an id is empty, null or neither text nor integer, a
+            rating is not a number, a timestamp is not one, or a review or split is not text.
 
     Example:
         >>> raw = pa.table({"user_id": ["ann"], "item_id": [7], "timestamp": ["1970-01-02T00:00:00"]})
@@ -146,36 +146,36 @@ def check_interactions(table: pa.Table) -> pa.Table:
 
 
 def check_texts(table: pa.Table, name: str) -> pa.Table:
-    """A table of items or users with unique ids, all else text or lists of texts.
+    """Check that a table of items or users has unique ids, and convert its other columns to texts or lists of texts.
 
     Args:
-        table: one row per item or user; numbers, truth values and dates become text, NaN becomes null.
+        table: one row per item or user; numbers, booleans and dates become text, NaN becomes null.
         name: the id column, `item_id` or `user_id`; it becomes the first column.
 
     Raises:
-        InputError: if the table is empty, the id column is missing, an id is empty, null, repeated or neither text nor
-            integer, or a column holds something else than texts.
+        InputError: the table is empty, the id column is missing, an id is empty, null, repeated or neither text nor integer, or
+            a column cannot be converted.
 
     Example:
         >>> check_texts(pa.table({"price": [1.5], "item_id": ["a"], "tags": [["x", "y"]]}), "item_id").to_pylist()
         [{'item_id': 'a', 'price': '1.5', 'tags': ['x', 'y']}]
     """
-    what = f"{name.removesuffix('_id')}s"
-    _check_has(table, (name,), what)
+    entities = f"{name.removesuffix('_id')}s"
+    _check_has(table, (name,), entities)
     ids = check_ids(table[name], name)
     counts = pc.value_counts(ids)
-    twice = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
-    if len(twice):
-        raise InputError(f"{what}: {name} is repeated: {first_of(twice)}; keep one row for each")
+    repeated = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
+    if len(repeated):
+        raise InputError(f"{entities}: {name} is repeated: {first_of(repeated)}; keep one row for each")
     others = [column for column in table.column_names if column != name]
     return pa.table({name: ids} | {column: _text_or_lists(_plain(table[column]), column) for column in others})
 
 
 def check_ids(column: pa.ChunkedArray | pa.Array, name: str) -> pa.Array:
-    """Ids in one piece: text or integers, none missing.
+    """Check that ids are text or integers and none is missing, and return them as one array.
 
     Raises:
-        InputError: naming the column and the first rows at fault.
+        InputError: an id is missing or has another type; the column and the first such rows are named.
     """
     ids = _plain(column)
     missing = ids.is_null(nan_is_null=True)
@@ -192,19 +192,18 @@ def check_ids(column: pa.ChunkedArray | pa.Array, name: str) -> pa.Array:
 def clean_interactions(
     table: pa.Table, min_rating: float | None = None, k_core: int = 0
 ) -> tuple[pa.Table, list[dict[str, Any]]]:
-    """Keep the last of repeated (user, item) pairs, then the well rated, then the k-core; row order stays.
+    """Keep the last of repeated (user, item) pairs, then high ratings, then the k-core; the order of rows stays.
 
     Args:
-        table: as `check_interactions` returns it.
-        min_rating: the lowest rating that is kept. The paper's "rating > 3" of whole stars is 4.
-        k_core: number of interactions that each user and each item must have among those kept; 0 is off.
+        table: a table from `check_interactions`.
+        min_rating: the lowest rating that is kept. The "rating > 3" of the paper, with whole stars, is 4.
+        k_core: least number of interactions of each user and each item that is kept; 0 keeps all.
 
     Returns:
-        The table, and for each filter in its order `{"filter", "value", "removed"}`, `removed` in rows.
+        The table, and for each filter in order `{"filter", "value", "removed"}`, `removed` in rows.
 
     Raises:
-        InputError: if a repeated pair has two splits, a rating is missing where one is needed, a value is out of its
-            range, or nothing is left.
+        InputError: a repeated pair has two splits, a rating is missing, a value is out of its range, or no row is left.
     """
     if k_core < 0:
         raise InputError(f"k_core must be at least 0 (off), got {k_core}")
@@ -225,17 +224,18 @@ def clean_interactions(
 
 
 def k_core_rows(users: IntArray, items: IntArray, k: int) -> IntArray:
-    """Row numbers of the k-core: the largest set of rows in which every user and every item has at least k.
+    """Return the row numbers of the k-core: the largest set of rows in which every user and every item has at least k.
 
     Args:
         users: (rows,) user codes from 0.
         items: (rows,) item codes from 0.
-        k: least number of rows of a user or an item.
+        k: least number of rows per user and per item.
 
     Example:
         >>> k_core_rows(np.array([0, 0, 1, 1, 2]), np.array([0, 1, 0, 1, 1]), 2).tolist()
         [0, 1, 2, 3]
     """
+    # Removing users lowers the counts of items and the other way around, so the filter repeats until nothing changes.
     rows = np.arange(len(users))
     while len(rows):
         enough = (np.bincount(users[rows])[users[rows]] >= k) & (np.bincount(items[rows])[items[rows]] >= k)
@@ -246,38 +246,43 @@ def k_core_rows(users: IntArray, items: IntArray, k: int) -> IntArray:
 
 
 def encode(ids: pa.ChunkedArray | pa.Array) -> IntArray:
-    """(rows,) codes of ids, numbered from 0 in order of first appearance."""
+    """Return the (rows,) codes of ids, numbered from 0 in order of first appearance."""
     return _plain(ids).dictionary_encode().indices.to_numpy().astype(np.int64)
 
 
 def first_of(values: Any) -> str:
-    """The first few values for a message: `'a', 'b' (and 3 more)`."""
-    named = ", ".join(repr(value) for value in pa.array(values[:NAMED]).to_pylist())
-    return named + (f" (and {len(values) - NAMED} more)" if len(values) > NAMED else "")
+    """Return the first few values as text for a message: `'a', 'b' (and 3 more)`."""
+    listed = ", ".join(repr(value) for value in pa.array(values[:NAMED]).to_pylist())
+    return listed + (f" (and {len(values) - NAMED} more)" if len(values) > NAMED else "")
 
 
 def _rows_of_last(table: pa.Table) -> IntArray:
-    """Row numbers, ascending, of the last row of each (user, item) pair by timestamp, then by order in the table."""
+    """Return the row numbers, ascending, of the last row of each (user, item) pair by time, then by order in the table."""
     users, items = encode(table["user_id"]), encode(table["item_id"])
     pairs = users * (items.max() + 1) + items
     times = (table["timestamp"].to_numpy(),) if "timestamp" in table.column_names else ()
+    # lexsort is stable, so of equal times the later row comes last.
     order = np.lexsort((*times, pairs))
     new = np.diff(pairs[order], prepend=-1) != 0
     if "split" in table.column_names:
         splits = encode(table["split"])[order]
-        torn = order[~new & (np.diff(splits, prepend=0) != 0)]
-        if len(torn):
-            names = first_of(table["user_id"].take(torn[:NAMED])), first_of(table["item_id"].take(torn[:NAMED]))
+        conflicting = order[~new & (np.diff(splits, prepend=0) != 0)]
+        if len(conflicting):
+            rows = conflicting[:NAMED]
+            listed_users, listed_items = (first_of(table[name].take(rows)) for name in ("user_id", "item_id"))
             raise InputError(
-                f"{len(torn)} repeated (user, item) pairs have more than one split: users {names[0]} with items "
-                f"{names[1]}; a pair may be in one split only"
+                f"{len(conflicting)} repeated (user, item) pairs have more than one split: users {listed_users} with items "
+                f"{listed_items}; a pair may be in one split only"
             )
     return np.sort(order[np.append(new[1:], True)])
 
 
 def _well_rated(table: pa.Table, min_rating: float) -> pa.Array:
+    """Check which rows have a rating of at least `min_rating`."""
     if "rating" not in table.column_names:
-        raise InputError(f"min_rating {min_rating} needs a column of ratings; name it by --rating-column, or leave it")
+        raise InputError(
+            f"min_rating {min_rating} needs a column of ratings; name it with rating_column, or leave min_rating unset"
+        )
     missing = int(table["rating"].null_count)
     if missing:
         raise InputError(f"min_rating {min_rating} needs all ratings, but rating is missing in {missing} rows")
@@ -287,16 +292,18 @@ def _well_rated(table: pa.Table, min_rating: float) -> pa.Array:
 def typed_ids(
     column: pa.ChunkedArray | pa.Array, name: str, source: str | Path, id_type: str = "auto", untyped: bool = True
 ) -> pa.ChunkedArray | pa.Array:
-    """Ids in the type that is asked for.
+    """Convert ids to a type.
 
     Args:
-        column: the ids; name: `user_id` or `item_id`; source: where they come from, for the message.
-        id_type: `string`, `integer`, or `auto`: from a source that is `untyped`, whole numbers without leading zeros become
-            integers, all else stays as it is.
-        untyped: whether the source does not tell texts from numbers, as CSV and the keys of JSON objects.
+        column: the ids.
+        name: `user_id` or `item_id`.
+        source: the file of the ids, for the message.
+        id_type: `string`, `integer`, or `auto`: if the source is `untyped` and all ids are whole numbers without leading
+            zeros, they become integers; otherwise they keep their type.
+        untyped: whether the source has no types, as CSV files and the keys of JSON objects.
 
     Raises:
-        InputError: an id is empty, or no whole number where `integer` is asked for.
+        InputError: an id is empty, or is no whole number although `id_type` is `integer`.
 
     Example:
         >>> typed_ids(pa.array(["7", "10"]), "item_id", "a.csv").to_pylist()
@@ -320,32 +327,37 @@ def typed_ids(
     raise InputError(f"{source}: with id_type integer, {name} must be plain whole numbers, got {first_of(others)}")
 
 
-def _check_has(table: pa.Table, names: Sequence[str], what: str) -> None:
+def _check_has(table: pa.Table, names: Sequence[str], table_name: str) -> None:
+    """Check that a table has rows and some columns."""
     for name in names:
         if name not in table.column_names:
-            has = table.column_names
-            raise InputError(f"{what}: no column {name!r}; there are {', '.join(has)}{nearest_names(name, has)}")
+            columns = table.column_names
+            raise InputError(
+                f"{table_name}: no column {name!r}; the columns are {', '.join(columns)}{nearest_names(name, columns)}"
+            )
     if not table.num_rows:
-        raise InputError(f"{what}: the table has no rows")
+        raise InputError(f"{table_name}: the table has no rows")
 
 
 def _replace(table: pa.Table, name: str, column: pa.ChunkedArray | pa.Array) -> pa.Table:
+    """Return a table with another column in place of the one called `name`."""
     return table.set_column(table.column_names.index(name), name, column)
 
 
 def _plain(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    """One array; texts of any encoding as large_string."""
+    """Return a column as one array, with texts of any encoding as large_string."""
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     column = column.cast(pa.large_string() if _is_text(kind) else kind)
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
 def _is_text(kind: pa.DataType) -> bool:
+    """Check whether a type is one of the text types."""
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
 def _texts(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
-    """Texts as large_string, not put into one piece."""
+    """Return texts as large_string, still in chunks, because reviews are large."""
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if not _is_text(kind) and not pa.types.is_null(kind):
         raise InputError(f"{name} must hold texts, got {kind}")
@@ -353,6 +365,7 @@ def _texts(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
 
 
 def _text_or_lists(column: pa.Array, name: str) -> pa.Array:
+    """Convert a column to texts or lists of texts."""
     kind = column.type
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         if not pa.types.is_nested(kind.value_type) and not pa.types.is_binary(kind.value_type):
@@ -365,6 +378,7 @@ def _text_or_lists(column: pa.Array, name: str) -> pa.Array:
 
 
 def _ratings(column: pa.Array, name: str) -> pa.Array:
+    """Convert ratings to float64, null where missing."""
     if _is_text(column.type):
         numbers = pd.to_numeric(column.to_pandas(), errors="coerce").to_numpy(np.float64)
         blank = pc.equal(pc.utf8_trim_whitespace(pc.fill_null(column, "")), "").to_numpy(zero_copy_only=False)
@@ -376,6 +390,7 @@ def _ratings(column: pa.Array, name: str) -> pa.Array:
 
 
 def _unix_seconds(column: pa.Array, name: str) -> pa.Array:
+    """Convert numbers, ISO-8601 texts or datetimes to int64 unix seconds."""
     complaint = f"{name} is neither seconds since 1970 nor an ISO-8601 time"
     _reject(column, pc.is_null(column, nan_is_null=True).to_numpy(zero_copy_only=False), complaint)
     if pa.types.is_integer(column.type):
@@ -398,16 +413,19 @@ def _unix_seconds(column: pa.Array, name: str) -> pa.Array:
 
 
 def _floor_seconds(times: pd.Series) -> pa.Array:
+    """Convert datetimes to whole seconds since 1970."""
     return pa.array(times.dt.floor("s").dt.as_unit("s").astype("int64").to_numpy())
 
 
 def _reject(column: pa.Array, bad: npt.NDArray[np.bool_], complaint: str) -> None:
+    """Raise an InputError that lists the first bad rows, if there are any."""
     rows = np.flatnonzero(bad)
     if len(rows):
         raise InputError(f"{complaint} in {_row_numbers(rows)}: {first_of(column.take(rows))}")
 
 
 def _row_numbers(rows: IntArray) -> str:
-    named = ", ".join(str(row + 1) for row in rows[:NAMED])
+    """Return row numbers, from 1, as text for a message."""
+    listed = ", ".join(str(row + 1) for row in rows[:NAMED])
     more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
-    return f"row {named}" if len(rows) == 1 else f"rows {named}{more}"
+    return f"row {listed}" if len(rows) == 1 else f"rows {listed}{more}"

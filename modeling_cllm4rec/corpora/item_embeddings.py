@@ -1,11 +1,10 @@
-"""Item texts as vectors (section III-B of LC-Rec, arXiv 2311.09049), by any encoder, cached with what they were made of."""
+"""Embeddings of item texts (section III-B of LC-Rec, arXiv 2311.09049) by any encoder, cached with their settings."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +20,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 from modeling_cllm4rec.core.catalogue import IdMap
 from modeling_cllm4rec.core.errors import InputError, MissingFileError, MissingPackageError
 from modeling_cllm4rec.core.prompt_assembly import pad_right
+from modeling_cllm4rec.corpora.atomic_files import atomic_file
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.item_texts import DESCRIPTION, TITLE, OnMissingText, check_text_lengths, item_texts
 
@@ -28,12 +28,12 @@ logger = logging.getLogger(__name__)
 
 Pooling = Literal["separate", "together"]
 MINILM = "minilm"
-"""The encoder that comes as a Python package and needs no network: all-MiniLM-L6-v2."""
+"""The encoder that is installed as a Python package and needs no network: all-MiniLM-L6-v2."""
 SENTENCE_PREFIX = "sentence-transformers:"
 SETTINGS_KEY = b"embedding_settings"
 
 Encode = Callable[[str, list[str]], np.ndarray]
-"""Encode(field, J texts) -> (present, d) float32 vectors of those that are not empty, in their order."""
+"""Encode(field, J texts) -> (present, d) float32 vectors of the texts that are not empty, in order."""
 
 
 def item_embeddings(
@@ -49,18 +49,18 @@ def item_embeddings(
     device: str = "cpu",
     progress: bool = True,
 ) -> np.ndarray:
-    """A vector for each item of a data folder, see `embed_items`.
+    """Return an embedding for each item of a data folder; see `embed_items` for the other arguments.
 
     Args:
         cache: a Parquet file (`item_id`, `embedding`, and in its metadata the settings, the encoder's revision and a
-            fingerprint of the texts). Read where all of these are the same, made anew and replaced where one is not, which
-            the log says.
+            fingerprint of the texts). It is read if all of these are the same; otherwise it is computed again and replaced,
+            with a line in the log.
 
     Returns:
         (J, d) float32, row j of item_index j.
 
     Raises:
-        InputError: as `embed_items`; a `cache` that is some other file.
+        InputError: as `embed_items`; `cache` is a file of another kind.
 
     Example:
         >>> item_embeddings(data, cache="embeddings.parquet", max_text_tokens=256)  # doctest: +SKIP
@@ -73,7 +73,7 @@ def item_embeddings(
             logger.info("item embeddings read from %s", cache)
             return _checked(data.items, _read(cache))
         changed = [name for name in settings if found.get(name) != settings[name]]
-        logger.info("item embeddings in %s were made with another %s: they are made anew", cache, ", ".join(changed))
+        logger.info("item embeddings in %s were computed with another %s: they are computed again", cache, ", ".join(changed))
     vectors = embed_items(
         data.items,
         encoder=encoder,
@@ -102,31 +102,33 @@ def embed_items(
     device: str = "cpu",
     progress: bool = True,
 ) -> np.ndarray:
-    """A vector for each row of a table of items.
+    """Return an embedding for each row of a table of items.
 
     Args:
         items: `item_id` and the text columns.
-        encoder: `"minilm"`, the packaged one; any model that `AutoModel` reads, by name or folder: the mean of its last
-            hidden states over all tokens, special ones included; or a model of the sentence-transformers library, as
+        encoder: `"minilm"`, the packaged one; the name or folder of any model that `AutoModel` reads, whose last hidden states
+            are averaged over all tokens, special ones included; or a model of the sentence-transformers library, as
             `sentence-transformers:NAME` or a folder with a `modules.json`.
         fields: text columns.
-        pooling: `"separate"`: each field its own vector, averaged over the fields that an item has (the paper's code);
-            `"together"`: the fields as one text.
+        pooling: `"separate"`: one embedding per field, averaged over the fields that an item has (the code of the paper);
+            `"together"`: one embedding of all fields as one text.
         on_missing_text: see `item_texts`.
-        batch_size: texts read at once; texts of like length go together.
-        max_text_tokens: cut texts after so many tokens; None cuts nothing, and a text too long for the encoder is an error.
-        device: where the encoder runs.
-        progress: show a bar.
+        batch_size: texts per batch; texts of similar length share a batch.
+        max_text_tokens: texts are cut after this many tokens; with None, a text too long for the encoder is an error.
+        device: device of the encoder.
+        progress: whether to show a progress bar.
 
     Returns:
         (rows, d) float32.
 
     Raises:
-        InputError: items without text, texts that are too long, NaN from the encoder (the items are named), a wrong choice.
-        MissingPackageError: the encoder needs a library that is not there (what to install).
+        InputError: items have no text, texts are too long, or the encoder returns NaN (the items are named); an argument has a
+            value that is not allowed.
+        MissingFileError: the encoder is not in a folder, nor on the Hub, or has no weights in safetensors form.
+        MissingPackageError: the encoder needs a package that is not installed.
     """
     if pooling not in ("separate", "together"):
-        raise InputError(f"pooling is {pooling!r}; allowed are 'separate' and 'together'")
+        raise InputError(f"pooling is {pooling!r}; it must be 'separate' or 'together'")
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; it must be 1 or more")
     texts = item_texts(items, fields, on_missing_text)
@@ -136,7 +138,7 @@ def embed_items(
     if _is_sentence_transformer(encoder):
         encode = _sentence_encoder(items, encoder, batch_size, max_text_tokens, device, progress)
     else:
-        encode = _transformers_encoder(items, _place_of(encoder), batch_size, max_text_tokens, device, progress)
+        encode = _transformers_encoder(items, _name_or_path(encoder), batch_size, max_text_tokens, device, progress)
     sums: np.ndarray | None = None
     count = np.zeros((items.num_rows, 1), dtype=np.float32)
     for field, column in texts.items():
@@ -153,7 +155,7 @@ def embed_items(
 
 
 def embedding_settings(path: str | Path) -> dict[str, Any]:
-    """What the embeddings in a file were made with.
+    """Return the settings that the embeddings in a file were computed with.
 
     Raises:
         InputError: the file holds no item embeddings.
@@ -163,7 +165,7 @@ def embedding_settings(path: str | Path) -> dict[str, Any]:
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{path} is no readable Parquet file ({error}); name another file, or delete it") from error
     if SETTINGS_KEY not in metadata:
-        raise InputError(f"{path} is no file of item embeddings (it names no settings); name another file")
+        raise InputError(f"{path} is no file of item embeddings (it has no settings); name another file")
     settings: dict[str, Any] = json.loads(metadata[SETTINGS_KEY])
     return settings
 
@@ -171,14 +173,15 @@ def embedding_settings(path: str | Path) -> dict[str, Any]:
 def _settings(
     items: pa.Table, texts: dict[str, list[str]], encoder: str, pooling: Pooling, max_text_tokens: int | None
 ) -> dict[str, Any]:
+    """Return the settings that decide whether cached embeddings are still valid."""
     digest = hashlib.sha256()
     for column in texts.values():
         for text in column:
             digest.update(text.encode() + b"\0")
     local = Path(encoder).is_dir()
     return {
-        "encoder": Path(encoder).resolve().name if local else encoder,  # the place on this machine is nobody's affair
-        "revision": model_revision(_place_of(encoder)),
+        "encoder": Path(encoder).resolve().name if local else encoder,  # no local path in a file that may be published
+        "revision": model_revision(_name_or_path(encoder)),
         "fields": list(texts),
         "pooling": pooling,
         "max_text_tokens": max_text_tokens,
@@ -188,11 +191,16 @@ def _settings(
 
 
 def _is_sentence_transformer(encoder: str) -> bool:
+    """Check whether an encoder is a model of the sentence-transformers library."""
     return encoder.startswith(SENTENCE_PREFIX) or (Path(encoder) / "modules.json").is_file()
 
 
-def _place_of(encoder: str) -> str:
-    """What `from_pretrained` takes: a name of the Hub or a folder."""
+def _name_or_path(encoder: str) -> str:
+    """Return the name on the Hub or the folder that `from_pretrained` reads.
+
+    Raises:
+        MissingPackageError: the packaged encoder is not installed.
+    """
     if encoder != MINILM:
         return encoder.removeprefix(SENTENCE_PREFIX)
     try:
@@ -205,7 +213,7 @@ def _place_of(encoder: str) -> str:
 
 
 def model_revision(place: str) -> str:
-    """The commit of a model of the Hub, or the SHA-256 of a folder's weights.
+    """Return the commit of a model of the Hub, or the SHA-256 of the weights in a folder.
 
     Raises:
         MissingFileError: there are no weights in safetensors form.
@@ -229,8 +237,14 @@ def model_revision(place: str) -> str:
 def _transformers_encoder(
     items: pa.Table, place: str, batch_size: int, max_text_tokens: int | None, device: str, progress: bool
 ) -> Encode:
-    tokenizer = AutoTokenizer.from_pretrained(place)
-    model: Any = AutoModel.from_pretrained(place, use_safetensors=True)
+    """Return the encoder of a model that `AutoModel` reads."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place)
+        model: Any = AutoModel.from_pretrained(place, use_safetensors=True)
+    except OSError as error:
+        raise MissingFileError(
+            f"encoder: {place} is no folder with a model and could not be read from the Hub ({error}); name another encoder"
+        ) from error
     model.to(device).eval()
     if model.config.is_encoder_decoder:
         model = model.get_encoder()
@@ -250,9 +264,10 @@ def _transformers_encoder(
 
 @torch.no_grad()
 def _mean_states(model: torch.nn.Module, rows: list[np.ndarray], batch_size: int, shown: str | None) -> np.ndarray:
-    """(rows, d) float32 mean over a row's tokens of the last hidden states."""
+    """Return the (rows, d) float32 means of the last hidden states over the tokens of each row."""
     device = next(model.parameters()).device
     lengths = np.array([len(row) for row in rows])
+    # Longest first: little padding, and a batch that does not fit in memory fails at once.
     order = np.argsort(-lengths, kind="stable")
     batches = np.split(order, range(batch_size, len(order), batch_size))
     parts = []
@@ -267,35 +282,41 @@ def _mean_states(model: torch.nn.Module, rows: list[np.ndarray], batch_size: int
 
 
 def _special_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """The special tokens that stand before and after a text."""
+    """Return the special tokens that the tokenizer adds before and after a text."""
     word = tokenizer("a", add_special_tokens=False)["input_ids"]
-    whole = tokenizer("a")["input_ids"]
-    start = next(place for place in range(len(whole)) if whole[place : place + len(word)] == word)
-    return whole[:start], whole[start + len(word) :]
+    with_special = tokenizer("a")["input_ids"]
+    start = next(begin for begin in range(len(with_special)) if with_special[begin : begin + len(word)] == word)
+    return with_special[:start], with_special[start + len(word) :]
 
 
 def context_length(config: Any) -> int:
-    """Tokens that a model reads at once; some name no limit."""
-    known = config.get_text_config().to_dict()
-    return int(known.get("max_position_embeddings") or known.get("n_positions") or 10**9)
+    """Return the context length of a model in tokens, 10**9 if its configuration has no limit."""
+    fields = config.get_text_config().to_dict()
+    return int(fields.get("max_position_embeddings") or fields.get("n_positions") or 10**9)
 
 
 def _sentence_encoder(
     items: pa.Table, encoder: str, batch_size: int, max_text_tokens: int | None, device: str, progress: bool
 ) -> Encode:
+    """Return the encoder of a model of the sentence-transformers library."""
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         raise MissingPackageError(
             f"encoder {encoder!r} needs the library sentence-transformers: pip install sentence-transformers, or name an encoder "
-            "that transformers reads by itself"
+            "that transformers can read"
         ) from error
-    model = SentenceTransformer(_place_of(encoder), device=device, model_kwargs={"use_safetensors": True})
+    try:
+        model = SentenceTransformer(_name_or_path(encoder), device=device, model_kwargs={"use_safetensors": True})
+    except OSError as error:
+        raise MissingFileError(
+            f"encoder: {encoder} is no folder with a model and could not be read from the Hub ({error}); name another encoder"
+        ) from error
     special = sum(map(len, _special_ends(model.tokenizer)))
     limit = (model.max_seq_length or 10**9) - special
     _check_limit(max_text_tokens, limit)
     if max_text_tokens is not None:
-        model.max_seq_length = max_text_tokens + special  # where the library itself cuts
+        model.max_seq_length = max_text_tokens + special  # the library cuts texts here
 
     def encode(field: str, texts: list[str]) -> np.ndarray:
         if max_text_tokens is None:
@@ -309,11 +330,13 @@ def _sentence_encoder(
 
 
 def _check_limit(max_text_tokens: int | None, limit: int) -> None:
+    """Check that cut texts fit into the encoder."""
     if max_text_tokens is not None and not 1 <= max_text_tokens <= limit:
         raise InputError(f"max_text_tokens is {max_text_tokens}; this encoder reads texts of 1 to {limit} tokens")
 
 
 def _checked(items: pa.Table, vectors: np.ndarray) -> np.ndarray:
+    """Return the embeddings after a check that they are finite."""
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(bad):
         named = items["item_id"].take(pa.array(bad[:5])).to_pylist()
@@ -324,21 +347,18 @@ def _checked(items: pa.Table, vectors: np.ndarray) -> np.ndarray:
 
 
 def _write(path: str | Path, items: pa.Table, vectors: np.ndarray, settings: dict[str, Any]) -> None:
+    """Write embeddings and their settings to a Parquet file."""
     path = Path(path)
     lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1), pa.float32()), vectors.shape[1])
     table = pa.table({"item_id": items["item_id"], "embedding": lists})
     table = table.replace_schema_metadata({SETTINGS_KEY: json.dumps(settings).encode()})
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        pq.write_table(table, partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_file(path) as temporary:
+        pq.write_table(table, temporary)
 
 
 def _read(path: str | Path) -> np.ndarray:
-    """(J, d) float32."""
+    """Read the (J, d) float32 embeddings of a file."""
     table = pq.read_table(path)
     lists = table["embedding"].combine_chunks()
     return np.array(lists.flatten().to_numpy(zero_copy_only=False)).reshape(table.num_rows, -1)

@@ -1,4 +1,4 @@
-"""Clean texts of items: no markup, no missing ones unnoticed, nothing cut without being asked."""
+"""Clean texts of items: markup is removed, and missing or too long texts are errors."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from modeling_cllm4rec.cllm4rec.documents import text_column
+from modeling_cllm4rec.core.catalogue import text_column
 from modeling_cllm4rec.core.errors import InputError
 
 OnMissingText = Literal["raise", "title-only"]
 TITLE, DESCRIPTION = "title", "description"
+ITEM_TEXTS = (TITLE, "brand", "categories", DESCRIPTION)
+"""Text columns of the items that language models are trained on."""
+BIOGRAPHY = "biography"
+"""Text column of the users."""
 
 _BLOCKS = (
     "address article aside blockquote body br button caption center col colgroup dd details dialog div dl dt embed fieldset "
@@ -29,19 +33,20 @@ _TAG = r"</?(?:{})(?=[\s/>])[^<>]*>"
 _BREAKS = re.compile(_TAG.format("|".join(_BLOCKS)) + r"|<!--.{0,5000}?-->", re.IGNORECASE | re.DOTALL)
 _MARKS = re.compile(_TAG.format("|".join(_INLINE)), re.IGNORECASE)
 _PROGRAM = re.compile(r"<(script|style)(?=[\s>])[^<>]{0,500}>.{0,5000}?</\1\s*>", re.IGNORECASE | re.DOTALL)
-_SAYS = re.compile(r"[^\W_]")
+_LETTER_OR_DIGIT = re.compile(r"[^\W_]")
 _BLANKS = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u200b\u2060\ufeff]+")
 
 
 def clean_text(text: str) -> str:
-    """A text without HTML tags and entities, blanks of any kind as single spaces.
+    """Remove HTML tags and entities from a text, and replace whitespace of any kind by single spaces.
 
-    Only what HTML knows counts as a tag: `<a_12>` or `x < y` stay as they are.
+    Only names of HTML elements count as tags: `<a_12>` or `x < y` stay as they are.
 
     Example:
         >>> clean_text("<p>Salt &amp;amp; pepper,<br/>ground  &lt;b&gt;fresh&lt;/b&gt;</p>")
         'Salt & pepper, ground fresh'
     """
+    # Twice, because catalogues often hold texts that were escaped twice (`&amp;amp;`).
     text = html.unescape(html.unescape(text))
     return _BLANKS.sub(" ", _BREAKS.sub(" ", _MARKS.sub("", _PROGRAM.sub(" ", text)))).strip()
 
@@ -49,19 +54,20 @@ def clean_text(text: str) -> str:
 def item_texts(
     items: pa.Table, fields: Sequence[str] = (TITLE, DESCRIPTION), on_missing_text: OnMissingText = "raise"
 ) -> dict[str, list[str]]:
-    """The clean texts of a catalogue, field by field.
+    """Return the clean texts of a catalogue, field by field.
 
     Args:
-        items: row j = item_index j: `item_id` and the text columns; lists of strings are joined by commas.
+        items: row j is item_index j: `item_id` and the text columns; lists of strings are joined by commas.
         fields: the text columns to read.
-        on_missing_text: `"raise"`: each item has a text in each field, or it is an error. `"title-only"`: each item has a
-            title, or it is an error; what else it lacks is an empty string (and a field may have no column at all).
+        on_missing_text: `"raise"`: an item without a text in any field is an error. `"title-only"`: an item without a title is
+            an error; other missing texts become empty strings, and a field may have no column at all.
 
     Returns:
-        field -> J texts, in the order of `fields`; one without any letter or digit counts as missing.
+        field -> J texts, in the order of `fields`; a text without any letter or digit counts as missing.
 
     Raises:
-        InputError: a field that is no text column, items without a text (how many, the first five), a wrong choice.
+        InputError: a field is no text column, items have no text (their number and the first five are named), or an argument has
+            a value that is not allowed.
 
     Example:
         >>> items = pa.table({"item_id": ["p", "q"], "title": ["Red lamp", "Tea"], "description": ["<b>Bright</b>.", None]})
@@ -69,49 +75,53 @@ def item_texts(
         {'title': ['Red lamp', 'Tea'], 'description': ['Bright.', '']}
     """
     if on_missing_text not in ("raise", "title-only"):
-        raise InputError(f"on_missing_text is {on_missing_text!r}; allowed are 'raise' and 'title-only'")
+        raise InputError(f"on_missing_text is {on_missing_text!r}; it must be 'raise' or 'title-only'")
     if isinstance(fields, str) or not fields:
         raise InputError(f"fields is {fields!r}; give a list of text columns, such as ['title', 'description']")
     if on_missing_text == "title-only" and TITLE not in fields:
-        raise InputError(f"on_missing_text is 'title-only', but fields is {list(fields)}: put 'title' among the fields")
+        raise InputError(f"on_missing_text is 'title-only', but fields is {list(fields)}; add 'title' to fields")
     texts: dict[str, list[str]] = {}
     for field in fields:
-        must = field == TITLE or on_missing_text == "raise"
+        required = field == TITLE or on_missing_text == "raise"
         if field in items.column_names:
             _check_is_text(items, field)
-            texts[field] = [text if _SAYS.search(text) else "" for text in map(clean_text, text_column(items, field))]
-        elif must:
+            texts[field] = [text if _LETTER_OR_DIGIT.search(text) else "" for text in map(clean_text, text_column(items, field))]
+        elif required:
             columns = [name for name in items.column_names if name != "item_id"]
             raise InputError(f"the items have no column {field!r}, only {columns}; choose other fields")
         else:
             texts[field] = [""] * items.num_rows
         missing = [row for row, text in enumerate(texts[field]) if not text]
-        if must and missing:
-            hint = "give them one, or take them out of the data"
+        if required and missing:
+            hint = "add the texts, or remove these items from the data"
             if field != TITLE and TITLE in fields:
-                hint += ", or set on_missing_text to 'title-only': then their titles stand alone"
+                hint += ", or pass on_missing_text='title-only' to use their titles only"
             raise InputError(f"{len(missing)} of {items.num_rows} items have no {field}: {_named(items, missing)}; {hint}")
     return texts
 
 
-def check_text_lengths(items: pa.Table, what: str, lengths: np.ndarray, limit: int) -> None:
-    """Refuse texts that do not fit.
+def check_text_lengths(items: pa.Table, field: str, lengths: np.ndarray, limit: int) -> None:
+    """Check that all texts fit into a limit.
 
     Args:
-        what: the field, for the message; lengths: (J,) tokens of each item's text; limit: tokens that fit.
+        items: the catalogue, for the message.
+        field: the field, for the message.
+        lengths: (J,) tokens of each item's text.
+        limit: tokens that fit.
 
     Raises:
-        InputError: naming the first five items whose text is longer, and the longest.
+        InputError: texts are longer; the first five items and the longest text are named.
     """
-    long = np.flatnonzero(np.asarray(lengths) > limit)
-    if len(long):
+    too_long = np.flatnonzero(np.asarray(lengths) > limit)
+    if len(too_long):
         raise InputError(
-            f"the {what} of {len(long)} items has more than the {limit} tokens that fit (the longest has {max(lengths)}): "
-            f"{_named(items, long)}; set max_text_tokens, to {limit} at most, to have texts cut there"
+            f"the {field} of {len(too_long)} items has more than the {limit} tokens that fit (the longest has {max(lengths)}): "
+            f"{_named(items, too_long)}; set max_text_tokens to {limit} or less to cut them"
         )
 
 
 def _check_is_text(items: pa.Table, field: str) -> None:
+    """Check that a column holds strings or lists of strings."""
     kind = items[field].type
     inner = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
     if not (pa.types.is_string(inner) or pa.types.is_large_string(inner) or pa.types.is_null(inner)):
@@ -119,6 +129,6 @@ def _check_is_text(items: pa.Table, field: str) -> None:
 
 
 def _named(items: pa.Table, rows: Sequence[int] | np.ndarray) -> str:
-    """The ids of the first five of some rows."""
+    """Return the ids of the first five of some rows, for a message."""
     ids: list[Any] = items["item_id"].take(pa.array(np.asarray(rows[:5], dtype=np.int64))).to_pylist()
     return ", ".join(map(repr, ids)) + (", ..." if len(rows) > 5 else "")

@@ -1,4 +1,4 @@
-"""From tables of interactions, items and users to the prepared data folder."""
+"""Prepare a data folder from tables of interactions, items and users."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from modeling_cllm4rec.corpora.interactions import check_interactions, check_tex
 from modeling_cllm4rec.corpora.splits import SPLITS, SplitCodes, assign_splits, split_names
 
 ON_MISSING = ("error", "keep")
-"""What to do with items or users that have interactions, but no texts."""
+"""Treatment of items or users that have interactions but no row of texts."""
 STEPS = ("checking", "cleaning", "indexing", "splitting", "writing")
-"""What `prepare_tables` does, in this order."""
+"""The steps of `prepare_tables`, in order."""
 
 logger = logging.getLogger(__name__)
 
@@ -45,32 +45,33 @@ def prepare_tables(
 ) -> RecommendationData:
     """Clean, index and split interactions, and write the data folder.
 
-    Users are numbered in order of first appearance in the interactions; items in the order of `items`, or without it
-    in order of first appearance. A review stays only if its pair is in train.
+    Users are numbered in order of first appearance in the interactions. Items are numbered in the order of `items`, or, without
+    it, in order of first appearance. A review is kept only if its pair is in train.
 
     Args:
-        interactions: `user_id`, `item_id` and any of `rating`, `timestamp`, `review`, `split`; other columns are left
-            out. See `interactions.check_interactions`.
+        interactions: `user_id`, `item_id` and any of `rating`, `timestamp`, `review`, `split`; other columns are
+            dropped. See `interactions.check_interactions`.
         items: `item_id` and text columns, or `None`. See `interactions.check_texts`.
-        users: `user_id` and text columns, or `None`. Users without interactions are left out.
+        users: `user_id` and text columns, or `None`. Users without interactions are dropped.
         output: the folder to write.
         split, seed, temporal_cuts: see `splits.assign_splits`.
         min_rating, k_core: see `interactions.clean_interactions`.
-        keep_all_items: keep the items of `items` that have no interaction left.
-        on_missing_item: what to do with items that have interactions but are not in `items`: `error`, or `keep` them
-            behind the others, with null texts.
-        on_missing_user: likewise for users.
-        overwrite: replace a data folder that is there, once the new one is complete.
-        sources: `{"table", "file", "sha256"}` of what the tables were read from, for the record.
-        data_license: name of the licence of the data, which the cards of models trained on it state.
+        keep_all_items: whether to keep items of `items` without an interaction.
+        on_missing_item: treatment of items that have interactions but are not in `items`: `error`, or `keep` them after the
+            others, with null texts.
+        on_missing_user: the same for users.
+        overwrite: whether to replace an existing data folder, once the new one is complete.
+        sources: `{"table", "file", "sha256"}` of the files of the tables, for the record.
+        data_license: name of the licence of the data, for the cards of models trained on it.
         on_step: called with each of `STEPS` when it begins.
 
     Returns:
-        The data as `RecommendationData.load(output)` reads it.
+        The data, as `RecommendationData.load(output)` returns it.
 
     Raises:
-        InputError: if the input is at fault, see the functions named above.
-        ExistingFileError: if `output` holds something and is not to be replaced.
+        InputError: an argument or a table is not valid; see the functions named above.
+        ExistingFileError: `output` holds something that must not be replaced.
+        FileWriteError: the folder cannot be written.
 
     Example:
         >>> import tempfile
@@ -92,7 +93,7 @@ def prepare_tables(
     if split != "given" and "split" in table.column_names:
         table = table.drop_columns(["split"])
     table, reviews = _set_reviews_apart(table)
-    del interactions  # the texts are held once, unless the caller keeps them
+    del interactions  # so that the texts are in memory once, unless the caller keeps them
     if items is not None:
         items = check_texts(items, "item_id")
     if users is not None:
@@ -105,12 +106,12 @@ def prepare_tables(
     item_table = _item_table(pc.unique(table["item_id"]), items, on_missing_item, keep_all_items)
     user_table = _user_table(pc.unique(table["user_id"]), users, on_missing_user)
     begin("splitting")
-    codes, done = assign_splits(table, split, seed=seed, temporal_cuts=temporal_cuts)
+    codes, split_protocol = assign_splits(table, split, seed=seed, temporal_cuts=temporal_cuts)
     indexed = _index_interactions(table, codes, user_table, item_table)
     statistics = count_statistics(indexed, user_table.num_rows, item_table.num_rows)
     indexed, review_counts = _add_reviews(indexed, reviews)
     statistics |= review_counts
-    protocol = done | {"filters": filters}
+    protocol = split_protocol | {"filters": filters}
     info = {
         "format": FORMAT,
         "statistics": statistics,
@@ -123,7 +124,7 @@ def prepare_tables(
 
 
 def protocol_line(protocol: dict[str, Any]) -> str:
-    """How the data was filtered and split, in one line.
+    """Describe in one line how the data was filtered and split.
 
     >>> protocol_line({"split": "random", "seed": 1, "filters": [{"filter": "k_core", "value": 5, "removed": 0}]})
     'random split 80/10/10 per user, seed 1; 5-core'
@@ -144,7 +145,7 @@ def protocol_line(protocol: dict[str, Any]) -> str:
 
 
 def _item_table(ids: pa.Array, items: pa.Table | None, on_missing: str, keep_all: bool) -> pa.Table:
-    """The items, in the order of their table or of `ids`; those that only `ids` has come last."""
+    """Return the items in the order of their table or of `ids`; items that only `ids` has come last."""
     if items is None:
         return pa.table({"item_id": ids})
     known = _same_type(items, ids, "item_id")
@@ -154,7 +155,7 @@ def _item_table(ids: pa.Array, items: pa.Table | None, on_missing: str, keep_all
 
 
 def _user_table(ids: pa.Array, users: pa.Table | None, on_missing: str) -> pa.Table:
-    """The users in the order of `ids`."""
+    """Return the users in the order of `ids`."""
     if users is None:
         return pa.table({"user_id": ids})
     known = _same_type(users, ids, "user_id")
@@ -166,31 +167,35 @@ def _user_table(ids: pa.Array, users: pa.Table | None, on_missing: str) -> pa.Ta
 
 
 def _same_type(table: pa.Table, ids: pa.Array, name: str) -> pa.Table:
-    """The table with its ids in the type of the interactions'; integers of another width are turned into it."""
+    """Convert the ids of a table to the type of the interactions; only integers of another width are converted."""
     kind = table[name].type
     if kind != ids.type and not (pa.types.is_integer(kind) and pa.types.is_integer(ids.type)):
         raise InputError(
             f"{name} is {ids.type} in the interactions, but {kind} in the {name.removesuffix('_id')}s; "
-            "read both as one type, with --id-type string or --id-type integer"
+            "read both as one type, with id_type='string' or id_type='integer'"
         )
     return table.set_column(table.column_names.index(name), name, table[name].cast(ids.type))
 
 
-def _missing(ids: pa.Array, known: pa.Table, on_missing: str, what: str) -> pa.Array:
-    """The ids without a row in `known`, if they may be without one."""
-    missing = ids.filter(pc.invert(pc.is_in(ids, value_set=known[f"{what}_id"].combine_chunks())))
+def _missing(ids: pa.Array, known: pa.Table, on_missing: str, entity: str) -> pa.Array:
+    """Return the ids without a row in `known`.
+
+    Raises:
+        InputError: there are some, and `on_missing` is `error`.
+    """
+    missing = ids.filter(pc.invert(pc.is_in(ids, value_set=known[f"{entity}_id"].combine_chunks())))
     if len(missing) and on_missing == "error":
         raise InputError(
-            f"{len(missing)} of {len(ids)} {what}s with interactions are not among the {what}s: {first_of(missing)}; "
-            f"add them, or pass --on-missing-{what} keep (their texts are then null)"
+            f"{len(missing)} of {len(ids)} {entity}s with interactions are not among the {entity}s: {first_of(missing)}; "
+            f"add them, or pass on_missing_{entity}='keep' (their texts are then null)"
         )
     return missing
 
 
 def _set_reviews_apart(table: pa.Table) -> tuple[pa.Table, pa.Array]:
-    """The table with row numbers, `row`, for reviews, and the reviews in one piece (null where there are none).
+    """Replace the reviews of a table by row numbers, `row`, and return the reviews as one array, null where there are none.
 
-    Texts are large: so they are copied at the beginning and at the end, and not by each filter.
+    Texts are large. Set apart, they are copied at the beginning and at the end, and not by each filter.
     """
     reviews = pa.nulls(table.num_rows, pa.large_string())
     if "review" in table.column_names:
@@ -200,9 +205,9 @@ def _set_reviews_apart(table: pa.Table) -> tuple[pa.Table, pa.Array]:
 
 
 def _add_reviews(table: pa.Table, reviews: pa.Array) -> tuple[pa.Table, dict[str, int]]:
-    """The table with `review`, null outside train, for `row`; and how many reviews are in it, and how many withheld.
+    """Replace `row` by `review`, null outside train, and count the reviews that are kept and withheld.
 
-    If no review is written at all, there is no column.
+    If no pair has a review, the table gets no such column.
     """
     rows, train = table["row"].to_numpy(), pc.equal(table["split"], "train").to_numpy()
     written = is_written(reviews).to_numpy(zero_copy_only=False)[rows]
@@ -214,7 +219,7 @@ def _add_reviews(table: pa.Table, reviews: pa.Array) -> tuple[pa.Table, dict[str
 
 
 def _index_interactions(table: pa.Table, codes: SplitCodes, users: pa.Table, items: pa.Table) -> pa.Table:
-    """The rows with indices for ids and with their split, in the order of `interactions.parquet`."""
+    """Return the rows with indices in place of ids and with their split, in the order of `interactions.parquet`."""
     columns = {
         name: pc.index_in(table[f"{entity}_id"], value_set=ids[f"{entity}_id"].combine_chunks()).combine_chunks()
         for name, entity, ids in (("user_index", "user", users), ("item_index", "item", items))
@@ -227,7 +232,7 @@ def _index_interactions(table: pa.Table, codes: SplitCodes, users: pa.Table, ite
 
 
 def count_statistics(table: pa.Table, num_users: int, num_items: int) -> dict[str, int | float]:
-    """Counts of the folder; a user or item is without a split if it has no interaction in it."""
+    """Count users, items and interactions, and the users and items without an interaction in a split."""
     counts: dict[str, int | float] = {"users": num_users, "items": num_items, "interactions": table.num_rows}
     rows = {split: table.filter(pc.equal(table["split"], split)) for split in SPLITS}
     counts |= {split: part.num_rows for split, part in rows.items()}

@@ -1,7 +1,7 @@
 """Tables from files: CSV, RecBole's atomic files, JSON Lines, Parquet, or a dataset of the `datasets` library.
 
-A CSV file is read as text throughout, because the file itself does not say what a number is: `007` may be an id. So are
-the tokens of an atomic file.
+All columns of a CSV file are read as text, because the file has no types: `007` may be an id. The same holds for the tokens
+of an atomic file.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import difflib
 import gzip
 import hashlib
 import re
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -24,35 +25,35 @@ from modeling_cllm4rec.core.errors import InputError, MissingFileError
 
 HUB_PREFIX = "hf:"
 BLOCK_BYTES = 16 << 20
-"""Bytes parsed at a time; a single row of a CSV or JSON Lines file must be shorter."""
+"""Bytes parsed together; a single row of a CSV or JSON Lines file must be shorter."""
 ATOMIC = (".inter", ".item", ".user")
-"""Suffixes of RecBole's atomic files: columns between tabs, a header of `name:type`."""
+"""Suffixes of the atomic files of RecBole: columns separated by tabs, and a header of `name:type`."""
 ATOMIC_TYPES = {"token": pa.large_string(), "token_seq": pa.large_string(), "float": pa.float64()}
 
 PICKLE = "is a pickle, and to read a pickle is to run whatever program is in it, so it is never read here"
-"""Why a file is refused."""
+"""The reason in the message that refuses a pickle."""
 
 Choice = Callable[[Sequence[str]], list[str]]
-"""From the columns that a file has to the columns to read; raises ValueError if one is missing."""
+"""Function from the columns of a file to the columns to read; raises InputError if one is missing."""
 
 
 def read_table(source: str | Path, required: Sequence[str] = (), optional: Sequence[str] | None = None) -> pa.Table:
-    """Read the named columns of a table.
+    """Read columns of a table.
 
     Args:
         source: a `.csv`, `.csv.gz`, `.jsonl`, `.json` (one object per line), `.jsonl.gz`, `.json.gz` or `.parquet`
             file; an atomic file of RecBole (`.inter`, `.item`, `.user`); a folder written by
-            `datasets.Dataset.save_to_disk`; or `hf:NAME[:split]`, a dataset of the Hub (split `train` if none is named).
-        required: columns that must be there.
-        optional: columns to read when they are there; `None` means all.
+            `datasets.Dataset.save_to_disk`; or `hf:NAME[:split]`, a dataset of the Hub (by default its split `train`).
+        required: columns that must exist.
+        optional: columns to read if they exist; `None` means all.
 
     Returns:
         The table: first the required columns, then the optional ones. All columns of a CSV file are text; those of an
         atomic file are text (tokens, sequences of tokens) or float64.
 
     Raises:
-        MissingFileError: if there is no such file.
-        InputError: if the kind of file is unknown, it cannot be parsed, has no rows, or lacks a required column.
+        MissingFileError: there is no such file or data set.
+        InputError: the kind of file is unknown, or the file cannot be parsed, has no rows, or lacks a required column.
 
     Example:
         >>> import tempfile
@@ -77,13 +78,16 @@ def read_table(source: str | Path, required: Sequence[str] = (), optional: Seque
 
 
 def is_untyped(source: str | Path) -> bool:
-    """Whether a source does not tell texts from whole numbers: a CSV file, plain or gzipped, or an atomic file."""
+    """Check whether a source has no types: a CSV file, plain or gzipped, or an atomic file."""
     return _kind(Path(source)) in ("csv", "atomic")
 
 
 def checksum(source: str | Path) -> str:
-    """SHA-256 of a source in hexadecimal: of a file, of the files of a saved dataset in the order of their names one
-    after the other, or of the Arrow files of a dataset of the Hub."""
+    """Return the SHA-256 of a source in hexadecimal.
+
+    It is computed over a file, over the files of a saved dataset in the order of their names, or over the Arrow files of a
+    dataset of the Hub.
+    """
     name = str(source)
     if name.startswith(HUB_PREFIX):
         paths = [Path(file["filename"]) for file in _hub_dataset(name).cache_files]
@@ -100,7 +104,7 @@ def checksum(source: str | Path) -> str:
 
 
 def nearest_names(name: str, names: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the existing name that is most like `name`, or nothing.
+    """Return `; did you mean 'x'?` for the existing name that is most similar to `name`, or an empty text.
 
     >>> nearest_names("userid", ["stars", "user_id"])
     "; did you mean 'user_id'?"
@@ -111,9 +115,10 @@ def nearest_names(name: str, names: Iterable[str]) -> str:
 
 
 def _choose(source: str, names: Sequence[str], required: Sequence[str], optional: Sequence[str] | None) -> list[str]:
+    """Return the columns to read, required ones first."""
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise InputError(f"{source}: column {twice[0]!r} is there more than once; rename one of them")
+        raise InputError(f"{source}: column {twice[0]!r} occurs more than once; rename one of them")
     for name in required:
         if name not in names:
             raise InputError(f"{source}: no column {name!r}; it has {', '.join(names)}{nearest_names(name, names)}")
@@ -122,6 +127,7 @@ def _choose(source: str, names: Sequence[str], required: Sequence[str], optional
 
 
 def _read_path(path: Path, choose: Choice) -> pa.Table:
+    """Read a file, or a folder with a saved dataset."""
     if not path.exists():
         raise MissingFileError(f"{path}: there is no such file or folder")
     if path.is_dir():
@@ -131,7 +137,7 @@ def _read_path(path: Path, choose: Choice) -> pa.Table:
         raise InputError(f"{path}: {PICKLE}; write the table as Parquet, with pandas: frame.to_parquet(...)")
     if read is None:
         raise InputError(
-            f"{path}: the kind of file is not known by its name; it must end in .csv, .csv.gz, .jsonl, .jsonl.gz, "
+            f"{path}: the kind of file cannot be recognized by its name; it must end in .csv, .csv.gz, .jsonl, .jsonl.gz, "
             f".json, .json.gz, .parquet, {', '.join(ATOMIC)}, or be a folder written by datasets.Dataset.save_to_disk, "
             f"or {HUB_PREFIX}NAME"
         )
@@ -139,12 +145,12 @@ def _read_path(path: Path, choose: Choice) -> pa.Table:
         raise InputError(f"{path} is empty (0 bytes)")
     try:
         return read(path, choose)
-    except (pa.ArrowInvalid, UnicodeDecodeError, EOFError, OSError) as error:
+    except (pa.ArrowException, csv.Error, zlib.error, UnicodeDecodeError, EOFError, OSError) as error:
         raise InputError(f"{path}: cannot be read: {_explain(str(error))}") from error
 
 
 def _kind(path: Path) -> str:
-    """`csv`, `atomic`, `json`, `parquet`, or an empty word."""
+    """Return the kind of a file by its name: `csv`, `atomic`, `json`, `parquet`, or an empty text."""
     if path.name.lower().endswith(ATOMIC):
         return "atomic"
     name = path.name.lower().removesuffix(".gz")
@@ -156,7 +162,7 @@ def _kind(path: Path) -> str:
 
 
 def _explain(message: str) -> str:
-    """A parser's message with what to do about it."""
+    """Return the message of a parser, rewritten with a remedy where one is known."""
     mixed = re.search(r"Column\(/(.+?)\) changed from (\w+) to (\w+) in row (\d+)", message)
     if mixed:
         column, first, second, row = mixed.groups()
@@ -167,12 +173,14 @@ def _explain(message: str) -> str:
 
 
 def _open_text(path: Path) -> IO[str]:
+    """Open a text file, plain or gzipped, with or without a byte order mark."""
     if path.name.lower().endswith(".gz"):
         return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
     return open(path, encoding="utf-8-sig", newline="")
 
 
 def _read_csv(path: Path, choose: Choice) -> pa.Table:
+    """Read a CSV file, all columns as text."""
     with _open_text(path) as file:
         header = next(csv.reader(file), [])
     columns = choose(header)
@@ -188,23 +196,23 @@ def _read_csv(path: Path, choose: Choice) -> pa.Table:
 
 
 def _read_atomic(path: Path, choose: Choice) -> pa.Table:
-    """An atomic file: `user_id:token`, `rating:float`, ... between tabs, without quotes; the types leave the names."""
+    """Read an atomic file: `user_id:token`, `rating:float`, ... separated by tabs, without quotes; drop types from names."""
     with _open_text(path) as file:
         fields = [field.rpartition(":") for field in file.readline().rstrip("\r\n").split("\t")]
     for name, _, kind in fields:
         if not name:
-            raise InputError(f"{path}: the header's field {kind!r} has no type; it must be name:type, as user_id:token")
+            raise InputError(f"{path}: the field {kind!r} of the header has no type; it must be name:type, such as user_id:token")
     types = {name: kind for name, _, kind in fields}
     columns = choose([name for name, _, _ in fields])
     for name in columns:
         if types[name] not in ATOMIC_TYPES:
-            allowed = ", ".join(ATOMIC_TYPES)
-            raise InputError(f"{path}: column {name!r} has type {types[name]!r}; {allowed} can be read: leave it out")
+            readable = ", ".join(ATOMIC_TYPES)
+            raise InputError(f"{path}: column {name!r} has type {types[name]!r}; only {readable} can be read: leave it out")
     lists = [name for name in types if name.endswith("_list")]
     if path.name.lower().endswith(".inter") and lists:
         raise InputError(
-            f"{path}: {lists[0]!r} holds histories, so its rows are examples for training, not interactions; give the file "
-            "with one interaction in each row"
+            f"{path}: {lists[0]!r} holds histories, so its rows are training examples, not interactions; use the file "
+            "with one interaction per row"
         )
     with pa.input_stream(str(path)) as stream:
         return pa_csv.read_csv(
@@ -218,7 +226,7 @@ def _read_atomic(path: Path, choose: Choice) -> pa.Table:
 
 
 def _read_json(path: Path, choose: Choice) -> pa.Table:
-    """Like `pyarrow.json.read_json`, except that a text that looks like a date stays a text."""
+    """Read JSON lines; texts that look like dates stay texts, unlike in `pyarrow.json.read_json`."""
     table = _parse_json(path, [])
     dates = [pa.field(field.name, _without_dates(field.type)) for field in table.schema]
     changed = [field for field in dates if field.type != table.schema.field(field.name).type]
@@ -228,6 +236,7 @@ def _read_json(path: Path, choose: Choice) -> pa.Table:
 
 
 def _parse_json(path: Path, fields: list[pa.Field]) -> pa.Table:
+    """Parse JSON lines, some fields with given types."""
     with pa.input_stream(str(path), compression="detect") as stream:
         return pa_json.read_json(
             stream,
@@ -237,26 +246,33 @@ def _parse_json(path: Path, fields: list[pa.Field]) -> pa.Table:
 
 
 def _without_dates(kind: pa.DataType) -> pa.DataType:
+    """Replace timestamps in a type by strings."""
     if pa.types.is_timestamp(kind):
         return pa.string()
     return pa.list_(_without_dates(kind.value_type)) if pa.types.is_list(kind) else kind
 
 
 def _read_parquet(path: Path, choose: Choice) -> pa.Table:
+    """Read a Parquet file, only the columns that are needed."""
     with pq.ParquetFile(path) as file:
         return file.read(columns=choose(file.schema_arrow.names))
 
 
 def _read_dataset(dataset: Any, choose: Choice) -> pa.Table:
+    """Read a dataset of the `datasets` library as one table."""
     return dataset.select_columns(choose(dataset.column_names)).with_format("arrow")[:]
 
 
 def _saved_dataset(folder: Path) -> Any:
-    import datasets  # heavy, and most sources are files
+    """Open a folder written by `Dataset.save_to_disk`."""
+    import datasets  # slow to import, and most sources are files
 
     if not any(folder.glob("dataset_*.json")):
         raise InputError(f"{folder}: is a folder, but not one written by datasets.Dataset.save_to_disk")
-    dataset = datasets.load_from_disk(str(folder))
+    try:
+        dataset = datasets.load_from_disk(str(folder))
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise InputError(f"{folder}: cannot be read as a saved dataset: {error}") from error
     if isinstance(dataset, datasets.DatasetDict):
         first = folder / next(iter(dataset))
         raise InputError(f"{folder}: holds the splits {', '.join(dataset)}; name the folder of one, such as {first}")
@@ -264,9 +280,19 @@ def _saved_dataset(folder: Path) -> Any:
 
 
 def _hub_dataset(name: str) -> Any:
-    import datasets  # heavy, and most sources are files
+    """Load a dataset of the Hub.
+
+    Raises:
+        MissingFileError: there is no such dataset or split, or it cannot be downloaded.
+    """
+    import datasets  # slow to import, and most sources are files
 
     path, _, split = name.removeprefix(HUB_PREFIX).partition(":")
     if not path:
         raise InputError(f"{name!r} names no dataset; write {HUB_PREFIX}NAME or {HUB_PREFIX}NAME:SPLIT")
-    return datasets.load_dataset(path, split=split or "train")
+    try:
+        return datasets.load_dataset(path, split=split or "train")
+    except (OSError, ValueError) as error:
+        raise MissingFileError(
+            f"{name} cannot be read from the Hub ({error}); check the name, the split and the network"
+        ) from error

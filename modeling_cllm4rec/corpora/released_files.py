@@ -1,6 +1,7 @@
-"""Files in the forms of others: RecBole's atomic files, the released CLLM4Rec matrices, the released LC-Rec JSON files.
+"""Released data sets: atomic files of RecBole, matrices of CLLM4Rec, JSON files of LC-Rec.
 
-Each reader gives tables under the names of this package, for `preparation.prepare_tables`, and the split that the form has.
+Each reader returns tables with the column names of this package for `preparation.prepare_tables`, with the split of the files
+if they have one.
 """
 
 from __future__ import annotations
@@ -8,26 +9,21 @@ from __future__ import annotations
 import gzip
 import json
 import re
-import string
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow as pa
 from scipy import sparse
 
-from modeling_cllm4rec.core.catalogue import IdMap
 from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.corpora.interactions import first_of, typed_ids
 from modeling_cllm4rec.corpora.readers import PICKLE
 from modeling_cllm4rec.corpora.splits import SPLITS
 
-if TYPE_CHECKING:
-    from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds
-
 RECBOLE_SPLITS = {"train": "train", "valid": "validation", "test": "test"}
-"""The word in a RecBole file's name -> our split."""
+"""Word in the name of a RecBole file -> split."""
 MATRICES = {"train": "train_matrix.npz", "validation": "val_matrix.npz", "test": "test_matrix.npz"}
 REVIEWS, PICKLED_REVIEWS = Path("user_item_texts", "review.jsonl"), Path("user_item_texts", "review.pkl")
 TO_JSON_LINES = (
@@ -35,15 +31,14 @@ TO_JSON_LINES = (
     "> review.jsonl"
 )
 PAIR = re.compile(r"user_(\d+)\b.*\bitem_(\d+)\b", re.DOTALL)
-INDEX_TOKEN = re.compile(r"<([a-z])_(\d+)>")
 
 
 class SourceFiles(NamedTuple):
-    """Files of a folder in RecBole's form.
+    """Files of a RecBole data set.
 
     Attributes:
-        interactions: split -> file; with the one key `all` where the files have no split.
-        items, users: texts, where there are such files.
+        interactions: split -> file; the only key is `all` if the files have no split.
+        items, users: files of texts, None if there are none.
     """
 
     interactions: dict[str, Path]
@@ -55,9 +50,9 @@ class SourceTables(NamedTuple):
     """Tables in external ids.
 
     Attributes:
-        interactions: `user_id`, `item_id`, and `split` and `review` where the form has them.
+        interactions: `user_id`, `item_id`, and `split` and `review` if the files have them.
         items: `item_id` and texts.
-        files: table -> the files that were read.
+        files: table -> its files.
     """
 
     interactions: pa.Table
@@ -66,15 +61,15 @@ class SourceTables(NamedTuple):
 
 
 def find_recbole_files(folder: str | Path) -> SourceFiles:
-    """The atomic files of a RecBole data set.
+    """Find the atomic files of a RecBole data set.
 
     Args:
-        folder: with one NAME.inter, or with NAME.train.inter, NAME.valid.inter and NAME.test.inter; and NAME.item, NAME.user
-            where there are texts.
+        folder: holds either NAME.inter, or NAME.train.inter, NAME.valid.inter and NAME.test.inter; and optionally NAME.item and
+            NAME.user.
 
     Raises:
-        MissingFileError: no such folder, no such files, or a split is missing.
-        InputError: files of more than one data set.
+        MissingFileError: the folder, its files or a split are missing.
+        InputError: the folder holds more than one data set.
     """
     folder = _folder(folder)
     names = {path.name.removesuffix(".inter"): path for path in sorted(folder.glob("*.inter"))}
@@ -98,36 +93,37 @@ def find_recbole_files(folder: str | Path) -> SourceFiles:
 
 
 def read_cllm4rec_files(folder: str | Path, reviews: bool = True) -> SourceTables:
-    """The released files of CLLM4Rec: three sparse matrices of users and items, and the reviews of training pairs.
+    """Read the released files of CLLM4Rec: three sparse matrices of users and items, and the reviews of training pairs.
 
-    User and item ids are the numbers of row and column. `meta.pkl` is not needed: the matrices know their shape.
+    User and item ids are the numbers of rows and columns. `meta.pkl` is not needed, because the matrices have a shape.
 
     Args:
-        folder: with `train_matrix.npz`, `val_matrix.npz`, `test_matrix.npz` as `scipy.sparse.save_npz` writes them, and, where
-            there are texts, `user_item_texts/review.jsonl`: a line each of `["user_3 ... item_5:", "text"]`.
-        reviews: whether to read them.
+        folder: holds `train_matrix.npz`, `val_matrix.npz`, `test_matrix.npz`, written by `scipy.sparse.save_npz`, and
+            optionally `user_item_texts/review.jsonl` with one `["user_3 ... item_5:", "text"]` per line.
+        reviews: whether to read the reviews.
 
     Returns:
-        Interactions with `split` (and `review`), and the items, one for each column.
+        Interactions with `split` (and `review`), and the items, one per column.
 
     Raises:
         MissingFileError: a matrix is missing.
-        InputError: a file is a pickle or holds one, matrices of different shapes, a pair in two splits, a review of no pair.
+        InputError: a file is a pickle or holds one, the matrices differ in shape, a pair is in two splits, or a review has no
+            pair.
     """
     folder = _folder(folder)
     matrices = {split: _matrix(folder / file) for split, file in MATRICES.items()}
     shapes = {split: matrix.shape for split, matrix in matrices.items()}
     if len(set(shapes.values())) > 1:
-        raise InputError(f"{folder}: the matrices have different shapes: {shapes}; they must be of the same users and items")
+        raise InputError(f"{folder}: the matrices have different shapes: {shapes}; they must have the same users and items")
     num_users, num_items = shapes["train"]
-    users, items = (np.concatenate(one) for one in zip(*(matrix.nonzero() for matrix in matrices.values()), strict=True))
+    users, items = (np.concatenate(parts) for parts in zip(*(matrix.nonzero() for matrix in matrices.values()), strict=True))
     codes = np.repeat(np.arange(len(SPLITS)), [matrix.nnz for matrix in matrices.values()])
     order = np.lexsort((items, codes, users))
     users, items, codes = users[order].astype(np.int64), items[order].astype(np.int64), codes[order]
     pairs = np.unique(users * num_items + items)
     if len(pairs) < len(users):
-        twice = len(users) - len(pairs)
-        raise InputError(f"{folder}: {twice} pairs are in more than one matrix; a pair may be in one split only")
+        repeated = len(users) - len(pairs)
+        raise InputError(f"{folder}: {repeated} pairs are in more than one matrix; a pair may be in one split only")
     table = pa.table({"user_id": users, "item_id": items, "split": pa.array(SPLITS).take(pa.array(codes))})
     files = {"interactions": [folder / file for file in MATRICES.values()]}
     if reviews and (folder / REVIEWS).exists():
@@ -135,38 +131,38 @@ def read_cllm4rec_files(folder: str | Path, reviews: bool = True) -> SourceTable
         files["interactions"].append(folder / REVIEWS)
     elif reviews and (folder / PICKLED_REVIEWS).exists():
         raise InputError(
-            f"{folder / PICKLED_REVIEWS} {PICKLE}; if you trust where it comes from, turn it into JSON lines in its own folder "
-            f"by {TO_JSON_LINES} or leave the texts out by --no-reviews"
+            f"{folder / PICKLED_REVIEWS} {PICKLE}; if you trust its origin, convert it to JSON lines in its folder with "
+            f"{TO_JSON_LINES} or read no texts with reviews=False"
         )
     return SourceTables(table, pa.table({"item_id": np.arange(num_items)}), files)
 
 
 def read_lcrec_files(folder: str | Path, id_type: str = "auto") -> SourceTables:
-    """The released files of LC-Rec: histories in order, and the texts of items.
+    """Read the released files of LC-Rec: ordered histories, and the texts of items.
 
     Args:
-        folder: with NAME.inter.json, `{user: [items, oldest first]}`, and NAME.item.json, `{item: {"title": ..., ...}}`; each
+        folder: holds NAME.inter.json, `{user: [items, oldest first]}`, and NAME.item.json, `{item: {"title": ..., ...}}`; each
             may be gzipped.
-        id_type: as in `interactions.read_interactions`; keys of JSON objects are texts, even those of numbers.
+        id_type: as in `interactions.read_interactions`; keys of JSON objects are texts, also those of numbers.
 
     Returns:
         Interactions in the order of the histories, and the items in the order of their file.
 
     Raises:
         MissingFileError: a file is missing.
-        InputError: more than one data set, no JSON, or not of this form.
+        InputError: the folder holds more than one data set, or a file is no JSON or has another form.
     """
     folder = _folder(folder)
     inter, item = (_one_json(folder, kind) for kind in ("inter", "item"))
-    histories, texts = _json_object(inter), _json_object(item)
+    histories, texts = read_json_object(inter), read_json_object(item)
     for user, history in histories.items():
-        if not isinstance(history, list) or any(type(one) not in (int, str) for one in history):
+        if not isinstance(history, list) or any(type(item_id) not in (int, str) for item_id in history):
             raise InputError(f"{inter}: user {user!r} has {history!r}; it must be a list of item ids")
-    for one, columns in texts.items():
+    for item_id, columns in texts.items():
         if not isinstance(columns, dict):
-            raise InputError(f"{item}: item {one!r} has {columns!r}; it must be an object of texts, such as title")
+            raise InputError(f"{item}: item {item_id!r} has {columns!r}; it must be an object of texts, such as title")
     user_ids = [user for user, history in histories.items() for _ in history]
-    item_ids = [str(one) for history in histories.values() for one in history]
+    item_ids = [str(item_id) for history in histories.values() for item_id in history]
     pairs = pa.table(
         {
             "user_id": typed_ids(pa.array(user_ids, pa.large_string()), "user_id", inter, id_type),
@@ -182,58 +178,22 @@ def read_lcrec_files(folder: str | Path, id_type: str = "auto") -> SourceTables:
     return SourceTables(pairs, pa.table({"item_id": ids, **table}), {"interactions": [inter], "items": [item]})
 
 
-def read_lcrec_index(path: str | Path, items: IdMap, num_levels: int, codebook_size: int) -> SemanticIds:
-    """The released index of LC-Rec as an `SemanticIds`.
-
-    Args:
-        path: NAME.index.json, `{item: ["<a_12>", "<b_3>", ...]}`, or the same gzipped.
-        items: the items of the data folder; others in the file are left out.
-        num_levels: codes of an item; codebook_size: codes of a level.
-
-    Raises:
-        MissingFileError: no such file.
-        InputError: no such form, an item without an index, another number of levels, a code outside the codebook, or items that
-            share an index.
-    """
-    from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds  # imports torch, which preparing data does without
-
-    path = Path(path)
-    if not path.is_file():
-        raise MissingFileError(f"codes: there is no file {path}")
-    tokens = _json_object(path)
-    ids = [str(one) for one in items.array.to_pylist()]
-    missing = [one for one in ids if one not in tokens]
-    if missing:
-        raise InputError(f"{path}: {len(missing)} of {len(ids)} items have no index: {first_of(missing)}; it is of other items")
-    codes = np.array([_codes(path, one, tokens[one], num_levels) for one in ids])
-    return SemanticIds(codes, codebook_size)
-
-
-def _codes(path: Path, item: str, tokens: Any, num_levels: int) -> list[int]:
-    words = [INDEX_TOKEN.fullmatch(str(token)) for token in tokens] if isinstance(tokens, list) else [None]
-    letters = [word[1] if word else "" for word in words]
-    if letters != list(string.ascii_lowercase[:num_levels]):
-        raise InputError(
-            f"{path}: item {item!r} has the index {tokens!r}; with num_levels {num_levels} it must be a list of "
-            f"{', '.join(f'<{letter}_NUMBER>' for letter in string.ascii_lowercase[:num_levels])}"
-        )
-    return [int(word[2]) for word in words if word]
-
-
 def _folder(folder: str | Path) -> Path:
+    """Check that a folder exists."""
     if not Path(folder).is_dir():
         raise MissingFileError(f"{folder}: there is no such folder")
     return Path(folder)
 
 
 def _matrix(path: Path) -> sparse.csr_matrix:
+    """Read a sparse matrix."""
     if not path.is_file():
         raise MissingFileError(f"{path} is missing; the released files of CLLM4Rec are {', '.join(MATRICES.values())}")
     try:
-        matrix = sparse.load_npz(path)  # scipy never allows pickled arrays here
+        matrix = sparse.load_npz(path)  # scipy reads no pickled arrays here
     except (ValueError, BadZipFile, KeyError, OSError, EOFError) as error:
         if "pickle" in str(error):
-            raise InputError(f"{path} {PICKLE}; write the matrix by scipy.sparse.save_npz") from error
+            raise InputError(f"{path} {PICKLE}; write the matrix with scipy.sparse.save_npz") from error
         raise InputError(f"{path} is no sparse matrix of scipy.sparse.save_npz: {error}") from error
     matrix = sparse.csr_matrix(matrix)
     matrix.eliminate_zeros()
@@ -241,48 +201,57 @@ def _matrix(path: Path) -> sparse.csr_matrix:
 
 
 def _reviews(path: Path, pairs: np.ndarray, num_users: int, num_items: int) -> pa.Array:
-    """(interactions,) the review of each pair, null where there is none."""
+    """Read the (interactions,) review of each pair, null where there is none."""
     texts: dict[int, str] = {}
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             user, item, text = _review(path, number, line)
             if user >= num_users or item >= num_items:
-                raise InputError(f"{path}: line {number} is about user {user} and item {item}, which the matrices do not have")
+                raise InputError(f"{path}: line {number} has user {user} and item {item}, which the matrices lack")
             if user * num_items + item in texts:
                 raise InputError(f"{path}: line {number} is a second review of item {item} by user {user}; keep one")
             texts[user * num_items + item] = text
-    strangers = np.setdiff1d(np.fromiter(texts, np.int64, len(texts)), pairs)
-    if len(strangers):
-        user, item = divmod(int(strangers[0]), num_items)
-        raise InputError(f"{path}: {len(strangers)} reviews are of no pair in the matrices, first user {user} and item {item}")
+    without_pair = np.setdiff1d(np.fromiter(texts, np.int64, len(texts)), pairs)
+    if len(without_pair):
+        user, item = divmod(int(without_pair[0]), num_items)
+        raise InputError(
+            f"{path}: {len(without_pair)} reviews have no pair in the matrices; the first is of user {user} and item {item}"
+        )
     return pa.array([texts.get(pair) for pair in pairs.tolist()], pa.large_string())
 
 
-def _review(path: Path, number: int, line: str) -> tuple[int, int, str]:
+def _review(path: Path, number: int, line: bytes) -> tuple[int, int, str]:
+    """Parse one line of the reviews into user, item and text."""
     try:
         pair = json.loads(line)
     except ValueError as error:
         raise InputError(f"{path}: line {number} is not JSON ({error})") from error
-    words = isinstance(pair, list) and len(pair) == 2 and all(isinstance(one, str) for one in pair)
-    found = PAIR.search(pair[0]) if words else None
-    if found is None:
+    is_pair = isinstance(pair, list) and len(pair) == 2 and all(isinstance(part, str) for part in pair)
+    match = PAIR.search(pair[0]) if is_pair else None
+    if match is None:
         raise InputError(
-            f'{path}: line {number} must be ["user_3 ... item_5:", "text"], in words and not in token ids; got '
-            f"{line.strip()[:80]}"
+            f'{path}: line {number} must be ["user_3 ... item_5:", "text"] with words, not token ids; got '
+            f"{line.decode().strip()[:80]}"
         )
-    return int(found[1]), int(found[2]), pair[1].strip()
+    return int(match[1]), int(match[2]), pair[1].strip()
 
 
 def _one_json(folder: Path, kind: str) -> Path:
+    """Find the one file of a kind, plain or gzipped."""
     found = sorted([*folder.glob(f"*.{kind}.json"), *folder.glob(f"*.{kind}.json.gz")])
     if not found:
-        raise MissingFileError(f"{folder}: there is no NAME.{kind}.json; name the folder of a data set in LC-Rec's form")
+        raise MissingFileError(f"{folder}: there is no NAME.{kind}.json; name the folder of a released data set of LC-Rec")
     if len(found) > 1:
         raise InputError(f"{folder} holds more than one data set: {first_of([path.name for path in found])}; give each a folder")
     return found[0]
 
 
-def _json_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object with ids as keys, which may be gzipped.
+
+    Raises:
+        InputError: the file cannot be read, is no JSON, or holds no object or an empty one.
+    """
     try:
         text = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode("utf-8")
         value = json.loads(text)

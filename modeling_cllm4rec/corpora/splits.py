@@ -1,4 +1,4 @@
-"""Which interactions are for training, which for validation, which for test."""
+"""Splits of interactions into train, validation and test."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SPLITS = ("train", "validation", "test")
 """The values of a split column; a split code is a position in this tuple."""
 SPLIT_KINDS = ("random", "leave-one-out", "temporal", "given")
 LEAST_INTERACTIONS = 3
-"""What a user needs for one interaction in each split."""
+"""Least interactions of a user, for one in each split."""
 
 SplitCodes = npt.NDArray[np.int8]
 
@@ -27,20 +27,20 @@ def assign_splits(
     """Divide interactions into train, validation and test.
 
     Args:
-        table: interactions as `interactions.clean_interactions` returns them.
-        split: `random`: 80/10/10 of each user, at least one in validation and test each (the paper's, see
-            `random_split`); `leave-one-out`: each user's last is test, the last but one validation; `temporal`: two
-            times for everyone, see `temporal_split`; `given`: by the column `split`.
-        seed: start of the random numbers of `random`.
-        temporal_cuts: the shares of interactions before the two times of `temporal`.
+        table: a table from `interactions.clean_interactions`.
+        split: `random`: 80/10/10 of each user, at least one each in validation and test (as in the paper, see
+            `random_split`); `leave-one-out`: the last interaction of each user is test, the last but one validation;
+            `temporal`: two points in time for all users, see `temporal_split`; `given`: the column `split`.
+        seed: seed of the random numbers of `random`.
+        temporal_cuts: shares of interactions before the two points in time of `temporal`.
 
     Returns:
-        (rows,) split codes, and what was done: `split`, `seed` (`None` where nothing is drawn) and for `temporal`
+        (rows,) split codes, and a description: `split`, `seed` (`None` if nothing is random) and for `temporal`
         `temporal_cuts` and `cut_times`.
 
     Raises:
-        InputError: if `split` is none of these, a column that it needs is missing, users have too few interactions,
-            or there is nothing to train on.
+        InputError: `split` has another value, a column is missing, users have too few interactions, or no interaction is left
+            for train.
     """
     if split not in SPLIT_KINDS:
         raise InputError(f"split must be one of {', '.join(SPLIT_KINDS)}, got {split!r}")
@@ -56,7 +56,7 @@ def assign_splits(
         codes = leave_one_out_split(encode(table["user_id"]), times)
     elif split == "temporal":
         if "timestamp" not in table.column_names:
-            raise InputError("split 'temporal' needs a column of times; name it by --timestamp-column")
+            raise InputError("split 'temporal' needs a column of times; name it with timestamp_column")
         codes, cut_times = temporal_split(table["timestamp"].to_numpy(), temporal_cuts)
         done |= {"temporal_cuts": list(temporal_cuts), "cut_times": list(cut_times)}
     else:
@@ -67,15 +67,15 @@ def assign_splits(
 
 
 def random_split(users: IntArray, items: IntArray, seed: int) -> SplitCodes:
-    """80/10/10 of each user at random, as the paper's data: of n interactions max(1, int(n / 10)) go to test, as many
-    to validation, the others to train.
+    """Split the interactions of each user 80/10/10 at random, like the data of the paper.
 
-    The draw belongs to the (user, item) pair: the order of rows does not matter.
+    Of n interactions, max(1, int(n / 10)) go to test, the same number to validation, and the others to train. The draw depends
+    on the (user, item) pair and not on the order of rows.
 
     Args:
-        users: (rows,) user codes from 0, the same whatever the order of rows.
-        items: (rows,) item codes, likewise; no pair twice.
-        seed: start of the random numbers.
+        users: (rows,) user codes from 0 that do not depend on the order of rows.
+        items: (rows,) item codes, likewise; no pair occurs twice.
+        seed: seed of the random numbers.
 
     Returns:
         (rows,) split codes.
@@ -85,22 +85,23 @@ def random_split(users: IntArray, items: IntArray, seed: int) -> SplitCodes:
         >>> np.bincount(codes).tolist()
         [16, 2, 2]
     """
+    # Numbers are drawn in the order of the pairs, then put back into the order of rows.
     draws = np.empty(len(users))
     draws[np.lexsort((items, users))] = np.random.default_rng(seed).random(len(users))
     order = np.lexsort((items, draws, users))
     positions, counts = _positions(users[order])
-    held = np.maximum(1, counts // 10)
+    num_held_out = np.maximum(1, counts // 10)
     codes = np.empty(len(users), dtype=np.int8)
-    codes[order] = (positions < 2 * held).astype(np.int8) + (positions < held)
+    codes[order] = (positions < 2 * num_held_out).astype(np.int8) + (positions < num_held_out)
     return codes
 
 
 def leave_one_out_split(users: IntArray, times: npt.NDArray[np.number]) -> SplitCodes:
-    """Each user's last interaction is test, the last but one validation; of equal times the later row counts as later.
+    """Put the last interaction of each user into test and the last but one into validation.
 
     Args:
         users: (rows,) user codes from 0.
-        times: (rows,) anything that orders.
+        times: (rows,) times; of equal times, the later row counts as later.
 
     Returns:
         (rows,) split codes.
@@ -117,18 +118,17 @@ def leave_one_out_split(users: IntArray, times: npt.NDArray[np.number]) -> Split
 
 
 def temporal_split(times: npt.NDArray[np.number], cuts: tuple[float, float]) -> tuple[SplitCodes, tuple[int, int]]:
-    """Before one time is train, from another on is test, for all users; equal times stay together.
+    """Split all interactions at two points in time, the same for all users; equal times share a split.
 
     Args:
         times: (rows,) unix seconds.
-        cuts: the shares of rows, in order of time, at which the times of the first validation and the first test
-            interaction are read off.
+        cuts: shares of rows, in order of time, before the first validation and the first test interaction.
 
     Returns:
-        (rows,) split codes, and the two times.
+        (rows,) split codes, and the two points in time.
 
     Raises:
-        InputError: if the cuts are not 0 < first < second < 1, or the times leave a split empty.
+        InputError: the cuts are not 0 < first < second < 1, or a split is empty.
 
     Example:
         >>> temporal_split(np.array([30, 10, 20, 40, 50]), (0.6, 0.8))
@@ -150,7 +150,7 @@ def temporal_split(times: npt.NDArray[np.number], cuts: tuple[float, float]) -> 
 
 
 def split_names(codes: SplitCodes) -> pa.Array:
-    """(rows,) names of split codes.
+    """Return the (rows,) names of split codes.
 
     >>> split_names(np.array([0, 2], dtype=np.int8)).to_pylist()
     ['train', 'test']
@@ -159,34 +159,36 @@ def split_names(codes: SplitCodes) -> pa.Array:
 
 
 def _given_split(table: pa.Table) -> SplitCodes:
+    """Return the split codes of the column `split`."""
     if "split" not in table.column_names:
-        raise InputError("split 'given' needs a column of split names; name it by --split-column")
+        raise InputError("split 'given' needs a column of split names; name it with split_column")
     codes = pc.index_in(table["split"], value_set=pa.array(SPLITS, table["split"].type))
     if codes.null_count:
         unknown = pc.unique(table["split"].filter(codes.is_null()))
-        raise InputError(f"split has the values {first_of(unknown)}; allowed are {', '.join(SPLITS)}, so spelled")
+        raise InputError(f"split has the values {first_of(unknown)}; they must be {', '.join(SPLITS)}, spelled like this")
     return codes.to_numpy().astype(np.int8)
 
 
 def _check_least(table: pa.Table, split: str) -> None:
+    """Check that each user has an interaction for each split."""
     counts = pc.value_counts(table["user_id"])
     few = counts.filter(pc.less(counts.field("counts"), LEAST_INTERACTIONS)).field("values")
     if len(few):
         raise InputError(
             f"split {split!r} needs at least {LEAST_INTERACTIONS} interactions of each user, but {len(few)} of "
-            f"{len(counts)} users have fewer: {first_of(few)}; leave them out by --k-core {LEAST_INTERACTIONS}"
+            f"{len(counts)} users have fewer: {first_of(few)}; remove them with k_core={LEAST_INTERACTIONS}"
         )
 
 
 def _sorted_codes(ids: pa.ChunkedArray) -> IntArray:
-    """(rows,) codes of ids, numbered from 0 in the order of the ids themselves."""
+    """Return the (rows,) codes of ids, numbered from 0 in the sorting order of the ids."""
     known = pc.unique(ids)
     known = known.take(pc.sort_indices(known))
     return pc.index_in(ids, value_set=known).to_numpy().astype(np.int64)
 
 
 def _positions(users: IntArray) -> tuple[IntArray, IntArray]:
-    """Of rows sorted by user: the place of each among its user's, from 0, and the number of its user's rows."""
+    """Return the position of each row among those of its user, from 0, and their number; rows are sorted by user."""
     counts = np.bincount(users)
     starts = np.cumsum(counts) - counts
     return np.arange(len(users)) - starts[users], counts[users]

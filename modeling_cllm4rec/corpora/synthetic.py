@@ -1,9 +1,9 @@
-"""A small generated world of people, things and reviews, for the demo and the tests.
+"""A small synthetic data set of users, items and reviews, for the demo and the tests.
 
-Everything follows from latent traits. Each item has one category, one style and two qualities; each person has
-favourite categories and styles, and likes some qualities and dislikes others. People choose from softmax(taste . traits
-+ popularity), so that what somebody chose predicts what they choose next. Titles, descriptions, biographies and reviews
-are composed by a small grammar from the same traits, so that the words predict it, too. No real data is in here.
+Latent traits generate everything. Each item has one category, one style and two qualities. Each user has favourite categories
+and styles, and likes some qualities and dislikes others. Users choose items from softmax(taste . traits + popularity), so
+their histories predict their next items. A small grammar composes titles, descriptions, biographies and reviews from the same
+traits, so the words also predict the next items. The data set contains no real data.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class _Items(NamedTuple):
     look: list[str]
 
 
-class _People(NamedTuple):
+class _Users(NamedTuple):
     ids: list[str]
     tastes: npt.NDArray[np.float64]  # (I, traits) positive where liked, negative where disliked
 
@@ -131,15 +131,15 @@ def make_synthetic_dataset(
     taste_strength: float = 2.5,
     popularity_spread: float = 0.5,
 ) -> SyntheticDataset:
-    """Generate people, items, and who chose, rated and reviewed what.
+    """Generate users, items, and interactions with ratings and reviews.
 
     Args:
-        num_users: number of people, at least 1.
-        num_items: number of items, at least twice `interactions_per_user`, so that there is something to choose.
-        seed: the same arguments give the same world on every machine with the same numpy.
-        interactions_per_user: the mean; the numbers run evenly from 4 below to 4 above it. At least 5.
-        taste_strength: how sharply people follow their tastes; 0 makes them choose by popularity alone.
-        popularity_spread: standard deviation of the items' log popularity; 0 makes all equally popular.
+        num_users: number of users, at least 1.
+        num_items: number of items, at least twice `interactions_per_user`, so that users have a choice.
+        seed: the same arguments give the same data set on every machine with the same numpy.
+        interactions_per_user: mean of a uniform distribution from 4 below to 4 above it; at least 5.
+        taste_strength: inverse temperature of the choices by taste; at 0 users choose by popularity alone.
+        popularity_spread: standard deviation of the log popularity of items; at 0 all items are equally popular.
 
     Raises:
         InputError: a size is too small or a factor is negative.
@@ -155,26 +155,27 @@ def make_synthetic_dataset(
     _check_factor("taste_strength", taste_strength)
     _check_factor("popularity_spread", popularity_spread)
     items = _make_items(num_items, np.random.default_rng([seed, 0]))
-    people = _make_people(num_users, np.random.default_rng([seed, 1]))
+    users = _make_users(num_users, np.random.default_rng([seed, 1]))
     rng = np.random.default_rng([seed, 2])
-    fit = people.tastes @ items.traits.T  # (I, J)
+    fit = users.tastes @ items.traits.T  # (I, J)
     log_popularity = popularity_spread * rng.standard_normal(num_items)
     user_index, item_index = _choose(taste_strength * fit + log_popularity, interactions_per_user, rng)
     ratings = _rate(fit[user_index, item_index], rng)
     timestamps = _FIRST_DAY + rng.integers(_TWO_YEARS, size=len(user_index))
     by_time = np.argsort(timestamps, kind="stable")
     interactions = _interactions_table(
-        people, items, user_index[by_time], item_index[by_time], ratings[by_time], timestamps[by_time], rng
+        users, items, user_index[by_time], item_index[by_time], ratings[by_time], timestamps[by_time], rng
     )
-    return SyntheticDataset(interactions, _items_table(items, rng), _users_table(people, rng))
+    return SyntheticDataset(interactions, _items_table(items, rng), _users_table(users, rng))
 
 
 def _check_sizes(num_users: int, num_items: int, seed: int, interactions_per_user: int) -> None:
+    """Check the sizes and the seed."""
     if num_users < 1:
-        raise InputError(f"num_users is {num_users}; a world needs at least 1 person")
+        raise InputError(f"num_users is {num_users}; it must be at least 1")
     if interactions_per_user < 5:
         raise InputError(
-            f"interactions_per_user is {interactions_per_user}; it must be at least 5, for the numbers start 4 below it"
+            f"interactions_per_user is {interactions_per_user}; it must be at least 5, because the least number is 4 below it"
         )
     if num_items < 2 * interactions_per_user:
         raise InputError(
@@ -186,21 +187,24 @@ def _check_sizes(num_users: int, num_items: int, seed: int, interactions_per_use
 
 
 def _check_factor(name: str, value: float) -> None:
+    """Check that a factor is finite and not negative."""
     if not (0 <= value < float("inf")):
         raise InputError(f"{name} is {value}; it must be 0 or greater, and finite")
 
 
 def _pick(options: tuple[str, ...], rng: np.random.Generator) -> str:
+    """Draw one of some texts."""
     return options[int(rng.integers(len(options)))]
 
 
 def _ids(kind: str, count: int, rng: np.random.Generator) -> list[str]:
-    """Ids of awkward shape, whose numbers are not the positions in the table."""
+    """Return ids with unusual characters, whose numbers differ from their positions in the table."""
     numbers = rng.permutation(count)
     return [ID_SHAPES[n % len(ID_SHAPES)].format(kind=kind, n=n) for n in numbers.tolist()]
 
 
 def _make_items(count: int, rng: np.random.Generator) -> _Items:
+    """Draw the traits of all items."""
     items = _Items(_ids("item", count, rng), np.zeros((count, len(_TRAITS))), [], [], [], [], [], [])
     categories, styles, qualities = tuple(CATEGORIES), tuple(STYLES), tuple(QUALITIES)
     for j in range(count):
@@ -217,7 +221,8 @@ def _make_items(count: int, rng: np.random.Generator) -> _Items:
     return items
 
 
-def _make_people(count: int, rng: np.random.Generator) -> _People:
+def _make_users(count: int, rng: np.random.Generator) -> _Users:
+    """Draw the tastes of all users."""
     tastes = np.zeros((count, len(_TRAITS)))
     for taste in tastes:
         categories = rng.permutation(len(CATEGORIES))
@@ -227,13 +232,13 @@ def _make_people(count: int, rng: np.random.Generator) -> _People:
         taste[styles[:2]] = 1.4, 1.1
         taste[qualities[:3]] = 0.5
         taste[qualities[-2:]] = -0.7
-    return _People(_ids("user", count, rng), tastes)
+    return _Users(_ids("user", count, rng), tastes)
 
 
 def _choose(
     log_weights: npt.NDArray[np.float64], mean: int, rng: np.random.Generator
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Draw distinct items from softmax(log_weights) for each person: the largest after Gumbel noise."""
+    """Draw distinct items from softmax(log_weights) for each user: the largest after Gumbel noise."""
     num_users, num_items = log_weights.shape
     noisy = log_weights + rng.gumbel(size=(num_users, num_items))
     counts: npt.NDArray[np.int64] = np.asarray(rng.integers(mean - 4, mean + 5, size=num_users))
@@ -243,13 +248,14 @@ def _choose(
 
 
 def _rate(fit: npt.NDArray[np.float64], rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Ratings 1 to 5 that grow with the fit of item and taste; about four in five are 4 or 5."""
+    """Draw ratings 1 to 5 that rise with the match of item and taste; about four in five are 4 or 5."""
     spread = float(fit.std()) or 1.0
     raw = 4.4 + 0.8 * (fit - fit.mean()) / spread + 0.6 * rng.standard_normal(len(fit))
     return np.clip(np.rint(raw), 1, 5).astype(np.int64)
 
 
 def _items_table(items: _Items, rng: np.random.Generator) -> pa.Table:
+    """Return the table of items with their texts."""
     rows = range(len(items.ids))
     return pa.table(
         {
@@ -266,12 +272,14 @@ def _items_table(items: _Items, rng: np.random.Generator) -> pa.Table:
 
 
 def _title(items: _Items, j: int) -> str:
+    """Compose the title of an item, with a name that no other item has."""
     base = len(SYLLABLES)
     name = SYLLABLES[j % base] + SYLLABLES[j // base % base] + (SYLLABLES[j // base**2 % base] if j >= base**2 else "")
     return f"{name.capitalize()} {items.qualities[j][0]} {items.look[j]} {items.noun[j]}"
 
 
 def _description(items: _Items, j: int, rng: np.random.Generator) -> str:
+    """Compose the description of an item."""
     first, second = items.qualities[j]
     opening = _pick(
         (
@@ -304,18 +312,20 @@ def _description(items: _Items, j: int, rng: np.random.Generator) -> str:
     )
 
 
-def _users_table(people: _People, rng: np.random.Generator) -> pa.Table:
-    biographies = [_biography(taste, rng) if rng.random() < 0.8 else None for taste in people.tastes]
-    return pa.table({"user_id": pa.array(people.ids, pa.string()), "biography": pa.array(biographies, pa.string())})
+def _users_table(users: _Users, rng: np.random.Generator) -> pa.Table:
+    """Return the table of users with their biographies."""
+    biographies = [_biography(taste, rng) if rng.random() < 0.8 else None for taste in users.tastes]
+    return pa.table({"user_id": pa.array(users.ids, pa.string()), "biography": pa.array(biographies, pa.string())})
 
 
 def _liked(taste: npt.NDArray[np.float64], among: Iterable[str]) -> list[str]:
-    """The traits of one kind that a person likes, the favourite first."""
+    """Return the traits of one kind that a user likes, the favourite first."""
     weights = [(-taste[_TRAITS.index(trait)], trait) for trait in among]
     return [trait for weight, trait in sorted(weights) if weight < 0]
 
 
 def _biography(taste: npt.NDArray[np.float64], rng: np.random.Generator) -> str:
+    """Compose the biography of a user."""
     category, second_category = (name.lower() for name in _liked(taste, CATEGORIES))
     style, second_style = _liked(taste, STYLES)
     quality = _liked(taste, QUALITIES)[0]
@@ -335,7 +345,7 @@ def _biography(taste: npt.NDArray[np.float64], rng: np.random.Generator) -> str:
 
 
 def _interactions_table(
-    people: _People,
+    users: _Users,
     items: _Items,
     user_index: npt.NDArray[np.int64],
     item_index: npt.NDArray[np.int64],
@@ -343,11 +353,12 @@ def _interactions_table(
     timestamps: npt.NDArray[np.int64],
     rng: np.random.Generator,
 ) -> pa.Table:
+    """Return the table of interactions with their reviews."""
     triples = list(zip(user_index.tolist(), item_index.tolist(), ratings.tolist(), strict=True))
-    reviews = [_review(people.tastes[i], items, j, rating, rng) if rng.random() < 0.9 else None for i, j, rating in triples]
+    reviews = [_review(users.tastes[i], items, j, rating, rng) if rng.random() < 0.9 else None for i, j, rating in triples]
     return pa.table(
         {
-            "user_id": pa.array([people.ids[i] for i, _, _ in triples], pa.string()),
+            "user_id": pa.array([users.ids[i] for i, _, _ in triples], pa.string()),
             "item_id": pa.array([items.ids[j] for _, j, _ in triples], pa.string()),
             "rating": pa.array(ratings, pa.int64()),
             "timestamp": pa.array(timestamps, pa.int64()),
@@ -357,6 +368,7 @@ def _interactions_table(
 
 
 def _review(taste: npt.NDArray[np.float64], items: _Items, j: int, rating: int, rng: np.random.Generator) -> str:
+    """Compose a review in a tone that matches its rating."""
     tone = "happy" if rating >= 4 else "mixed" if rating == 3 else "unhappy"
     sentences = [_pick(OPENINGS[tone], rng), _opinion(taste, items.qualities[j], tone, rng)]
     if taste[_TRAITS.index(items.category[j])] > 0 and rng.random() < 0.5:
@@ -379,7 +391,7 @@ def _review(taste: npt.NDArray[np.float64], items: _Items, j: int, rating: int, 
 
 
 def _opinion(taste: npt.NDArray[np.float64], qualities: tuple[str, str], tone: str, rng: np.random.Generator) -> str:
-    """A sentence about both qualities of an item: praise for what the person likes, else what they dislike."""
+    """Compose a sentence about both qualities of an item: praise for those that the user likes, criticism for others."""
     words = []
     for quality in qualities:
         weight = taste[_TRAITS.index(quality)]

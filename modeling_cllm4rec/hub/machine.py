@@ -1,4 +1,4 @@
-"""How much memory a process took."""
+"""Peak memory of a process."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 
 def peak_memory() -> int:
-    """Most bytes that this process ever held.
+    """Return the most bytes of memory that this process has held.
 
-    Linux counts `ru_maxrss` on from the parent process when a program is started, so there the kernel's own line is read.
+    On Linux a new program inherits `ru_maxrss` from its parent process, so the line of the kernel in /proc is read instead.
 
     >>> peak_memory() > 1_000_000
     True
@@ -24,7 +24,7 @@ def peak_memory() -> int:
 
 
 def peak_device_memory() -> int:
-    """Most bytes that this process ever held on the accelerator; 0 without one."""
+    """Return the most bytes that this process has held on the accelerator, 0 without one."""
     import torch
 
     return int(torch.cuda.max_memory_allocated()) if torch.cuda.is_available() else 0

@@ -1,4 +1,4 @@
-"""What a model card needs so that a training can be repeated: the commands, and whose weights it started from."""
+"""Facts of a model card that reproduce a training: the commands, the backbone and the licences."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ NOT_REPEATED = (
     *("resume", "overwrite", "stop_after_steps", "stop_after_epochs", "save_every"),
     *("report_to", "max_memory"),
 )
-"""Arguments that do not change what a finished training computed."""
+"""Arguments that do not change the result of a finished training."""
 NOT_STATED = "not stated"
 
 
 def changed_arguments(arguments: Any) -> dict[str, Any]:
-    """The fields of a dataclass of arguments that are not at their defaults and change what is computed.
+    """Return the arguments that differ from their defaults and change the result.
 
     >>> from modeling_cllm4rec.cllm4rec.arguments import PretrainArguments
     >>> changed_arguments(PretrainArguments(data="data", output="runs/mine", backbone="gpt2", epochs=3, resume=True))
     {'data': 'data', 'output': 'runs/mine', 'epochs': 3, 'backbone': 'gpt2'}
     """
     changed = {}
-    for one in dataclasses.fields(arguments):
-        default = one.default if one.default_factory is dataclasses.MISSING else one.default_factory()
-        value = getattr(arguments, one.name)
-        if value != default and one.name not in NOT_REPEATED:
-            changed[one.name] = value
+    for field in dataclasses.fields(arguments):
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        value = getattr(arguments, field.name)
+        if value != default and field.name not in NOT_REPEATED:
+            changed[field.name] = value
     return changed
 
 
 def training_command(stage: str, arguments: Mapping[str, Any], processes: int = 1) -> str:
-    """The command line of a stage with these arguments; those without a value are left out.
+    """Return the command line of a stage with some arguments; those without a value are omitted.
 
     >>> training_command("pretrain", {"data": "my data", "reorder": False, "init_columns": ["title", "brand"]})
     "cllm4rec pretrain --data 'my data' --reorder False --init-columns title brand"
@@ -56,14 +56,15 @@ def training_command(stage: str, arguments: Mapping[str, Any], processes: int = 
 
 
 def backbone_record(name: str) -> dict[str, Any]:
-    """A backbone's name, whether it lies in a folder here, and the licence that its card or configuration states.
+    """Return the name of a backbone, whether it is a local folder, and the licence in its card or configuration.
 
-    What is not in a folder is looked up on the Hub, or in its cache; None where no licence is found.
+    A backbone that is no folder is looked up on the Hub or in the cache. The licence is None if none is found.
     """
     return {"name": name, "local": Path(name).is_dir(), "license": _stated_license(name)}
 
 
 def _stated_license(name: str) -> str | None:
+    """Return the licence that the card or the configuration of a model states."""
     card = _file(name, "README.md")
     about: Mapping[str, Any] = (metadata_load(card) or {}) if card is not None else {}
     if about.get("license") is None:
@@ -77,10 +78,12 @@ def _stated_license(name: str) -> str | None:
 
 
 def license_header(backbone: str | None, data: str | None) -> dict[str, str]:
-    """What a card's YAML says of licences: nothing where that of the backbone is not known.
+    """Return the licence fields of a card's YAML header, none if the licence of the backbone is not known.
+
+    The Hub accepts a list of licence names; any other name must be `license_name`, with `other` as the licence.
 
     Args:
-        backbone, data: as stated. The Hub knows a list of names, and takes others as a name beside `other` only.
+        backbone, data: licences as their owners state them.
 
     >>> license_header("mit", None), license_header("mit", "cc-by-4.0"), license_header("other (llama)", None)
     ({'license': 'mit'}, {'license': 'other', 'license_name': 'backbone mit, data cc-by-4.0'}, {'license': 'other', \
@@ -96,13 +99,12 @@ def license_header(backbone: str | None, data: str | None) -> dict[str, str]:
 
 
 def _file(name: str, file: str) -> Path | None:
+    """Return a file of a model in a folder or on the Hub, None if there is none."""
     try:
-        found = cached_file(
-            name, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
-        )
-    except OSError:  # no such model any more, or one that may not be read
+        path = cached_file(name, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)
+    except OSError:  # the model was removed, or access to it is restricted
         return None
-    return None if found is None else Path(found)
+    return None if path is None else Path(path)
 
 
 __all__ = ["NOT_STATED", "backbone_record", "changed_arguments", "license_header", "training_command"]

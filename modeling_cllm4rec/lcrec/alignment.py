@@ -16,8 +16,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from modeling_cllm4rec.cllm4rec.documents import text_column
-from modeling_cllm4rec.core.catalogue import Catalogue, IdMap, KnownUsers
+from modeling_cllm4rec.core.catalogue import Catalogue, IdMap, KnownUsers, text_column
 from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.core.language_model import reject_adapter
 from modeling_cllm4rec.core.losses import word_nll
@@ -47,11 +46,11 @@ from modeling_cllm4rec.training.estimates import LargestBatch
 from modeling_cllm4rec.training.finishing import save_finished
 from modeling_cllm4rec.training.loop import (
     Step,
-    as_on_the_main_process,
+    broadcast_from_main,
     check_folder,
-    documents_of_a_step,
     make_accelerator,
     run,
+    step_batch_size,
 )
 from modeling_cllm4rec.training.progress import Progress
 
@@ -122,7 +121,7 @@ class AlignmentStage:
     def steps(self, epoch: int) -> list[Step]:
         """Return the batches of an epoch, each of documents of similar length from all tasks."""
         arguments = self.arguments
-        size = documents_of_a_step(arguments)
+        size = step_batch_size(arguments)
         numbers = self.corpus.documents(epoch)
         batches = plan_batches(self.corpus.lengths(numbers, epoch), size, arguments.seed, epoch)
         return [Step("align", numbers[batch]) for batch in batches]
@@ -170,7 +169,7 @@ class AlignmentStage:
                 max_users=self.arguments.eval_users,
             )
             values = [report.metrics[name] for name in names]
-        values = as_on_the_main_process(values, self.model.device)
+        values = broadcast_from_main(values, self.model.device)
         metrics = {f"validation/{name}": value for name, value in zip(names, values, strict=True)}
         return {**metrics, "selection": metrics[f"validation/{SELECTION}"]}
 

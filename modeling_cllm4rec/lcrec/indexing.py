@@ -20,7 +20,6 @@ from modeling_cllm4rec.core.errors import ExistingFileError, InputError
 from modeling_cllm4rec.core.saved_folder import CURVES_FILE
 from modeling_cllm4rec.corpora.data_folder import INFO_FILE, RecommendationData
 from modeling_cllm4rec.corpora.item_embeddings import item_embeddings
-from modeling_cllm4rec.corpora.released_files import read_lcrec_index
 from modeling_cllm4rec.evaluation.training_curves import RECORD_FILE as TRAINING_FILE
 from modeling_cllm4rec.hub.model_card import save_record, training_record
 from modeling_cllm4rec.lcrec.arguments import INDEX_FILE, WITHOUT_EMBEDDINGS, IndexArguments
@@ -33,6 +32,7 @@ from modeling_cllm4rec.lcrec.index_methods import (
 )
 from modeling_cllm4rec.lcrec.modeling_lcrec import INDEXER_FOLDER
 from modeling_cllm4rec.lcrec.modeling_rqvae import RQVAEModel, residual_k_means
+from modeling_cllm4rec.lcrec.released_files import read_released_semantic_ids
 from modeling_cllm4rec.lcrec.rqvae_training import CHECKPOINTS, IndexProgress, train_rqvae
 from modeling_cllm4rec.lcrec.semantic_id_report import REPORT_FILES, check_plots, save_report, semantic_id_report
 from modeling_cllm4rec.lcrec.semantic_ids import (
@@ -141,7 +141,7 @@ def ids_without_embeddings(arguments: IndexArguments, data: RecommendationData, 
     levels, size, seed = arguments.num_levels, arguments.codebook_size, arguments.seed
     match arguments.method:
         case "given":
-            return read_lcrec_index(arguments.codes, items, levels, size)
+            return read_released_semantic_ids(arguments.codes, items, levels, size)
         case "random":
             return SemanticIds(random_codes(len(items), levels, size, seed), size)
         case "vanilla":

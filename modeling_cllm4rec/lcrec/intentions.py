@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from modeling_cllm4rec.cllm4rec.documents import text_column
+from modeling_cllm4rec.core.catalogue import text_column
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.item_texts import DESCRIPTION, TITLE, clean_text, item_texts
 

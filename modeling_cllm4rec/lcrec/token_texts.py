@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
+from modeling_cllm4rec.core.language_model import end_tokens
+
 BLOCK = 10_000
 """Texts encoded at a time."""
 
@@ -43,11 +45,6 @@ class TokenTexts(NamedTuple):
     def response(self, text: int) -> npt.NDArray[np.int32]:
         """Return the token ids of a text for a response: with the end token, unless the text was cut."""
         return self.ids[self.indptr[text] : self.indptr[text + 1]]
-
-
-def end_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the token that closes a text: end of text, else the separator (BERT), else none."""
-    return [token for token in (tokenizer.eos_token_id, tokenizer.sep_token_id) if token is not None][:1]
 
 
 def encode_texts(

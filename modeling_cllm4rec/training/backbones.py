@@ -1,4 +1,4 @@
-"""A small causal language model of one's own, trained on the texts of a data folder, for where no pretrained one is at hand."""
+"""Train a small causal language model on the texts of a data folder, for use without a pretrained one."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from transformers import (
     set_seed,
 )
 
-from modeling_cllm4rec.cllm4rec.documents import BIOGRAPHY, ITEM_TEXTS, text_column
+from modeling_cllm4rec.core.catalogue import text_column
 from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
+from modeling_cllm4rec.corpora.item_texts import BIOGRAPHY, ITEM_TEXTS
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ END = "<|end|>"
 
 
 def training_texts(data: RecommendationData) -> Iterator[str]:
-    """Item texts, biographies, and the reviews of training pairs; no text of a validation or test pair."""
+    """Yield item texts, biographies, and the reviews of training pairs, but no text of a validation or test pair."""
     for column in ITEM_TEXTS:
         if column in data.items.column_names:
             yield from (text for text in text_column(data.items, column) if text)
@@ -52,10 +53,24 @@ def train_backbone(
     lr: float = 1e-3,
     seed: int = 0,
 ) -> Path:
-    """Train a byte-level BPE tokenizer and a GPT-2 of a small shape on a data folder's training texts.
+    """Train a byte-level BPE tokenizer and a small GPT-2 on the training texts of a data folder.
+
+    Args:
+        data: the prepared folder.
+        output: folder of the model.
+        vocab_size: tokens of the tokenizer.
+        hidden_size, layers, heads: shape of the GPT-2.
+        context_length: positions of the GPT-2; longer texts are cut.
+        epochs: passes over the texts.
+        batch_size: texts per optimizer step.
+        lr: highest learning rate.
+        seed: seed of weights and batches.
 
     Returns:
         `output`, which `AutoModelForCausalLM.from_pretrained` reads.
+
+    Raises:
+        InputError: the data has no texts.
     """
     texts = list(training_texts(data))
     if not texts:
@@ -99,13 +114,12 @@ def untrained_backbone(
     context_length: int = 512,
     seed: int = 0,
 ) -> Path:
-    """Save a GPT-2 of a small shape with random weights, and a tokenizer that knows the words of prompts and of training texts.
+    """Save a small GPT-2 with random weights, and a tokenizer trained on prompts and training texts.
 
-    What TIGER (arXiv 2305.05065) trains its semantic indices with is a small encoder-decoder (T5); this is a decoder alone, which
-    reads the same sequences.
+    TIGER (arXiv 2305.05065) trains a small encoder-decoder (T5) on semantic IDs. This is a decoder that reads the same sequences.
 
     Args:
-        prompts: texts whose words the tokenizer learns beside those of the data folder, which may have none.
+        prompts: texts that the tokenizer is trained on in addition to those of the data folder, which may have none.
 
     Returns:
         `output`, which `AutoModelForCausalLM.from_pretrained` reads.
@@ -126,7 +140,7 @@ def untrained_backbone(
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, context_length: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of the words of some texts, with a token that ends and pads a text."""
+    """Train a byte-level BPE tokenizer on texts, with one token that ends and pads a text."""
     trained = ByteLevelBPETokenizer()
     trained.train_from_iterator(texts, vocab_size=vocab_size, min_frequency=2, special_tokens=[END], show_progress=False)
     return PreTrainedTokenizerFast(
@@ -135,7 +149,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, context_length: int) 
 
 
 def small_decoder(tokenizer: PreTrainedTokenizerFast, hidden_size: int, layers: int, heads: int) -> GPT2LMHeadModel:
-    """A GPT-2 with random weights for a tokenizer's words and context."""
+    """Return a GPT-2 with random weights for a tokenizer's vocabulary and context length."""
     end = tokenizer.eos_token_id
     return GPT2LMHeadModel(
         GPT2Config(

@@ -1,4 +1,4 @@
-"""16-bit copies of weights that do not train."""
+"""16-bit copies of frozen weights."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from torch import nn
 
 @contextmanager
 def frozen_weights_in(dtype: torch.dtype | None, model: nn.Module) -> Iterator[None]:
-    """Within the block the frozen matrices of a model's layers are `dtype`; after it they are what they were.
+    """Cast the frozen matrices of a model's layers to `dtype` within a block, and restore them after it.
 
-    Autocast casts a weight at every use and keeps the cast only of weights that train. Cast once, the products are the
-    same to the bit. Embedding tables stay: they are looked up, not multiplied, in full precision.
+    Autocast caches the cast of a trained weight only and casts a frozen one at every use. Casting once gives the same products
+    to the bit. Embedding tables are not cast, because autocast looks them up in full precision.
 
     Args:
-        dtype: what autocast computes in; None leaves everything as it is.
+        dtype: the data type of autocast; None changes nothing.
     """
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    frozen = [one for one in model.parameters() if one.ndim == 2 and not one.requires_grad and id(one) not in tables]
+    frozen = [
+        weight for weight in model.parameters() if weight.ndim == 2 and not weight.requires_grad and id(weight) not in tables
+    ]
+    # The originals are kept rather than cast back: a round trip through 16 bits would lose digits of the saved weights.
     before = [weight.data for weight in frozen]
     try:
         if dtype is not None:

@@ -1,4 +1,4 @@
-"""Where a run stands: all of it is in its checkpoints, and its history in the record of the finished stage."""
+"""The progress of a run, saved whole in its checkpoints; its history is saved in the record of the finished stage."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 
 @dataclasses.dataclass
 class Progress:
-    """Where a run stands.
+    """Progress of a run.
 
     Attributes:
         epoch: epochs done.
-        step_in_epoch: optimizer steps done in the epoch that runs.
+        step_in_epoch: optimizer steps done in the current epoch.
         step: optimizer steps done in all.
-        best: best value of the validation that selects, higher is better; None before there is one.
-        best_epoch: its epoch, from 0; -1 before there is one.
-        epochs_without_gain: validations since then.
-        finished: whether the run is at its end.
-        seconds: time so far.
-        history: an entry for each epoch: `epoch`, `step`, `seconds`, `train/KIND_nll`, and what the validation measured.
-        epoch_nll: kind of step -> sum of the steps' nll and number of steps in the epoch that runs.
+        best: best value of `selection` in a validation, higher is better; None before the first.
+        best_epoch: epoch of the best value, from 0; -1 before the first.
+        epochs_without_gain: validations since the best one.
+        finished: whether the run has ended.
+        seconds: training time so far.
+        history: one entry per epoch: `epoch`, `step`, `seconds`, `train/KIND_nll`, and the metrics of the validation.
+        epoch_nll: kind of step -> sum of the nll of the steps, and number of steps, in the current epoch.
     """
 
     epoch: int = 0
@@ -35,12 +35,12 @@ class Progress:
     epoch_nll: dict[str, list[float]] = dataclasses.field(default_factory=dict)
 
     def count_nll(self, kind: str, nll: float) -> None:
-        """Count a step: its nll in nats per main token (or held-out list)."""
+        """Add the nll of a step, in nats per main token (or held-out list)."""
         total, steps = self.epoch_nll.get(kind, [0.0, 0])
         self.epoch_nll[kind] = [total + nll, steps + 1]
 
     def take_epoch_nll(self) -> dict[str, float]:
-        """The mean nll of the epoch's steps by their kind; counting begins anew.
+        """Return the mean nll of the epoch's steps of each kind, and reset the sums.
 
         >>> progress = Progress()
         >>> for nll in (2.0, 3.0):

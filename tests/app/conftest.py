@@ -12,7 +12,7 @@ import pytest
 from modeling_cllm4rec.app.answers import ShownModel, ShownModels
 from modeling_cllm4rec.cllm4rec.content_writer import ContentWriter
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
-from modeling_cllm4rec.cllm4rec.prompts import Prompts, recommendation_pieces
+from modeling_cllm4rec.cllm4rec.prompts import Prompts, recommendation_segments
 from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers
 from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds
 from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
@@ -45,7 +45,7 @@ def cllm4rec(tiny_backbones) -> ShownModel:
     tokenizer = CLLM4RecTokenizer.from_backbone(
         backbone, num_users=len(USERS), num_items=len(ITEMS), id_offset=model.config.id_offset
     )
-    model.config.recommendation_prompts = recommendation_pieces(Prompts(), tokenizer)
+    model.config.recommendation_prompts = recommendation_segments(Prompts(), tokenizer)
     return ShownModel("beauty", model.eval(), ContentWriter(model, tokenizer))
 
 

@@ -16,7 +16,7 @@ from modeling_cllm4rec.baselines.validation import validate
 from modeling_cllm4rec.benchmark.jobs import Job, Setting, make_setting
 from modeling_cllm4rec.benchmark.measurement import measure
 from modeling_cllm4rec.benchmark.training import finished, pairs_to_score, train, tune_baseline
-from modeling_cllm4rec.cllm4rec.prompts import Prompts, cut, next_item_pieces
+from modeling_cllm4rec.cllm4rec.prompts import Prompts, next_item_segments, tokenize_template
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.evaluation.searching import SearchingRecommender
 
@@ -35,9 +35,9 @@ def test_without_finetuning_the_next_item_head_ranks(
     trained = train(job, setting, data, tmp_path)
     model = trained.recommender
     tokenizer = AutoTokenizer.from_pretrained(tiny_backbones["gpt2"])
-    prompts = next_item_pieces(Prompts(), tokenizer)
+    prompts = next_item_segments(Prompts(), tokenizer)
     assert model.config.recommendation_prompts == prompts
-    assert prompts["known"] == cut("{user} chose: {items}", tokenizer) and prompts["known"][-1] == "items"
+    assert prompts["known"] == tokenize_template("{user} chose: {items}", tokenizer) and prompts["known"][-1] == "items"
     history = Histories(np.array([0, 2]), np.array([3, 5], dtype=np.int32))
     (row,) = model.build_prompts(np.array([4]), [history.items])
     assert row[-1] == model.config.id_offset + model.config.num_users + 5  # the state of the last item ranks what is next

@@ -12,7 +12,7 @@ from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import (
     CLLM4RecModel,
     CLLM4RecPreTrainedModel,
 )
-from modeling_cllm4rec.cllm4rec.prompts import Prompts, recommendation_pieces
+from modeling_cllm4rec.cllm4rec.prompts import Prompts, recommendation_segments
 from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers
 from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 
@@ -79,6 +79,6 @@ def save(model: CLLM4RecPreTrainedModel, backbone: Path, folder: Path) -> None:
     tokenizer = CLLM4RecTokenizer.from_backbone(
         backbone, num_users=config.num_users, num_items=config.num_items, id_offset=config.id_offset
     )
-    config.recommendation_prompts = recommendation_pieces(Prompts(), tokenizer)
+    config.recommendation_prompts = recommendation_segments(Prompts(), tokenizer)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

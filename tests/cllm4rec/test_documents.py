@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from modeling_cllm4rec.cllm4rec.documents import HistoryCorpus, TextCorpus, initial_item_rows, text_column
+from modeling_cllm4rec.cllm4rec.documents import HistoryCorpus, TextCorpus, initial_item_rows
 from modeling_cllm4rec.cllm4rec.prompts import Prompts
+from modeling_cllm4rec.core.catalogue import text_column
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.corpora.synthetic import SyntheticDataset
 from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from modeling_cllm4rec.cllm4rec.prompts import Prompts, cut, recommendation_pieces
-from modeling_cllm4rec.core.prompt_assembly import assemble
+from modeling_cllm4rec.cllm4rec.prompts import Prompts, recommendation_segments, tokenize_template
+from modeling_cllm4rec.core.prompt_assembly import build_input_ids
 from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 
 NUM_USERS, NUM_ITEMS = 12, 30
@@ -75,35 +75,35 @@ def test_bad_templates_are_refused(templates: dict[str, str], message: str) -> N
 
 
 def test_cut_by_hand(words: CLLM4RecTokenizer) -> None:
-    assert cut("{user} chose: {items}", words) == ["user", [2, 3], "items"]
-    assert cut("{user} chose: {items} .", words) == ["user", [2, 3], "items", [7]]
-    assert cut("{user} says of {item}:", words) == ["user", [4, 5], "item", [3]]
-    assert cut("{item} {column}:", words, column="title") == ["item", [6, 3]]
+    assert tokenize_template("{user} chose: {items}", words) == ["user", [2, 3], "items"]
+    assert tokenize_template("{user} chose: {items} .", words) == ["user", [2, 3], "items", [7]]
+    assert tokenize_template("{user} says of {item}:", words) == ["user", [4, 5], "item", [3]]
+    assert tokenize_template("{item} {column}:", words, column="title") == ["item", [6, 3]]
 
 
 def test_a_beginning_token_comes_first(byte_level: CLLM4RecTokenizer) -> None:
-    pieces = cut("{user} chose: {items}", byte_level)
-    assert pieces[0] == [byte_level.bos_token_id]
-    assert pieces[1] == "user"
+    segments = tokenize_template("{user} chose: {items}", byte_level)
+    assert segments[0] == [byte_level.bos_token_id]
+    assert segments[1] == "user"
 
 
 def test_assembled_by_hand(words: CLLM4RecTokenizer) -> None:
-    pieces = cut("{user} chose: {items} .", words)
-    ids = assemble(pieces, user=words.user_token_id(1), items=words.item_token_id(np.array([0, 9])))
+    segments = tokenize_template("{user} chose: {items} .", words)
+    ids = build_input_ids(segments, user=words.user_token_id(1), items=words.item_token_id(np.array([0, 9])))
     assert ids.tolist() == [9, 2, 3, 20, 29, 7]
 
 
 def test_an_id_word_in_a_template_is_words(words: CLLM4RecTokenizer) -> None:
     """Only placeholders are IDs; `<user_3>` written into a template is as much text as in a review."""
-    (text,) = [piece for piece in cut("<user_3> {items}", words) if piece != "items"]
+    (text,) = [segment for segment in tokenize_template("<user_3> {items}", words) if segment != "items"]
     assert max(text) < words.id_offset
 
 
 def test_recommendation_pieces_are_plain_json(byte_level: CLLM4RecTokenizer) -> None:
-    pieces = recommendation_pieces(Prompts(), byte_level)
-    assert json.loads(json.dumps(pieces)) == pieces
-    assert [one for one in pieces["known"] if isinstance(one, str)] == ["user", "items"]
-    assert [one for one in pieces["anonymous"] if isinstance(one, str)] == ["items"]
+    segments = recommendation_segments(Prompts(), byte_level)
+    assert json.loads(json.dumps(segments)) == segments
+    assert [one for one in segments["known"] if isinstance(one, str)] == ["user", "items"]
+    assert [one for one in segments["anonymous"] if isinstance(one, str)] == ["items"]
 
 
 LETTERS = st.text(alphabet="ab :,.", max_size=8)
@@ -115,10 +115,12 @@ LETTERS = st.text(alphabet="ab :,.", max_size=8)
 def test_arithmetic_equals_the_tokenizer(
     kind: str, parts: tuple[str, str, str], user: int, item: int, request: pytest.FixtureRequest
 ) -> None:
-    """Pieces encoded once with ID tokens put between them are what the tokenizer makes of the rendered sentence."""
+    """Segments encoded once with ID tokens put between them are what the tokenizer makes of the rendered sentence."""
     tokenizer = request.getfixturevalue(kind)
     template = "{user}".join(parts[:2]) + "{item}" + parts[2]
-    ids = assemble(cut(template, tokenizer), user=tokenizer.user_token_id(user), item=tokenizer.item_token_id(item)).tolist()
+    ids = build_input_ids(
+        tokenize_template(template, tokenizer), user=tokenizer.user_token_id(user), item=tokenizer.item_token_id(item)
+    ).tolist()
     rendered = template.format(user=f"<user_{user}>", item=f"<item_{item}>")
     begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     assert ids == begin + tokenizer(rendered, add_special_tokens=False)["input_ids"]
@@ -130,7 +132,9 @@ def test_default_prompts_with_items_equal_the_tokenizer(kind: str, name: str, re
     tokenizer = request.getfixturevalue(kind)
     template = getattr(Prompts(), name)
     items = [5, 0, 29, 11]
-    ids = assemble(cut(template, tokenizer), user=tokenizer.user_token_id(7), items=tokenizer.item_token_id(np.array(items)))
+    ids = build_input_ids(
+        tokenize_template(template, tokenizer), user=tokenizer.user_token_id(7), items=tokenizer.item_token_id(np.array(items))
+    )
     rendered = template.format(user="<user_7>", items=" ".join(f"<item_{item}>" for item in items))
     begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     assert ids.tolist() == begin + tokenizer(rendered, add_special_tokens=False)["input_ids"]

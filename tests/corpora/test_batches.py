@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeling_cllm4rec.corpora.batches import collate, plan_batches, share_of
+from modeling_cllm4rec.corpora.batches import collate, micro_batch, plan_batches
 
 LENGTHS = st.lists(st.integers(1, 300), max_size=700).map(np.array)
 
@@ -59,10 +59,10 @@ def test_batch_size_must_be_positive(batch_size: int) -> None:
         plan_batches(np.ones(3), batch_size, 0, 0)
 
 
-@given(documents=st.integers(0, 60), pieces=st.integers(1, 12))
-def test_shares_are_a_partition_in_order(documents: int, pieces: int) -> None:
+@given(documents=st.integers(0, 60), num_parts=st.integers(1, 12))
+def test_shares_are_a_partition_in_order(documents: int, num_parts: int) -> None:
     batch = np.arange(100, 100 + documents)
-    shares = [share_of(batch, pieces, piece) for piece in range(pieces)]
+    shares = [micro_batch(batch, num_parts, part) for part in range(num_parts)]
     assert np.concatenate(shares).tolist() == batch.tolist()
     sizes = [len(share) for share in shares]
     assert max(sizes) - min(sizes) <= 1

@@ -1,4 +1,4 @@
-"""HeldOutItems items are in no table that is trained on, and nothing of them is lost."""
+"""Withheld items are in no table that is trained on, and none of their interactions is lost."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.cold_items import ITEMS_FILE, HeldOutItems, hold_out_items
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 
@@ -47,7 +48,7 @@ def test_the_seed_alone_chooses(data: RecommendationData, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("shares", "message"),
     [
-        ({"share": 1.0}, "share is 1.0; it must be 0 or more and lie below 1"),
+        ({"share": 1.0}, "share is 1.0; it must be 0 or more and below 1"),
         ({"tuning_share": -0.1}, "tuning_share is -0.1"),
         ({"share": 0.001}, "withhold 0 and 2 of 40 items; at least one must be withheld"),
         ({"share": 0.9, "tuning_share": 0.1}, "withhold 36 and 4 of 40 items; at least one .* and one must stay"),
@@ -62,11 +63,11 @@ def test_parts_and_folders_that_are_none(data: RecommendationData, data_folder: 
     withheld = hold_out_items(data, tmp_path / "rest", tuning_share=0.0)
     with pytest.raises(ValueError, match="no items were withheld for tuning; split again with a share above 0"):
         withheld.part("tuning")
-    with pytest.raises(ValueError, match="part is 'test'; allowed are report, tuning"):
+    with pytest.raises(ValueError, match="part is 'test'; it must be one of report, tuning"):
         withheld.part("test")
     with pytest.raises(FileNotFoundError, match=f"has no {ITEMS_FILE}: no items were withheld from it"):
         HeldOutItems.load(data_folder)
-    with pytest.raises(FileExistsError, match="pass --overwrite"):
+    with pytest.raises(FileExistsError, match="pass overwrite=True"):
         hold_out_items(data, tmp_path / "rest")
 
 
@@ -74,3 +75,10 @@ def test_users_without_texts_of_their_own(data: RecommendationData, tmp_path: Pa
     bare = dataclasses.replace(data, users=data.users.select(["user_id"]))
     withheld = hold_out_items(bare, tmp_path / "rest")
     assert withheld.data.users.column_names == ["user_id"] and withheld.data.num_users == 60
+
+
+def test_a_truncated_table_of_withheld_items(data: RecommendationData, tmp_path: Path) -> None:
+    hold_out_items(data, tmp_path / "rest", share=0.2)
+    (tmp_path / "rest" / ITEMS_FILE).write_bytes(b"PAR1")
+    with pytest.raises(InputError, match=f"{ITEMS_FILE} is truncated or not Parquet"):
+        HeldOutItems.load(tmp_path / "rest")

@@ -102,7 +102,7 @@ def test_is_written() -> None:
 
 
 def test_output_that_is_taken(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileExistsError, match=r"holds a data folder already \('README.md'.*pass --overwrite"):
+    with pytest.raises(FileExistsError, match=r"holds a data folder already \('README.md'.*pass overwrite=True"):
         make_data().save(folder)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "diary.txt").write_text("dear")
@@ -192,7 +192,7 @@ def test_files_of_two_folders(folder: Path) -> None:
     info = json.loads((folder / "dataset.json").read_text())
     info["statistics"]["interactions"] = 6
     (folder / "dataset.json").write_text(json.dumps(info))
-    with pytest.raises(ValueError, match="dataset.json says 6 interactions, but 5 are there"):
+    with pytest.raises(ValueError, match="dataset.json lists 6 interactions, but the tables have 5"):
         RecommendationData.load(folder)
 
 
@@ -205,7 +205,7 @@ def test_files_of_two_folders(folder: Path) -> None:
         ("user_index", pa.array([0, 0, 1, 0, 1], pa.int32()), "rows must be sorted by user_index"),
         ("user_index", pa.array([0, 0, 0, 1, None], pa.int32()), "user_index is null in 1 rows"),
         ("user_index", pa.array([0, 0, 0, 1, 1]), "user_index must be int32, got int64"),
-        ("item_index", pa.array([2, 0, 2, 3, 1], pa.int32()), "pair is there more than once"),
+        ("item_index", pa.array([2, 0, 2, 3, 1], pa.int32()), "pair occurs more than once"),
         ("split", pa.array(["train", "test", "dev", "train", "val"]), "split must be one of .*, got 'dev', 'val'"),
         ("split", pa.array(["test", "test", "train", "train", "test"]), "1 pairs outside train have a review"),
         ("timestamp", pa.array([1.5] * 5), "timestamp must be int64, got double"),

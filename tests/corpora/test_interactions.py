@@ -68,7 +68,7 @@ def test_bad_ids(ids: list[Any], message: str) -> None:
 
 
 def test_missing_column_and_empty_table() -> None:
-    with pytest.raises(ValueError, match="no column 'item_id'; there are user_id, itemid; did you mean 'itemid'"):
+    with pytest.raises(ValueError, match="no column 'item_id'; the columns are user_id, itemid; did you mean 'itemid'"):
         check_interactions(pa.table({"user_id": ["a"], "itemid": [1]}))
     with pytest.raises(ValueError, match="interactions: the table has no rows"):
         check_interactions(pa.table({"user_id": pa.array([], pa.string()), "item_id": pa.array([], pa.string())}))
@@ -265,7 +265,7 @@ def test_bad_mapping(tmp_path: Path) -> None:
         read_interactions(path, rating_column="stars")
     with pytest.raises(ValueError, match="no column 'split'"):
         read_interactions(path, with_split=True)
-    with pytest.raises(ValueError, match="two columns are to be read from the same one"):
+    with pytest.raises(ValueError, match="two columns would be read from the same one"):
         read_interactions(path, user_column="item_id")
 
 

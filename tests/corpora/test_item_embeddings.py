@@ -106,7 +106,7 @@ def test_what_looks_like_a_special_token_is_text(encoder: str, world: Recommenda
 def test_a_title_of_ten_thousand_words(encoder: str, world: RecommendationData) -> None:
     items = world.items.set_column(1, "title", pa.array(["Tea", "lamp " * 10_000, "Pen", "Soap"]))
     limit = POSITIONS - 2
-    message = rf"the title of 1 items has more than the {limit} tokens .*'q'; set max_text_tokens, to {limit} at most"
+    message = rf"the title of 1 items has more than the {limit} tokens .*'q'; set max_text_tokens to {limit} or less"
     with pytest.raises(ValueError, match=message):
         embed_items(items, encoder=encoder, **QUIET)
     cut = embed_items(items, encoder=encoder, max_text_tokens=5, **QUIET)
@@ -120,7 +120,7 @@ def test_max_text_tokens_beyond_the_encoder(tokens: int, encoder: str, world: Re
 
 
 def test_wrong_arguments(encoder: str, world: RecommendationData, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="pooling is 'max'; allowed are 'separate' and 'together'"):
+    with pytest.raises(ValueError, match="pooling is 'max'; it must be 'separate' or 'together'"):
         embed_items(world.items, encoder=encoder, pooling="max")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="batch_size is 0; it must be 1 or more"):
         embed_items(world.items, encoder=encoder, batch_size=0)
@@ -184,7 +184,7 @@ def test_the_cache_is_read_again(
         ({"weights": True}, "revision"),
     ],
 )
-def test_a_cache_of_other_settings_is_made_anew(
+def test_a_cache_of_other_settings_is_computed_again(
     changes: dict[str, Any], named: str, encoder: str, world: RecommendationData, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = tmp_path / "embeddings.parquet"
@@ -205,7 +205,7 @@ def test_a_cache_of_other_settings_is_made_anew(
     changed = dataclasses.replace(world, items=items)
     with caplog.at_level(logging.INFO):
         after = item_embeddings(changed, encoder=str(place), cache=cache, **QUIET, **changes)
-    assert f"made with another {named}: they are made anew" in caplog.text
+    assert f"computed with another {named}: they are computed again" in caplog.text
     np.testing.assert_allclose(after, embed_items(items, encoder=str(place), **QUIET, **changes))
     assert named == "items" or not np.array_equal(after, before)
     np.testing.assert_array_equal(item_embeddings(changed, encoder=str(place), cache=cache, **QUIET, **changes), after)

@@ -71,13 +71,13 @@ def test_items_without_text_are_counted_and_named() -> None:
     titles = ["Lamp", None, "", " ", "<br>", "...", None, "Tea"]
     items = catalogue(title=titles, description=["text"] * 8)
     for choice in ("raise", "title-only"):
-        with pytest.raises(ValueError, match=r"6 of 8 items have no title: 'i1', 'i2', 'i3', 'i4', 'i5', \.\.\.; give them one"):
+        with pytest.raises(ValueError, match=r"6 of 8 items have no title: 'i1', 'i2', 'i3', 'i4', 'i5', \.\.\.; add the texts"):
             item_texts(items, on_missing_text=choice)  # type: ignore[arg-type]
 
 
 def test_items_without_description_are_an_error_unless_titles_may_stand_alone() -> None:
     items = catalogue(title=["Lamp", "Tea"], description=["Red.", None])
-    message = "1 of 2 items have no description: 'i1'; .*on_missing_text to 'title-only': then their titles stand alone"
+    message = "1 of 2 items have no description: 'i1'; .*on_missing_text='title-only' to use their titles only"
     with pytest.raises(ValueError, match=message):
         item_texts(items)
     assert item_texts(items, on_missing_text="title-only")["description"] == ["Red.", ""]
@@ -85,13 +85,13 @@ def test_items_without_description_are_an_error_unless_titles_may_stand_alone() 
 
 def test_wrong_choices() -> None:
     items = catalogue(title=["Lamp"], price=[3.5])
-    with pytest.raises(ValueError, match="on_missing_text is 'skip'; allowed are 'raise' and 'title-only'"):
+    with pytest.raises(ValueError, match="on_missing_text is 'skip'; it must be 'raise' or 'title-only'"):
         item_texts(items, on_missing_text="skip")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="fields is 'title'; give a list"):
         item_texts(items, "title")
     with pytest.raises(ValueError, match=r"fields is \[\]; give a list"):
         item_texts(items, [])
-    with pytest.raises(ValueError, match=r"'title-only', but fields is \['price'\]: put 'title' among the fields"):
+    with pytest.raises(ValueError, match=r"'title-only', but fields is \['price'\]; add 'title' to fields"):
         item_texts(items, ["price"], "title-only")
     with pytest.raises(ValueError, match="column 'price' has type double; a text column holds strings"):
         item_texts(items, ["title", "price"])
@@ -100,6 +100,6 @@ def test_wrong_choices() -> None:
 def test_texts_that_do_not_fit_are_named() -> None:
     items = catalogue(title=["a", "b", "c"])
     check_text_lengths(items, "title", np.array([1, 2, 3]), 3)
-    message = r"the title of 2 items has more than the 1 tokens .*longest has 3\): 'i1', 'i2'; set max_text_tokens, to 1 at most"
+    message = r"the title of 2 items has more than the 1 tokens .*longest has 3\): 'i1', 'i2'; set max_text_tokens to 1 or less"
     with pytest.raises(ValueError, match=message):
         check_text_lengths(items, "title", np.array([1, 2, 3]), 1)

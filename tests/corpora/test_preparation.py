@@ -71,9 +71,9 @@ def test_items_in_the_order_of_their_table(tmp_path: Path) -> None:
 def test_items_and_users_without_texts(tmp_path: Path) -> None:
     items = pa.table({"item_id": ["c", "b"], "title": ["C", "B"]})
     users = pa.table({"user_id": ["stranger", "zoe"], "biography": ["?", "reads"]})
-    with pytest.raises(ValueError, match="2 of 4 items .* not among the items: '<item_3>', 'd'; .* --on-missing-item keep"):
+    with pytest.raises(ValueError, match="2 of 4 items .* not among the items: '<item_3>', 'd'; .* on_missing_item='keep'"):
         prepare(tmp_path, world(), items=items)
-    with pytest.raises(ValueError, match="2 of 3 users .*: 'user_1', '🙂 b'; .* --on-missing-user keep"):
+    with pytest.raises(ValueError, match="2 of 3 users .*: 'user_1', '🙂 b'; .* on_missing_user='keep'"):
         prepare(tmp_path, world(), users=users)
     data = prepare(tmp_path, world(), items=items, users=users, on_missing_item="keep", on_missing_user="keep")
     assert data.items.to_pydict() == {"item_id": ["c", "b", "<item_3>", "d"], "title": ["C", "B", None, None]}

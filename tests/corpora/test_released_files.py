@@ -21,8 +21,8 @@ from modeling_cllm4rec.corpora.released_files import (
     find_recbole_files,
     read_cllm4rec_files,
     read_lcrec_files,
-    read_lcrec_index,
 )
+from modeling_cllm4rec.lcrec.released_files import read_released_semantic_ids
 
 # ---- RecBole ----
 
@@ -63,9 +63,9 @@ def test_an_atomic_file_comes_back(tmp_path: Path, rows: list[tuple[str, int]]) 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("user_id\titem_id:token\n1\t2\n", "the header's field 'user_id' has no type; it must be name:type"),
-        ("user_id:token\titem_id:word\n1\t2\n", "column 'item_id' has type 'word'; token, token_seq, float can be read"),
-        ("user_id:token\tuser_id:token\n1\t2\n", "column 'user_id' is there more than once"),
+        ("user_id\titem_id:token\n1\t2\n", "the field 'user_id' of the header has no type; it must be name:type"),
+        ("user_id:token\titem_id:word\n1\t2\n", "column 'item_id' has type 'word'; only token, token_seq, float can be read"),
+        ("user_id:token\tuser_id:token\n1\t2\n", "column 'user_id' occurs more than once"),
         ("user_id:token\titem_id:float\n1\tx\n", "cannot be read: .*x"),
         ("user_id:token\titem_id:token\n1\n", "cannot be read: .*Expected 2 columns, got 1"),
         ("user_id:token\titem_id_list:token_seq\titem_id:token\n1\t2 3\t4\n", "'item_id_list' holds histories"),
@@ -165,9 +165,9 @@ def test_released_reviews(released: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ([[1, 2], [3]], "line 1 must be .*in words and not in token ids; got"),
+        ([[1, 2], [3]], "line 1 must be .*with words, not token ids; got"),
         (["user_0 writes:", "x"], "line 1 must be"),
-        (["user_0 item_9:", "x"], "line 1 is about user 0 and item 9, which the matrices do not have"),
+        (["user_0 item_9:", "x"], "line 1 has user 0 and item 9, which the matrices lack"),
         (["user_1 item_2 item_0:", "x"], None),
         (["user_0 item_1:", "x", "y"], "line 1 must be"),
     ],
@@ -187,7 +187,7 @@ def test_more_bad_reviews(released: Path) -> None:
         read_cllm4rec_files(released)
     sparse.save_npz(released / "test_matrix.npz", sparse.csr_matrix((3, 4)))
     write_reviews(released, ["user_0 item_3:", "x"])
-    with pytest.raises(ValueError, match="1 reviews are of no pair in the matrices, first user 0 and item 3"):
+    with pytest.raises(ValueError, match="1 reviews have no pair in the matrices; the first is of user 0 and item 3"):
         read_cllm4rec_files(released)
     (released / "user_item_texts" / "review.jsonl").write_text("{")
     with pytest.raises(ValueError, match="line 1 is not JSON"):
@@ -197,7 +197,7 @@ def test_more_bad_reviews(released: Path) -> None:
 def test_a_pickle_is_refused_with_a_reason(released: Path) -> None:
     (released / "user_item_texts").mkdir()
     (released / "user_item_texts" / "review.pkl").write_bytes(b"\x80\x04]\x94.")
-    with pytest.raises(ValueError, match="to read a pickle is to run whatever program is in it.*JSON lines .* --no-reviews"):
+    with pytest.raises(ValueError, match="to read a pickle is to run whatever program is in it.*JSON lines .* reviews=False"):
         read_cllm4rec_files(released)
     assert read_cllm4rec_files(released, reviews=False).interactions.num_rows == 12
     with pytest.raises(ValueError, match="to read a pickle .* write the table as Parquet"):
@@ -207,7 +207,7 @@ def test_a_pickle_is_refused_with_a_reason(released: Path) -> None:
 def test_a_pickle_within_a_matrix_is_refused(released: Path) -> None:
     arrays = dict(np.load(released / "val_matrix.npz"))
     np.savez(released / "val_matrix.npz", **arrays | {"data": np.array([{"a": 1}], dtype=object)})
-    with pytest.raises(ValueError, match="val_matrix.npz is a pickle, .* write the matrix by scipy.sparse.save_npz"):
+    with pytest.raises(ValueError, match="val_matrix.npz is a pickle, .* write the matrix with scipy.sparse.save_npz"):
         read_cllm4rec_files(released)
     _file(released / "val_matrix.npz", b"\x80\x04]\x94.")
     with pytest.raises(ValueError, match="val_matrix.npz is a pickle"):
@@ -284,7 +284,7 @@ def test_bad_released_histories(tmp_path: Path, histories: Any, items: Any, mess
 
 
 def test_bad_lcrec_folders(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"there is no NAME.inter.json; name the folder of a data set in LC-Rec's form"):
+    with pytest.raises(FileNotFoundError, match=r"there is no NAME.inter.json; name the folder of a released data set of LC-Rec"):
         read_lcrec_files(tmp_path)
     write_lcrec(tmp_path, {"0": [1]}, {"1": {}})
     _file(tmp_path / "Other.inter.json", b"{}")
@@ -307,31 +307,31 @@ def index_file(folder: Path, content: Any) -> Path:
     return _file(folder / "Tiny.index.json", json.dumps(content).encode())
 
 
-def test_released_index(tmp_path: Path) -> None:
+def test_released_semantic_ids(tmp_path: Path) -> None:
     path = index_file(tmp_path, {"10": ["<a_3>", "<b_0>"], "7": ["<a_3>", "<b_12>"], "99": ["<a_0>", "<b_0>"]})
-    index = read_lcrec_index(path, ITEMS, num_levels=2, codebook_size=16)
+    index = read_released_semantic_ids(path, ITEMS, num_levels=2, codebook_size=16)
     assert index.codes.tolist() == [[3, 12], [3, 0]] and index.codebook_size == 16
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"7": ["<a_1>", "<b_1>"]}, "1 of 2 items have no index: '10'"),
-        ({"7": ["<a_1>", "<b_1>"], "10": ["<a_1>"]}, "item '10' has the index .*; with num_levels 2 it must be a list of"),
-        ({"7": ["<a_1>", "<b_1>"], "10": ["<b_1>", "<a_1>"]}, "item '10' has the index"),
-        ({"7": ["<a_1>", "<b_1>"], "10": "<a_1><b_1>"}, "item '10' has the index"),
+        ({"7": ["<a_1>", "<b_1>"]}, "1 of 2 items have no semantic ID: '10'"),
+        ({"7": ["<a_1>", "<b_1>"], "10": ["<a_1>"]}, "item '10' has the semantic ID .*; with num_levels 2 it must be a list of"),
+        ({"7": ["<a_1>", "<b_1>"], "10": ["<b_1>", "<a_1>"]}, "item '10' has the semantic ID"),
+        ({"7": ["<a_1>", "<b_1>"], "10": "<a_1><b_1>"}, "item '10' has the semantic ID"),
         ({"7": ["<a_1>", "<b_1>"], "10": ["<a_1>", "<b_1>"]}, "2 items share their codes with another"),
         ({"7": ["<a_1>", "<b_1>"], "10": ["<a_1>", "<b_16>"]}, "item 1 has code 16 at level 1, outside the codebook of 16"),
     ],
 )
-def test_bad_released_indices(tmp_path: Path, content: Any, message: str) -> None:
+def test_bad_released_semantic_ids(tmp_path: Path, content: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        read_lcrec_index(index_file(tmp_path, content), ITEMS, num_levels=2, codebook_size=16)
+        read_released_semantic_ids(index_file(tmp_path, content), ITEMS, num_levels=2, codebook_size=16)
 
 
-def test_no_released_index(tmp_path: Path) -> None:
+def test_no_released_semantic_ids(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="codes: there is no file .*nothing.json"):
-        read_lcrec_index(tmp_path / "nothing.json", ITEMS, 2, 16)
+        read_released_semantic_ids(tmp_path / "nothing.json", ITEMS, 2, 16)
 
 
 def _file(path: Path, content: bytes) -> Path:

@@ -134,7 +134,7 @@ def test_bad_splits() -> None:
     with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
         assign_splits(table, "random", seed=-1)
     for split in ("random", "leave-one-out"):
-        with pytest.raises(ValueError, match="but 2 of 3 users have fewer: 'u1', 'u2'; leave them out by --k-core 3"):
+        with pytest.raises(ValueError, match="but 2 of 3 users have fewer: 'u1', 'u2'; remove them with k_core=3"):
             assign_splits(table, split)
     with pytest.raises(ValueError, match="'temporal' needs a column of times"):
         assign_splits(table, "temporal")
@@ -145,7 +145,7 @@ def test_bad_splits() -> None:
 def test_bad_values_of_a_given_split() -> None:
     table = table_of([3])
     odd = table.append_column("split", pa.array(["train", "val", None]))
-    with pytest.raises(ValueError, match="split has the values 'val', None; allowed are train, validation, test"):
+    with pytest.raises(ValueError, match="split has the values 'val', None; they must be train, validation, test"):
         assign_splits(odd, "given")
     with pytest.raises(ValueError, match="'given' leaves no interaction for train"):
         assign_splits(table.append_column("split", pa.array(["test"] * 3)), "given")

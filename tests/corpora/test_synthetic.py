@@ -125,7 +125,7 @@ def test_any_size(users, extra_items, mean, seed):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_users": 0}, "num_users is 0; a world needs at least 1 person"),
+        ({"num_users": 0}, "num_users is 0; it must be at least 1"),
         ({"num_items": 25}, "num_items is 25; with interactions_per_user=13 at least 26"),
         ({"interactions_per_user": 4}, "interactions_per_user is 4; it must be at least 5"),
         ({"seed": -1}, "seed is -1; it must be 0 or greater"),

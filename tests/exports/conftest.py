@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
-from modeling_cllm4rec.cllm4rec.prompts import Prompts, recommendation_pieces
+from modeling_cllm4rec.cllm4rec.prompts import Prompts, recommendation_segments
 from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers
 from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 
@@ -35,7 +35,7 @@ def make_model(tiny_backbones, tmp_path_factory) -> Callable[[str], Path]:
         )
         sizes = {"num_users": NUM_USERS, "num_items": NUM_ITEMS, "id_offset": model.config.id_offset}
         tokenizer = CLLM4RecTokenizer.from_backbone(tiny_backbones[name], **sizes)
-        model.config.recommendation_prompts = recommendation_pieces(Prompts(), tokenizer)
+        model.config.recommendation_prompts = recommendation_segments(Prompts(), tokenizer)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         return folder

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
-from modeling_cllm4rec.cllm4rec.prompts import Prompts, recommendation_pieces
+from modeling_cllm4rec.cllm4rec.prompts import Prompts, recommendation_segments
 from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers
 from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 
@@ -84,7 +84,7 @@ def make_folder() -> Callable[[Path, Path], Path]:
             initializer_range=0.5,
         )
         tokenizer = CLLM4RecTokenizer.from_backbone(backbone, num_users=2, num_items=6, id_offset=model.config.id_offset)
-        model.config.recommendation_prompts = recommendation_pieces(Prompts(), tokenizer)
+        model.config.recommendation_prompts = recommendation_segments(Prompts(), tokenizer)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         return folder

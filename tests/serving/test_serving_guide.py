@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
-from modeling_cllm4rec.cllm4rec.prompts import Prompts, recommendation_pieces
+from modeling_cllm4rec.cllm4rec.prompts import Prompts, recommendation_segments
 from modeling_cllm4rec.commands.main import main
 from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers
 from modeling_cllm4rec.hub.loading import load_recommender
@@ -37,7 +37,7 @@ def folder(tiny_backbones, tmp_path_factory) -> Path:
         initializer_range=0.5,
     )
     tokenizer = CLLM4RecTokenizer.from_backbone(tiny_backbones["gpt2"], num_users=1, num_items=30)
-    model.config.recommendation_prompts = recommendation_pieces(Prompts(), tokenizer)
+    model.config.recommendation_prompts = recommendation_segments(Prompts(), tokenizer)
     model.save_pretrained(folder / "runs" / "mine")
     tokenizer.save_pretrained(folder / "runs" / "mine")
     return folder

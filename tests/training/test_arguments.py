@@ -275,7 +275,7 @@ def test_values_that_no_stage_allows(kind: type[Any], values: dict[str, Any], me
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"backbone": ""}, r"backbone is not set; name a causal language model"),
+        ({"backbone": ""}, r"backbone is not set; it must be the name or the path"),
         ({"warmup_epochs": -1}, r"warmup_epochs is -1; it must be 0 or more"),
         ({"init_ids": "zeros"}, r"init_ids is 'zeros'; allowed are 'text', 'random'"),
         ({"content_share": 1.5}, r"content_share is 1\.5; it must lie between 0 and 1"),

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from modeling_cllm4rec.corpora import atomic_files
 from modeling_cllm4rec.training import checkpoints
 
 TENSORS = {
@@ -118,12 +119,12 @@ def test_a_failure_at_any_moment_leaves_the_earlier_ones(moment: str, tmp_path: 
         elif moment == "state":
             patch.setattr(Path, "write_text", full)
         elif moment == "flush":
-            patch.setattr(checkpoints, "_flush", full)
+            patch.setattr(atomic_files, "_flush", full)
         else:
             rename = Path.rename
             patch.setattr(Path, "rename", lambda path, new: full() if path.suffix == ".partial" else rename(path, new))
         for folder in (tmp_path / "step-00000010", tmp_path / "best"):
-            message = f"{folder.name} could not be written .*No space left.*earlier checkpoints are untouched.*--resume"
+            message = f"{folder.name} could not be written .*No space left.*earlier checkpoints are untouched.*resume=True"
             with pytest.raises(OSError, match=message):
                 checkpoints.write_atomically(folder, numbered(10), {"value": 10})
     assert checkpoints.latest(tmp_path) == tmp_path / "step-00000005"
@@ -138,7 +139,7 @@ def test_a_disk_that_really_fills_up(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
     try:
-        with pytest.raises(OSError, match="could not be written .*make room on the disk, then go on with --resume"):
+        with pytest.raises(OSError, match="could not be written .*make room on the disk, then continue with resume=True"):
             checkpoints.save_step(tmp_path, 10, numbered(10), {"value": 10})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -153,7 +154,7 @@ def test_a_damaged_checkpoint_says_so(file: str, damage: str, tmp_path: Path) ->
     path = tmp_path / "step-00000005" / file
     content = path.read_bytes()
     path.unlink() if damage == "missing" else path.write_bytes(content[: len(content) // 2] if damage == "torn" else b"")
-    with pytest.raises(ValueError, match="checkpoint .*step-00000005 cannot be read .*delete it to go on from the one before"):
+    with pytest.raises(ValueError, match="checkpoint .*step-00000005 cannot be read .*delete it to continue from the one before"):
         checkpoints.read(tmp_path / "step-00000005")
 
 

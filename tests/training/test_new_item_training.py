@@ -15,7 +15,7 @@ import torch
 
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation
 from modeling_cllm4rec.cllm4rec.new_item_training import NewRowTraining, add_items, train_new_rows
-from modeling_cllm4rec.cllm4rec.prompts import Prompts, recommendation_pieces
+from modeling_cllm4rec.cllm4rec.prompts import Prompts, recommendation_segments
 from modeling_cllm4rec.cllm4rec.update import UpdateArguments, grow_to, update
 from modeling_cllm4rec.core.catalogue import KnownUsers
 from modeling_cllm4rec.corpora.cold_items import HeldOutItems, hold_out_items
@@ -73,7 +73,7 @@ def test_settling_changes_no_recommendation(loaded: Loaded, pretrained: Path) ->
     scores = []
     for passes in (0, 5):
         model = CLLM4RecForRecommendation.from_pretrained(pretrained)
-        model.config.recommendation_prompts = recommendation_pieces(Prompts(), loaded[1])
+        model.config.recommendation_prompts = recommendation_segments(Prompts(), loaded[1])
         add_items(model, loaded[1], pa.Table.from_pylist(NEW), settling=NewRowTraining(passes=passes, lr=0.1), progress=False)
         scores.append(model.recommend(histories=[["new 1"]], k=41).table)
     assert scores[0].equals(scores[1])
@@ -176,7 +176,7 @@ def test_update_goes_on(pretrained: Path, data_folder: Path, data: Recommendatio
 
 def test_data_that_lack_something(loaded: Loaded, withheld: HeldOutItems) -> None:
     gone = str(withheld.items["item_id"][0].as_py())
-    with pytest.raises(ValueError, match="lacks 8 item_id of the model: .*it must hold all old ones: prepare it with --keep-all"):
+    with pytest.raises(ValueError, match="lacks 8 item_id of the model: .*it must hold all of them: prepare it with keep_all"):
         grow_to(*loaded, withheld.data)
     assert gone in loaded[0].catalogue.ids.array.to_pylist()
 
@@ -184,13 +184,13 @@ def test_data_that_lack_something(loaded: Loaded, withheld: HeldOutItems) -> Non
 def test_data_that_lack_a_user(loaded: Loaded, data: RecommendationData) -> None:
     model, tokenizer = loaded
     model.add_users({"nobody else": [data.items["item_id"][0].as_py()]})
-    with pytest.raises(ValueError, match="lacks 1 user_id of the model: .'nobody else'.; it must hold all old ones: leave their"):
+    with pytest.raises(ValueError, match="lacks 1 user_id of the model: .'nobody else'.; it must hold all of them: keep their"):
         grow_to(model, tokenizer, data)
 
 
 def test_what_update_refuses(data_folder: Path, pretrained: Path, tmp_path: Path) -> None:
     make: Callable[..., UpdateArguments] = lambda **values: UpdateArguments(data=str(data_folder), **values)  # noqa: E731
-    with pytest.raises(ValueError, match="start is not set; name the folder"):
+    with pytest.raises(ValueError, match="start is not set; it must be the folder"):
         make(output=str(tmp_path))
     with pytest.raises(FileNotFoundError, match="start: there is no folder nowhere"):
         update(make(output=str(tmp_path), start="nowhere"))

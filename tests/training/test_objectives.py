@@ -13,7 +13,7 @@ import torch
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation, Side
 from modeling_cllm4rec.cllm4rec.objectives import (
     LossTerms,
-    Weights,
+    RegularizationConfig,
     holdout_terms,
     next_item_terms,
     next_word_terms,
@@ -131,7 +131,7 @@ def close(ours: torch.Tensor, theirs: list[float]) -> None:
 
 
 def test_next_item_equals_a_loop(model: CLLM4RecForRecommendation, interactions: Batch) -> None:
-    terms = next_item_terms(model, interactions, Weights())
+    terms = next_item_terms(model, interactions, RegularizationConfig())
     close(terms.nll, loop_next_item(model, interactions))
     close(terms.mutual, loop_mutual(model, interactions.input_ids.tolist()))
     assert terms.tokens == 4  # 3 and 1 items
@@ -139,7 +139,7 @@ def test_next_item_equals_a_loop(model: CLLM4RecForRecommendation, interactions:
 
 def test_the_first_item_is_predicted(model: CLLM4RecForRecommendation, interactions: Batch) -> None:
     """A history of one item has a loss: -ln p(item | prompt), which the released code leaves out."""
-    terms = next_item_terms(model, interactions, Weights())
+    terms = next_item_terms(model, interactions, RegularizationConfig())
     hidden = states(model, interactions.input_ids[1, :3], "collaborative")[-1]  # the prompt alone
     log_p = torch.log_softmax(model.item_collaborative.weight @ hidden, -1)
     assert float(terms.nll[1]) == pytest.approx(-float(log_p[4]), rel=1e-5)
@@ -147,14 +147,14 @@ def test_the_first_item_is_predicted(model: CLLM4RecForRecommendation, interacti
 
 
 def test_next_word_equals_a_loop(model: CLLM4RecForRecommendation, texts: Batch) -> None:
-    terms = next_word_terms(model, texts, Weights())
+    terms = next_word_terms(model, texts, RegularizationConfig())
     close(terms.nll, loop_next_word(model, texts))
     close(terms.mutual, loop_mutual(model, texts.input_ids.tolist()))
     assert terms.tokens == 4 + 2 + 1
 
 
 def test_the_first_word_is_predicted(model: CLLM4RecForRecommendation, texts: Batch) -> None:
-    terms = next_word_terms(model, texts, Weights())
+    terms = next_word_terms(model, texts, RegularizationConfig())
     logits = model.word_head(states(model, texts.input_ids[2, :3], "content")[-1])
     assert float(terms.nll[2]) == pytest.approx(-float(torch.log_softmax(logits, -1)[13]), rel=1e-5)
 
@@ -162,7 +162,7 @@ def test_the_first_word_is_predicted(model: CLLM4RecForRecommendation, texts: Ba
 @pytest.mark.parametrize("average", [False, True])
 def test_holdout_equals_a_loop(model: CLLM4RecForRecommendation, prompts: Batch, average: bool) -> None:
     assert prompts.targets is not None
-    terms = holdout_terms(model, prompts, Weights(), average=average)
+    terms = holdout_terms(model, prompts, RegularizationConfig(), average=average)
     values, ids = [], []
     for (row, _), targets in zip(documents(prompts), prompts.targets, strict=True):
         log_p = torch.log_softmax(model.item_collaborative.weight @ states(model, row, "collaborative")[-1], -1)
@@ -179,11 +179,11 @@ def test_holdout_equals_a_loop(model: CLLM4RecForRecommendation, prompts: Batch,
 def test_a_teacher_adds_the_cross_entropy_with_its_shares(
     model: CLLM4RecForRecommendation, prompts: Batch, average: bool
 ) -> None:
-    alone = holdout_terms(model, prompts, Weights(), average=average)
+    alone = holdout_terms(model, prompts, RegularizationConfig(), average=average)
     items = torch.tensor([[5, 0, 2], [3, -100, -100], [-100, -100, -100]])
     shares = torch.tensor([[0.7, 0.2, 0.1], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
-    taught = dataclasses.replace(prompts, taught=items, shares=shares)
-    both = holdout_terms(model, taught, Weights(), average=average, teacher_weight=0.5)
+    taught = dataclasses.replace(prompts, soft_target_items=items, soft_target_probs=shares)
+    both = holdout_terms(model, taught, RegularizationConfig(), average=average, teacher_weight=0.5)
     for number, (row, _) in enumerate(documents(prompts)):
         log_p = torch.log_softmax(model.item_collaborative.weight @ states(model, row, "collaborative")[-1], -1)
         chosen = [(one, share) for one, share in zip(items[number], shares[number], strict=True) if one >= 0]
@@ -195,7 +195,7 @@ def test_a_teacher_adds_the_cross_entropy_with_its_shares(
 
 def test_holdout_without_targets(model: CLLM4RecForRecommendation, interactions: Batch) -> None:
     with pytest.raises(ValueError, match="needs a batch with targets"):
-        holdout_terms(model, interactions, Weights())
+        holdout_terms(model, interactions, RegularizationConfig())
 
 
 def test_padding_changes_nothing(model: CLLM4RecForRecommendation, texts: Batch) -> None:
@@ -204,7 +204,7 @@ def test_padding_changes_nothing(model: CLLM4RecForRecommendation, texts: Batch)
         torch.nn.functional.pad(texts.attention_mask, (0, 5)),
         texts.prompt_lengths,
     )
-    plain, padded = (next_word_terms(model, batch, Weights(lambda_l=1.0)) for batch in (texts, wider))
+    plain, padded = (next_word_terms(model, batch, RegularizationConfig(lambda_l=1.0)) for batch in (texts, wider))
     for name in ("nll", "mutual", "prior"):
         close(getattr(padded, name), getattr(plain, name).tolist())
     assert padded.tokens == plain.tokens
@@ -212,8 +212,8 @@ def test_padding_changes_nothing(model: CLLM4RecForRecommendation, texts: Batch)
 
 def test_distinct_tokens_count_once_and_released_counts_each(model: CLLM4RecForRecommendation, texts: Batch) -> None:
     """The first review names its item twice."""
-    once = next_word_terms(model, texts, Weights()).mutual
-    each = next_word_terms(model, texts, Weights(regularization="released")).mutual
+    once = next_word_terms(model, texts, RegularizationConfig()).mutual
+    each = next_word_terms(model, texts, RegularizationConfig(regularization="released")).mutual
     close(each, loop_mutual(model, texts.input_ids.tolist(), distinct=False))
     assert float(each[0] - once[0]) == pytest.approx(distance(model, item(model, 5)), rel=1e-4)
     close(each[1:], once[1:].tolist())
@@ -222,7 +222,7 @@ def test_distinct_tokens_count_once_and_released_counts_each(model: CLLM4RecForR
 def test_prior_is_the_squared_norm_of_collaborative_rows_only(
     model: CLLM4RecForRecommendation, interactions: Batch, texts: Batch
 ) -> None:
-    weights = Weights(lambda_c=0.0, lambda_l=0.3)
+    weights = RegularizationConfig(lambda_c=0.0, lambda_l=0.3)
     terms = next_item_terms(model, interactions, weights)
     users, items = (table.weight.square().sum(-1) for table in model.tables("collaborative"))
     close(terms.prior, [float(users[1] + items[[4, 0, 6]].sum()), float(users[2] + items[4])])
@@ -241,14 +241,14 @@ def test_prior_is_the_squared_norm_of_collaborative_rows_only(
 )
 def test_gradients_reach_the_trained_side_only(
     model: CLLM4RecForRecommendation,
-    step: Callable[[CLLM4RecForRecommendation, Batch, Weights], LossTerms],
+    step: Callable[[CLLM4RecForRecommendation, Batch, RegularizationConfig], LossTerms],
     fixture: str,
     trained: Side,
     other: Side,
     request: pytest.FixtureRequest,
 ) -> None:
     batch = request.getfixturevalue(fixture)
-    weights = Weights(lambda_c=1.0, lambda_l=0.1)
+    weights = RegularizationConfig(lambda_c=1.0, lambda_l=0.1)
     weights.total(step(model, batch, weights), len(batch.input_ids)).backward()
     for table in model.tables(other):
         assert table.weight.grad is None or not table.weight.grad.any()
@@ -261,7 +261,7 @@ def test_gradients_reach_the_trained_side_only(
 
 def test_mutual_regularization_has_the_gradient_of_the_equation(model: CLLM4RecForRecommendation, texts: Batch) -> None:
     """d/dz of lambda_c / 2 ||z - z^||^2 averaged over documents: lambda_c (z - z^) for each document that has the token."""
-    terms = next_word_terms(model, texts, Weights(lambda_c=0.7))
+    terms = next_word_terms(model, texts, RegularizationConfig(lambda_c=0.7))
     (0.7 / 2 * terms.mutual.sum() / 3).backward()
     users, items = model.tables("content")
     assert items.weight.grad is not None and users.weight.grad is not None
@@ -278,18 +278,18 @@ def terms_by_hand() -> LossTerms:
 
 def test_paper_total_by_hand() -> None:
     """(6 + 2 + 0.5 / 2 (1 + 3) + 0.1 / 2 (10 + 20)) / 2 documents."""
-    assert float(Weights(0.5, 0.1).total(terms_by_hand(), 2)) == pytest.approx(5.25)
+    assert float(RegularizationConfig(0.5, 0.1).total(terms_by_hand(), 2)) == pytest.approx(5.25)
 
 
 def test_released_total_by_hand() -> None:
     """Mean over 4 tokens, or over 2 users, plus lambda_c times the sum over the batch, without a half."""
-    weights = Weights(0.5, 0.0, "released")
+    weights = RegularizationConfig(0.5, 0.0, "released")
     assert float(weights.total(terms_by_hand(), 2)) == pytest.approx(8 / 4 + 0.5 * 4)
     assert float(weights.total(terms_by_hand(), 2, main_is_words_or_items=False)) == pytest.approx(8 / 2 + 0.5 * 4)
 
 
 def test_parts_of_a_step_add_up_to_the_average_over_its_documents(model: CLLM4RecForRecommendation, texts: Batch) -> None:
-    weights = Weights(lambda_c=0.7)
+    weights = RegularizationConfig(lambda_c=0.7)
     whole = weights.total(next_word_terms(model, texts, weights), 3)
     parts = [Batch(texts.input_ids[part], texts.attention_mask[part], texts.prompt_lengths[part]) for part in ([0, 1], [2])]
     summed = sum(float(weights.total(next_word_terms(model, part, weights), 3)) for part in parts)
@@ -300,7 +300,7 @@ def test_parts_of_a_step_add_up_to_the_average_over_its_documents(model: CLLM4Re
 
 def test_released_scaling_equals_its_description(model: CLLM4RecForRecommendation, interactions: Batch) -> None:
     """nll averaged over main tokens, and lambda * sum over batch, tokens and dimensions of the squared difference."""
-    weights = Weights(2.0, 0.0, "released")
+    weights = RegularizationConfig(2.0, 0.0, "released")
     total = weights.total(next_item_terms(model, interactions, weights), 2)
     nll = sum(loop_next_item(model, interactions)) / 4
     mutual = sum(loop_mutual(model, interactions.input_ids.tolist(), distinct=False))
@@ -314,11 +314,11 @@ def test_other_item_losses_agree_on_a_small_catalogue(
     """A sample as large as the catalogue estimates nothing: it equals the exact softmax."""
     generator = torch.Generator().manual_seed(0)
     for step, batch in ((next_item_terms, interactions), (holdout_terms, prompts)):
-        exact = step(model, batch, Weights())
-        other = step(model, batch, Weights(), item_loss, generator)  # type: ignore[arg-type]
+        exact = step(model, batch, RegularizationConfig())
+        other = step(model, batch, RegularizationConfig(), item_loss, generator)  # type: ignore[arg-type]
         close(other.nll, exact.nll.tolist())
 
 
 def test_sampled_without_a_generator(model: CLLM4RecForRecommendation, interactions: Batch) -> None:
     with pytest.raises(ValueError, match="give a generator"):
-        next_item_terms(model, interactions, Weights(), "sampled")
+        next_item_terms(model, interactions, RegularizationConfig(), "sampled")

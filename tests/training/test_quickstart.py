@@ -1,4 +1,4 @@
-"""A table of one's own, to recommendations, in one call."""
+"""From a table of interactions to recommendations in one call."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 
 from modeling_cllm4rec import train_recommender
 from modeling_cllm4rec.cllm4rec import quickstart as own_data
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.synthetic import SyntheticDataset
 
@@ -18,7 +19,7 @@ SHORT: dict[str, Any] = {"batch_size": 32, "max_text_tokens": 8, "epochs": 1, "p
 
 
 def test_five_lines(synthetic_dataset: SyntheticDataset, tiny_backbones: dict[str, Path], tmp_path: Path) -> None:
-    """Any ids, in a pandas frame; no texts, so that rows start at random."""
+    """Any ids, in a pandas frame; no texts, so that rows are initialized at random."""
     frame = synthetic_dataset.interactions.to_pandas()[["user_id", "item_id"]]
     frame["user_id"] = pd.factorize(frame["user_id"])[0] * 7 + 3
 
@@ -54,8 +55,10 @@ def test_tables_files_and_settings(synthetic_dataset: SyntheticDataset, tiny_bac
 
 
 def test_bad_tables(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="interactions: no column 'user_id'; there are who, item_id"):
+    with pytest.raises(ValueError, match="interactions: no column 'user_id'; the columns are who, item_id"):
         train_recommender(pd.DataFrame({"who": [1], "item_id": [2]}), "gpt2", tmp_path / "run")
+    with pytest.raises(InputError, match="a column of the table mixes types"):
+        train_recommender(pd.DataFrame({"user_id": [1, "a"], "item_id": [2, 3]}), "gpt2", tmp_path / "run")
     with pytest.raises(FileNotFoundError, match="there is no such file"):
         train_recommender(tmp_path / "none.csv", "gpt2", tmp_path / "run")
 

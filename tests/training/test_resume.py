@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from modeling_cllm4rec.cllm4rec.arguments import FinetuneArguments, PretrainArguments
 from modeling_cllm4rec.cllm4rec.finetuning import finetune
 from modeling_cllm4rec.cllm4rec.pretraining import pretrain
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.preparation import prepare_tables
 from modeling_cllm4rec.corpora.synthetic import SyntheticDataset
 from modeling_cllm4rec.training import checkpoints
@@ -140,7 +141,7 @@ def test_an_output_folder_that_holds_another_run(finetune_arguments: MakeFinetun
     arguments = finetune_arguments(epochs=1)
     finetune(arguments)
     before = read_weights(arguments.run_folder)
-    message = "output: .*finetune holds a run already; pass --resume .*--overwrite .*or choose another --output"
+    message = "output: .*finetune holds a run already; pass resume=True .*overwrite=True .*or choose another output"
     with pytest.raises(FileExistsError, match=message):
         finetune(finetune_arguments(epochs=1, seed=7))
     assert all(torch.equal(one, before[name]) for name, one in read_weights(arguments.run_folder).items())
@@ -175,7 +176,7 @@ def test_an_output_folder_that_is_a_data_folder(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seed": 7}, r"had other arguments \(then, now\): \{'seed': \(42, 7\)\}; give the same, or --overwrite"),
+        ({"seed": 7}, r"had other arguments \(then, now\): \{'seed': \(42, 7\)\}; give the same ones, or pass overwrite=True"),
         ({"lr": 0.5, "epochs": 9}, r"\{'epochs': \(3, 9\), 'lr': \(0\.01, 0\.5\)\}"),
         ({"prompts": {"anonymous": "They chose {items} and"}}, r"'prompts': \(None, \{'anonymous'"),
     ],
@@ -236,7 +237,7 @@ def test_a_torn_checkpoint_says_what_to_do(finetune_arguments: MakeFinetune) -> 
     finetune(arguments)
     newest = arguments.run_folder / "checkpoints" / "finetune" / "step-00000003"
     (newest / "tensors.safetensors").write_bytes((newest / "tensors.safetensors").read_bytes()[:-100])
-    with pytest.raises(ValueError, match="step-00000003 cannot be read .*delete it to go on from the one before"):
+    with pytest.raises(ValueError, match="step-00000003 cannot be read .*delete it to continue from the one before"):
         finetune(finetune_arguments(resume=True))
     shutil.rmtree(newest)
     _, progress = finetune(finetune_arguments(resume=True))
@@ -272,7 +273,7 @@ def test_run_json_is_whole_or_not_there(finetune_arguments: MakeFinetune, monkey
     write = Path.write_text
 
     def full(self: Path, text: str, **kwargs: Any) -> int:
-        if self.name.startswith("run.json"):
+        if "run.json" in self.name:
             write(self, text[:10], **kwargs)
             raise OSError(28, "No space left on device")
         return write(self, text, **kwargs)
@@ -378,3 +379,11 @@ def test_killed_at_random_moments_and_resumed_is_bit_equal(
     assert story["deaths"] > 1, story
     folders = [one.run_folder / ("pretrained" if stage == "pretrain" else "") for one in (whole, killed)]
     assert_same_bits(read_weights(folders[1]), read_weights(folders[0]))
+
+
+def test_a_record_that_cannot_be_read(finetune_arguments: MakeFinetune) -> None:
+    arguments = finetune_arguments(epochs=1)
+    finetune(arguments)
+    (arguments.run_folder / "checkpoints" / "finetune" / "run.json").write_text("{")
+    with pytest.raises(InputError, match="run.json cannot be read .*; pass overwrite=True to start again"):
+        finetune(finetune_arguments(epochs=1, resume=True))

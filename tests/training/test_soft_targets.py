@@ -26,14 +26,14 @@ def linear(rows: list[list[float]]) -> EASERecommender:
 
 def test_shares_by_hand() -> None:
     teacher = Teacher(linear([[0, 4, 2, -1], [9, 0, 2, 0], [0, 0, 0, 0], [0, 0, 0, 0]]), num_items=2)
-    items, shares = teacher.choices([np.array([0]), np.array([0, 1]), np.array([2])])
+    items, shares = teacher.soft_targets([np.array([0]), np.array([0, 1]), np.array([2])])
     assert items.tolist() == [[1, 2], [2, -100], [-100, -100]]  # neither items of the history nor scores that are not positive
     np.testing.assert_allclose(shares, [[4 / 6, 2 / 6], [1, 0], [0, 0]], rtol=1e-6)
     assert (items.dtype, shares.dtype) == (np.int64, np.float32)
 
 
 def test_a_power_prefers_the_best() -> None:
-    items, shares = Teacher(linear([[0, 4, 2], [0, 0, 0], [0, 0, 0]]), power=2.0).choices([np.array([0])])
+    items, shares = Teacher(linear([[0, 4, 2], [0, 0, 0], [0, 0, 0]]), power=2.0).soft_targets([np.array([0])])
     np.testing.assert_allclose(shares, [[16 / 20, 4 / 20, 0]], rtol=1e-6)
     assert items.tolist() == [[1, 2, -100]]
 
@@ -43,8 +43,8 @@ def test_shares_do_not_depend_on_the_scale_of_scores(seed: int, num_items: int, 
     random = np.random.default_rng(seed)
     weights = random.normal(size=(9, 9))
     histories = [random.permutation(9)[: random.integers(1, 9)] for _ in range(4)]
-    one = Teacher(linear(weights.tolist()), num_items).choices(histories)
-    other = Teacher(linear((weights * scale).tolist()), num_items).choices(histories)
+    one = Teacher(linear(weights.tolist()), num_items).soft_targets(histories)
+    other = Teacher(linear((weights * scale).tolist()), num_items).soft_targets(histories)
     np.testing.assert_array_equal(one[0], other[0])
     np.testing.assert_allclose(one[1], other[1], rtol=1e-4, atol=1e-6)
     assert all(not set(items) & set(history) for items, history in zip(one[0].tolist(), histories, strict=True))
@@ -59,10 +59,10 @@ def test_shares_do_not_depend_on_the_scale_of_scores(seed: int, num_items: int, 
 def test_fitted_as_named(data: RecommendationData, finetune_arguments: MakeFinetune, teacher: str, settings: list[str]) -> None:
     arguments = finetune_arguments(teacher=teacher, teacher_settings=settings, teacher_items=4)
     fitted = Teacher.fit(data, arguments)
-    given = arguments.settings_of_teacher
+    given = arguments.parsed_teacher_settings
     expected = Teacher(fit_baseline(teacher, data, seed=arguments.seed, **given), num_items=4)
     histories = [np.array([1, 2]), np.array([5])]
-    for mine, other in zip(fitted.choices(histories), expected.choices(histories), strict=True):
+    for mine, other in zip(fitted.soft_targets(histories), expected.soft_targets(histories), strict=True):
         np.testing.assert_array_equal(mine, other)
 
 
@@ -84,7 +84,9 @@ def test_a_model_that_is_taught_comes_nearer_to_its_teacher(
     for number, changes in enumerate(({}, {"teacher": "ease", "teacher_weight": 5.0})):
         arguments = finetune_arguments(output=str(tmp_path / str(number)), tune="full", epochs=4, **changes)
         model, _ = finetune(arguments)
-        chosen, _ = Teacher(fit_baseline("ease", data), num_items=10).choices([histories.items[a:b] for a, b in spans(histories)])
+        chosen, _ = Teacher(fit_baseline("ease", data), num_items=10).soft_targets(
+            [histories.items[a:b] for a, b in spans(histories)]
+        )
         best = np.argsort(-model.score_histories(users, histories), axis=1)[:, :10]
         shared = [len(set(mine) & set(other)) for mine, other in zip(best.tolist(), chosen.tolist(), strict=True)]
         agreement.append(float(np.mean(shared)))
@@ -109,3 +111,8 @@ def test_a_teacher_that_does_not_exist(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         Teacher.fit(data, finetune_arguments(teacher=teacher))
+
+
+def test_a_setting_that_is_no_yaml(finetune_arguments: MakeFinetune) -> None:
+    with pytest.raises(ValueError, match="the value of 'shrink=.1' is no YAML"):
+        finetune_arguments(teacher="ease", teacher_settings=["shrink=[1"])

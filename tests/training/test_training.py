@@ -25,6 +25,7 @@ from modeling_cllm4rec.cllm4rec.arguments import FinetuneArguments, PretrainArgu
 from modeling_cllm4rec.cllm4rec.finetuning import FinetuningStage, finetune
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation
 from modeling_cllm4rec.cllm4rec.pretraining import PretrainingStage, new_model, pretrain
+from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.core.losses import multinomial_nll
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.training.loop import Step
@@ -475,7 +476,7 @@ def test_no_tracker_writes_nothing(finetune_arguments: MakeFinetune) -> None:
 
 @pytest.mark.skipif(is_wandb_available(), reason="wandb is installed")
 def test_a_tracker_that_is_not_installed(finetune_arguments: MakeFinetune) -> None:
-    with pytest.raises(ValueError, match="report_to: wandb is not installed; run: pip install wandb"):
+    with pytest.raises(ImportError, match="report_to: wandb is not installed; run: pip install wandb"):
         finetune(finetune_arguments(report_to="wandb"))
 
 
@@ -512,6 +513,17 @@ def test_a_learning_rate_beyond_all_bounds(finetune_arguments: MakeFinetune) -> 
 def test_finetuning_without_a_pretrained_model(finetune_arguments: MakeFinetune) -> None:
     with pytest.raises(FileNotFoundError, match="start: there is no folder .*nowhere; run `cllm4rec pretrain` first"):
         finetune(finetune_arguments(start="nowhere"))
+
+
+def test_finetuning_from_a_folder_without_a_model(finetune_arguments: MakeFinetune, tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match=r"start: .* holds no model \(no config.json\)"):
+        finetune(finetune_arguments(start=str(tmp_path)))
+
+
+def test_pretraining_from_a_folder_that_is_no_language_model(pretrain_arguments: MakePretrain, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="backbone: .* is no causal language model that transformers can load"):
+        pretrain(pretrain_arguments(backbone=str(tmp_path)))
 
 
 def other_ids(data: RecommendationData, folder: Path, table: str) -> Path:

@@ -34,7 +34,7 @@ def test_model_holds_the_average_within_the_block_only_and_after_an_error_too() 
         assert weight.tolist() == [2.0, 2.0]
         raise KeyError
     assert weight.tolist() == [4.0, 4.0]
-    average.take()
+    average.apply()
     assert weight.tolist() == [2.0, 2.0]
 
 

@@ -1,0 +1,97 @@
+"""Files and folders that are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PARTIAL, REPLACED = ".partial", ".replaced"
+"""Ends of the names of a file or folder that is being written, and of a folder that is being replaced."""
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path in the same folder, which replaces `path` when the block ends without an error.
+
+    A reader therefore never sees half a file, and after an error the old file is still in place.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with atomic_file(Path(folder, "a.txt")) as temporary:
+        ...         _ = temporary.write_text("whole")
+        ...     [path.name for path in Path(folder).iterdir()]
+        ['a.txt']
+    """
+    path = Path(path)
+    # The same folder, because a rename is atomic within one file system only; a unique name, because processes may race.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(folder: Path, unique: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder, which replaces `folder` when the block ends without an error.
+
+    After an error the old folder, if any, is in place again and the temporary one is removed. After a kill,
+    `restore_folder` does the same.
+
+    Args:
+        folder: may exist; its contents are replaced as a whole.
+        unique: give the temporary folder a name that no other process and no user has. Nothing finds it after a kill, so
+            neither it nor a folder that was being replaced is restored then.
+    """
+    stem = f".{folder.name}.{uuid.uuid4().hex}" if unique else folder.name
+    temporary, replaced = folder.with_name(stem + PARTIAL), folder.with_name(stem + REPLACED)
+    try:
+        _restore(folder, replaced)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        # A rename may reach the disk before the contents do: after a power cut the final name would hold empty files.
+        for file in temporary.iterdir():
+            _flush(file)
+        # A folder cannot be renamed onto a folder that is not empty, so the old one moves aside first. A kill between the
+        # two renames leaves it there whole, and the next reader or writer moves it back.
+        if folder.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+            folder.rename(replaced)
+        temporary.rename(folder)
+        _flush(folder.parent)  # The renames themselves are entries of the parent folder.
+        shutil.rmtree(replaced, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        _restore(folder, replaced)
+        raise
+
+
+def restore_folder(folder: Path) -> None:
+    """Undo a replacement by `atomic_folder` that a kill interrupted between its two renames."""
+    _restore(folder, folder.with_name(folder.name + REPLACED))
+
+
+def _restore(folder: Path, replaced: Path) -> None:
+    if replaced.exists() and not folder.exists():
+        replaced.rename(folder)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file or a folder's entries are on the disk."""
+    if os.name == "nt":  # Windows refuses to open a folder, and to flush a file that is open for reading only.
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+__all__ = ["PARTIAL", "REPLACED", "atomic_file", "atomic_folder", "restore_folder"]
