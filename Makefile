@@ -61,7 +61,7 @@ $(LOWEST)/.installed: setup.cfg pyproject.toml constraints-lowest.txt
 	@$(LOWEST)/bin/python -m pip check
 	@touch $@
 
-demo: $(STAMP)  ## generate a small world, pretrain, finetune, evaluate, recommend
+demo: $(STAMP)  ## generate a data set, pretrain, finetune, evaluate, recommend
 	$(BIN)/python recipes/demo.py
 
 test: lint types  ## set-up, lint, types and the fast tests

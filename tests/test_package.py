@@ -216,7 +216,7 @@ def make_targets() -> set[str]:
 
 
 def make_variable(name: str) -> list[str]:
-    """The words of a variable of the Makefile."""
+    """Return the words of a variable of the Makefile."""
     text = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
     (line,) = [line for line in text.splitlines() if line.startswith(f"{name} := ")]
     return line.split(" := ")[1].replace(",", " ").split()
