@@ -4,14 +4,23 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 DOCS_STAMP := .venv/.installed-docs
 ALL_STAMP := .venv/.installed-all
+# Virtual environments with other versions of the dependencies. TRANSFORMERS is what .venv-newest installs of transformers.
+LOWEST := .venv-lowest
+NEWEST := .venv-newest
+TRANSFORMERS ?= transformers
 EXTRAS := app,baselines,benchmark,dev,docs,lcrec,onnx,serve,tensorboard,vectors
 # What skips without an extra. PYTEST_FLAGS=--every-extra makes such a skip a failure.
 EXTRA_TESTS := tests/app tests/baselines tests/exports tests/serving tests/benchmark/test_results.py \
     tests/corpora/test_item_embeddings.py tests/evaluation/test_training_curves.py tests/training/test_indexing.py
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+LOWEST_INSTALL := $(LOWEST)/bin/python -m pip install -qq --disable-pip-version-check -c constraints-lowest.txt
+NEWEST_INSTALL := $(NEWEST)/bin/python -m pip install -qq --disable-pip-version-check --upgrade
+
+# What `make words` reads. codespell does not follow the links in modeling_cllm4rec.
+TEXTS := modeling_cllm4rec tokenization recipes tests docs .github .ci Makefile setup.cfg ruff.toml $(wildcard *.md)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-all demo test test-extras test-slow lint types docs bench
+.PHONY: help setup setup-all demo test test-extras test-lowest test-newest test-slow coverage lint words types docs sdist bench
 
 help:  ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -41,7 +50,18 @@ $(ALL_STAMP): $(STAMP)
 	@$(PIP_INSTALL) -e ".[$(EXTRAS)]"
 	@touch $@ $(DOCS_STAMP)
 
-demo: $(STAMP)  ## generate a small world, pretrain, finetune, evaluate, recommend
+# A stamp of the lowest versions, as .venv has one; the newest versions are looked up each time.
+$(LOWEST)/.installed: setup.cfg pyproject.toml constraints-lowest.txt
+	@echo "set-up: virtual environment in $(LOWEST)"
+	@$(PYTHON) -m venv --clear $(LOWEST)
+	@echo "set-up: torch"
+	@$(LOWEST_INSTALL) torch
+	@echo "set-up: this package and the lowest versions of its other dependencies"
+	@$(LOWEST_INSTALL) -e ".[dev]"
+	@$(LOWEST)/bin/python -m pip check
+	@touch $@
+
+demo: $(STAMP)  ## generate a data set, pretrain, finetune, evaluate, recommend
 	$(BIN)/python recipes/demo.py
 
 test: lint types  ## set-up, lint, types and the fast tests
@@ -50,11 +70,31 @@ test: lint types  ## set-up, lint, types and the fast tests
 test-extras: $(ALL_STAMP)  ## the fast tests that need an extra
 	$(BIN)/python -m pytest -n 2 -m "not slow" --every-extra $(EXTRA_TESTS)
 
+test-lowest: $(LOWEST)/.installed  ## the fast tests on the lowest versions of the dependencies
+	$(LOWEST)/bin/python -m pytest -n 2 -m "not slow"
+
+# torch comes from the index that pip is set up with; PyPI's needs several GB of CUDA, other indices have CPU builds.
+test-newest:  ## the fast tests on the newest versions (TRANSFORMERS=git+https://... for a branch)
+	@$(PYTHON) -m venv $(NEWEST)
+	@echo "set-up: torch"
+	@$(NEWEST_INSTALL) torch
+	@echo "set-up: this package and the newest versions of its other dependencies"
+	@$(NEWEST_INSTALL) "$(TRANSFORMERS)" -e ".[dev]"
+	$(NEWEST)/bin/python -m pytest -n 2 -m "not slow"
+
 test-slow: $(STAMP)  ## the tests that `make test` leaves out
 	$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
 
-lint: $(STAMP)  ## style, likely bugs, missing docstrings, pickle
+coverage: $(STAMP)  ## the fast tests, and which lines and branches they run
+	$(BIN)/python -m pytest -n 2 -m "not slow" --cov --cov-report=term
+
+lint: $(STAMP)  ## style, likely bugs, missing docstrings, pickle, direction of imports
 	$(BIN)/python -m ruff check . && $(BIN)/python -m ruff format --check -q .
+	$(BIN)/lint-imports --no-logo --no-cache
+
+words: $(STAMP)  ## banned words of .words.txt, docstrings that are not imperative, unused noqa
+	$(BIN)/codespell $(TEXTS)
+	$(BIN)/python -m ruff check --extend-select D401,RUF100 .
 
 types: $(STAMP)  ## type annotations
 	$(BIN)/python -m mypy
@@ -64,3 +104,6 @@ docs: $(DOCS_STAMP)  ## build the documentation into site/
 
 bench: $(STAMP)  ## time training and scoring against the released scheme
 	$(BIN)/python recipes/benchmark.py speed
+
+sdist: $(STAMP)  ## build the source distribution into dist/
+	$(BIN)/python -c "import setuptools.build_meta as backend; print('dist/' + backend.build_sdist('dist'))"

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import modeling_cllm4rec
 from modeling_cllm4rec import tokenization
@@ -24,7 +25,7 @@ SETUP.read(ROOT / "setup.cfg", encoding="utf-8")
 
 
 def run_python(code: str, folder: Path, *arguments: str) -> str:
-    """Run code in a fresh process that finds the package but stands in another folder."""
+    """Run code in a new process that finds the package but runs in another folder."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRANSFORMERS_VERBOSITY": "error"}
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
@@ -81,23 +82,113 @@ def test_version_says_when_the_package_is_not_installed(monkeypatch):
     assert modeling_cllm4rec.__version__ == "0+not.installed.run.pip.install"
 
 
+def read_pins(name: str) -> dict[str, str]:
+    """Return the version of each package of a file of constraints, by its canonical name."""
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    return {canonicalize_name(name): version for name, version in (line.split("==") for line in lines if line[0] != "#")}
+
+
+def requirements_of(*extras: str) -> list[Requirement]:
+    """Return what setup.cfg requires without any extra, and for these extras."""
+    parts = [SETUP["options"]["install_requires"], *(SETUP["options.extras_require"][extra] for extra in extras)]
+    return [Requirement(line) for part in parts for line in part.splitlines() if line.strip()]
+
+
 def test_constraints_obey_the_lower_bounds():
-    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    tested = dict(line.lower().split("==") for line in lines if not line.startswith("#"))
+    tested = read_pins("constraints.txt")
     assert tested["torch"] == "2.13.0"  # no local suffix: every index knows it
-    extras = SETUP["options.extras_require"]
-    required = SETUP["options"]["install_requires"] + "\n" + "\n".join(extras[name] for name in extras)
-    for requirement in [Requirement(line) for line in required.splitlines() if line.strip()]:
-        assert requirement.specifier.contains(tested[requirement.name.lower()]), requirement
+    for requirement in requirements_of(*SETUP["options.extras_require"]):
+        assert requirement.specifier.contains(tested[canonicalize_name(requirement.name)]), requirement
 
 
-def test_nobody_is_told_to_install_what_is_on_no_index():
-    """The name is free there: whoever took it would be installed."""
+def test_lowest_constraints_are_the_lower_bounds():
+    lowest = read_pins("constraints-lowest.txt")
+    for requirement in requirements_of():
+        (bound,) = [part.version for part in requirement.specifier if part.operator == ">="]
+        assert Version(lowest[canonicalize_name(requirement.name)]) == Version(bound), requirement
+    for requirement in requirements_of("dev"):
+        assert requirement.specifier.contains(lowest[canonicalize_name(requirement.name)]), requirement
+
+
+def test_lowest_constraints_are_not_above_the_tested_ones():
+    tested = read_pins("constraints.txt")
+    above = {name: pin for name, pin in read_pins("constraints-lowest.txt").items() if Version(pin) > Version(tested[name])}
+    assert above == {}
+
+
+def test_no_page_installs_the_package_from_an_index():
+    """No index has the package, so anyone could register its name there."""
     files = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     folders = ("modeling_cllm4rec", "modeling_cllm4rec/tokenization", "recipes")
     files += [path for name in folders for path in (ROOT / name).rglob("*.py")]
-    told = re.compile(r"pip install [^`\n]*cllm4rec(\[|\b[^.])")
-    assert [str(path) for path in files if told.search(path.read_text(encoding="utf-8"))] == []
+    command = re.compile(r"pip install [^`\n]*cllm4rec(\[|\b[^.])")
+    assert [str(path) for path in files if command.search(path.read_text(encoding="utf-8"))] == []
+
+
+GITHUB = sorted((ROOT / ".github").rglob("*.yml"))
+WORKFLOWS = {file.name: yaml.safe_load(file.read_text(encoding="utf-8")) for file in GITHUB if file.parent.name == "workflows"}
+in_a_checkout = pytest.mark.skipif(not GITHUB, reason="needs the folder .github of a checkout")
+
+
+def steps_of(workflow: dict) -> list[tuple[dict, dict]]:
+    """Return each step of a workflow with its job."""
+    return [(job, step) for job in workflow["jobs"].values() for step in job["steps"]]
+
+
+def targets_of(workflow: dict) -> set[str]:
+    """Return the make targets that a workflow runs, those of its matrix too."""
+    targets: set[str] = set()
+    for job, step in steps_of(workflow):
+        words = step.get("run", "").replace("${{ matrix.target }}", "MATRIX").split()
+        assert words[:1] in ([], ["make"]), step
+        named = {word for word in words[1:] if "=" not in word}
+        targets |= set(job["strategy"]["matrix"]["target"]) if named == {"MATRIX"} else named
+    return targets
+
+
+@in_a_checkout
+@pytest.mark.parametrize("file", GITHUB, ids=lambda file: file.name)
+def test_files_of_github_are_yaml(file):
+    assert isinstance(yaml.safe_load(file.read_text(encoding="utf-8")), dict)
+
+
+@in_a_checkout
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_workflows_only_read_and_call_targets_of_the_makefile(name):
+    workflow = WORKFLOWS[name]
+    assert workflow["permissions"] == {"contents": "read"}
+    assert not any("permissions" in job for job in workflow["jobs"].values())
+    actions = [step["uses"] for _, step in steps_of(workflow) if "uses" in step]
+    assert actions and [action for action in actions if not re.fullmatch(r"actions/[a-z-]+@v\d+", action)] == []
+    assert targets_of(workflow) and targets_of(workflow) <= make_targets()
+
+
+@in_a_checkout
+def test_workflows_run_all_that_ci_runs_on_each_supported_python():
+    calls = re.findall(r"^make ([a-z-]+)", (ROOT / ".ci" / "run").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert "test-lowest" in calls and set(calls) <= targets_of(WORKFLOWS["tests.yml"])
+    classifiers = re.findall(r"Python :: (3\.\d+)", SETUP["metadata"]["classifiers"])
+    for job in WORKFLOWS["tests.yml"]["jobs"].values():
+        assert job["strategy"]["matrix"]["python"] == classifiers
+    assert SETUP["options"]["python_requires"] == f">={classifiers[0]}"
+
+
+@in_a_checkout
+def test_pre_commit_runs_the_pinned_tools():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    revisions = {hook["repo"].rsplit("/", 1)[1]: hook["rev"] for hook in hooks}
+    pins = read_pins("constraints.txt")
+    assert revisions["ruff-pre-commit"] == f"v{pins['ruff']}"
+    assert revisions["codespell"] == f"v{pins['codespell']}"
+
+
+@in_a_checkout
+def test_banned_words_are_single_sorted_and_replaced_by_none_of_them():
+    lines = (ROOT / SETUP["codespell"]["dictionary"]).read_text(encoding="utf-8").splitlines()
+    words = [line.split("->")[0] for line in lines]
+    assert words == sorted(set(words)) and all(re.fullmatch("[a-z]+", word) for word in words)
+    offered = {word for line in lines for word in re.findall("[a-z]+", line.split("->")[1])}
+    assert offered & set(words) == set()
 
 
 def test_citation_names_both_papers():
@@ -115,11 +206,17 @@ def test_both_packages_ship_their_types():
 def test_make_help_lists_the_targets():
     listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     targets = [line.split()[1] for line in listed.splitlines()]
-    assert {"demo", "test", "test-extras", "test-slow", "setup-all", "lint", "types", "docs", "bench", "help"} <= set(targets)
+    assert set(targets) == make_targets()
+
+
+def make_targets() -> set[str]:
+    """Return the targets of the Makefile that a user calls."""
+    (line,) = [line for line in (ROOT / "Makefile").read_text(encoding="utf-8").splitlines() if line.startswith(".PHONY:")]
+    return set(line.split()[1:])
 
 
 def make_variable(name: str) -> list[str]:
-    """The words of a variable of the Makefile."""
+    """Return the words of a variable of the Makefile."""
     text = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
     (line,) = [line for line in text.splitlines() if line.startswith(f"{name} := ")]
     return line.split(" := ")[1].replace(",", " ").split()
@@ -138,17 +235,14 @@ def test_make_tests_whatever_skips_without_an_extra():
     assert [name for name in skipping if not name.startswith((*places, "tests/test_package.py"))] == []
 
 
-def test_all_that_the_extras_bring_is_pinned():
-    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    pinned = {canonicalize_name(line.split("==")[0]) for line in lines if not line.startswith("#")}
-    extras = SETUP["options.extras_require"]
-    asked = [SETUP["options"]["install_requires"], *(extras[name] for name in extras)]
-    todo = [Requirement(line) for part in asked for line in part.splitlines() if line.strip()]
+def test_every_dependency_of_the_extras_is_pinned():
+    pinned = set(read_pins("constraints.txt"))
+    todo = requirements_of(*SETUP["options.extras_require"])
     brought: set[tuple[str, str]] = set()
     while todo:
-        one = todo.pop()
-        for extra in ("", *one.extras):
-            name = canonicalize_name(one.name)
+        requirement = todo.pop()
+        for extra in ("", *requirement.extras):
+            name = canonicalize_name(requirement.name)
             if (name, extra) in brought:
                 continue
             brought.add((name, extra))

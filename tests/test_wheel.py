@@ -1,4 +1,4 @@
-"""The wheel: built, installed outside the repository, and used as somebody does who has nothing else of it."""
+"""The wheel, installed and used outside the repository, and the content of the source distribution."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the installed wheel; what it needs is that of the environment of the tests."""
+    """Return a folder with the installed wheel; its dependencies are those of the tests' environment."""
     folder = tmp_path_factory.mktemp("wheel")
     shutil.copytree(ROOT, folder / "source", symlinks=True, ignore=NOT_SOURCE)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
@@ -72,7 +73,25 @@ def test_it_is_the_installed_package_and_it_is_whole(installed: Path, tmp_path: 
     }
     code = "import modeling_cllm4rec; print(modeling_cllm4rec.__file__)"
     environment = {**os.environ, "PYTHONPATH": str(installed)}
-    where = subprocess.run(
+    imported = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
-    assert Path(where.stdout.strip()).is_relative_to(installed)
+    assert Path(imported.stdout.strip()).is_relative_to(installed)
+
+
+def test_source_distribution_holds_every_file_of_the_checkout(tmp_path: Path) -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode != 0:
+        pytest.skip("needs a git checkout")
+    tracked = [name for name in listed.stdout.splitlines() if os.path.lexists(ROOT / name)]
+    for name in tracked:
+        (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, tmp_path / "source" / name, follow_symlinks=False)
+    code = "import sys, setuptools.build_meta as backend; backend.build_sdist(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", code, tmp_path], cwd=tmp_path / "source", check=True, capture_output=True)
+    (archive,) = tmp_path.glob("cllm4rec-*.tar.gz")
+    with tarfile.open(archive) as files:
+        held = {name.partition("/")[2] for name in files.getnames()}
+    links = {name for name in tracked if (ROOT / name).is_symlink()}  # their files are in the archive in their place
+    assert links == {"modeling_cllm4rec/configs", "modeling_cllm4rec/tokenization"}
+    assert set(tracked) - links - held == set()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
-import httpx2
 from huggingface_hub import get_hf_file_metadata, hf_hub_url
 from transformers import AutoModel
 from transformers.utils import CONFIG_NAME
@@ -13,6 +12,11 @@ from transformers.utils import CONFIG_NAME
 import modeling_cllm4rec as _registers_the_model_types  # noqa: F401
 from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.core.recommender import RecommenderModel
+
+try:  # the client that huggingface_hub brings
+    from httpx2 import HTTPError
+except ImportError:  # huggingface_hub 1
+    from httpx import HTTPError  # type: ignore[import-not-found, assignment, no-redef, unused-ignore]
 
 __all__ = ["load_recommender"]
 
@@ -58,6 +62,6 @@ def _hub_unreached(name: str) -> Exception | None:
         raise MissingFileError(f"--model: {name} is no folder with a model: there is no such folder; {hint}")
     try:
         get_hf_file_metadata(hf_hub_url(name, CONFIG_NAME), timeout=PROBE_SECONDS)
-    except (OSError, ValueError, httpx2.HTTPError) as error:
+    except (OSError, ValueError, HTTPError) as error:
         return error
     return None

@@ -240,7 +240,10 @@ def run(stage: Stage, accelerator: Accelerator) -> Progress:
     folder = stage_folder(stage.name, arguments)
     model.to(accelerator.device)
     if arguments.gradient_checkpointing:
-        model.backbone.activation_checkpointing_enable()
+        if hasattr(model.backbone, "activation_checkpointing_enable"):
+            model.backbone.activation_checkpointing_enable()
+        else:  # its name before transformers 5.23
+            model.backbone.gradient_checkpointing_enable()
     fingerprint = start_fingerprint(model)
     with frozen_weights_in(torch.bfloat16 if arguments.precision == "bf16" else None, model.backbone):
         estimate = training_memory(stage, accelerator.device)
