@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from modeling_cllm4rec import _auto, systems
+from modeling_cllm4rec import _auto, _deprecated, systems
 
 if TYPE_CHECKING:
     from modeling_cllm4rec.cllm4rec.configuration_cllm4rec import CLLM4RecConfig
@@ -95,5 +95,6 @@ def _installed_version() -> str:
         return "0+not.installed.run.pip.install"
 
 
+_deprecated.install()
 _auto.register()
 systems.import_registered()

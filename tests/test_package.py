@@ -17,7 +17,8 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import modeling_cllm4rec
-from modeling_cllm4rec import tokenization
+from modeling_cllm4rec import _deprecated, tokenization
+from modeling_cllm4rec.systems import resolve
 
 ROOT = Path(__file__).resolve().parent.parent
 SETUP = configparser.ConfigParser()
@@ -295,3 +296,26 @@ slow = pytest.mark.slow
 )
 def test_auto_classes_know_the_model_type_in_any_order_of_imports(first, saved_folder, tmp_path):
     assert run_python(first + LOAD_ALL, tmp_path, str(saved_folder)) == LOADED
+
+
+@pytest.mark.parametrize(
+    ("old", "name", "new"),
+    [
+        ("modeling_cllm4rec.catalogue", "Catalogue", "modeling_cllm4rec.core.catalogue:Catalogue"),
+        ("modeling_cllm4rec.modeling_cllm4rec", "CLLM4RecModel", "modeling_cllm4rec.cllm4rec.modeling_cllm4rec:CLLM4RecModel"),
+        ("modeling_cllm4rec.item_index", "ItemIndex", "modeling_cllm4rec.lcrec.semantic_ids:SemanticIds"),
+        ("modeling_cllm4rec.training.alignment", "AlignArguments", "modeling_cllm4rec.lcrec.arguments:AlignArguments"),
+        ("modeling_cllm4rec.training.own_data", "train_recommender", "modeling_cllm4rec.cllm4rec.quickstart:train_recommender"),
+    ],
+)
+def test_old_import_paths_warn_and_work(old, name, new):
+    with pytest.warns(DeprecationWarning, match=f"{old}.{name} is now {new.replace(':', '.')}"):
+        found = getattr(importlib.import_module(old), name)
+    assert found is resolve(new)
+
+
+def test_every_old_path_leads_to_a_module():
+    for module in _deprecated.MOVED.values():
+        importlib.import_module(f"modeling_cllm4rec.{module}")
+    for module, name in _deprecated.RENAMED.values():
+        assert hasattr(importlib.import_module(f"modeling_cllm4rec.{module}"), name)
