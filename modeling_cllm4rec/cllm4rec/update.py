@@ -91,14 +91,14 @@ def _rows_of(known: IdMap, now: IdMap, data: RecommendationData) -> np.ndarray:
     if known.is_text != now.is_text:
         kinds = ["strings" if ids.is_text else "integers" for ids in (known, now)]
         raise InputError(
-            f"{known.name}: the model's ids are {kinds[0]}, those of {data.folder} {kinds[1]}; prepare it again with id_type"
+            f"{known.name}: the model's ids are {kinds[0]}, those of {data.folder} {kinds[1]}; prepare it again by id_type"
         )
     rows = now.indices_of(known.array.to_pylist(), on_unknown="skip")
     if (rows < 0).any():
         missing = known.ids_of(np.flatnonzero(rows < 0)[:5])
         hint = "keep their interactions in it"
         if known.name == "item_id":
-            hint = "prepare it with keep_all_items, or remove them from the model with remove_items"
+            hint = "prepare it with keep_all_items=True, or remove them from the model with remove_items"
         raise InputError(
             f"{data.folder} lacks {(rows < 0).sum()} {known.name} of the model: {missing!r}; it must hold all of them: {hint}"
         )

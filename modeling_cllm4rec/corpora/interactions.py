@@ -281,7 +281,7 @@ def _well_rated(table: pa.Table, min_rating: float) -> pa.Array:
     """Check which rows have a rating of at least `min_rating`."""
     if "rating" not in table.column_names:
         raise InputError(
-            f"min_rating {min_rating} needs a column of ratings; name it with rating_column, or leave min_rating unset"
+            f"min_rating {min_rating} needs a column of ratings; name it with rating_column=..., or leave min_rating unset"
         )
     missing = int(table["rating"].null_count)
     if missing:

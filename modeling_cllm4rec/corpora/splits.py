@@ -56,7 +56,7 @@ def assign_splits(
         codes = leave_one_out_split(encode(table["user_id"]), times)
     elif split == "temporal":
         if "timestamp" not in table.column_names:
-            raise InputError("split 'temporal' needs a column of times; name it with timestamp_column")
+            raise InputError("split 'temporal' needs a column of times; name it with timestamp_column=...")
         codes, cut_times = temporal_split(table["timestamp"].to_numpy(), temporal_cuts)
         done |= {"temporal_cuts": list(temporal_cuts), "cut_times": list(cut_times)}
     else:
@@ -161,7 +161,7 @@ def split_names(codes: SplitCodes) -> pa.Array:
 def _given_split(table: pa.Table) -> SplitCodes:
     """Return the split codes of the column `split`."""
     if "split" not in table.column_names:
-        raise InputError("split 'given' needs a column of split names; name it with split_column")
+        raise InputError("split 'given' needs a column of split names; name it with split_column=...")
     codes = pc.index_in(table["split"], value_set=pa.array(SPLITS, table["split"].type))
     if codes.null_count:
         unknown = pc.unique(table["split"].filter(codes.is_null()))

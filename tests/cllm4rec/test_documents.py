@@ -1,4 +1,4 @@
-"""Text documents in Arrow against the tokenizer, their cache, and histories reordered and masked anew each epoch."""
+"""Text documents in Arrow against the tokenizer, their cache, and histories reordered and masked in each epoch."""
 
 from __future__ import annotations
 
@@ -155,9 +155,9 @@ def test_held_out_reviews_are_not_in_the_corpus(
     corpus = make_corpus(data, tokenizer, tmp_path)
     assert corpus.documents is not None
     users, items = (data.users["user_id"].to_pylist(), data.items["item_id"].to_pylist())
-    told = {(row["user_id"], row["item_id"]): row["review"] for row in synthetic_dataset.interactions.to_pylist()}
+    reviews = {(row["user_id"], row["item_id"]): row["review"] for row in synthetic_dataset.interactions.to_pylist()}
     held = [row for row in data.interactions.to_pylist() if row["split"] != "train"]
-    secrets = {told[users[row["user_index"]], items[row["item_index"]]] for row in held} - {None, ""}
+    secrets = {reviews[users[row["user_index"]], items[row["item_index"]]] for row in held} - {None, ""}
     open_pairs = {(row["user_index"], row["item_index"]) for row in data.reviews().to_pylist()}
     open_texts = set(data.reviews()["review"].to_pylist())
     pairs, texts = set(), set()

@@ -1,4 +1,4 @@
-"""Templates: what is refused, how they are cut, and that ID arithmetic gives what the tokenizer gives on the rendered text."""
+"""Templates: refused ones, their segments, and ID arithmetic against the tokenizer on the rendered text."""
 
 from __future__ import annotations
 

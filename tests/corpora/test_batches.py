@@ -36,7 +36,7 @@ def test_epochs_and_seeds_differ() -> None:
 
 
 def test_long_batches_are_not_all_at_one_end() -> None:
-    """Batches of like length stand in random order: half of the long ones in either half of the epoch, about."""
+    """Batches of similar length are in random order: about half of the long ones are in each half of the epoch."""
     lengths = np.repeat([5, 50], 400)
     long = [lengths[batch].mean() > 25 for batch in plan_batches(lengths, 8, 0, 0)]
     assert 15 <= sum(long[:50]) <= 35
@@ -60,7 +60,7 @@ def test_batch_size_must_be_positive(batch_size: int) -> None:
 
 
 @given(documents=st.integers(0, 60), num_parts=st.integers(1, 12))
-def test_shares_are_a_partition_in_order(documents: int, num_parts: int) -> None:
+def test_micro_batches_are_a_partition_in_order(documents: int, num_parts: int) -> None:
     batch = np.arange(100, 100 + documents)
     shares = [micro_batch(batch, num_parts, part) for part in range(num_parts)]
     assert np.concatenate(shares).tolist() == batch.tolist()

@@ -41,7 +41,7 @@ def test_the_seed_alone_chooses(data: RecommendationData, tmp_path: Path) -> Non
     assert one.equals(same) and not one.equals(other)
     order = np.array(data.items["item_id"].to_pylist(), dtype=object)
     rows = [int(np.flatnonzero(order == item)[0]) for item in one["item_id"].to_pylist()]
-    assert rows != sorted(rows)  # their order tells nothing
+    assert rows != sorted(rows)  # a random order
     assert pc.unique(one["part"]).to_pylist() == ["report", "tuning"]
 
 

@@ -14,7 +14,7 @@ from modeling_cllm4rec.corpora.id_checks import check_same_ids
 
 USERS, ITEMS = ["ann", "ben"], ["p", "q", "r"]
 CATALOGUE = "runs/x is a checkpoint of another catalogue than small: its item ids or their order differ; use the data folder"
-PEOPLE = "runs/x is a checkpoint of other users than small: its user ids or their order differ; use the data folder"
+OTHER_USERS = "runs/x is a checkpoint of other users than small: its user ids or their order differ; use the data folder"
 
 
 def data_of(users: list[str] | list[int], items: list[str]) -> RecommendationData:
@@ -41,9 +41,9 @@ def test_the_same_ids_fit_whatever_their_arrow_type(model: CLLM4RecForRecommenda
         (USERS, ["q", "p", "r"], CATALOGUE),
         (USERS, ["p", "q"], CATALOGUE),
         (USERS, ["p", "q", "s"], CATALOGUE),
-        (["ben", "ann"], ITEMS, PEOPLE),
-        (["ann", "ben", "cat"], ITEMS, PEOPLE),
-        ([1, 2], ITEMS, PEOPLE),
+        (["ben", "ann"], ITEMS, OTHER_USERS),
+        (["ann", "ben", "cat"], ITEMS, OTHER_USERS),
+        ([1, 2], ITEMS, OTHER_USERS),
     ],
 )
 def test_other_ids_do_not(users: list[str] | list[int], items: list[str], message: str, model: CLLM4RecForRecommendation) -> None:

@@ -235,7 +235,7 @@ def test_a_missing_library_says_what_to_install(encoder: str, world: Recommendat
 
 
 class SentenceTransformer:
-    """As that of the library, as far as we ask: cuts what is longer than max_seq_length, special tokens counted."""
+    """Stand-in for the class of the library: cuts texts longer than max_seq_length, special tokens included."""
 
     def __init__(self, name: str, device: str, model_kwargs: dict[str, Any]) -> None:
         assert model_kwargs == {"use_safetensors": True}

@@ -204,7 +204,7 @@ def test_bad_arguments(tmp_path: Path) -> None:
     assert not (tmp_path / "data").exists()
     prepare(tmp_path, world())
     with pytest.raises(FileExistsError, match="holds a data folder already"):
-        prepare(tmp_path, pa.table({"nothing": [1]}))  # said before anything is done
+        prepare(tmp_path, pa.table({"nothing": [1]}))  # raised before any work
 
 
 def test_the_licence_of_the_data_is_kept(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Reading tables from each kind of source, and what is said of sources that cannot be read."""
+"""Reading tables from each kind of source, and the messages for sources that cannot be read."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ def world() -> SyntheticDataset:
 
 
 def matrices(world: SyntheticDataset) -> tuple[np.ndarray, np.ndarray]:
-    """Train and test indicator matrices: each person's last interaction in the table is the test one."""
+    """Train and test indicator matrices: each user's last interaction in the table is the test one."""
     users = {u: k for k, u in enumerate(world.users["user_id"].to_pylist())}
     items = {j: k for k, j in enumerate(world.items["item_id"].to_pylist())}
     train, last = np.zeros((len(users), len(items))), {}

@@ -33,9 +33,9 @@ def test_texts_are_those_of_items_users_and_train_pairs(synthetic_dataset: Synth
     expected += [row["biography"] for row in users if row["biography"]]
     expected += data.reviews()["review"].to_pylist()
     assert sorted(texts) == sorted(expected)
-    told = {(row["user_id"], row["item_id"]): row["review"] for row in synthetic_dataset.interactions.to_pylist()}
+    reviews = {(row["user_id"], row["item_id"]): row["review"] for row in synthetic_dataset.interactions.to_pylist()}
     held = [row for row in data.interactions.to_pylist() if row["split"] != "train"]
-    secrets = {told[users[row["user_index"]]["user_id"], items[row["item_index"]]["item_id"]] for row in held}
+    secrets = {reviews[users[row["user_index"]]["user_id"], items[row["item_index"]]["item_id"]] for row in held}
     assert len(secrets) > 50
     assert not (secrets - set(data.reviews()["review"].to_pylist())) & set(texts)
 

@@ -90,7 +90,7 @@ def test_what_a_kill_left_half_written_is_no_checkpoint_and_goes(tmp_path: Path)
 
 @pytest.mark.parametrize("again", ["read", "write"])
 def test_a_kill_between_the_two_renames_of_a_replacement(again: str, tmp_path: Path) -> None:
-    """The old one lies aside, the new one is complete but not yet in its place: the old one counts."""
+    """The old one is renamed, the new one is complete but not yet renamed: the old one counts."""
     checkpoints.write_atomically(tmp_path / "best", numbered(1.0), {"value": 1.0})
     (tmp_path / "best").rename(tmp_path / "best.replaced")
     shutil.copytree(tmp_path / "best.replaced", tmp_path / "best.partial")

@@ -135,7 +135,7 @@ def test_a_model_grows_to_its_data(loaded: Loaded, data: RecommendationData) -> 
     for side in SIDES:
         for kind, table, new in zip(("user", "item"), model.tables(side), (10, 10), strict=True):
             before = whole[f"{kind}_{side}.weight"]
-            assert torch.equal(table.weight[new:], before[new:])  # who was there keeps the rows, wherever they stand now
+            assert torch.equal(table.weight[new:], before[new:])  # known users and items keep their rows, at any position
             assert not torch.equal(table.weight[:new], before[:new])
     model.check_catalogue()
 

@@ -70,7 +70,7 @@ def texts(model: CLLM4RecForRecommendation) -> Batch:
 
 @pytest.fixture
 def prompts(model: CLLM4RecForRecommendation) -> Batch:
-    """Three masked histories: two held-out items, one, and one of a person without a user token."""
+    """Three masked histories: two held-out items, one, and one of a user without a user token."""
     rows = [
         np.array([user(model, 1), 20, item(model, 3), item(model, 1), 22]),
         np.array([user(model, 0), 20, item(model, 2), 22]),
@@ -171,7 +171,7 @@ def test_holdout_equals_a_loop(model: CLLM4RecForRecommendation, prompts: Batch,
         values.append(value / len(held) if average else value)
         ids.append([*row.tolist(), *(item(model, one) for one in held)])
     close(terms.nll, values)
-    close(terms.mutual, loop_mutual(model, ids))  # held-out items are regularized, too
+    close(terms.mutual, loop_mutual(model, ids))  # held-out items are also regularized
     assert terms.tokens == 4
 
 

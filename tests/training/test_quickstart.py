@@ -66,7 +66,7 @@ def test_bad_tables(tmp_path: Path) -> None:
 def test_texts_are_cut_unless_told_otherwise(
     synthetic_dataset: SyntheticDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A single long review would end the run: the commands ask what to do, the one call does what is usual."""
+    """A single long review would end the run, so this call cuts texts by default; the commands do not."""
     lengths = []
     monkeypatch.setattr(own_data, "pretrain", lambda arguments: lengths.append(arguments.max_text_tokens))
     monkeypatch.setattr(own_data, "finetune", lambda arguments: lengths.append(arguments.max_text_tokens))

@@ -247,7 +247,7 @@ def test_a_torn_checkpoint_says_what_to_do(finetune_arguments: MakeFinetune) -> 
 def test_a_disk_that_fills_up_in_a_run(
     finetune_arguments: MakeFinetune, tmp_path: Path, read_weights: Read, assert_same_bits: Same, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second checkpoint cannot be written; with room again the run goes on from the first, to the same bits."""
+    """The second checkpoint cannot be written; with room again the run continues from the first, to the same bits."""
     whole = finetune_arguments(output=str(tmp_path / "whole"))
     finetune(whole)
     save, saved = checkpoints.save_file, []
