@@ -1,72 +1,41 @@
-"""Baselines behind one interface: what a language model has to beat.
+"""Baselines behind one interface: the models that a language model has to beat.
 
-Each is fitted by `fit_baseline(name, data)` and scores the whole catalogue for any histories, also of people whom it never
-met. Their modules are imported when they are asked for, so that a library that one of them needs is needed by that one only.
-Names joined by + (`ease+ials`) are the sum of their standardized scores.
+Each is fitted by `fit_baseline(name, data)` and scores the whole catalogue for any histories, also of users that it was not
+fitted on. A name is one of `BASELINES`, several joined by + (`ease+ials`: the sum of their standardized scores), a class of your
+own (`package.module:Class`), or a file of ranked lists (`lists:FILE`).
 """
 
 from __future__ import annotations
 
-import difflib
+import importlib
 import inspect
-from collections.abc import Iterable, Mapping
-from importlib import import_module
-from types import MappingProxyType
-from typing import Any, NamedTuple
+import pkgutil
+from collections.abc import Mapping
+from typing import Any
 
 from modeling_cllm4rec.baselines.ensemble import EnsembleRecommender
-from modeling_cllm4rec.baselines.tuning import Tuning, search_spaces, tune_settings
-from modeling_cllm4rec.core.errors import InputError
+from modeling_cllm4rec.baselines.registry import BASELINES, Baseline, get_baseline
+from modeling_cllm4rec.baselines.tuning import Tuning, tune_settings
+from modeling_cllm4rec.core.errors import InputError, nearest
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.evaluation.evaluator import Recommender
 
-__all__ = ["BASELINES", "Baseline", "Tuning", "baseline_settings", "check_settings", "fit_baseline", "members", "tune"]
+__all__ = [
+    "BASELINES",
+    "Baseline",
+    "Tuning",
+    "baseline_settings",
+    "check_settings",
+    "fit_baseline",
+    "get_baseline",
+    "members",
+    "tune",
+]
 
 
-class Baseline(NamedTuple):
-    """Where a baseline is.
-
-    Attributes:
-        module: in this package.
-        recommender: name of its class.
-        summary: what it is, in a few words.
-        fixed: settings that make it what its name says.
-        unused: settings of its class that change nothing then.
-    """
-
-    module: str
-    recommender: str
-    summary: str
-    fixed: Mapping[str, Any] = MappingProxyType({})
-    unused: tuple[str, ...] = ()
-
-    def load(self) -> Any:
-        """Its class, with `fit(data, *, seed, ...)`."""
-        return getattr(import_module(f"{__name__}.{self.module}"), self.recommender)
-
-
-BASELINES: dict[str, Baseline] = {
-    "random": Baseline("popularity", "RandomRecommender", "random scores"),
-    "popularity": Baseline("popularity", "PopularityRecommender", "number of users"),
-    "itemknn": Baseline("itemknn", "ItemKNNRecommender", "nearest neighbours of items by cosine"),
-    "ease": Baseline("ease", "EASERecommender", "linear model of items from items"),
-    "ease-recency": Baseline("ease", "EASERecommender", "EASE, late items of a history count more", {"recency": 0.5}),
-    "ials": Baseline("ials", "IALSRecommender", "matrix factorization by weighted least squares"),
-    "multvae": Baseline("multvae", "MultVAERecommender", "variational autoencoder, multinomial likelihood"),
-    "sasrec": Baseline(
-        "sasrec",
-        "SASRecRecommender",
-        "causal transformer, softmax over all items",
-        {"loss": "full"},
-        ("num_samples", "sampling_power"),
-    ),
-    "sasrec-sampled": Baseline(
-        "sasrec", "SASRecRecommender", "causal transformer, sampled softmax", {"loss": "sampled"}, ("chunk_size",)
-    ),
-    "textknn": Baseline("textknn", "TextKNNRecommender", "nearest neighbours of items by their texts"),
-    "tallrec": Baseline("tallrec", "TALLRecRecommender", "language model on titles alone, Yes or No for each candidate"),
-}
-"""Name -> where it is."""
+# A baseline is a file in this folder with a class under `@baseline`: importing the file fills the table.
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
 
 
 def members(name: str) -> tuple[str, ...]:
@@ -78,10 +47,9 @@ def members(name: str) -> tuple[str, ...]:
     >>> members("ease+ials"), members("ease")
     (('ease', 'ials'), ('ease',))
     """
-    parts = tuple(name.split("+"))
+    parts = (name,) if ":" in name else tuple(name.split("+"))
     for part in parts:
-        if part not in BASELINES:
-            raise InputError(f"there is no baseline {part!r}{_nearest(part, BASELINES)}; allowed are {', '.join(BASELINES)}")
+        get_baseline(part)
         if parts.count(part) > 1:
             raise InputError(f"the baseline {name!r} names {part} twice; name each once")
     return parts
@@ -98,8 +66,8 @@ def baseline_settings(name: str) -> dict[str, Any]:
     """
     if len(parts := members(name)) > 1:
         return {part: baseline_settings(part) for part in parts}
-    baseline = BASELINES[name]
-    parameters = inspect.signature(baseline.load().fit).parameters
+    baseline = get_baseline(name)
+    parameters = inspect.signature(baseline.recommender.fit).parameters
     others = ("data", "seed", *baseline.fixed, *baseline.unused)
     return {key: parameters[key].default for key in parameters if key not in others}
 
@@ -128,7 +96,8 @@ def fit_baseline(name: str, data: RecommendationData, *, seed: int = 0, **settin
     check_settings(name, settings)
     if len(parts := members(name)) > 1:
         return EnsembleRecommender([fit_baseline(part, data, seed=seed, **settings.get(part, {})) for part in parts])
-    recommender: Recommender = BASELINES[name].load().fit(data, seed=seed, **BASELINES[name].fixed, **settings)
+    baseline = get_baseline(name)
+    recommender: Recommender = baseline.recommender.fit(data, seed=seed, **baseline.fixed, **settings)
     return recommender
 
 
@@ -138,14 +107,13 @@ def check_settings(name: str, settings: Mapping[str, Any]) -> None:
     Raises:
         InputError: naming the nearest ones; or of several baselines the settings of one are no mapping.
     """
-    allowed, single = baseline_settings(name), name in BASELINES
+    allowed, single = baseline_settings(name), len(members(name)) == 1
     for key, value in settings.items():
-        if single and key in BASELINES[name].fixed:
-            raise InputError(f"{name} is what it is by {key}={BASELINES[name].fixed[key]!r}; leave {key} away")
+        if single and key in (fixed := get_baseline(name).fixed):
+            raise InputError(f"{name!r} fixes {key}={fixed[key]!r}; remove {key} from the settings")
         if key not in allowed:
             raise InputError(
-                f"the baseline {name!r} has no setting {key!r}{_nearest(key, allowed)}; "
-                f"allowed are {', '.join(allowed) or 'none'}"
+                f"the baseline {name!r} has no setting {key!r}; {nearest(key, allowed, 'it has none' if not allowed else '')}"
             )
         if not single:
             if not isinstance(value, Mapping):
@@ -173,7 +141,7 @@ def tune(
         trials: the budget: how often it is fitted and evaluated. The first trial has the default settings.
         seed: start of the random numbers of the search and of each fit.
         metric: what is to be highest, such as `recall@20`; of several joined by + the sum.
-        space: setting -> what may be drawn, see `search_spaces.yaml`; None takes the one that stands there.
+        space: setting -> what may be drawn, see `registry.Baseline`; None takes the baseline's own.
         fixed: settings that all trials share, such as `epochs`; they are not drawn.
         max_users: evaluate on a fixed random sample of so many users; None takes all.
         progress: show a bar.
@@ -187,7 +155,7 @@ def tune(
     """
     if len(parts := members(name)) > 1:
         raise InputError(f"settings of {name} are searched for one baseline at a time; call tune for each of {', '.join(parts)}")
-    space = search_spaces()[name] if space is None else space
+    space = get_baseline(name).space if space is None else space
     fixed = fixed or {}
     check_settings(name, {**space, **fixed})
     space = {key: values for key, values in space.items() if key not in fixed}
@@ -202,8 +170,3 @@ def tune(
     return tune_settings(
         fit, data, space, defaults, trials=trials, seed=seed, metric=metric, max_users=max_users, title=name, progress=progress
     )
-
-
-def _nearest(name: str, allowed: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(allowed))
-    return f"; did you mean {' or '.join(near)}?" if near else ""

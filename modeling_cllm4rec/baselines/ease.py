@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import lapack
 
+from modeling_cllm4rec.baselines.registry import baseline
 from modeling_cllm4rec.core.errors import InputError, MemoryLimitError
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.corpora.interaction_matrix import FitOn, fitting_histories, interaction_matrix
@@ -17,6 +18,23 @@ BLOCK = 1024
 """Rows of a big matrix that are copied at a time."""
 
 
+@baseline(
+    "ease",
+    title="EASE",
+    summary="linear model of items from items",
+    deterministic=True,
+    space={"regularization": {"log_uniform": [1.0, 3000.0]}},
+    order=3,
+)
+@baseline(
+    "ease-recency",
+    title="EASE, recency",
+    summary="EASE, late items of a history count more",
+    deterministic=True,
+    space={"regularization": {"log_uniform": [1.0, 3000.0]}},
+    fixed={"recency": 0.5},
+    order=4,
+)
 class EASERecommender:
     """Scores items by a linear map of the history.
 

@@ -9,11 +9,24 @@ import numpy.typing as npt
 from scipy import sparse
 
 from modeling_cllm4rec.baselines.early_stopping import check_above_zero, check_counts
+from modeling_cllm4rec.baselines.registry import baseline
 from modeling_cllm4rec.core.errors import MissingPackageError
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.corpora.interaction_matrix import FitOn, fitting_histories, interaction_matrix
 
 
+@baseline(
+    "ials",
+    title="iALS",
+    summary="matrix factorization by weighted least squares",
+    space={
+        "factors": {"choice": [32, 64, 128, 256]},
+        "regularization": {"log_uniform": [0.1, 300.0]},
+        "alpha": {"log_uniform": [1.0, 100.0]},
+        "iterations": {"choice": [10, 15, 25]},
+    },
+    order=5,
+)
 class IALSRecommender:
     """Scores items by the product of their factors with those of the history, which are solved for when it is scored.
 

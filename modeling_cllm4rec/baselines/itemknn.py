@@ -8,11 +8,20 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
+from modeling_cllm4rec.baselines.registry import baseline
 from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.corpora.interaction_matrix import FitOn, fitting_histories, interaction_matrix
 
 
+@baseline(
+    "itemknn",
+    title="item-kNN",
+    summary="nearest neighbours of items by cosine",
+    deterministic=True,
+    space={"shrink": {"log_uniform": [0.5, 200.0]}, "neighbours": {"choice": [20, 50, 100, 200, 500, None]}},
+    order=2,
+)
 class ItemKNNRecommender:
     """Scores an item by the sum of its similarities to the items of the history.
 

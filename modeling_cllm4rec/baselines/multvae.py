@@ -22,6 +22,7 @@ from modeling_cllm4rec.baselines.early_stopping import (
     device_named,
     train_until_best,
 )
+from modeling_cllm4rec.baselines.registry import baseline
 from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.corpora.interaction_matrix import check_items
@@ -73,6 +74,19 @@ class MultVAE(nn.Module):
         return self.decoder(latent), divergence
 
 
+@baseline(
+    "multvae",
+    title="Mult-VAE",
+    summary="variational autoencoder, multinomial likelihood",
+    space={
+        "hidden_size": {"choice": [200, 400, 600]},
+        "latent_size": {"choice": [64, 128, 200]},
+        "dropout": {"choice": [0.3, 0.5, 0.7]},
+        "beta": {"choice": [0.05, 0.1, 0.2, 0.5, 1.0]},
+        "lr": {"log_uniform": [3.0e-4, 3.0e-3]},
+    },
+    order=6,
+)
 class MultVAERecommender:
     """Scores items by the logits of a trained Mult-VAE; someone without a history gets those of an empty one.
 

@@ -7,6 +7,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from modeling_cllm4rec.baselines.registry import baseline
 from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.corpora.interaction_matrix import FitOn, fitting_histories
@@ -14,6 +15,7 @@ from modeling_cllm4rec.corpora.interaction_matrix import FitOn, fitting_historie
 UInt64Array = npt.NDArray[np.uint64]
 
 
+@baseline("popularity", title="popularity", summary="number of users", deterministic=True, order=1)
 class PopularityRecommender:
     """Scores each item by its number of training users, the same for everyone.
 
@@ -46,6 +48,7 @@ class PopularityRecommender:
         return np.tile(self.scores, (len(histories.indptr) - 1, 1))
 
 
+@baseline("random", title="random", summary="random scores", order=0)
 class RandomRecommender:
     """Scores items uniformly at random in [0, 1).
 

@@ -27,6 +27,7 @@ from modeling_cllm4rec.baselines.early_stopping import (
     device_named,
     train_until_best,
 )
+from modeling_cllm4rec.baselines.registry import baseline
 from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.core.losses import multinomial_nll
 from modeling_cllm4rec.core.prompt_assembly import pad_right
@@ -36,6 +37,17 @@ from modeling_cllm4rec.corpora.interaction_matrix import check_items
 
 Loss = Literal["full", "sampled"]
 NO_ITEM = -100
+
+
+SPACE = {
+    "size": {"choice": [64, 128, 256]},
+    "layers": {"choice": [1, 2]},
+    "heads": {"choice": [1, 2]},
+    "dropout": {"choice": [0.2, 0.3, 0.5]},
+    "temperature": {"choice": [None, 0.05, 0.07, 0.1]},
+    "lr": {"log_uniform": [3.0e-4, 3.0e-3]},
+}
+"""Values that a search over settings draws."""
 
 
 class SASRec(nn.Module):
@@ -107,6 +119,24 @@ class SASRec(nn.Module):
         return rows if self.temperature is None else F.normalize(rows, dim=-1)
 
 
+@baseline(
+    "sasrec",
+    title="SASRec",
+    summary="causal transformer, softmax over all items",
+    space=SPACE,
+    fixed={"loss": "full"},
+    unused=("num_samples", "sampling_power"),
+    order=7,
+)
+@baseline(
+    "sasrec-sampled",
+    title="SASRec, sampled softmax",
+    summary="causal transformer, sampled softmax",
+    space={**SPACE, "num_samples": {"choice": [256, 512, 1024, 2048]}, "sampling_power": {"choice": [0.0, 0.5, 0.75]}},
+    fixed={"loss": "sampled"},
+    unused=("chunk_size",),
+    order=8,
+)
 class SASRecRecommender:
     """Scores items by the logits after the last item of the history, of which the last `max_length` items are read.
 

@@ -26,6 +26,7 @@ from modeling_cllm4rec.baselines.early_stopping import (
     check_counts,
     device_named,
 )
+from modeling_cllm4rec.baselines.registry import baseline
 from modeling_cllm4rec.baselines.yes_no_prompts import YesNoPrompts
 from modeling_cllm4rec.core.errors import DivergedError, InputError, MissingFileError
 from modeling_cllm4rec.core.language_model import word_head
@@ -50,6 +51,12 @@ class Examples(NamedTuple):
     labels: npt.NDArray[np.float32]
 
 
+@baseline(
+    "tallrec",
+    title="TALLRec-like",
+    summary="language model on titles alone, Yes or No for each candidate",
+    order=10,
+)
 class TALLRecRecommender:
     """Scores an item by ln p(Yes) - ln p(No) after a prompt with the titles of the history and its own.
 

@@ -9,6 +9,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from modeling_cllm4rec.baselines.registry import baseline
 from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.corpora.interaction_matrix import interaction_matrix
@@ -16,6 +17,7 @@ from modeling_cllm4rec.corpora.item_embeddings import MINILM, Pooling, item_embe
 from modeling_cllm4rec.corpora.item_texts import TITLE, OnMissingText
 
 
+@baseline("textknn", title="text-kNN", summary="nearest neighbours of items by their texts", deterministic=True, order=9)
 class TextKNNRecommender:
     """Scores an item by the cosine between its text's vector and the mean of those of the history, all of length 1.
 

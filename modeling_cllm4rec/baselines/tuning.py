@@ -6,13 +6,10 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import yaml
 from tqdm.auto import tqdm
 
 from modeling_cllm4rec.baselines.validation import validate
@@ -20,7 +17,6 @@ from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.evaluation.evaluator import Recommender
 
-SPACES = Path(__file__).with_name("search_spaces.yaml")
 KINDS = ("choice", "uniform", "log_uniform")
 DRAWS = 100
 """Most draws for one trial, until one comes that was not tried yet."""
@@ -37,13 +33,6 @@ class Tuning(NamedTuple):
 
     settings: dict[str, Any]
     trials: pa.Table
-
-
-@cache
-def search_spaces() -> dict[str, dict[str, Any]]:
-    """What may be drawn for each baseline, as `search_spaces.yaml` says."""
-    spaces: dict[str, dict[str, Any]] = yaml.safe_load(SPACES.read_text(encoding="utf-8"))
-    return spaces
 
 
 def tune_settings(

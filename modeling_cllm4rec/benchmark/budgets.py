@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from modeling_cllm4rec.baselines import members
-from modeling_cllm4rec.baselines.tuning import search_spaces
+from modeling_cllm4rec.baselines import get_baseline, members
 from modeling_cllm4rec.core.errors import InputError
 
 TUNED_KEYS, CHOSEN_KEYS = ("trials", "metric", "fixed"), ("data", "tried")
@@ -66,7 +65,7 @@ def of_baseline(name: str, chosen: Mapping[str, str]) -> str:
     """
     if len(parts := members(name)) > 1:
         return "; ".join(f"{part}: {of_baseline(part, chosen)}" for part in parts)
-    return chosen.get(name, DEFAULTS) if search_spaces()[name] else NOTHING
+    return chosen.get(name, DEFAULTS) if get_baseline(name).space else NOTHING
 
 
 def _needs(place: str, value: Mapping[str, Any], *names: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from modeling_cllm4rec.baselines import BASELINES, baseline_settings, members
+from modeling_cllm4rec.baselines import BASELINES, baseline_settings, get_baseline, members
 from modeling_cllm4rec.benchmark import budgets
 from modeling_cllm4rec.benchmark.jobs import Job, shown
 from modeling_cllm4rec.benchmark.recipes import Recipes, adjusted, check_recipe, recipe_names, set_by_jobs
@@ -19,22 +19,6 @@ from modeling_cllm4rec.hub.model_card import read_records
 from modeling_cllm4rec.hub.reproduction import NOT_REPEATED
 from modeling_cllm4rec.systems import SYSTEMS, Recipe
 
-DETERMINISTIC = ("popularity", "itemknn", "ease", "ease-recency", "textknn")
-"""Baselines without any random number: one seed says all."""
-TITLES = {
-    "random": "random",
-    "popularity": "popularity",
-    "itemknn": "item-kNN",
-    "ease": "EASE",
-    "ease-recency": "EASE, recency",
-    "ials": "iALS",
-    "multvae": "Mult-VAE",
-    "sasrec": "SASRec",
-    "sasrec-sampled": "SASRec, sampled softmax",
-    "textknn": "text-kNN",
-    "tallrec": "TALLRec-like",
-}
-"""Baseline -> its name in tables."""
 ENSEMBLE = "sum of their scores, standardized by row, each with its own settings"
 
 
@@ -44,7 +28,8 @@ def title(model: str) -> str:
     >>> title("ease+ials"), title("mine")
     ('EASE + iALS', 'mine')
     """
-    titles = {**TITLES, **{name: recipe.title for name, recipe in recipes_of_systems().items()}}
+    titles = {name: row.title for name, row in BASELINES.items()}
+    titles.update((name, recipe.title) for name, recipe in recipes_of_systems().items())
     parts = model.split("+")
     return " + ".join(titles[part] for part in parts) if set(parts) <= set(titles) else model
 
@@ -62,7 +47,9 @@ def model_names() -> list[str]:
 def summary(model: str) -> str:
     """Return what a model is, in a few words; a sum of baselines has one, too."""
     recipes = recipes_of_systems()
-    return recipes[model].summary if model in recipes else BASELINES[model].summary if model in BASELINES else ENSEMBLE
+    if model in recipes:
+        return recipes[model].summary
+    return get_baseline(model).summary if len(members(model)) == 1 else ENSEMBLE
 
 
 def baselines_of(recipe: dict[str, Any]) -> list[dict[str, Any]]:
@@ -117,7 +104,7 @@ def make_jobs(
         _check_name(name)
         recipe = _recipe(name, recipes, backbone, epochs_share, selection)
         chosen = recipes.chosen.get(name, budgets.RECIPE) if name in recipe_names() else budgets.of_baseline(name, recipes.chosen)
-        deterministic = set(name.split("+")) <= set(DETERMINISTIC)
+        deterministic = name not in recipe_names() and all(get_baseline(part).deterministic for part in members(name))
         for seed in seeds[:1] if deterministic else seeds:
             system: Any = name if name in recipe_names() else "baseline"
             about = summary(name) + (", deterministic" if deterministic else "")
@@ -143,14 +130,16 @@ def folder_sha256(folder: Path) -> str:
 
 
 def _check_name(name: str) -> None:
-    """Refuse what is no system, no baseline and no sum of baselines."""
+    if ":" in name:  # a class of the user's own, or a file of ranked lists
+        get_baseline(name)
+        return
     joined = "+" in name
     allowed = tuple(BASELINES) if joined else tuple(model_names())
     for part in name.split("+"):
         if part in allowed:
             continue
         near = difflib.get_close_matches(part, allowed, n=3, cutoff=0.5)
-        hint = "; only baselines are joined by +" if joined else " (or name=folder)"
+        hint = "; only baselines are joined by +" if joined else " (or name=folder, package.module:Class, lists:FILE)"
         raise InputError(f"models: there is no {part!r}; nearest: {', '.join(near or allowed)}{hint}")
 
 

@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from modeling_cllm4rec.baselines import baseline_settings, fit_baseline, members, tune
-from modeling_cllm4rec.baselines.tuning import search_spaces
+from modeling_cllm4rec.baselines import baseline_settings, fit_baseline, get_baseline, members, tune
 from modeling_cllm4rec.benchmark.jobs import Job, Setting, fingerprint, write_json
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.id_checks import check_same_ids
@@ -77,7 +76,7 @@ def tune_baseline(job: Job, setting: Setting, data: RecommendationData) -> dict[
     What the recipe sets and no trial draws holds in each trial, as it will in the training.
     """
     start = time.perf_counter()
-    name, drawn = job.recipe["name"], search_spaces()[job.recipe["name"]]
+    name, drawn = job.recipe["name"], get_baseline(job.recipe["name"]).space
     fixed = {key: value for key, value in job.recipe["settings"].items() if key not in drawn}
     found = tune(name, data, setting.tune, 0, setting.tune_metric, fixed=fixed, max_users=setting.max_users)
     return {"settings": found.settings, "trials": found.trials.to_pylist(), "seconds": time.perf_counter() - start}

@@ -6,11 +6,10 @@ import argparse
 import logging
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from modeling_cllm4rec.baselines.popularity import PopularityRecommender, RandomRecommender
+from modeling_cllm4rec.baselines import BASELINES, fit_baseline
 from modeling_cllm4rec.commands.command_line import CommandParser, print_json
 from modeling_cllm4rec.commands.model_flags import add_model_arguments, batch_size, refuse_search, search_settings
 from modeling_cllm4rec.core.errors import InputError
@@ -28,10 +27,6 @@ EPILOG = """example:
   cllm4rec evaluate --model runs/mine --data data/mine --split test
   cllm4rec evaluate --model runs/mine-lcrec --data data/mine --split test --test-history train+validation
 """
-BASELINES: dict[str, Callable[[RecommendationData], Any]] = {
-    "popularity": PopularityRecommender.fit,
-    "random": lambda data: RandomRecommender(data.num_items),
-}
 FIRST_TEMPLATE = ["0"]
 
 
@@ -61,7 +56,11 @@ def parser() -> CommandParser:
         "--metrics", nargs="+", help="such as recall@20 ndcg@10 mrr@10 coverage@10 (default: those of the model's paper)"
     )
     flags.add_argument(
-        "--baselines", nargs="*", choices=sorted(BASELINES), default=["popularity"], help="to be measured beside it"
+        "--baselines",
+        nargs="*",
+        default=["popularity"],
+        metavar="NAME",
+        help=f"baselines to measure as well: {', '.join(BASELINES)}, sums such as ease+ials, package.module:Class, lists:FILE",
     )
     flags.add_argument("--max-users", type=int, help="a fixed random sample of so many users (default: all)")
     flags.add_argument("--seed", type=int, default=0, help="start of the bootstrap's random numbers")
@@ -88,7 +87,7 @@ def run(arguments: argparse.Namespace) -> dict[str, EvaluationReport]:
         "max_users": arguments.max_users,
         "batch_size": batch_size(arguments, model),
     }
-    recommenders = {name: BASELINES[name](data) for name in arguments.baselines}
+    recommenders = {name: fit_baseline(name, data, seed=arguments.seed) for name in arguments.baselines}
     if not searches:
         recommenders[title] = model
     reports = {name: evaluate(one, data, arguments.split, **shared) for name, one in recommenders.items()}

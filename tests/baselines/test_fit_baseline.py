@@ -3,13 +3,20 @@
 import builtins
 import importlib.util
 import json
+import sys
+import types
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 
 from modeling_cllm4rec import baselines
 from modeling_cllm4rec.baselines import BASELINES, baseline_settings, fit_baseline, tune
-from modeling_cllm4rec.baselines.tuning import SPACES, draw, search_spaces
+from modeling_cllm4rec.baselines.registry import baseline, get_baseline
+from modeling_cllm4rec.baselines.tuning import draw
+from modeling_cllm4rec.core.top_items import top_candidates
 from modeling_cllm4rec.evaluation.evaluator import evaluate, select_users
 from modeling_cllm4rec.evaluation.ranking import histories_from_lists
 
@@ -90,7 +97,7 @@ def test_settings_that_change_nothing_are_none(data):
 
 
 def test_unknown_names_and_settings(data):
-    with pytest.raises(ValueError, match="there is no baseline 'eas'; did you mean ease.*; allowed are random, popularity"):
+    with pytest.raises(ValueError, match="there is no baseline 'eas'; did you mean 'ease'"):
         fit_baseline("eas", data)
     with pytest.raises(ValueError, match="'ease' has no setting 'regularisation'; did you mean regularization.*; allowed are"):
         fit_baseline("ease", data, regularisation=3.0)
@@ -168,7 +175,7 @@ def test_what_is_fixed_is_not_drawn(data):
         ({"shrink": {"uniform": [2, 1]}}, r"shrink: uniform is \[2, 1\]; it must be \[lowest, highest\]"),
         ({"shrink": {"uniform": [1, "2"]}}, "two numbers"),
         ({"shrink": {"log_uniform": [0, 1]}}, "both numbers must be above 0"),
-        ({"shrnk": {"choice": [1]}}, "no setting 'shrnk'; did you mean shrink"),
+        ({"shrnk": {"choice": [1]}}, "no setting 'shrnk'; did you mean 'shrink"),
     ],
 )
 def test_spaces_that_cannot_be_read(data, space, message):
@@ -191,7 +198,86 @@ def test_draws_stay_in_their_range():
 
 
 def test_the_packaged_spaces_fit_the_baselines():
-    assert list(search_spaces()) == list(BASELINES)
-    for name, space in search_spaces().items():
-        baselines.check_settings(name, space)
-    assert SPACES.is_file()
+    for name, row in BASELINES.items():
+        baselines.check_settings(name, row.space)
+
+
+def test_the_rows_of_a_table_are_in_this_order():
+    first = ["random", "popularity", "itemknn", "ease", "ease-recency", "ials", "multvae", "sasrec", "sasrec-sampled"]
+    assert list(BASELINES)[: len(first)] == first
+
+
+class OfOnesOwn:
+    """A baseline of a user's own: the number of users of an item, with a weight."""
+
+    def __init__(self, counts):
+        self.counts, self.num_items = counts, len(counts)
+
+    @classmethod
+    def fit(cls, data, *, seed=0, weight=2.0):
+        return cls(weight * np.bincount(data.histories("train").items, minlength=data.num_items).astype(np.float32))
+
+    def score_histories(self, user_indices, histories):
+        return np.tile(self.counts, (len(histories.indptr) - 1, 1))
+
+
+def test_a_registered_class_is_known_everywhere(data):
+    """One decorator: settings, title and summary, the names of benchmark and evaluate."""
+    from modeling_cllm4rec.benchmark.models import model_names, title
+
+    about = {"title": "My own", "summary": "a test", "deterministic": True, "space": {"weight": {"uniform": [1.0, 3.0]}}}
+    baseline("my-own", **about)(OfOnesOwn)
+    try:
+        assert baseline_settings("my-own") == {"weight": 2.0}
+        assert "my-own" in model_names() and title("my-own+ease") == "My own + EASE"
+        scores = fit_baseline("my-own", data, weight=3.0).score_histories(None, histories_from_lists([[0]]))
+        assert np.array_equal(scores[0], 3 * np.bincount(data.histories("train").items, minlength=data.num_items))
+        with pytest.raises(ValueError, match="the name 'ease' of a baseline is taken"):
+            baseline("ease", title="x", summary="y")(OfOnesOwn)
+    finally:
+        del BASELINES["my-own"]
+
+
+def test_a_class_by_its_module(data, monkeypatch):
+    module = types.ModuleType("mine")
+    module.OfOnesOwn = OfOnesOwn
+    module.no_fit = object()
+    monkeypatch.setitem(sys.modules, "mine", module)
+    assert fit_baseline("mine:OfOnesOwn", data, weight=1.0).num_items == data.num_items
+    assert get_baseline("mine:OfOnesOwn").title == "OfOnesOwn"
+    with pytest.raises(ValueError, match="has no setting 'wait'; did you mean 'weight'"):
+        fit_baseline("mine:OfOnesOwn", data, wait=1.0)
+    for name, message in (
+        ("nowhere:A", "there is no module 'nowhere'; put its folder on PYTHONPATH"),
+        ("mine:Absent", "the module 'mine' has no 'Absent'"),
+        ("mine:no_fit", "no_fit has no fit"),
+        ("popularty", "there is no baseline 'popularty'; did you mean 'popularity'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            get_baseline(name)
+
+
+def test_a_file_of_ranked_lists_is_evaluated_exactly(data, tmp_path):
+    """Popularity written as lists by user has the metrics of popularity itself."""
+    popularity = fit_baseline("popularity", data)
+    histories = data.histories("train")
+    rows = np.split(histories.items, histories.indptr[1:-1])
+    best = top_candidates(torch.from_numpy(popularity.score_histories(None, histories)), rows, 10, None)[0]
+    user, place = np.nonzero(best >= 0)
+    ids = {
+        "user_id": data.users["user_id"].take(pa.array(user)),
+        "item_id": data.items["item_id"].take(pa.array(best[user, place])),
+    }
+    shuffled = np.random.default_rng(0).permutation(len(user))
+    for by, values in (("rank", place + 1), ("score", -place.astype(float))):
+        pq.write_table(pa.table({**ids, by: values}).take(pa.array(shuffled)), tmp_path / f"{by}.parquet")
+        lists = fit_baseline(f"lists:{tmp_path / by}.parquet", data)
+        shared = {"metrics": ["recall@10", "ndcg@10"], "progress": False, "n_resamples": 0}
+        assert evaluate(lists, data, "test", **shared).metrics == evaluate(popularity, data, "test", **shared).metrics
+    few = pa.table({**ids, "rank": place + 1}).slice(0, 10)
+    pq.write_table(few, tmp_path / "few.parquet")
+    with pytest.raises(ValueError, match=r"few.parquet has no list for \d+ of \d+ users"):
+        evaluate(fit_baseline(f"lists:{tmp_path / 'few.parquet'}", data), data, "test", metrics=["recall@10"], progress=False)
+    pq.write_table(few.drop_columns(["rank"]), tmp_path / "none.parquet")
+    with pytest.raises(ValueError, match="ranked lists need 'rank' or 'score'"):
+        fit_baseline(f"lists:{tmp_path / 'none.parquet'}", data)
