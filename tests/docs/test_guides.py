@@ -171,9 +171,12 @@ def test_a_guide_runs(
     run_page(ROOT / "docs" / "guides" / f"{guide}.md")
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/own-data.md"])
-def test_own_data_in_five_lines(
+@pytest.mark.parametrize(("page", "code_lines", "tables"), [("README.md", 8, 2), ("docs/own-data.md", 5, 1)])
+@pytest.mark.usefixtures("own_modules")
+def test_own_data_in_a_few_lines(
     page: str,
+    code_lines: int,
+    tables: int,
     frames: tuple[pd.DataFrame, pd.DataFrame],
     tiny_backbones: dict[str, Path],
     tmp_path: Path,
@@ -188,8 +191,8 @@ def test_own_data_in_five_lines(
     monkeypatch.chdir(tmp_path)
     AcceleratorState._reset_state(reset_partial_state=True)
     exec(compile(code.replace("epochs=5", "epochs=1"), page, "exec"), {})  # noqa: S102
-    assert len(capsys.readouterr().out.splitlines()) == 1 + 5
-    assert len([line for line in code.splitlines() if line]) == 5
+    assert len(capsys.readouterr().out.splitlines()) == tables * (1 + 5)
+    assert len([line for line in code.splitlines() if line]) == code_lines
 
 
 def test_every_page_is_in_the_navigation_and_on_the_first_page() -> None:

@@ -1,4 +1,4 @@
-"""Every function that "From the papers to the code" names exists."""
+"""Every function that "From the papers to the code" names exists, and every module of the glossary."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from pages import ROOT
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
 
 PAGE = ROOT / "docs" / "concepts.md"
+GLOSSARY = ROOT / "docs" / "glossary.md"
 NAME = re.compile(r"`([A-Za-z_]\w*(?:\.\w+)+)(?:\([^`]*\))?`")
-FILES = (".yaml", ".py", ".md", ".parquet")
+FILES = (".yaml", ".py", ".md", ".parquet", ".json", ".png")
 SYSTEMS = {"## CLLM4Rec": 20, "## LC-Rec": 15}
 """Part of the page -> names that it has at least."""
 
@@ -26,10 +27,10 @@ def named(text: str) -> list[str]:
 
 
 def resolve(name: str) -> Any:
-    """What a dotted name below `modeling_cllm4rec` stands for.
+    """Return the object of a dotted name below `modeling_cllm4rec`.
 
     Raises:
-        AttributeError: there is no such thing.
+        AttributeError: no such object.
     """
     parts = ["modeling_cllm4rec", *name.split(".")]
     for count in range(len(parts), 0, -1):
@@ -48,6 +49,17 @@ def test_a_name_exists(name: str, tiny_backbones: dict[str, Path]) -> None:
         assert functools.reduce(getattr, name.split(".")[1:], model) is not None
     else:
         assert callable(resolve(name)) or not name.rpartition(".")[2].islower()
+
+
+@pytest.mark.parametrize("name", sorted(set(named(GLOSSARY.read_text(encoding="utf-8")))))
+def test_a_module_of_the_glossary_exists(name: str) -> None:
+    assert resolve(name)
+
+
+def test_no_term_has_two_rows_in_the_glossary() -> None:
+    terms = re.findall(r"^\| ([^|]+) \| (?!meaning)", GLOSSARY.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(terms) > 60
+    assert len(set(terms)) == len(terms)
 
 
 def test_both_papers_have_their_names() -> None:
