@@ -1,4 +1,4 @@
-"""Every function that "From the papers to the code" names exists, and every module of the glossary."""
+"""Every function in "From the papers to the code" and every module in the glossary exists."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ GLOSSARY = ROOT / "docs" / "glossary.md"
 NAME = re.compile(r"`([A-Za-z_]\w*(?:\.\w+)+)(?:\([^`]*\))?`")
 FILES = (".yaml", ".py", ".md", ".parquet", ".json", ".png")
 SYSTEMS = {"## CLLM4Rec": 20, "## LC-Rec": 15}
-"""Part of the page -> names that it has at least."""
+"""Section of the page -> minimum number of names."""
 
 
 def named(text: str) -> list[str]:
-    """The dotted names of a text."""
+    """Return the dotted names of a text."""
     return [name for name in NAME.findall(text) if not name.endswith(FILES)]
 
 
@@ -69,7 +69,9 @@ def test_both_papers_have_their_names() -> None:
         assert len(set(named(part))) >= least, system
 
 
-@pytest.mark.parametrize("name", ["losses.no_such_loss", "no_such_module.f", "modeling_cllm4rec.tokenization.tokenization_cllm4rec.Nothing"])
-def test_a_name_that_there_is_not(name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["losses.no_such_loss", "no_such_module.f", "modeling_cllm4rec.tokenization.tokenization_cllm4rec.Nothing"]
+)
+def test_an_unknown_name(name: str) -> None:
     with pytest.raises(AttributeError):
         resolve(name)

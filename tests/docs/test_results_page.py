@@ -1,4 +1,4 @@
-"""The page of results is generated, and the numbers of README are those of its head."""
+"""The page of results is generated, and README is short and shows rows of it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def readme() -> str:
 
 
 def rows(text: str) -> list[str]:
-    """The rows of all tables of a text."""
+    """Return the rows of all tables of a text."""
     return [line for line in text.splitlines() if line.startswith("| ") and "| seeds |" not in line]
 
 
