@@ -1,4 +1,4 @@
-"""The helper module beside the tests of the documentation."""
+"""Import path of the helper module of these tests."""
 
 import sys
 from pathlib import Path

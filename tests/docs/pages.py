@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from accelerate.state import AcceleratorState
 
-from modeling_cllm4rec.commands.main import all_commands, load
+from modeling_cllm4rec.commands.main import load
 from modeling_cllm4rec.commands.main import main as cllm4rec
 
 ROOT = Path(__file__).parents[2]
@@ -31,11 +31,11 @@ RECIPES = {
     "add_items": "add-items",
     "update": "update",
 }
-"""Name of a file in recipes/ -> the command that it is."""
+"""Name of a file in recipes/ -> its command."""
 
 
 class Block(NamedTuple):
-    """A block of code, and whether it is to be run."""
+    """A block of code with the number of its line. `run` is False for a block that is not run."""
 
     language: str
     code: str
@@ -44,7 +44,7 @@ class Block(NamedTuple):
 
 
 def blocks(page: Path) -> list[Block]:
-    """The fenced blocks of a page; one behind a comment `not run: REASON` is not to be run."""
+    """Return the fenced blocks of a page. A comment `not run: REASON` in front of a block excludes it from the run."""
     text = page.read_text(encoding="utf-8")
     return [
         Block(match[1], match[2], text.count("\n", 0, match.start()) + 1, not NOT_RUN.search(text[: match.start()]))
@@ -53,7 +53,7 @@ def blocks(page: Path) -> list[Block]:
 
 
 def shell_commands(code: str) -> Iterator[list[str]]:
-    """The words of each command, continued lines joined, comments left out."""
+    """Yield the words of each command, with continued lines joined and without comments."""
     for line in code.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         if words:
@@ -61,7 +61,7 @@ def shell_commands(code: str) -> Iterator[list[str]]:
 
 
 def our_command(words: list[str]) -> list[str] | None:
-    """The words behind `cllm4rec`, for a command of ours however it is started; None for one that is not."""
+    """Return the words after `cllm4rec` for each way to start a command of this package, None for other commands."""
     for launcher in LAUNCHERS:
         if words[: len(launcher)] == launcher:
             return words[len(launcher) :]
@@ -73,10 +73,10 @@ def our_command(words: list[str]) -> list[str] | None:
 
 
 def run_page(page: Path) -> None:
-    """Run the blocks of a page in their order, in the current folder; blocks of Python share their names.
+    """Run the blocks of a page in order, in the current folder. Python blocks share one namespace.
 
     Raises:
-        AssertionError: a command failed; what Python raises passes through.
+        AssertionError: a command failed. Exceptions of Python blocks are not caught.
     """
     names: dict[str, Any] = {}
     for block in blocks(page):
@@ -92,7 +92,7 @@ def run_page(page: Path) -> None:
 
 
 def run_command(words: list[str], place: str) -> None:
-    """Run one command: ours in this process, which has everything imported, another one in a shell."""
+    """Run one command: a command of this package in this process, which is faster, any other in a subprocess."""
     ours = our_command(words)
     if ours is None:
         done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
@@ -106,7 +106,7 @@ def run_command(words: list[str], place: str) -> None:
 
 
 def flags_of(command: str, *kind: str) -> set[str]:
-    """The flags in the help of a command, or of one of its kinds."""
+    """Return the flags in the help of a command, or of one of its kinds."""
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
         load(command)([*kind, "--help"])

@@ -1,4 +1,4 @@
-"""Every block of the guides runs, and every command that any page names exists, with the flags that it names."""
+"""Every block of the guides runs, and every command and flag in the documentation exists."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from pages import ROOT, blocks, flags_of, our_command, run_page, shell_commands
 from scipy import sparse
 from transformers import PreTrainedTokenizerBase
 
-from modeling_cllm4rec.commands.main import all_commands
-from modeling_cllm4rec.corpora.synthetic import SyntheticDataset
-from modeling_cllm4rec.corpora.splits import leave_one_out_split
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
+from modeling_cllm4rec.commands.main import all_commands
+from modeling_cllm4rec.corpora.splits import leave_one_out_split
+from modeling_cllm4rec.corpora.synthetic import SyntheticDataset
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 @pytest.fixture(scope="module")
 def frames(synthetic_dataset: SyntheticDataset) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Interactions and items of the small world under whole numbers."""
+    """Return interactions and items of the synthetic data set with integer ids."""
     interactions = synthetic_dataset.interactions.to_pandas().drop(columns="review").drop_duplicates(["user_id", "item_id"])
     items = synthetic_dataset.items.to_pandas()
     items["categories"] = items["categories"].map("|".join)
@@ -42,20 +42,20 @@ def frames(synthetic_dataset: SyntheticDataset) -> tuple[pd.DataFrame, pd.DataFr
 
 
 def csv_files(folder: Path, interactions: pd.DataFrame, items: pd.DataFrame) -> None:
-    """What the page about CSV files reads."""
+    """Write the input files of the guide about CSV files."""
     names = {"user_id": "userId", "item_id": "movieId", "categories": "genres"}
     interactions.rename(columns=names).to_csv(folder / "ratings.csv", index=False)
     items.rename(columns=names)[["movieId", "title", "genres"]].to_csv(folder / "movies.csv", index=False)
 
 
 def plain_files(folder: Path, interactions: pd.DataFrame, items: pd.DataFrame) -> None:
-    """What the pages about backbones and splits read."""
+    """Write the input files of the guides about backbones and splits."""
     interactions.to_csv(folder / "interactions.csv", index=False)
     items.to_csv(folder / "items.csv", index=False)
 
 
 def changing_files(folder: Path, interactions: pd.DataFrame, items: pd.DataFrame) -> None:
-    """What was there first, the items that came later, and everything up to now."""
+    """Write the first interactions and items, the new items, and all interactions and items."""
     first = items[items["item_id"] < 36]
     plain_files(folder, interactions[interactions["item_id"] < 36], first)
     items[items["item_id"] >= 36].to_csv(folder / "new_items.csv", index=False)
@@ -64,13 +64,13 @@ def changing_files(folder: Path, interactions: pd.DataFrame, items: pd.DataFrame
 
 
 def splits_of(interactions: pd.DataFrame) -> list[pd.DataFrame]:
-    """Train, validation, test by time."""
+    """Split interactions into train, validation and test by time."""
     codes = leave_one_out_split(interactions["user_id"].to_numpy(), interactions["timestamp"].to_numpy())
     return [interactions[codes == code] for code in range(3)]
 
 
 def recbole_files(folder: Path, interactions: pd.DataFrame, items: pd.DataFrame) -> None:
-    """A RecBole data set, and one with a given split."""
+    """Write a RecBole data set, and one with a given split."""
     kinds = {"user_id": "token", "item_id": "token", "rating": "float", "timestamp": "float"}
     header = {name: f"{name}:{kind}" for name, kind in kinds.items()}
 
@@ -86,7 +86,7 @@ def recbole_files(folder: Path, interactions: pd.DataFrame, items: pd.DataFrame)
 
 
 def cllm4rec_files(folder: Path, interactions: pd.DataFrame, items: pd.DataFrame) -> None:
-    """The matrices and reviews of a released CLLM4Rec data set, and titles of one's own."""
+    """Write the matrices and reviews of a released CLLM4Rec data set, and titles."""
     released = folder / "released"
     (released / "user_item_texts").mkdir(parents=True)
     shape = (interactions["user_id"].max() + 1, len(items))
@@ -101,7 +101,7 @@ def cllm4rec_files(folder: Path, interactions: pd.DataFrame, items: pd.DataFrame
 
 
 def lcrec_files(folder: Path, interactions: pd.DataFrame, items: pd.DataFrame) -> None:
-    """A released LC-Rec data set with its index."""
+    """Write a released LC-Rec data set with its semantic IDs."""
     released = folder / "released"
     released.mkdir()
     ordered = interactions.sort_values("timestamp", kind="stable")
@@ -124,12 +124,12 @@ FILES: dict[str, Files] = {
     "from-cllm4rec-files": cllm4rec_files,
     "from-lcrec-files": lcrec_files,
 }
-"""Guide -> what writes the files that it begins with."""
+"""Guide -> function that writes its input files."""
 
 
 @pytest.fixture
 def hub_in_this_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`push_to_hub` saves to a folder of the repository's name: real pushes are tested in tests/hub."""
+    """Make `push_to_hub` save to a folder with the name of the repository. tests/hub tests real pushes."""
     for kind in (CLLM4RecForRecommendation, PreTrainedTokenizerBase):
         monkeypatch.setattr(kind, "push_to_hub", _saving(kind))
 
@@ -148,7 +148,7 @@ def _saving(kind: Any) -> Callable[..., None]:
 
 @pytest.fixture
 def own_modules() -> Iterator[None]:
-    """What `trust_remote_code` imported goes with the test."""
+    """Remove the modules that `trust_remote_code` imported."""
     before = set(sys.modules)
     yield
     for name in set(sys.modules) - before:
@@ -171,9 +171,12 @@ def test_a_guide_runs(
     run_page(ROOT / "docs" / "guides" / f"{guide}.md")
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/own-data.md"])
-def test_own_data_in_five_lines(
+@pytest.mark.parametrize(("page", "code_lines", "tables"), [("README.md", 8, 2), ("docs/own-data.md", 5, 1)])
+@pytest.mark.usefixtures("own_modules")
+def test_own_data_in_a_few_lines(
     page: str,
+    code_lines: int,
+    tables: int,
     frames: tuple[pd.DataFrame, pd.DataFrame],
     tiny_backbones: dict[str, Path],
     tmp_path: Path,
@@ -188,8 +191,8 @@ def test_own_data_in_five_lines(
     monkeypatch.chdir(tmp_path)
     AcceleratorState._reset_state(reset_partial_state=True)
     exec(compile(code.replace("epochs=5", "epochs=1"), page, "exec"), {})  # noqa: S102
-    assert len(capsys.readouterr().out.splitlines()) == 1 + 5
-    assert len([line for line in code.splitlines() if line]) == 5
+    assert len(capsys.readouterr().out.splitlines()) == tables * (1 + 5)
+    assert len([line for line in code.splitlines() if line]) == code_lines
 
 
 def test_every_page_is_in_the_navigation_and_on_the_first_page() -> None:
@@ -226,5 +229,5 @@ def _flags(command: str, *kind: str) -> set[str]:
 
 
 def _is_shell(code: str) -> bool:
-    """Whether a block without a language holds commands, not a drawing."""
+    """Check that a block without a language has commands, not a drawing."""
     return any(line.startswith(("cllm4rec ", "python ", "accelerate ")) for line in code.splitlines())

@@ -1,4 +1,4 @@
-"""Blocks of the pages that are no guides: they run too, but for those that are named here with a reason."""
+"""Blocks of the other pages run, except for the pages in NOT_RUN."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pages import ROOT, blocks, run_page
 from test_guides import FILES
 
 RUN = {"metrics"}
-"""Pages that run as they stand, in an empty folder."""
+"""Pages that run in an empty folder."""
 NOT_RUN = {
     "app": "a server that runs until it is stopped; tests/app starts it",
     "measurements": "runs of hours on public data sets",
@@ -17,7 +17,7 @@ NOT_RUN = {
     "serving": "a server that runs until it is stopped, and models by name; tests/serving and tests/exports do the same",
     "architecture": "drawings and signatures",
 }
-"""Pages with blocks that are not run: why. Their commands and flags are checked in test_guides.py all the same."""
+"""Page -> reason why its blocks are not run. test_guides.py checks their commands and flags."""
 PAGES = {page.stem: page for page in (ROOT / "docs").rglob("*.md")}
 WITH_BLOCKS = {name for name, page in PAGES.items() if any(block.run for block in blocks(page))}
 

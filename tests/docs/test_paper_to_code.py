@@ -1,4 +1,4 @@
-"""Every function that "From the papers to the code" names exists."""
+"""Every function in "From the papers to the code" and every module in the glossary exists."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from pages import ROOT
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
 
 PAGE = ROOT / "docs" / "concepts.md"
+GLOSSARY = ROOT / "docs" / "glossary.md"
 NAME = re.compile(r"`([A-Za-z_]\w*(?:\.\w+)+)(?:\([^`]*\))?`")
-FILES = (".yaml", ".py", ".md", ".parquet")
+FILES = (".yaml", ".py", ".md", ".parquet", ".json", ".png")
 SYSTEMS = {"## CLLM4Rec": 20, "## LC-Rec": 15}
-"""Part of the page -> names that it has at least."""
+"""Section of the page -> minimum number of names."""
 
 
 def named(text: str) -> list[str]:
-    """The dotted names of a text."""
+    """Return the dotted names of a text."""
     return [name for name in NAME.findall(text) if not name.endswith(FILES)]
 
 
 def resolve(name: str) -> Any:
-    """What a dotted name below `modeling_cllm4rec` stands for.
+    """Return the object of a dotted name below `modeling_cllm4rec`.
 
     Raises:
-        AttributeError: there is no such thing.
+        AttributeError: no such object.
     """
     parts = ["modeling_cllm4rec", *name.split(".")]
     for count in range(len(parts), 0, -1):
@@ -50,6 +51,17 @@ def test_a_name_exists(name: str, tiny_backbones: dict[str, Path]) -> None:
         assert callable(resolve(name)) or not name.rpartition(".")[2].islower()
 
 
+@pytest.mark.parametrize("name", sorted(set(named(GLOSSARY.read_text(encoding="utf-8")))))
+def test_a_module_of_the_glossary_exists(name: str) -> None:
+    assert resolve(name)
+
+
+def test_no_term_has_two_rows_in_the_glossary() -> None:
+    terms = re.findall(r"^\| ([^|]+) \| (?!meaning)", GLOSSARY.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(terms) > 60
+    assert len(set(terms)) == len(terms)
+
+
 def test_both_papers_have_their_names() -> None:
     text = PAGE.read_text(encoding="utf-8")
     for system, least in SYSTEMS.items():
@@ -57,7 +69,9 @@ def test_both_papers_have_their_names() -> None:
         assert len(set(named(part))) >= least, system
 
 
-@pytest.mark.parametrize("name", ["losses.no_such_loss", "no_such_module.f", "modeling_cllm4rec.tokenization.tokenization_cllm4rec.Nothing"])
-def test_a_name_that_there_is_not(name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["losses.no_such_loss", "no_such_module.f", "modeling_cllm4rec.tokenization.tokenization_cllm4rec.Nothing"]
+)
+def test_an_unknown_name(name: str) -> None:
     with pytest.raises(AttributeError):
         resolve(name)

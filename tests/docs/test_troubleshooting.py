@@ -1,4 +1,4 @@
-"""Every message that the page on troubleshooting quotes is really one of ours."""
+"""Every message that docs/troubleshooting.md quotes occurs in the code."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pages import ROOT
 PAGE = ROOT / "docs" / "troubleshooting.md"
 ROW = re.compile(r"^\| `([^`]+)` \|", re.MULTILINE)
 IN_TEXT = ("that are free", "max_memory is", "which is slower than as many")
-"""Quoted between sentences."""
+"""Fragments that the page quotes outside its tables."""
 
 
 def string_of(node: ast.AST) -> str | None:
-    """The text of a string or an f-string; what is put into it becomes a character that stands in no message."""
+    """Return the text of a string or an f-string, with a NUL character for each replacement field."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.JoinedStr):
@@ -25,7 +25,7 @@ def string_of(node: ast.AST) -> str | None:
 
 @pytest.fixture(scope="module")
 def strings() -> list[str]:
-    """All strings of the package, but no docstrings."""
+    """Return all strings of the package except docstrings."""
     found = []
     for folder in ("modeling_cllm4rec", "modeling_cllm4rec/tokenization"):
         for file in (ROOT / folder).rglob("*.py"):
