@@ -21,7 +21,7 @@ from modeling_cllm4rec.benchmark.report import REPORT_FILE, RESULTS_FILE, write_
 from modeling_cllm4rec.benchmark.runner import Place, run_jobs
 from modeling_cllm4rec.benchmark.strong_generalization import draw_people, hold_out_people
 from modeling_cllm4rec.commands.command_line import CommandParser, print_json
-from modeling_cllm4rec.core.errors import ExistingFileError, InputError
+from modeling_cllm4rec.core.errors import ExistingFileError, InputError, RunError
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 
 logger = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Do what a parsed command asks for, and print the report.
 
     Raises:
-        ChildProcessError: after the report, if a job failed.
+        RunError: after the report, if a job failed.
     """
     if arguments.command == "report":
         write_page(arguments.reports, arguments.output, arguments.resamples, arguments.readme)
@@ -155,7 +155,7 @@ def run(arguments: argparse.Namespace) -> None:
         print(report)
         print(f"report: {output / REPORT_FILE}")
     if failed:
-        raise ChildProcessError(f"{failed} of {len(jobs)} jobs failed, the report says why; the same command tries them again")
+        raise RunError(f"{failed} of {len(jobs)} jobs failed, the report says why; the same command tries them again")
 
 
 def plan(arguments: argparse.Namespace, data: RecommendationData) -> tuple[list[Job], Setting]:

@@ -11,6 +11,8 @@ from modeling_cllm4rec.benchmark.results import Table, read_tables, summary_of
 from modeling_cllm4rec.core.errors import ExistingFileError, InputError, MissingFileError
 
 HEAD, HEAD_END = "<!-- head of the results, written by benchmark.py report -->", "<!-- end of the head -->"
+NUM_BASELINES = 2
+"""Best baselines in the tables of a README."""
 
 
 def write_page(folders: Sequence[Path], output: Path, n_resamples: int = 1000, readme: Path | None = None) -> str:
@@ -39,7 +41,8 @@ def write_page(folders: Sequence[Path], output: Path, n_resamples: int = 1000, r
     for title in titles:
         if titles.count(title) > 1:
             raise InputError(f"two of the reports are of {title!r}; name each once")
-    comparisons = [_head(setting, tables) for setting, tables in reports if setting.kind == "quality"]
+    quality = [(setting, tables) for setting, tables in reports if setting.kind == "quality"]
+    comparisons = [_head(setting, tables) for setting, tables in quality]
     head = without_paths("\n".join([HEAD, "", *(line for lines in comparisons for line in lines), HEAD_END]))
     lines = [MARKER, "", "# Results", "", head, ""]
     for title, (setting, tables) in zip(titles, reports, strict=True):
@@ -48,7 +51,7 @@ def write_page(folders: Sequence[Path], output: Path, n_resamples: int = 1000, r
     output.parent.mkdir(parents=True, exist_ok=True)
     _write(output, text)
     if readme is not None and around is not None:
-        _write(readme, head.join(around))
+        _write(readme, without_paths("\n".join([HEAD, "", *_readme_tables(quality), HEAD_END])).join(around))
     return text
 
 
@@ -70,6 +73,24 @@ def _head(setting: Setting, tables: list[Table]) -> list[str]:
         said = [(row.title, summary_of(row, table)) for row in table.measured if not row.is_baseline]
         lines += [f"- **{title}** ({heading(table)}): {words}." for title, words in said if words]
     return [*lines, ""]
+
+
+def _readme_tables(reports: Sequence[tuple[Setting, list[Table]]]) -> list[str]:
+    """Build the tables of a README: for each system, popularity, the two best baselines and its rows in its first report."""
+    lines: list[str] = []
+    shown: set[str] = set()
+    for setting, tables in reports:
+        table, metric = tables[0], tables[0].metrics[0]
+        systems = [row for row in table.measured if not row.is_baseline and row.title not in shown]
+        if not systems:
+            continue
+        shown.update(row.title for row in systems)
+        baselines = sorted((row for row in table.measured if row.is_baseline), key=lambda row: -row.means[metric])
+        kept = {"popularity", *(row.title for row in [*baselines[:NUM_BASELINES], *systems])}
+        header, rule, *rows = (line for line in metric_table(table, intervals=False) if line.startswith("|"))
+        lines += [header.replace("| model |", f"| {setting.dataset} |", 1), rule]
+        lines += [*(row for row in rows if row.split("|")[1].strip() in kept), ""]
+    return lines
 
 
 def _around_the_head(readme: Path) -> tuple[str, str]:

@@ -100,8 +100,16 @@ class CommandParser(argparse.ArgumentParser):
 
     def run(self, arguments: argparse.Namespace, work: Callable[[], None]) -> int:
         """Do the work of the command; see `run_command`."""
-        flags = {action.dest: action.option_strings[-1] for action in self._actions if action.option_strings}
-        return run_command(self.prog, work, flags, debug=bool(getattr(arguments, "debug", False)))
+        return run_command(self.prog, work, self.flags(), debug=bool(getattr(arguments, "debug", False)))
+
+    def flags(self) -> dict[str, str]:
+        """Return the name of each argument and its flag, those of subcommands included."""
+        found = {action.dest: action.option_strings[-1] for action in self._actions if action.option_strings}
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for parser in action.choices.values():
+                    found |= {action.dest: action.option_strings[-1] for action in parser._actions if action.option_strings}
+        return found
 
     def _known_spelling(self, word: str) -> str:
         flag, equals, value = word.partition("=")

@@ -35,7 +35,7 @@ def test_settings_are_named_by_baseline(data):
     assert baseline_settings("ease+itemknn")["itemknn"]["shrink"] == 20.0
     with pytest.raises(ValueError, match="'ease' has no setting 'shrink'"):
         fit_baseline("ease+itemknn", data, ease={"shrink": 3.0})
-    with pytest.raises(ValueError, match="'ease.itemknn' has no setting 'shrink'; allowed are ease, itemknn"):
+    with pytest.raises(ValueError, match="'ease.itemknn' has no setting 'shrink'; known are ease, itemknn"):
         fit_baseline("ease+itemknn", data, shrink=3.0)
     with pytest.raises(ValueError, match="ease is 3.0; it must be a mapping of the settings of ease"):
         fit_baseline("ease+itemknn", data, ease=3.0)
@@ -45,7 +45,7 @@ def test_settings_are_named_by_baseline(data):
     ("name", "message"),
     [
         ("ease+ease", "'ease.ease' names ease twice; name each once"),
-        ("ease+itemkn", "there is no baseline 'itemkn'; did you mean itemknn"),
+        ("ease+itemkn", "there is no baseline 'itemkn'; did you mean 'itemknn'"),
         ("ease+", "there is no baseline ''"),
     ],
 )

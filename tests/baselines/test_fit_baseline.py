@@ -99,9 +99,9 @@ def test_settings_that_change_nothing_are_none(data):
 def test_unknown_names_and_settings(data):
     with pytest.raises(ValueError, match="there is no baseline 'eas'; did you mean 'ease'"):
         fit_baseline("eas", data)
-    with pytest.raises(ValueError, match="'ease' has no setting 'regularisation'; did you mean regularization.*; allowed are"):
+    with pytest.raises(ValueError, match="'ease' has no setting 'regularisation'; did you mean 'regularization'"):
         fit_baseline("ease", data, regularisation=3.0)
-    with pytest.raises(ValueError, match="'random' has no setting 'shrink'; allowed are none"):
+    with pytest.raises(ValueError, match="'random' has no setting 'shrink'; it has none"):
         fit_baseline("random", data, shrink=3.0)
     with pytest.raises(ValueError, match="sasrec-sampled is what it is by loss='sampled'; leave loss away"):
         fit_baseline("sasrec-sampled", data, loss="full")

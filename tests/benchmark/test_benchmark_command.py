@@ -147,8 +147,8 @@ def test_a_model_that_fails_is_in_the_table(
     [
         (["--models", "popularty"], "there is no 'popularty'; nearest: popularity"),
         (["--models", "popularity", "--seeds", "0"], "seeds is 0; it must be 1 or more"),
-        (["--models", "popularity", "--batch-size", "0"], "batch.size is 0; it must be 1 or more"),
-        (["--models", "popularity", "--hold-out-users", "1.5"], "hold_out_users is 1.5; it must lie between 0 and 1"),
+        (["--models", "popularity", "--batch-size", "0"], "--batch-size is 0; it must be 1 or more"),
+        (["--models", "popularity", "--hold-out-users", "1.5"], "--hold-out-users is 1.5; it must lie between 0 and 1"),
         (["--models", "popularity", "--config", "none.yaml"], "config: there is no file none.yaml"),
         (["--models", "popularity", "--metrics", "recall@99"], "recall@99 needs 99 items, the catalogue has 40"),
         (["--models", "cllm4rec"], "cllm4rec is trained by a recipe, and there is none for it"),

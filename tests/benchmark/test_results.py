@@ -272,7 +272,11 @@ def test_head_of_the_page_stands_in_the_readme(filled: Path, tmp_path: Path) -> 
     readme, page = tmp_path / "README.md", tmp_path / "results.md"
     readme.write_text(f"# Mine\n\n{HEAD}\nold\n{HEAD_END}\n\nMore.\n")
     text = write_page([filled], page, 50, readme)
-    assert readme.read_text() == f"# Mine\n\n{head_of(text)}\n\nMore.\n"
+    before, _, behind = readme.read_text().partition(head_of(readme.read_text()))
+    assert (before, behind) == ("# Mine\n\n", "\n\nMore.\n")
+    rows = [line for line in head_of(readme.read_text()).splitlines() if line.startswith("| ")]
+    assert rows[0].startswith("| books | seeds |")
+    assert set(rows[1:]) < set(head_of(text).splitlines()) and any(row.startswith("| CLLM4Rec |") for row in rows)
     readme.write_text("# Mine")
     with pytest.raises(ValueError, match="README.md has no place for the head; put the lines <!-- head of the results"):
         write_page([filled], page, 50, readme)
