@@ -1,4 +1,4 @@
-"""CLLM4Rec's scoring forward pass as ONNX: token ids and mask in, scores of all items out; no torch needed to run it."""
+"""CLLM4Rec's scoring forward pass as ONNX: it maps token ids and their mask to the scores of all items, and runs without torch."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ import torch
 from torch import nn
 
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
-from modeling_cllm4rec.core.errors import RunError
+from modeling_cllm4rec.core.errors import MissingPackageError, RunError
 from modeling_cllm4rec.core.language_model import real_positions
 from modeling_cllm4rec.exports.output_folder import new_output_folder, require_scoring_model
 
 GRAPH_FILE, ABOUT_FILE = "model.onnx", "model.json"
 TOLERANCE = 1e-4
-"""Largest difference between a score of torch and of onnxruntime."""
+"""Largest allowed difference between the scores of torch and of onnxruntime."""
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 _SEED = 0
 
 
 class ScoringForward(nn.Module):
-    """`CLLM4RecForRecommendation.forward` without anything that depends on values: what can be traced.
+    """`CLLM4RecForRecommendation.forward` without branches that depend on values, so that it can be traced.
 
-    Positions are always counted along the real tokens, so that prompts may be padded on either side.
+    Positions count real tokens only, so prompts may be padded on either side.
     """
 
     def __init__(self, model: CLLM4RecForRecommendation) -> None:
@@ -39,7 +39,7 @@ class ScoringForward(nn.Module):
         self.model = model
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """(B, J) item logits of (B, T) token ids and their mask, both int64."""
+        """Return (B, J) item logits of (B, T) token ids and their mask, both int64."""
         model = self.model
         states = model.backbone.base_model(
             inputs_embeds=model.embed_tokens(input_ids, "collaborative"),
@@ -54,24 +54,24 @@ class ScoringForward(nn.Module):
 
 
 def export_onnx(model: Any, folder: str | Path) -> dict[str, Any]:
-    """Write `model.onnx` (large weights beside it), `model.json` and `catalogue.parquet`, and compare with torch.
+    """Write `model.onnx` (and large weights next to it), `model.json` and `catalogue.parquet`, and compare with torch.
 
     Args:
         model: a finetuned CLLM4Rec model; scores are computed in float32.
-        folder: new or empty.
+        folder: new or empty output folder.
 
     Returns:
-        What `model.json` holds: how prompts are built (`recommendation_prompts`, `first_user_token`, `first_item_token`,
+        The contents of `model.json`: how prompts are built (`recommendation_prompts`, `first_user_token`, `first_item_token`,
         `longest_prompt`), `items`, and `check` (`largest_difference`, `tolerance`, shapes of the prompts compared).
 
     Raises:
-        OSError: onnx, onnxscript or onnxruntime is not installed.
-        InputError: a model that does not score all items at once (LC-Rec), or a folder that is not empty.
+        MissingPackageError: onnx, onnxscript or onnxruntime is not installed.
+        InputError: the model does not score all items at once (LC-Rec), or the folder is not empty.
         ArithmeticError: onnxruntime's scores differ from torch's by more than 1e-4; no `model.json` is then written.
     """
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        raise RunError(f"export onnx: {', '.join(missing)} not installed; run: pip install {' '.join(missing)}")
+        raise MissingPackageError(f"export onnx: {', '.join(missing)} not installed; run: pip install {' '.join(missing)}")
     require_scoring_model(model, "export onnx")
     folder = new_output_folder(folder)
     model = model.float().cpu().eval()
