@@ -12,8 +12,8 @@ from modeling_cllm4rec.core.top_items import top_items
 
 INDEX_FILE = "items.usearch"
 CONNECTIVITY, EFFORT_ADDING, EFFORT_SEARCHING = 32, 256, 256
-"""Neighbours per vector in the graph, and vectors visited when adding and searching. The dot product is not a metric, so the graph
-needs larger values than usearch's defaults (16, 128, 64)."""
+"""Neighbours per vector in the graph, and vectors visited when adding and searching. The dot product is not a metric, so the
+graph needs larger values than usearch's defaults (16, 128, 64)."""
 
 
 class Recall(NamedTuple):

@@ -1,4 +1,4 @@
-"""CLLM4Rec's scoring forward pass as ONNX: it maps token ids and their mask to the scores of all items, and runs without torch."""
+"""CLLM4Rec's scoring as ONNX: token ids and their mask to the scores of all items, without torch."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def export_onnx(model: Any, folder: str | Path) -> dict[str, Any]:
     Raises:
         MissingPackageError: onnx, onnxscript or onnxruntime is not installed.
         InputError: the model does not score all items at once (LC-Rec), or the folder is not empty.
-        ArithmeticError: onnxruntime's scores differ from torch's by more than 1e-4; no `model.json` is then written.
+        RunError: onnxruntime's scores differ from torch's by more than 1e-4; no `model.json` is then written.
     """
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
@@ -111,7 +111,7 @@ def compare(model: CLLM4RecForRecommendation, graph: Path) -> dict[str, Any]:
         `largest_difference` of any score, `tolerance`, and the `shapes` (prompts, tokens).
 
     Raises:
-        ArithmeticError: a difference above the tolerance.
+        RunError: a difference exceeds the tolerance.
     """
     import onnxruntime
 
@@ -121,10 +121,10 @@ def compare(model: CLLM4RecForRecommendation, graph: Path) -> dict[str, Any]:
     largest = 0.0
     for prompts, tokens in shapes:
         ids, mask = random_prompts(model, prompts, tokens)
-        for one, its in ((ids, mask), (ids.flip(1), mask.flip(1))):
+        for input_ids, attention_mask in ((ids, mask), (ids.flip(1), mask.flip(1))):
             with torch.no_grad():
-                expected = model(one, its).logits.numpy()
-            (found,) = session.run(None, {"input_ids": one.numpy(), "attention_mask": its.numpy()})
+                expected = model(input_ids, attention_mask).logits.numpy()
+            (found,) = session.run(None, {"input_ids": input_ids.numpy(), "attention_mask": attention_mask.numpy()})
             largest = max(largest, float(np.abs(np.asarray(found) - expected).max()))
     if not largest <= TOLERANCE:
         raise RunError(
@@ -135,7 +135,7 @@ def compare(model: CLLM4RecForRecommendation, graph: Path) -> dict[str, Any]:
 
 
 def random_prompts(model: CLLM4RecForRecommendation, prompts: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B, T) token ids of any words, users and items, and their mask: the rows get shorter one by one, padded on the right."""
+    """Return (B, T) random token ids and their mask; row i has T - i tokens and is padded on the right."""
     generator = torch.Generator().manual_seed(_SEED)
     ids = torch.randint(model.config.total_tokens, (prompts, tokens), generator=generator)
     lengths = (tokens - torch.arange(prompts)).clamp(min=1)
@@ -144,7 +144,7 @@ def random_prompts(model: CLLM4RecForRecommendation, prompts: int, tokens: int) 
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Without the exporter's progress report and its words about packages that are not needed."""
+    """Silence the exporter's progress report and its warnings about optional packages."""
     exporter = logging.getLogger("torch.onnx")
     level = exporter.level
     exporter.setLevel(logging.ERROR)
