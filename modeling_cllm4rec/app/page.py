@@ -49,7 +49,7 @@ class Page:
         self.generator = np.random.default_rng(seed)
 
     def found(self, query: str, user_history: UserHistory) -> str:
-        """The list of found items."""
+        """Return the list of found items."""
         found = self.models.search.find(query, SHOWN_AT_ONCE)
         ids = self.models.catalogue.ids.ids_of(found.items)
         return found_list(list(zip(ids, self.models.titles(ids), strict=True)), found.total, user_history.history, query)
@@ -57,7 +57,7 @@ class Page:
     def drawn(
         self, user_history: UserHistory, query: str, sentence: str = "", kind: str = "hint"
     ) -> tuple[UserHistory, str, str, str]:
-        """The user_history, and the lists that show it: history, found items, a sentence."""
+        """Return the user's history and its HTML: history, found items, a sentence."""
         items = list(user_history.history)
         history = history_list(list(zip(items, self.models.titles(items), strict=True)))
         return user_history, history, self.found(query, user_history), note(sentence, kind)
@@ -67,18 +67,18 @@ class Page:
         return self.drawn(user_history.toggled(self.models.catalogue.ids.parse([item])[0]), query, _of(user_history.user))
 
     def clear(self, query: str) -> tuple[UserHistory, str, str, str]:
-        """Nobody, with no history."""
+        """Return an empty history."""
         return self.drawn(UserHistory(), query)
 
     def take(self, user: str, user_history: UserHistory, query: str) -> tuple[UserHistory, str, str, str]:
-        """A known user; the user_history stays who it was where there is no such user."""
+        """Load a known user; without such a user the history stays as it is."""
         try:
             return self.drawn(*_swapped(take_user(self.models.users, self.models.catalogue, user), query))
         except ValueError as error:
             return self.drawn(user_history, query, str(error), "problem")
 
     def pick(self, query: str) -> tuple[str, UserHistory, str, str, str]:
-        """A user drawn at random, with the id for its field."""
+        """Load a random user and return the id for its field."""
         assert self.models.users is not None
         user = any_user(self.models.users, self.generator)
         return (user, *self.take(user, UserHistory(), query))
@@ -93,7 +93,7 @@ class Page:
         ids: str,
         beams: float | None,
     ) -> Iterator[tuple[list[Answer], str]]:
-        """The answers so far and their lists, again after each model."""
+        """Yield the answers so far and their lists after each model."""
         answers: list[Answer] = []
         try:
             question = Question(
@@ -114,13 +114,13 @@ class Page:
             yield answers, self.lists(answers, {})
 
     def lists(self, answers: list[Answer], written: dict[tuple[int, str], str]) -> str:
-        """The lists of answers as HTML."""
+        """Return the lists of answers as HTML."""
         return answer_lists(list(zip(self.models.shown, answers, strict=False)), written)
 
     def write(
         self, action: str, item: str, answers: list[Answer], written: dict[tuple[int, str], str], user_history: UserHistory
     ) -> tuple[dict[tuple[int, str], str], str]:
-        """The sentences written so far with one more, and the lists with them."""
+        """Add one generated sentence and return all sentences and the lists with them."""
         number = int(action.removeprefix("write-"))
         typed = self.models.catalogue.ids.parse([item])[0]
         written = {**written, (number, item): self.models.write(self.models.shown[number], typed, user_history.user)}
@@ -128,7 +128,7 @@ class Page:
 
 
 def build_page(models: ShownModels) -> gr.Blocks:
-    """The page, ready for `launch`."""
+    """Build the page for `launch`."""
     page, users = Page(models), models.users
     with gr.Blocks(title="cllm4rec", analytics_enabled=False) as blocks:
         user_history, answers, written = gr.State(UserHistory()), gr.State([]), gr.State({})

@@ -70,8 +70,7 @@ def export_vectors(
         model: a finetuned CLLM4Rec model with catalogue.
         folder: new or empty output folder for `item_vectors.parquet` (`item_id`, `title`, `vector`), `item_vectors.safetensors`
             (J, K), the same files for users (`user_id`, `vector`), `query_encoder/` (a model folder, without histories),
-            `items.usearch`,
-            `vectors.json`.
+            `items.usearch`, `vectors.json`.
         include_users: False exports no user vectors, which reveal information about histories.
         with_index: build the index and measure its recall, if usearch is installed.
         k, queries, seed: recall@k is measured on `queries` random users, drawn with `seed`.
