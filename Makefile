@@ -103,7 +103,7 @@ docs: $(DOCS_STAMP)  ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: $(STAMP)  ## time training and scoring against the released scheme
-	$(BIN)/python recipes/benchmark.py speed
+	$(BIN)/python recipes/experiments/training_speed.py
 
 sdist: $(STAMP)  ## build the source distribution into dist/
 	$(BIN)/python -c "import setuptools.build_meta as backend; print('dist/' + backend.build_sdist('dist'))"

@@ -1,4 +1,4 @@
-"""The whole job on a generated world, offline: data, backbone, both systems, evaluation, recommendations.
+"""An offline end-to-end run on synthetic data: data, backbone, both systems, evaluation, recommendations.
 
 python recipes/demo.py
 """
@@ -38,14 +38,14 @@ from modeling_cllm4rec.training.backbones import train_backbone
 CONFIGS = Path(__file__).parent / "configs"
 METRICS = ("recall@10", "recall@20", "ndcg@10", "coverage@10")
 BEAMS = 40
-"""Beams of LC-Rec in the table: twice as many as its longest list, 20."""
+"""Beam size of LC-Rec in the table: twice the length of the longest list, 20."""
 QUERY = "something for a quiet evening"
 
 
 def make_data(folder: Path, seed: int) -> tuple[RecommendationData, Path]:
-    """A generated world as a data folder, and a small language model trained on its texts."""
-    world = make_synthetic_dataset(seed=seed)
-    data = prepare_tables(world.interactions, world.items, world.users, folder / "data", split="random", seed=seed)
+    """Write a synthetic data set as a data folder and train a small language model on its texts."""
+    dataset = make_synthetic_dataset(seed=seed)
+    data = prepare_tables(dataset.interactions, dataset.items, dataset.users, folder / "data", split="random", seed=seed)
     return data, train_backbone(data, folder / "backbone", seed=seed)
 
 
@@ -67,12 +67,12 @@ def train_lcrec(data: RecommendationData, backbone: Path, run: Path, seed: int) 
 
 
 def write_review(run: Path, data: RecommendationData) -> tuple[str, str]:
-    """What the content LM writes for the first validation pair: the prompt in words, and the review."""
+    """Generate a review for the first validation pair by the content LM; return the prompt in words and the review."""
     tokenizer = AutoTokenizer.from_pretrained(run)
     writer = AutoModelForCausalLM.from_pretrained(run).eval()
-    held = data.histories("validation")
-    user = int((held.indptr[1:] > held.indptr[:-1]).argmax())
-    item = int(held.items[held.indptr[user]])
+    validation = data.histories("validation")
+    user = int((validation.indptr[1:] > validation.indptr[:-1]).argmax())
+    item = int(validation.items[validation.indptr[user]])
     prompt = Prompts().review.format(user=f"<user_{user}>", item=f"<item_{item}>")
     ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
     closing = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
@@ -82,7 +82,7 @@ def write_review(run: Path, data: RecommendationData) -> tuple[str, str]:
 
 
 def report(runs: dict[str, Path], data: RecommendationData) -> None:
-    """Metrics of both systems beside popularity and random, recommendations with titles, a query, a written review."""
+    """Print metrics of both systems and of the popularity and random baselines, recommendations, and a generated review."""
     loaded: list[Any] = [load_recommender(run) for run in runs.values()]
     cllm4rec, lcrec = loaded
     recommenders: dict[str, Any] = {
@@ -101,18 +101,18 @@ def report(runs: dict[str, Path], data: RecommendationData) -> None:
         print(f"\n{name} reaches {ratio:.1f} x the NDCG@10 of popularity.", end="")
     user = cllm4rec.users.ids.ids_of([0])[0]
     last = cllm4rec.catalogue.titles(cllm4rec.users.history(0)[-5:])
-    print(f"\n\n{user!r} chose: " + "; ".join(str(title) for title in last) + "\nand might like, says")
+    print(f"\n\n{user!r} chose: " + "; ".join(str(title) for title in last) + "\nrecommendations by")
     for name, model in zip(runs, (cllm4rec, lcrec), strict=True):
         print(f"  {name}:")
         show(model.recommend(users=[user], k=5), model.catalogue)
-    print(f"\nLC-Rec on the query {QUERY!r}:")
+    print(f"\nLC-Rec for the query {QUERY!r}:")
     show(lcrec.search([QUERY], k=3), lcrec.catalogue)
     words, review = write_review(runs["CLLM4Rec"], data)
-    print(f"\n{words}, writes CLLM4Rec:\n  {review}")
+    print(f"\nCLLM4Rec generates: {words}\n  {review}")
 
 
 def show(recommendations: Recommendations, catalogue: Catalogue) -> None:
-    """Recommendations with titles."""
+    """Print recommendations with titles."""
     for row in recommendations.to_pylist():
         title = catalogue.titles(catalogue.ids.indices_of([row["item"]]))[0]
         print(f"    {row['rank']}. {title}   ({row['item']!r}, score {row['score']:.2f})")
@@ -121,14 +121,14 @@ def show(recommendations: Recommendations, catalogue: Catalogue) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("--output", default="runs/demo", help="folder for everything; what is in it is replaced")
-    flags.add_argument("--seed", type=int, default=0, help="start of all random numbers")
+    flags.add_argument("--output", default="runs/demo", help="output folder, which is replaced")
+    flags.add_argument("--seed", type=int, default=0, help="random seed")
     arguments = flags.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     disable_progress_bar()
     started, folder = time.perf_counter(), Path(arguments.output)
     if folder.exists() and any(folder.iterdir()) and not (folder / "run").exists():
-        print(f"demo.py: error: --output {folder} holds something else than a demo; name another folder", file=sys.stderr)
+        print(f"demo.py: error: --output {folder} is not empty and holds no demo; name another folder", file=sys.stderr)
         return 2
     shutil.rmtree(folder, ignore_errors=True)
     data, backbone = make_data(folder, arguments.seed)
@@ -137,7 +137,7 @@ def main(argv: list[str] | None = None) -> int:
     train_lcrec(data, backbone, runs["LC-Rec"], arguments.seed)
     report(runs, data)
     places = ", ".join(f"{run} (card: {run / 'README.md'})" for run in runs.values())
-    print(f"\nThe checkpoints lie in {places}; all of this took {time.perf_counter() - started:.0f} s.")
+    print(f"\nThe checkpoints are in {places}. Time: {time.perf_counter() - started:.0f} s.")
     return 0
 
 

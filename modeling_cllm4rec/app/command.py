@@ -16,7 +16,7 @@ Stop it with Ctrl-C. Models side by side need one catalogue: both trained on the
 
 
 def parser() -> CommandParser:
-    """The flags."""
+    """Return the parser of the command's flags."""
     flags = CommandParser(
         "app",
         description="Open a page in the browser: find items, compose a history or take a known user, and look at what the models "

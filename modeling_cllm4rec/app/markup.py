@@ -15,7 +15,7 @@ _CROSS = '<span aria-hidden="true">✕</span>'
 
 
 def note(sentence: str, kind: str = "hint") -> str:
-    """A sentence for the reader, announced by screen readers.
+    """Return a sentence for the reader, which screen readers announce.
 
     Args:
         kind: `"hint"` or `"problem"`.
@@ -28,7 +28,7 @@ def note(sentence: str, kind: str = "hint") -> str:
 
 
 def button(action: str, item: Any, label: str, content: str, kind: str, pressed: bool | None = None) -> str:
-    """A button that does something with an item.
+    """Return a button for an action on an item.
 
     Args:
         label: what a screen reader says; content: what is seen, as HTML; kind: its CSS class.
@@ -42,7 +42,7 @@ def button(action: str, item: Any, label: str, content: str, kind: str, pressed:
 
 
 def found_list(items: Sequence[tuple[Any, str]], total: int, chosen: Sequence[Any], query: str) -> str:
-    """What the search found: a list of buttons that put an item into the history or take it out.
+    """Return the search results: a list of buttons that add an item to the history or remove it.
 
     Args:
         items: external ids and titles, best first; total: how many there are in all.
@@ -63,7 +63,7 @@ def found_list(items: Sequence[tuple[Any, str]], total: int, chosen: Sequence[An
 
 
 def history_list(items: Sequence[tuple[Any, str]]) -> str:
-    """The history, oldest first, each item with a button that removes it."""
+    """Return the history, oldest first, each item with a button that removes it."""
     if not items:
         return note("Nothing yet. Items that you add appear here, the oldest first.")
     rows = [f"<li>{_named(item, title)}{button('remove', item, f'Remove {title}', _CROSS, 'icon')}</li>" for item, title in items]
@@ -71,7 +71,7 @@ def history_list(items: Sequence[tuple[Any, str]]) -> str:
 
 
 def answer_lists(answers: Sequence[tuple[ShownModel, Answer]], written: Mapping[tuple[int, str], str]) -> str:
-    """The lists of all models side by side.
+    """Return the lists of all models side by side.
 
     Args:
         answers: what each model said.

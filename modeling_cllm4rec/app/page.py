@@ -14,7 +14,7 @@ from starlette.middleware import Middleware
 from modeling_cllm4rec.app.answers import Answer, Question, ShownModels
 from modeling_cllm4rec.app.local_only import LocalOnly
 from modeling_cllm4rec.app.markup import answer_lists, found_list, history_list, note
-from modeling_cllm4rec.app.person import Person, any_user, take_user
+from modeling_cllm4rec.app.user_history import UserHistory, any_user, take_user
 from modeling_cllm4rec.core.errors import InputError
 
 HERE = Path(__file__).parent
@@ -48,42 +48,44 @@ class Page:
         self.models = models
         self.generator = np.random.default_rng(seed)
 
-    def found(self, query: str, person: Person) -> str:
-        """The list of found items."""
+    def found(self, query: str, user_history: UserHistory) -> str:
+        """Return the list of found items."""
         found = self.models.search.find(query, SHOWN_AT_ONCE)
         ids = self.models.catalogue.ids.ids_of(found.items)
-        return found_list(list(zip(ids, self.models.titles(ids), strict=True)), found.total, person.history, query)
+        return found_list(list(zip(ids, self.models.titles(ids), strict=True)), found.total, user_history.history, query)
 
-    def drawn(self, person: Person, query: str, sentence: str = "", kind: str = "hint") -> tuple[Person, str, str, str]:
-        """The person, and the lists that show it: history, found items, a sentence."""
-        items = list(person.history)
+    def drawn(
+        self, user_history: UserHistory, query: str, sentence: str = "", kind: str = "hint"
+    ) -> tuple[UserHistory, str, str, str]:
+        """Return the user's history and its HTML: history, found items, a sentence."""
+        items = list(user_history.history)
         history = history_list(list(zip(items, self.models.titles(items), strict=True)))
-        return person, history, self.found(query, person), note(sentence, kind)
+        return user_history, history, self.found(query, user_history), note(sentence, kind)
 
-    def toggle(self, item: str, person: Person, query: str) -> tuple[Person, str, str, str]:
+    def toggle(self, item: str, user_history: UserHistory, query: str) -> tuple[UserHistory, str, str, str]:
         """Put an item, by its id as text, into the history, or take it out."""
-        return self.drawn(person.toggled(self.models.catalogue.ids.parse([item])[0]), query, _of(person.user))
+        return self.drawn(user_history.toggled(self.models.catalogue.ids.parse([item])[0]), query, _of(user_history.user))
 
-    def clear(self, query: str) -> tuple[Person, str, str, str]:
-        """Nobody, with no history."""
-        return self.drawn(Person(), query)
+    def clear(self, query: str) -> tuple[UserHistory, str, str, str]:
+        """Return an empty history."""
+        return self.drawn(UserHistory(), query)
 
-    def take(self, user: str, person: Person, query: str) -> tuple[Person, str, str, str]:
-        """A known user; the person stays who it was where there is no such user."""
+    def take(self, user: str, user_history: UserHistory, query: str) -> tuple[UserHistory, str, str, str]:
+        """Load a known user; without such a user the history stays as it is."""
         try:
             return self.drawn(*_swapped(take_user(self.models.users, self.models.catalogue, user), query))
         except ValueError as error:
-            return self.drawn(person, query, str(error), "problem")
+            return self.drawn(user_history, query, str(error), "problem")
 
-    def pick(self, query: str) -> tuple[str, Person, str, str, str]:
-        """A user drawn at random, with the id for its field."""
+    def pick(self, query: str) -> tuple[str, UserHistory, str, str, str]:
+        """Load a random user and return the id for its field."""
         assert self.models.users is not None
         user = any_user(self.models.users, self.generator)
-        return (user, *self.take(user, Person(), query))
+        return (user, *self.take(user, UserHistory(), query))
 
     def recommend(
         self,
-        person: Person,
+        user_history: UserHistory,
         words: str,
         k: float | None,
         exclude_seen: bool,
@@ -91,12 +93,12 @@ class Page:
         ids: str,
         beams: float | None,
     ) -> Iterator[tuple[list[Answer], str]]:
-        """The answers so far and their lists, again after each model."""
+        """Yield the answers so far and their lists after each model."""
         answers: list[Answer] = []
         try:
             question = Question(
-                person.history,
-                person.user,
+                user_history.history,
+                user_history.user,
                 _whole("The number of recommendations", k),
                 exclude_seen,
                 self.models.candidates(title_words, ids),
@@ -112,24 +114,24 @@ class Page:
             yield answers, self.lists(answers, {})
 
     def lists(self, answers: list[Answer], written: dict[tuple[int, str], str]) -> str:
-        """The lists of answers as HTML."""
+        """Return the lists of answers as HTML."""
         return answer_lists(list(zip(self.models.shown, answers, strict=False)), written)
 
     def write(
-        self, action: str, item: str, answers: list[Answer], written: dict[tuple[int, str], str], person: Person
+        self, action: str, item: str, answers: list[Answer], written: dict[tuple[int, str], str], user_history: UserHistory
     ) -> tuple[dict[tuple[int, str], str], str]:
-        """The sentences written so far with one more, and the lists with them."""
+        """Add one generated sentence and return all sentences and the lists with them."""
         number = int(action.removeprefix("write-"))
         typed = self.models.catalogue.ids.parse([item])[0]
-        written = {**written, (number, item): self.models.write(self.models.shown[number], typed, person.user)}
+        written = {**written, (number, item): self.models.write(self.models.shown[number], typed, user_history.user)}
         return written, self.lists(answers, written)
 
 
 def build_page(models: ShownModels) -> gr.Blocks:
-    """The page, ready for `launch`."""
+    """Build the page for `launch`."""
     page, users = Page(models), models.users
     with gr.Blocks(title="cllm4rec", analytics_enabled=False) as blocks:
-        person, answers, written = gr.State(Person()), gr.State([]), gr.State({})
+        user_history, answers, written = gr.State(UserHistory()), gr.State([]), gr.State({})
         _html(_head(models), elem_id="head")
         with gr.Row(elem_id="columns", equal_height=False):
             with gr.Column(scale=5, min_width=300, elem_id="asking"):
@@ -159,24 +161,24 @@ def build_page(models: ShownModels) -> gr.Blocks:
                 _html("<h2>Recommendations</h2>")
                 lists = _html(note("They appear here, with the reasons."), js_on_load=SCRIPT, elem_id="lists")
 
-        def chosen(event: gr.EventData, who: Person, query: str) -> tuple[Person, str, str, str]:
+        def chosen(event: gr.EventData, who: UserHistory, query: str) -> tuple[UserHistory, str, str, str]:
             return page.toggle(event.item, who, query)
 
-        def wanted(event: gr.EventData, so_far: list[Answer], sentences: dict[tuple[int, str], str], who: Person) -> Any:
+        def wanted(event: gr.EventData, so_far: list[Answer], sentences: dict[tuple[int, str], str], who: UserHistory) -> Any:
             return page.write(event.action, event.item, so_far, sentences, who)
 
-        drawn = [person, history, found, who]
+        drawn = [user_history, history, found, who]
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
-        find.change(page.found, [find, person], found, trigger_mode="always_last", **quiet)
+        find.change(page.found, [find, user_history], found, trigger_mode="always_last", **quiet)
         for one in (found, history):
-            one.click(chosen, [person, find], drawn, **quiet)
-        gr.on([take.click, user.submit], page.take, [user, person, find], drawn, **quiet)
+            one.click(chosen, [user_history, find], drawn, **quiet)
+        gr.on([take.click, user.submit], page.take, [user, user_history, find], drawn, **quiet)
         pick.click(page.pick, [find], [user, *drawn], **quiet)
         clear.click(page.clear, [find], drawn, **quiet)
-        inputs = [person, words, k, exclude_seen, title_words, ids, beams]
+        inputs = [user_history, words, k, exclude_seen, title_words, ids, beams]
         asked = gr.on([ask.click, words.submit], dict, None, written, **quiet)
         asked.then(page.recommend, inputs, [answers, lists], api_visibility="private")
-        lists.click(wanted, [answers, written, person], [written, lists], api_visibility="private")
+        lists.click(wanted, [answers, written, user_history], [written, lists], api_visibility="private")
     return blocks
 
 
@@ -214,7 +216,7 @@ def _of(user: str | None) -> str:
     return "" if user is None else f"For user {user}, with this history."
 
 
-def _swapped(taken: tuple[Person, str], query: str) -> tuple[Person, str, str]:
+def _swapped(taken: tuple[UserHistory, str], query: str) -> tuple[UserHistory, str, str]:
     return taken[0], query, taken[1]
 
 

@@ -19,7 +19,7 @@ EPILOG = """example:
   cllm4rec export space --model you/beauty --output space
   cllm4rec export space --model you/beauty --model you/beauty-lcrec --title "Beauty" --output space
 
-Models of a Space lie on the Hub: push them first. Then upload the folder:
+Push the models to the Hub first. Then upload the folder:
   hf upload you/beauty-page space . --repo-type space
 """
 SOURCES = (".py", ".yaml", ".css", ".js")
@@ -36,23 +36,23 @@ launch(build_page(ShownModels.load(MODELS)))
 
 
 def space_files(models: list[str], title: str, required: list[str], gradio_version: str) -> dict[str, str]:
-    """The files of a Space by name, without the package.
+    """Return the files of a Space by name, without the package.
 
     Args:
         models: names on the Hub, `owner/name`.
         title: title of the Space.
-        required: what pip installs there, lines of requirements.txt.
-        gradio_version: what the Space installs of gradio.
+        required: lines of requirements.txt.
+        gradio_version: version of gradio in the Space.
 
     Raises:
-        InputError: no models, one named twice, or a name that is none of the Hub's.
+        InputError: no models, a repeated model, or a name that is not `owner/name`.
 
     Example:
         >>> sorted(space_files(["you/beauty"], "Beauty", ["torch"], "6.31.0"))
         ['README.md', 'app.py', 'requirements.txt']
     """
     if not models or len(set(models)) < len(models):
-        raise InputError(f"--model: {models}; name one or more models, none twice")
+        raise InputError(f"--model: {models}; give one or more different models")
     for name in models:
         owner, slash, rest = name.partition("/")
         if not (owner and slash and rest) or "/" in rest or Path(name).exists():
@@ -95,10 +95,10 @@ def package_files() -> dict[str, str]:
 
 
 def package_requirements() -> list[str]:
-    """What this package and its page need, as lines of requirements.txt.
+    """Return the requirements of this package and its page as lines of requirements.txt.
 
     Raises:
-        InputError: the package is not installed, so nothing says what it needs.
+        InputError: the package is not installed, so its requirements are unknown.
     """
     always, extras = requirements()
     if not always:
@@ -107,14 +107,14 @@ def package_requirements() -> list[str]:
 
 
 def write_space(folder: str | Path, files: dict[str, str]) -> None:
-    """Write the files of a Space into a folder that is new or empty.
+    """Write the files of a Space into a new or empty folder.
 
     Raises:
-        ExistingFileError: the folder holds something.
+        ExistingFileError: the folder is not empty.
     """
     target = Path(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ExistingFileError(f"--output: {folder} holds something already; name a new folder")
+        raise ExistingFileError(f"folder is {folder}, which is not empty; choose a new or empty folder")
     target.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (target / name).parent.mkdir(parents=True, exist_ok=True)
@@ -122,7 +122,7 @@ def write_space(folder: str | Path, files: dict[str, str]) -> None:
 
 
 def parser() -> CommandParser:
-    """The flags."""
+    """Return the parser of the command's flags."""
     flags = CommandParser(
         "export space",
         description="Write a folder that is a Hugging Face Space: the page of `cllm4rec app` over models of the Hub.",
@@ -134,7 +134,7 @@ def parser() -> CommandParser:
     flags.add_argument(
         "--requirement",
         help="how pip finds this package with its extra app, as a line of requirements.txt (default: its source is copied into "
-        "the folder, so that nothing need be released)",
+        "the folder, so that no release is needed)",
     )
     flags.add_argument("--json", action="store_true", help="print output and files as JSON")
     return flags
@@ -154,7 +154,7 @@ def main(argv: list[str] | None = None) -> int:
             print_json({"output": arguments.output, "files": list(files), "source": not arguments.requirement})
             return
         source = "" if arguments.requirement else " and the source of this package"
-        print(f"{', '.join(files)}{source} written to {arguments.output}; upload it by")
+        print(f"{', '.join(files)}{source} written to {arguments.output}; upload it with")
         print(f"hf upload OWNER/NAME {arguments.output} . --repo-type space")
 
     return flags.run(arguments, work)

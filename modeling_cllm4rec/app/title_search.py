@@ -98,6 +98,6 @@ def _folded(texts: pa.Array) -> pa.Array:
 
 
 def _words(query: str) -> list[str]:
-    """The words of a query that hold a letter or a digit, folded."""
+    """Return the folded words of a query that contain a letter or a digit."""
     folded = _folded(pa.array([query], pa.large_string()))[0].as_py()
     return [word for word in folded.split() if any(character.isalnum() for character in word)]

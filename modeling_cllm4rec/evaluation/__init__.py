@@ -1,1 +1,1 @@
-"""Measuring recommenders: full-catalogue ranking metrics with bootstrap intervals, each number beside its protocol."""
+"""Evaluation: full-catalogue ranking metrics with bootstrap intervals, each reported with its protocol."""

@@ -1,4 +1,4 @@
-"""One evaluation for anything that scores histories: full-catalogue ranking, metrics, intervals, protocol."""
+"""Evaluation of any recommender that scores or ranks histories: full-catalogue ranking, metrics, intervals, protocol."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ __all__ = ["EvaluationReport", "Recommender", "comparison_table", "evaluate", "s
 DEFAULT_METRICS = ("recall@20", "recall@40", "ndcg@100")
 
 SAMPLE_SEED = 0
-"""Start of the random numbers that choose the users of a sample: the same for every model."""
+"""Random seed of a sample of users, the same for every model."""
 
-KEYS_AT_ONCE = 1 << 22
-"""Most sort keys in memory at one time: about 100 MB with their copies."""
+KEYS_PER_BLOCK = 1 << 22
+"""Largest number of sort keys in memory at one time: about 100 MB with copies."""
 
 PerUserMetric = Callable[[ranking.BoolArray, ranking.IntArray, int], ranking.FloatArray]
 
@@ -45,7 +45,7 @@ METRICS = (*PER_USER_METRICS, "coverage")
 
 
 class Recommender(TypingProtocol):
-    """Anything that scores the whole catalogue for histories: the model, popularity, random."""
+    """A recommender that scores the whole catalogue for histories, such as CLLM4Rec, popularity or random."""
 
     @property
     def num_items(self) -> int:
@@ -56,8 +56,8 @@ class Recommender(TypingProtocol):
         """Score all J items for each of (batch,) histories.
 
         Args:
-            user_indices: (batch,) user indices, or None for people without one.
-            histories: the item indices that each of them interacted with.
+            user_indices: (batch,) user indices, or None for users without an index.
+            histories: item indices of each user's interactions.
 
         Returns:
             (batch, J) float32, higher is better; the caller may write into it.
@@ -66,7 +66,7 @@ class Recommender(TypingProtocol):
 
 
 class Searcher(TypingProtocol):
-    """Anything that finds the best items without scoring all: LC-Rec's beams."""
+    """A recommender that finds the best items without scoring all items, such as LC-Rec with beam search."""
 
     @property
     def num_items(self) -> int:
@@ -75,16 +75,17 @@ class Searcher(TypingProtocol):
 
     @property
     def decoding(self) -> str:
-        """How it searches, for the protocol."""
+        """Description of the search for the protocol."""
         ...
 
     def rank_histories(
         self, user_indices: npt.NDArray[np.integer] | None, histories: Histories, seen: Histories | None, k: int
     ) -> npt.NDArray[np.int64]:
-        """The k best of the items that each of (batch,) histories has not seen.
+        """Return the k best unseen items for each of (batch,) histories.
 
         Returns:
-            (batch, k) item indices, best first; -1 where fewer were found, `ranking.NO_ITEM` where what was found is no item.
+            (batch, k) item indices, best first; -1 where fewer were found, `ranking.NO_ITEM` where the search found a sequence
+            that is no item.
         """
         ...
 
@@ -110,32 +111,32 @@ def evaluate(
     n_resamples: int = 1000,
     max_users: int | None = None,
 ) -> EvaluationReport:
-    """Rank the whole catalogue for each user and measure how well the interactions of a split are found.
+    """Rank the whole catalogue for each user and compute metrics on the interactions of a split.
 
-    Users who have nothing in `split` have no metric: they are not scored, and a warning and the protocol count them.
-    Users whose given history is empty are scored like everyone; whether it can is up to the recommender.
-    What a searcher names though it is no item, stands in the list already or was seen, keeps its place as a miss, is counted
-    in the report's `illegal_items`, and a warning says so.
+    Users without interactions in `split` have no metric. They are not scored, and a warning and the protocol report their number.
+    Users with an empty history are scored like all others.
+    Invalid, duplicate or already-seen items in the list of a searcher count as misses and keep their rank. The report's
+    `illegal_items` and a warning report their number.
 
     Args:
-        recommender: scores histories.
+        recommender: recommender to evaluate.
         data: the prepared data folder.
-        split: what is to be predicted, `validation` or `test`.
-        test_history: what the recommender is given, `train` or `train+validation` (the latter for `test` only).
-        mask: what may not be recommended, `train`, `train+validation` or `none`; by default the given histories.
+        split: interactions to predict, `validation` or `test`.
+        test_history: input of the recommender, `train` or `train+validation` (the latter for `test` only).
+        mask: items excluded from the ranking, `train`, `train+validation` or `none`; by default the given histories.
         metrics: `recall@k`, `ndcg@k`, `hit_rate@k`, `mrr@k`, `coverage@k` for any k up to the catalogue's size.
-        batch_size: users scored at a time; memory grows with `batch_size` x items.
+        batch_size: users per batch; memory grows with `batch_size` x items.
         progress: show a progress bar.
-        seed: start of the random numbers of the bootstrap.
-        n_resamples: resamples for the 95% intervals; 0 computes none, as in model selection.
-        max_users: evaluate a random sample of so many users, the same for equal data; None evaluates all.
+        seed: random seed of the bootstrap.
+        n_resamples: resamples for the 95% intervals; 0 computes no intervals, as in model selection.
+        max_users: size of the random sample of users to evaluate, the same for equal data; None evaluates all users.
 
     Returns:
-        Means, intervals, protocol, and the values of each user.
+        Means, intervals, protocol and values per user.
 
     Raises:
-        InputError: if an argument has no allowed value, a k is larger than the catalogue, the recommender is of
-            another catalogue or returns unusable scores, or nobody has anything in `split`.
+        InputError: an argument is out of range, a k exceeds the catalogue size, the recommender has another catalogue or
+            returns unusable scores, or no user has interactions in `split`.
     """
     _check_positive("batch_size", batch_size)
     if n_resamples < 0:
@@ -161,13 +162,13 @@ def evaluate(
     per_user = {request.label: np.zeros(len(users)) for request in requests if request.metric != "coverage"}
     shown = {request.label: np.zeros(data.num_items, dtype=bool) for request in requests if request.metric == "coverage"}
     largest_k = max(request.k for request in requests)
-    illegal = 0
+    illegal_items = 0
     with tqdm(total=len(users), desc=f"evaluating {split}", unit="user", disable=not progress) as bar:
         for rows in _batches_by_length(np.diff(histories.indptr)[users], batch_size):
             batch = users[rows]
             given = select_users(histories, batch)
-            ranked, wrong = _rank(recommender, batch, given, None if seen is None else select_users(seen, batch), largest_k)
-            illegal += wrong
+            ranked, illegal = _rank(recommender, batch, given, None if seen is None else select_users(seen, batch), largest_k)
+            illegal_items += illegal
             batch_truth = select_users(truth, batch)
             hit, sizes = ranking.hits(ranked, batch_truth), ranking.truth_sizes(batch_truth)
             for label, metric, k in requests:
@@ -185,11 +186,10 @@ def evaluate(
     intervals = {}
     if n_resamples:
         intervals = {label: bootstrap_interval(values, n_resamples=n_resamples, seed=seed) for label, values in per_user.items()}
-    if illegal:
-        told = f"{illegal} recommendations are no items, stand twice in a list or were seen: they are misses"
-        warnings.warn(told, stacklevel=2)
-    searched = None if hasattr(recommender, "score_histories") else illegal
-    return EvaluationReport(protocol, means, intervals, seconds, seed, n_resamples, users, per_user, illegal_items=searched)
+    if illegal_items:
+        warnings.warn(f"{illegal_items} recommendations are invalid, duplicate or seen items; they count as misses", stacklevel=2)
+    counted = None if hasattr(recommender, "score_histories") else illegal_items
+    return EvaluationReport(protocol, means, intervals, seconds, seed, n_resamples, users, per_user, illegal_items=counted)
 
 
 def _rank(
@@ -199,10 +199,12 @@ def _rank(
     seen: Histories | None,
     k: int,
 ) -> tuple[npt.NDArray[np.int64], int]:
-    """(batch, k) best unseen items, -1 where there are fewer, and how many are illegal: these are numbers from J on.
+    """Return the (batch, k) best unseen items, -1 where there are fewer, and the number of illegal items among them.
+
+    Illegal items are replaced by distinct numbers from J on: they keep their rank and match no true item.
 
     Raises:
-        InputError: what came back has another shape.
+        InputError: the recommender returned another shape.
     """
     rows, num_items = len(users), recommender.num_items
     if hasattr(recommender, "score_histories"):
@@ -223,14 +225,14 @@ def _rank(
 def top_k(
     scores: npt.NDArray[np.floating] | torch.Tensor, k: int, seen: Histories | None = None
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """The k best items of each row, exact and deterministic: of equal scores the lower item index comes first.
+    """Return the k best items of each row; of equal scores the lower item index comes first.
 
-    A block of rows at a time goes through `top_items`, which the model's own recommendations use, too.
+    Rows are processed in blocks by `top_items`, which the model's own recommendations also use.
 
     Args:
-        scores: (batch, J) in 32 or 16 bits, array or tensor on any device, left as it is; -inf is never recommended.
-        k: how many.
-        seen: (batch,) histories whose items are not to be recommended.
+        scores: (batch, J) in 32 or 16 bits, array or tensor on any device, not modified; -inf is never recommended.
+        k: number of items.
+        seen: (batch,) histories whose items are excluded.
 
     Returns:
         (batch, k) item indices and (batch, k) scores, best first; -1 and -inf where a row has fewer than k items
@@ -252,7 +254,7 @@ def top_k(
         _check_seen(seen, len(array), num_items)
     indices = np.empty((len(array), k), dtype=np.int64)
     values = np.empty((len(array), k), dtype=np.float32)
-    rows_at_once = max(1, KEYS_AT_ONCE // num_items)
+    rows_at_once = max(1, KEYS_PER_BLOCK // num_items)
     for start in range(0, len(array), rows_at_once):
         rows = np.arange(start, min(start + rows_at_once, len(array)))
         block = array[rows]  # a copy
@@ -267,7 +269,7 @@ def top_k(
 
 
 def parse_metrics(metrics: Sequence[str], num_items: int) -> list[MetricRequest]:
-    """Take metric names such as `recall@20` apart.
+    """Parse metric names such as `recall@20`.
 
     Raises:
         InputError: if there is none, one is unknown, given twice or has no whole number k in [1, num_items].
@@ -296,7 +298,7 @@ def parse_metrics(metrics: Sequence[str], num_items: int) -> list[MetricRequest]
 
 
 def select_users(histories: Histories, users: npt.NDArray[np.integer]) -> Histories:
-    """The histories of some users, in the order of `users` (batch,).
+    """Return the histories of (batch,) users, in the order of `users`.
 
     >>> histories = Histories(np.array([0, 2, 3]), np.array([7, 4, 5], dtype=np.int32))
     >>> select_users(histories, np.array([1, 0])).items.tolist()
@@ -306,14 +308,14 @@ def select_users(histories: Histories, users: npt.NDArray[np.integer]) -> Histor
     lengths = np.asarray(histories.indptr)[users + 1] - starts
     indptr = np.zeros(len(users) + 1, dtype=np.int64)
     np.cumsum(lengths, out=indptr[1:])
-    places = np.arange(indptr[-1]) + np.repeat(starts - indptr[:-1], lengths)
-    return Histories(indptr, histories.items[places])
+    positions = np.arange(indptr[-1]) + np.repeat(starts - indptr[:-1], lengths)
+    return Histories(indptr, histories.items[positions])
 
 
 def _setting(
     data: RecommendationData, split: str, test_history: str, mask: str
 ) -> tuple[Protocol, npt.NDArray[np.int64], Histories]:
-    """The protocol, the users who have something to be predicted, and what that is for all users."""
+    """Return the protocol, the users with interactions in the split, and the true items of all users."""
     draft = Protocol(
         dataset=data.folder.resolve().name,
         splitting=data.info["protocol"]["line"],
@@ -330,12 +332,15 @@ def _setting(
     if not len(users):
         raise InputError(f"no user has interactions in the {split} split; split must be one that the data folder holds")
     if excluded:
-        warnings.warn(f"{excluded} of {data.num_users} users have no {split} items and are left out", stacklevel=3)
+        warnings.warn(f"{excluded} of {data.num_users} users have no {split} items and are excluded", stacklevel=3)
     return dataclasses.replace(draft, users=len(users), excluded_users=excluded), users, truth
 
 
 def _batches_by_length(lengths: npt.NDArray[np.int64], batch_size: int) -> Iterator[npt.NDArray[np.int64]]:
-    """Row numbers in batches of like history length, the longest first: little padding, and memory runs out at once."""
+    """Yield row numbers in batches of similar history length.
+
+    Similar lengths need little padding. The longest come first, so that a lack of memory shows in the first batch.
+    """
     order = np.argsort(-lengths, kind="stable")
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]

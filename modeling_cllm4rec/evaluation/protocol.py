@@ -1,4 +1,4 @@
-"""What a number was measured on, said in one line that stands beside the number."""
+"""The conditions of a measurement, as one line that is reported with each number."""
 
 from __future__ import annotations
 
@@ -22,21 +22,20 @@ class Protocol:
     Attributes:
         dataset: name of the data folder.
         splitting: how the data was filtered and split, the line in the data folder's `protocol`.
-        split: the interactions to be predicted, `validation` or `test`.
-        test_history: the interactions that the recommender is given, `train` or `train+validation`.
-        masked: the interactions that may not be recommended, `train`, `train+validation` or `none`.
+        split: the interactions to predict, `validation` or `test`.
+        test_history: the input of the recommender, `train` or `train+validation`.
+        masked: the interactions excluded from the ranking, `train`, `train+validation` or `none`.
         items: number of items of the catalogue.
         users: number of users in the mean.
-        excluded_users: number of users left out because they have nothing in `split`.
-        candidates: what is ranked.
-        recall: what recall divides by.
-        ties: which of two items of equal score stands first.
-        decoding: how the ranking was found, where not by scoring all items.
-        sample: which of the users were evaluated, where not all.
+        excluded_users: number of users excluded because they have no interactions in `split`.
+        candidates: the ranked items.
+        recall: denominator of recall.
+        ties: order of items with equal scores.
+        decoding: description of the search, if not all items were scored.
+        sample: description of the evaluated users, if not all.
 
     Raises:
-        InputError: if `split`, `test_history` or `masked` has another value, or would show the recommender what it
-            must predict.
+        InputError: `split`, `test_history` or `masked` has another value, or includes the interactions to predict.
 
     >>> print(Protocol("beauty", "given split", "test", "train", "train", items=50, users=9, excluded_users=1))
     beauty (given split): test; history train; masked train; ranked full catalogue of 50 items; \
@@ -58,7 +57,7 @@ class Protocol:
     sample: str = "all"
 
     def __post_init__(self) -> None:
-        """Refuse values that are not allowed."""
+        """Check that all values are valid."""
         for field, allowed in (("split", EVALUATED_SPLITS), ("test_history", TEST_HISTORIES), ("masked", MASKS)):
             value = getattr(self, field)
             if value not in allowed:
@@ -66,11 +65,11 @@ class Protocol:
         for field in ("test_history", "masked"):
             if self.split == "validation" and "validation" in getattr(self, field):
                 raise InputError(
-                    f"{field} is {getattr(self, field)!r}, but the validation split is to be predicted; use {field} 'train'"
+                    f"{field} is {getattr(self, field)!r}, but the validation split is predicted; use {field} 'train'"
                 )
 
     def __str__(self) -> str:
-        """The protocol line."""
+        """Return the protocol line."""
         sample = "" if self.sample == "all" else f" ({self.sample})"
         return (
             f"{self.dataset} ({self.splitting}): {self.split}; history {self.test_history}; masked {self.masked}; "
@@ -80,7 +79,7 @@ class Protocol:
 
     @property
     def departures(self) -> tuple[str, ...]:
-        """In words, what is not as an evaluation is by default: other masked items than those given, a sample of the users.
+        """Deviations from a default evaluation: other masked items than the input, a sample of users.
 
         >>> Protocol("beauty", "given split", "test", "train", "none", items=50, users=9, excluded_users=1).departures
         ('masked none',)
@@ -89,12 +88,12 @@ class Protocol:
         return masked if self.sample == "all" else (*masked, f"{self.users} users")
 
     def to_dict(self) -> dict[str, str | int]:
-        """All fields, ready for JSON."""
+        """Return all fields for JSON."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Protocol:
-        """The protocol that `to_dict` wrote.
+        """Return the protocol of the fields of `to_dict`.
 
         Raises:
             InputError: if a field without a default is missing, or one is unknown.

@@ -1,8 +1,7 @@
 """Metric arithmetic on ranked item indices, for many users at once and without a Python loop over users.
 
-The steps are always the same: `hits` marks which recommended items are true, a metric turns the marks of each user
-into one number, `mean_over_users` averages. A user without a true item has no metric: the number is NaN, and
-`mean_over_users` leaves such users out and says how many they were.
+`hits` marks the recommended items that are true, a metric maps the marks of each user to one number, and `mean_over_users`
+averages. The value of a user without a true item is NaN. `mean_over_users` excludes such users and warns with their number.
 """
 
 from __future__ import annotations
@@ -21,8 +20,9 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.integer]
 
 PADDING = -1
+"""In a ranked list, an empty rank at the end of a list that has fewer items; it is ignored."""
 NO_ITEM = -2
-"""In a ranked list, a place where something was named that is no item."""
+"""In a ranked list, a rank where the recommender produced something that is no item; it counts as an illegal item."""
 
 
 def hits(ranked: IntArray, truth: Histories) -> BoolArray:
@@ -49,6 +49,7 @@ def hits(ranked: IntArray, truth: Histories) -> BoolArray:
     items = np.asarray(truth.items, dtype=np.int64)
     if items.size and items.min() < 0:
         raise InputError(f"truth.items must be item indices >= 0, got {items.min()}")
+    # One sorted array of keys user * stride + item answers all users at once, without a loop over users.
     stride = 1 + max(int(items.max(initial=0)), int(ranked.max(initial=0)))
     true_keys = np.sort(np.repeat(np.arange(len(sizes), dtype=np.int64), sizes) * stride + items)
     if (true_keys[1:] == true_keys[:-1]).any():
@@ -56,13 +57,13 @@ def hits(ranked: IntArray, truth: Histories) -> BoolArray:
     if not true_keys.size:
         return np.zeros(ranked.shape, dtype=bool)
     keys = np.arange(len(ranked), dtype=np.int64)[:, None] * stride + ranked
-    places = np.minimum(np.searchsorted(true_keys, keys), true_keys.size - 1)
-    found: BoolArray = (true_keys[places] == keys) & (ranked != PADDING)
+    positions = np.minimum(np.searchsorted(true_keys, keys), true_keys.size - 1)
+    found: BoolArray = (true_keys[positions] == keys) & (ranked != PADDING)
     return found
 
 
 def truth_sizes(truth: Histories) -> npt.NDArray[np.int64]:
-    """Number of true items of each user, (users,).
+    """Return the (users,) number of true items of each user.
 
     >>> truth_sizes(Histories(np.array([0, 2, 2]), np.array([7, 4], dtype=np.int32)))
     array([2, 0])
@@ -72,7 +73,7 @@ def truth_sizes(truth: Histories) -> npt.NDArray[np.int64]:
 
 
 def recall_at_k(hit: BoolArray, sizes: IntArray, k: int) -> FloatArray:
-    """Share of the true items that stand among the first k, over the most that could: `min(k, true items)`.
+    """Compute the share of the true items that are among the first k, over `min(k, true items)`.
 
     This denominator is the one of Multi-VAE and of the CLLM4Rec experiments; with it a perfect ranking has recall 1
     even for a user with more than k true items.
@@ -80,7 +81,7 @@ def recall_at_k(hit: BoolArray, sizes: IntArray, k: int) -> FloatArray:
     Args:
         hit: (users, K) marks from `hits`, K >= k.
         sizes: (users,) number of true items from `truth_sizes`.
-        k: how many of the first items count.
+        k: length of the evaluated part of the lists.
 
     Returns:
         (users,) values in [0, 1]; NaN where a user has no true item.
@@ -96,7 +97,7 @@ def recall_at_k(hit: BoolArray, sizes: IntArray, k: int) -> FloatArray:
 
 
 def ndcg_at_k(hit: BoolArray, sizes: IntArray, k: int) -> FloatArray:
-    """Normalized discounted cumulative gain of the first k: a hit at rank r (from 1) gains `1 / log2(r + 1)`.
+    """Compute the normalized discounted cumulative gain of the first k: a hit at rank r (from 1) gains `1 / log2(r + 1)`.
 
     The ideal ranking has its hits at ranks 1 to `min(k, true items)`. Arguments, result and errors as `recall_at_k`.
 
@@ -113,7 +114,7 @@ def ndcg_at_k(hit: BoolArray, sizes: IntArray, k: int) -> FloatArray:
 
 
 def hit_rate_at_k(hit: BoolArray, sizes: IntArray, k: int) -> FloatArray:
-    """1 if any of the first k is true, else 0. Arguments, result and errors as `recall_at_k`.
+    """Return 1 if any of the first k is true, else 0. Arguments, result and errors as `recall_at_k`.
 
     >>> hit_rate_at_k(np.array([[False, True], [False, False]]), np.array([1, 1]), k=2).tolist()
     [1.0, 0.0]
@@ -123,7 +124,7 @@ def hit_rate_at_k(hit: BoolArray, sizes: IntArray, k: int) -> FloatArray:
 
 
 def mrr_at_k(hit: BoolArray, sizes: IntArray, k: int) -> FloatArray:
-    """Reciprocal rank of the first true item if it is among the first k, else 0.
+    """Compute the reciprocal rank of the first true item if it is among the first k, else 0.
 
     Arguments, result and errors as `recall_at_k`.
 
@@ -136,11 +137,11 @@ def mrr_at_k(hit: BoolArray, sizes: IntArray, k: int) -> FloatArray:
 
 
 def illegal_items(ranked: IntArray, num_items: int, seen: Histories | None = None) -> BoolArray:
-    """Mark what no list may hold: what is no item, an item's second place in a list, and what was seen.
+    """Flag invalid, duplicate and seen items.
 
     Args:
         ranked: (users, K) item indices, -1 for padding; anything else outside [0, num_items) is no item.
-        seen: the items of the same users that may not be recommended.
+        seen: items of the same users that must not be recommended.
 
     Returns:
         (users, K) booleans.
@@ -152,23 +153,23 @@ def illegal_items(ranked: IntArray, num_items: int, seen: Histories | None = Non
     illegal = (ranked < PADDING) | (ranked >= num_items)
     order = np.argsort(ranked, axis=1, kind="stable")
     ordered = np.take_along_axis(ranked, order, axis=1)
-    again = np.zeros_like(illegal)
-    np.put_along_axis(again, order[:, 1:], (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != PADDING), axis=1)
-    illegal |= again
+    duplicate = np.zeros_like(illegal)
+    np.put_along_axis(duplicate, order[:, 1:], (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != PADDING), axis=1)
+    illegal |= duplicate
     if seen is not None:
         rows = np.repeat(np.arange(len(ranked)), np.diff(seen.indptr))
-        named = np.arange(len(ranked))[:, None] * num_items + ranked
-        illegal |= np.isin(named, rows * num_items + seen.items) & (ranked != PADDING)
+        keys = np.arange(len(ranked))[:, None] * num_items + ranked
+        illegal |= np.isin(keys, rows * num_items + seen.items) & (ranked != PADDING)
     return illegal
 
 
 def items_shown(ranked: IntArray, num_items: int, k: int) -> BoolArray:
-    """Mark the catalogue items that are among the first k of anyone.
+    """Mark the catalogue items that are among the first k of at least one user.
 
     Args:
         ranked: (users, K) item indices, -1 for padding.
         num_items: size of the catalogue, J.
-        k: how many of the first items count.
+        k: length of the evaluated part of the lists.
 
     Returns:
         (J,) booleans.
@@ -188,7 +189,7 @@ def items_shown(ranked: IntArray, num_items: int, k: int) -> BoolArray:
 
 
 def coverage_at_k(ranked: IntArray, num_items: int, k: int) -> float:
-    """Share of the catalogue that is among the first k of anyone. Arguments and errors as `items_shown`.
+    """Compute the share of the catalogue that is among the first k of at least one user. Arguments and errors as `items_shown`.
 
     >>> coverage_at_k(np.array([[0, 1], [1, 2]]), num_items=4, k=2)
     0.75
@@ -197,7 +198,7 @@ def coverage_at_k(ranked: IntArray, num_items: int, k: int) -> float:
 
 
 def mean_over_users(values: FloatArray) -> float:
-    """Mean over the users that have a value; users without a true item (NaN) are left out and counted in a warning.
+    """Average over the users that have a value; users without a true item (NaN) are excluded and counted in a warning.
 
     Args:
         values: (users,) one metric.
@@ -211,12 +212,12 @@ def mean_over_users(values: FloatArray) -> float:
     known = ~np.isnan(values)
     if not known.all():
         missing = int((~known).sum())
-        warnings.warn(f"{missing} of {known.size} users have no true item and are left out of the mean", stacklevel=2)
+        warnings.warn(f"{missing} of {known.size} users have no true item and are excluded from the mean", stacklevel=2)
     return float(values[known].mean()) if known.any() else float("nan")
 
 
 def ranked_from_lists(rows: Sequence[Sequence[int]]) -> npt.NDArray[np.int64]:
-    """Ranked lists of any lengths as one (users, longest) array, filled with -1 at the end.
+    """Return ranked lists of any lengths as one (users, longest) array, padded with -1.
 
     >>> ranked_from_lists([[3, 1], [2]]).tolist()
     [[3, 1], [2, -1]]
@@ -228,7 +229,7 @@ def ranked_from_lists(rows: Sequence[Sequence[int]]) -> npt.NDArray[np.int64]:
 
 
 def histories_from_lists(rows: Sequence[Sequence[int]]) -> Histories:
-    """Lists of item indices, one per user, as `Histories`.
+    """Return lists of item indices, one per user, as `Histories`.
 
     >>> histories_from_lists([[3, 1], []]).indptr.tolist()
     [0, 2, 2]
@@ -251,7 +252,7 @@ def _check_ranked(ranked: IntArray) -> None:
         raise InputError("ranked has an item after padding; -1 may only fill the end of a row")
     ordered = np.sort(ranked, axis=1)
     if ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != PADDING)).any():
-        raise InputError("ranked recommends an item twice to one user; each item may stand in a row once")
+        raise InputError("ranked recommends an item twice to one user; each item may occur once per row")
 
 
 def _check_k(k: int, columns: int) -> None:
@@ -262,7 +263,7 @@ def _check_k(k: int, columns: int) -> None:
 
 
 def _checked(hit: BoolArray, sizes: IntArray, k: int) -> tuple[BoolArray, FloatArray]:
-    """The first k columns of the marks, and the most hits each user can have there (NaN without true items)."""
+    """Return the first k columns of the marks, and the maximal number of hits of each user (NaN without true items)."""
     hit, sizes = np.asarray(hit), np.asarray(sizes)
     if hit.ndim != 2 or hit.dtype != np.bool_:
         raise InputError(f"hit must be a (users, K) boolean array from hits(), got shape {hit.shape} of {hit.dtype}")

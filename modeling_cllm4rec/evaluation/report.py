@@ -23,21 +23,21 @@ FORMAT = "cllm4rec-evaluation-1"
 
 @dataclass
 class EvaluationReport:
-    """What `evaluate` measured.
+    """The result of `evaluate`.
 
     Attributes:
         protocol: the conditions of the measurement.
         metrics: name, as in `recall@20`, to mean over users (for `coverage@k`: share of the catalogue).
-        intervals: name to lower and upper end of the 95% bootstrap interval over users. Coverage is no mean over
-            users and has none.
+        intervals: name to lower and upper end of the 95% bootstrap interval over users. Coverage has no
+            interval because it is no mean over users.
         seconds: time for scoring and ranking all users, without the bootstrap.
-        seed: start of the random numbers of the bootstrap.
+        seed: random seed of the bootstrap.
         n_resamples: resamples of the bootstrap; 0 means no intervals.
         user_indices: (users,) the evaluated users; empty in a report that was loaded.
         per_user: name to (users,) values in the order of `user_indices`; empty in a report that was loaded.
-        command: the command line that measured it, None where it was none.
-        illegal_items: recommendations of a search that are no items, stand twice in a list or were seen: misses. None where
-            all items were scored, so that there can be none, and in a report that did not count them.
+        command: the command line of the evaluation, None if it was called from Python.
+        illegal_items: number of invalid, duplicate or seen items in the lists of a search, which count as misses. None if all
+            items were scored, which excludes them, and in reports without this count.
     """
 
     protocol: Protocol
@@ -53,7 +53,7 @@ class EvaluationReport:
 
     @property
     def protocol_line(self) -> str:
-        """The protocol, and of a search how many illegal items it named."""
+        """The protocol line, for a search with its number of illegal items."""
         return f"{self.protocol}{self._illegal}"
 
     @property
@@ -66,7 +66,7 @@ class EvaluationReport:
         return self.protocol.users
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the per-user values, ready for JSON."""
+        """Return everything except the per-user values, for JSON."""
         return {
             "format": FORMAT,
             "protocol": self.protocol.to_dict(),
@@ -82,7 +82,7 @@ class EvaluationReport:
         }
 
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> Path:
-        """Write the report as JSON, whole or not at all.
+        """Write the report as JSON, atomically.
 
         Raises:
             InputError: if the name does not end in `.json`.
@@ -111,7 +111,7 @@ class EvaluationReport:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> EvaluationReport:
-        """Read what `save` wrote; the report equals the saved one but for its per-user values.
+        """Load a report that `save` wrote; it equals the saved one except for the per-user values.
 
         Raises:
             MissingFileError: if there is no such file.
@@ -120,7 +120,7 @@ class EvaluationReport:
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
-            raise InputError(f"{path} is not a whole JSON file ({error}); evaluate again") from error
+            raise InputError(f"{path} is truncated or not JSON ({error}); evaluate again") from error
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise InputError(f"{path} is not an evaluation report: its field format must be {FORMAT!r}")
         try:
@@ -138,7 +138,7 @@ class EvaluationReport:
             raise InputError(f"{path} lacks the field {error}; evaluate again") from error
 
     def to_markdown(self) -> str:
-        """A table of the metrics with their intervals, and the protocol below it."""
+        """Return a Markdown table of the metrics with their intervals, and the protocol below it."""
         lines = ["| metric | value | 95% interval |", "|---|---|---|"]
         for name, value in self.metrics.items():
             ends = "-"
@@ -150,13 +150,13 @@ class EvaluationReport:
 
 
 def comparison_table(reports: Mapping[str, EvaluationReport]) -> str:
-    """Several recommenders in one Markdown table: a row each, a column per metric, 95% intervals in brackets.
+    """Compare recommenders in one Markdown table: a row each, a column per metric, 95% intervals in brackets.
 
     Args:
         reports: name of the recommender to its report.
 
     Returns:
-        The table, and the common protocol below it. How a model decodes is its own affair: it may differ, and is said.
+        The table, and the common protocol below it. Decoding may differ between models and is reported for each.
 
     Raises:
         InputError: if there is no report, or the reports differ in protocol or metrics.
@@ -167,7 +167,7 @@ def comparison_table(reports: Mapping[str, EvaluationReport]) -> str:
     for name, report in reports.items():
         if dataclasses.replace(report.protocol, decoding=first.protocol.decoding) != first.protocol:
             raise InputError(
-                "reports of different protocols cannot stand in one table; evaluate again under one.\n"
+                "reports with different protocols cannot be compared in one table; evaluate again under one protocol.\n"
                 f"{first_name}: {first.protocol}\n{name}: {report.protocol}"
             )
         if list(report.metrics) != list(first.metrics):
@@ -197,6 +197,6 @@ def _free_path(path: str | os.PathLike[str], suffix: str, overwrite: bool) -> Pa
     if target.suffix != suffix:
         raise InputError(f"path must end in {suffix}, got {str(target)!r}")
     if target.exists() and not overwrite:
-        raise ExistingFileError(f"{target} exists already; choose another path or pass overwrite=True")
+        raise ExistingFileError(f"{target} exists; choose another path or pass overwrite=True")
     target.parent.mkdir(parents=True, exist_ok=True)
     return target

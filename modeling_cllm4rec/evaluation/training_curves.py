@@ -1,4 +1,4 @@
-"""The curves of a training as one picture beside its record: losses, validation metrics, and the epoch that was kept."""
+"""Training curves as one picture next to the training record: losses, validation metrics, and the kept epoch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NOT_MEASURED = ("epoch", "step", "seconds", "selection")
 
 
 class Panel(NamedTuple):
-    """One drawing: a stage, what its axis measures, name -> (epochs from 1, values), and the kept epoch if one was."""
+    """One plot: a stage, the label of its axis, name -> (epochs from 1, values), and the kept epoch, if any."""
 
     stage: str
     label: str
@@ -28,16 +28,16 @@ class Panel(NamedTuple):
 
 
 def plot_training(folder: str | Path) -> Path:
-    """Draw the training of a run: for each stage a row with its losses and its validation metrics over the epochs.
+    """Plot the training of a run: a row per stage with its losses and its validation metrics by epoch.
 
     Args:
-        folder: of a run or an index, with its `training.json`.
+        folder: folder of a run or an index, with `training.json`.
 
     Returns:
-        The picture, `training_curves.png` in the folder; one that was there is replaced.
+        Path of `training_curves.png` in the folder; an existing file is overwritten.
 
     Raises:
-        MissingFileError: the folder holds no record of a training.
+        MissingFileError: the folder has no training record.
         InputError: matplotlib is not installed, or no stage of the record has epochs.
 
     Example:
@@ -58,7 +58,7 @@ def plot_training(folder: str | Path) -> Path:
 
 
 def keep_curves(folder: Path) -> Path | None:
-    """`plot_training` where it can: without matplotlib a line in the log, without epochs nothing."""
+    """Call `plot_training` if possible: without matplotlib log a line, without epochs do nothing."""
     if not panels(json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))):
         return None
     if not _can_draw():
@@ -68,7 +68,7 @@ def keep_curves(folder: Path) -> Path | None:
 
 
 def panels(records: Mapping[str, Mapping[str, Any]]) -> list[Panel]:
-    """What there is to draw in the contents of `training.json`, stage by stage, losses before metrics.
+    """Return the plots of a training record (`training.json`), stage by stage, losses before metrics.
 
     >>> history = [{"epoch": 0, "step": 9, "train/content_nll": 3.0}, {"epoch": 1, "step": 18, "train/content_nll": 2.5}]
     >>> panels({"pretrain": {"history": history, "best_epoch": -1}})

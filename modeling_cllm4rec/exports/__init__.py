@@ -1,1 +1,1 @@
-"""A model in the forms that other programs read: ONNX, vectors, and an index of them."""
+"""Exports of a model to formats that other programs read: ONNX, vectors and an approximate index."""

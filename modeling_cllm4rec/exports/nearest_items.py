@@ -1,4 +1,4 @@
-"""An approximate index of item vectors (usearch), and how much of the exact answer it finds."""
+"""An approximate nearest-neighbour index of item vectors (usearch), and its recall."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from modeling_cllm4rec.core.top_items import top_items
 
 INDEX_FILE = "items.usearch"
 CONNECTIVITY, EFFORT_ADDING, EFFORT_SEARCHING = 32, 256, 256
-"""Neighbours of a vector in the graph, and candidates looked at when adding and searching. Nearest by dot product is no distance,
-so the graph needs more of them than usearch's defaults (16, 128, 64)."""
+"""Neighbours per vector in the graph, and vectors visited when adding and searching. The dot product is not a metric, so the
+graph needs larger values than usearch's defaults (16, 128, 64)."""
 
 
 class Recall(NamedTuple):
-    """How good and how quick an index is.
+    """Recall and latency of an index.
 
     Attributes:
         recall: mean share of the exact k best items among the k that the index finds, in [0, 1].
-        k: how many were asked for.
-        queries: people who asked.
-        exact_ms, approximate_ms: milliseconds a query, all asked at once.
+        k: length of the lists.
+        queries: number of queries.
+        exact_ms, approximate_ms: milliseconds per query, all queries in one batch.
     """
 
     recall: float
@@ -34,7 +34,7 @@ class Recall(NamedTuple):
 
 
 def build_index(vectors: np.ndarray) -> Any:
-    """A `usearch.index.Index` by dot product over (J, K) vectors; key j is item_index j.
+    """Return a `usearch.index.Index` by dot product over (J, K) vectors; key j is item_index j.
 
     Raises:
         ModuleNotFoundError: usearch is not installed.
@@ -52,7 +52,7 @@ def build_index(vectors: np.ndarray) -> Any:
         expansion_add=EFFORT_ADDING,
         expansion_search=EFFORT_SEARCHING,
     )
-    index.add(np.arange(len(vectors)), vectors, threads=1)  # one thread: the same graph each time
+    index.add(np.arange(len(vectors)), vectors, threads=1)  # with one thread the graph is deterministic
     return index
 
 
@@ -61,8 +61,8 @@ def measure_recall(index: Any, vectors: np.ndarray, queries: np.ndarray, k: int)
 
     Args:
         index: of `build_index`.
-        vectors: (J, K) of all items; queries: (people, K).
-        k: how many, at most J.
+        vectors: (J, K) of all items; queries: (queries, K).
+        k: length of the lists, at most J.
     """
     started = time.perf_counter()
     exact = top_items(torch.from_numpy(queries) @ torch.from_numpy(vectors).T, k)[0].numpy()
@@ -79,7 +79,7 @@ def measure_recall(index: Any, vectors: np.ndarray, queries: np.ndarray, k: int)
 
 
 def recall_of(exact: np.ndarray, found: np.ndarray) -> float:
-    """Mean share of each row of (queries, k) `exact` that stands in the same row of `found`.
+    """Return the mean share of each row of (queries, k) `exact` that is in the same row of `found`.
 
     Example:
         >>> recall_of(np.array([[1, 2], [3, 4]]), np.array([[2, 9], [4, 3]]))

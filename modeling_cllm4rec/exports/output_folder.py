@@ -1,4 +1,4 @@
-"""What all exports check first: a model that has what is to be written, and a folder that holds nothing else."""
+"""Checks shared by all exports: of the model and of the output folder."""
 
 from __future__ import annotations
 
@@ -9,20 +9,24 @@ from modeling_cllm4rec.core.errors import ExistingFileError, InputError
 
 
 def new_output_folder(folder: str | Path) -> Path:
-    """Make a folder, or take one that is empty.
+    """Create the output folder, or accept an empty one.
 
     Raises:
-        ExistingFileError: it holds something.
+        ExistingFileError: the folder is not empty.
     """
     path = Path(folder)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ExistingFileError(f"--output: {path} holds something already; name a folder that is new or empty")
+        raise ExistingFileError(f"folder is {path}, which is not empty; choose a new or empty folder")
     path.mkdir(parents=True, exist_ok=True)
     return path
 
 
 def require_scoring_model(model: Any, what: str) -> None:
-    """Raise InputError if the model does not score all items from one state of the prompt, as CLLM4Rec does."""
+    """Check that the model scores all items from one state of the prompt, as CLLM4Rec does.
+
+    Raises:
+        InputError: the model searches instead, or is not ready to recommend.
+    """
     if not model.scores_catalogue:
         raise InputError(
             f"{what}: got a {type(model).__name__}, which finds items by a search and has no vector of an item; "

@@ -1,4 +1,4 @@
-"""CLLM4Rec's scoring forward pass as ONNX: token ids and mask in, scores of all items out; no torch needed to run it."""
+"""CLLM4Rec's scoring as ONNX: token ids and their mask to the scores of all items, without torch."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ import torch
 from torch import nn
 
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
-from modeling_cllm4rec.core.errors import RunError
+from modeling_cllm4rec.core.errors import MissingPackageError, RunError
 from modeling_cllm4rec.core.language_model import real_positions
 from modeling_cllm4rec.exports.output_folder import new_output_folder, require_scoring_model
 
 GRAPH_FILE, ABOUT_FILE = "model.onnx", "model.json"
 TOLERANCE = 1e-4
-"""Largest difference between a score of torch and of onnxruntime."""
+"""Largest allowed difference between the scores of torch and of onnxruntime."""
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 _SEED = 0
 
 
 class ScoringForward(nn.Module):
-    """`CLLM4RecForRecommendation.forward` without anything that depends on values: what can be traced.
+    """`CLLM4RecForRecommendation.forward` without branches that depend on values, so that it can be traced.
 
-    Positions are always counted along the real tokens, so that prompts may be padded on either side.
+    Positions count real tokens only, so prompts may be padded on either side.
     """
 
     def __init__(self, model: CLLM4RecForRecommendation) -> None:
@@ -39,7 +39,7 @@ class ScoringForward(nn.Module):
         self.model = model
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """(B, J) item logits of (B, T) token ids and their mask, both int64."""
+        """Return (B, J) item logits of (B, T) token ids and their mask, both int64."""
         model = self.model
         states = model.backbone.base_model(
             inputs_embeds=model.embed_tokens(input_ids, "collaborative"),
@@ -54,24 +54,24 @@ class ScoringForward(nn.Module):
 
 
 def export_onnx(model: Any, folder: str | Path) -> dict[str, Any]:
-    """Write `model.onnx` (large weights beside it), `model.json` and `catalogue.parquet`, and compare with torch.
+    """Write `model.onnx` (and large weights next to it), `model.json` and `catalogue.parquet`, and compare with torch.
 
     Args:
         model: a finetuned CLLM4Rec model; scores are computed in float32.
-        folder: new or empty.
+        folder: new or empty output folder.
 
     Returns:
-        What `model.json` holds: how prompts are built (`recommendation_prompts`, `first_user_token`, `first_item_token`,
+        The contents of `model.json`: how prompts are built (`recommendation_prompts`, `first_user_token`, `first_item_token`,
         `longest_prompt`), `items`, and `check` (`largest_difference`, `tolerance`, shapes of the prompts compared).
 
     Raises:
-        OSError: onnx, onnxscript or onnxruntime is not installed.
-        InputError: a model that does not score all items at once (LC-Rec), or a folder that is not empty.
-        ArithmeticError: onnxruntime's scores differ from torch's by more than 1e-4; no `model.json` is then written.
+        MissingPackageError: onnx, onnxscript or onnxruntime is not installed.
+        InputError: the model does not score all items at once (LC-Rec), or the folder is not empty.
+        RunError: onnxruntime's scores differ from torch's by more than 1e-4; no `model.json` is then written.
     """
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        raise RunError(f"export onnx: {', '.join(missing)} not installed; run: pip install {' '.join(missing)}")
+        raise MissingPackageError(f"export onnx: {', '.join(missing)} not installed; run: pip install {' '.join(missing)}")
     require_scoring_model(model, "export onnx")
     folder = new_output_folder(folder)
     model = model.float().cpu().eval()
@@ -111,7 +111,7 @@ def compare(model: CLLM4RecForRecommendation, graph: Path) -> dict[str, Any]:
         `largest_difference` of any score, `tolerance`, and the `shapes` (prompts, tokens).
 
     Raises:
-        ArithmeticError: a difference above the tolerance.
+        RunError: a difference exceeds the tolerance.
     """
     import onnxruntime
 
@@ -121,10 +121,10 @@ def compare(model: CLLM4RecForRecommendation, graph: Path) -> dict[str, Any]:
     largest = 0.0
     for prompts, tokens in shapes:
         ids, mask = random_prompts(model, prompts, tokens)
-        for one, its in ((ids, mask), (ids.flip(1), mask.flip(1))):
+        for input_ids, attention_mask in ((ids, mask), (ids.flip(1), mask.flip(1))):
             with torch.no_grad():
-                expected = model(one, its).logits.numpy()
-            (found,) = session.run(None, {"input_ids": one.numpy(), "attention_mask": its.numpy()})
+                expected = model(input_ids, attention_mask).logits.numpy()
+            (found,) = session.run(None, {"input_ids": input_ids.numpy(), "attention_mask": attention_mask.numpy()})
             largest = max(largest, float(np.abs(np.asarray(found) - expected).max()))
     if not largest <= TOLERANCE:
         raise RunError(
@@ -135,7 +135,7 @@ def compare(model: CLLM4RecForRecommendation, graph: Path) -> dict[str, Any]:
 
 
 def random_prompts(model: CLLM4RecForRecommendation, prompts: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B, T) token ids of any words, users and items, and their mask: the rows get shorter one by one, padded on the right."""
+    """Return (B, T) random token ids and their mask; row i has T - i tokens and is padded on the right."""
     generator = torch.Generator().manual_seed(_SEED)
     ids = torch.randint(model.config.total_tokens, (prompts, tokens), generator=generator)
     lengths = (tokens - torch.arange(prompts)).clamp(min=1)
@@ -144,7 +144,7 @@ def random_prompts(model: CLLM4RecForRecommendation, prompts: int, tokens: int) 
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Without the exporter's progress report and its words about packages that are not needed."""
+    """Silence the exporter's progress report and its warnings about optional packages."""
     exporter = logging.getLogger("torch.onnx")
     level = exporter.level
     exporter.setLevel(logging.ERROR)

@@ -1,7 +1,7 @@
-"""Item vectors and the query encoder: the score of an item is the dot product of its vector and a person's.
+"""Item vectors and the query encoder: the score of an item is the dot product of its vector and the query's.
 
 CLLM4Rec scores item j for a prompt with the state h of its last token as h . z_j, z_j being the collaborative row of the item
-(section 3.4 of arXiv 2311.01343). So a vector database of the z_j, asked with h, recommends as the model does.
+(section 3.4 of arXiv 2311.01343). A vector database of the z_j, queried with h, returns the model's recommendations.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _ROWS_AT_ONCE = 65536
 
 @torch.no_grad()
 def encode_histories(model: CLLM4RecForRecommendation, users: np.ndarray | None, histories: Sequence[np.ndarray]) -> np.ndarray:
-    """The query encoder: (people, K) float32 states of their prompts' last tokens, in evaluation mode.
+    """Encode (queries, K) float32 states of the last prompt tokens, in evaluation mode.
 
     Args:
         model: as loaded; also from the folder `query_encoder` of an export.
-        users: (people,) user indices, -1 for a person without one; None for people whom the model never met.
+        users: (queries,) user indices, -1 for unknown users; None if all users are unknown.
         histories: item indices of each, oldest first.
 
     Example:
@@ -64,25 +64,25 @@ def export_vectors(
     seed: int = 0,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Write item vectors, the query encoder, known users' vectors, and an approximate index with its recall.
+    """Write item vectors, the query encoder, vectors of known users, and an approximate index with its recall.
 
     Args:
         model: a finetuned CLLM4Rec model with catalogue.
-        folder: new or empty. Gets `item_vectors.parquet` (`item_id`, `title`, `vector`), `item_vectors.safetensors` (J, K), the
-            same of users (`user_id`, `vector`), `query_encoder/` (a model folder, without histories), `items.usearch`,
-            `vectors.json`.
-        include_users: False leaves the users' vectors out, which tell of their histories.
-        with_index: build the index, where usearch is installed, and measure it.
-        k, queries, seed: recall@k is measured on so many users, drawn with this seed.
-        batch_size: people encoded at a time.
-        progress: show a bar.
+        folder: new or empty output folder for `item_vectors.parquet` (`item_id`, `title`, `vector`), `item_vectors.safetensors`
+            (J, K), the same files for users (`user_id`, `vector`), `query_encoder/` (a model folder, without histories),
+            `items.usearch`, `vectors.json`.
+        include_users: False exports no user vectors, which reveal information about histories.
+        with_index: build the index and measure its recall, if usearch is installed.
+        k, queries, seed: recall@k is measured on `queries` random users, drawn with `seed`.
+        batch_size: users per batch.
+        progress: show a progress bar.
 
     Returns:
-        What `vectors.json` holds: `items`, `width`, `users`, and `recall` (None without an index).
+        The contents of `vectors.json`: `items`, `width`, `users`, and `recall` (None without an index).
 
     Raises:
-        InputError: a model without vectors (LC-Rec), or k, queries or batch_size out of range.
-        ExistingFileError: the folder holds something.
+        InputError: the model has no vectors (LC-Rec), or k, queries or batch_size is out of range.
+        ExistingFileError: the folder is not empty.
     """
     require_scoring_model(model, "export vectors")
     for name, value, most in (("k", k, model.num_items), ("queries", queries, None), ("batch_size", batch_size, None)):
@@ -94,25 +94,25 @@ def export_vectors(
     titles = {"title": table["title"]} if "title" in table.column_names else {}
     write_vectors(folder / ITEMS, {"item_id": model.catalogue.ids.array, **titles}, items)
     model.save_pretrained(folder / ENCODER_FOLDER, include_histories=False)
-    people = known_people(model)
+    users = known_users(model)
     indexed = with_index and importlib.util.find_spec("usearch") is not None
-    asked = np.random.default_rng(seed).permutation(people)[:queries]
-    asking = None
-    if include_users and len(people):
-        vectors = encode_users(model, people, batch_size, progress)
+    query_users = np.random.default_rng(seed).permutation(users)[:queries]
+    query_vectors = None
+    if include_users and len(users):
+        vectors = encode_users(model, users, batch_size, progress)
         write_vectors(folder / USERS, {"user_id": model.users.ids.array}, vectors)
-        asking = vectors[asked]
-    elif indexed and len(people):
-        asking = encode_users(model, asked, batch_size, progress)
+        query_vectors = vectors[query_users]
+    elif indexed and len(users):
+        query_vectors = encode_users(model, query_users, batch_size, progress)
     recall = None
     if indexed:
         index = build_index(items)
         index.save(str(folder / INDEX_FILE))
-        recall = None if asking is None else measure_recall(index, items, asking, k)
+        recall = None if query_vectors is None else measure_recall(index, items, query_vectors, k)
     about = {
         "items": len(items),
         "width": items.shape[1],
-        "users": len(people) if include_users else 0,
+        "users": len(users) if include_users else 0,
         "score": "dot product",
         "index": INDEX_FILE if indexed else None,
         "recall": None if recall is None else recall._asdict(),
@@ -121,8 +121,8 @@ def export_vectors(
     return about
 
 
-def known_people(model: CLLM4RecForRecommendation) -> np.ndarray:
-    """Indices of the users whose histories are stored; none where the model keeps none."""
+def known_users(model: CLLM4RecForRecommendation) -> np.ndarray:
+    """Return the indices of the users with stored histories, an empty array if the model stores none."""
     if model.users is None or model.users.items is None:
         return np.zeros(0, np.int64)
     return np.arange(len(model.users))
@@ -141,19 +141,19 @@ def write_vectors(path: Path, columns: dict[str, Any], vectors: np.ndarray) -> N
     save_file({path.name: np.ascontiguousarray(vectors)}, path.with_suffix(".safetensors"))
 
 
-def encode_users(model: CLLM4RecForRecommendation, people: np.ndarray, batch_size: int, progress: bool = False) -> np.ndarray:
-    """(people, K) float32 vectors of known users with their stored histories; histories of like length share a batch."""
+def encode_users(model: CLLM4RecForRecommendation, users: np.ndarray, batch_size: int, progress: bool = False) -> np.ndarray:
+    """Encode (users, K) float32 vectors of known users; histories of similar length share a batch to need little padding."""
     if model.users is None:
-        raise InputError("encode_users: this model knows no users; give histories to encode_histories")
-    histories = [model.users.history(int(user)) for user in people]
+        raise InputError("encode_users: this model has no users; pass histories to encode_histories")
+    histories = [model.users.history(int(user)) for user in users]
     order = np.argsort([len(history) for history in histories], kind="stable")
-    vectors = np.zeros((len(people), model.config.hidden_size), np.float32)
-    with tqdm(total=len(people), desc="encoding", unit="user", disable=not progress) as bar:
-        for start in range(0, len(people), batch_size):
+    vectors = np.zeros((len(users), model.config.hidden_size), np.float32)
+    with tqdm(total=len(users), desc="encoding", unit="user", disable=not progress) as bar:
+        for start in range(0, len(users), batch_size):
             rows = order[start : start + batch_size]
-            vectors[rows] = encode_histories(model, people[rows], [histories[row] for row in rows])
+            vectors[rows] = encode_histories(model, users[rows], [histories[row] for row in rows])
             bar.update(len(rows))
     return vectors
 
 
-__all__ = ["Recall", "encode_histories", "encode_users", "export_vectors", "known_people", "write_vectors"]
+__all__ = ["Recall", "encode_histories", "encode_users", "export_vectors", "known_users", "write_vectors"]

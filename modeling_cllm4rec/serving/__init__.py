@@ -1,1 +1,1 @@
-"""A recommender over HTTP: calls that arrive together are scored together."""
+"""A recommender over HTTP with dynamic batching of concurrent calls."""

@@ -1,4 +1,4 @@
-"""`cllm4rec serve`: answer questions over HTTP."""
+"""The command `cllm4rec serve`: recommendations over HTTP."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ EPILOG = """example:
   curl -s localhost:8000/recommend -d '{"histories": [["B00021DVCQ"]], "candidates": ["B00027DDOQ", "B0002VQ0WO"], "k": 1}'
   curl -s 'localhost:8000/items?title=cream'
 
-Ctrl-C or SIGTERM: what was asked is still answered, then the server ends.
+On Ctrl-C or SIGTERM, in-flight requests are completed before shutdown.
 """
 SHUTDOWN_SECONDS = 30
 NEEDED = ("starlette", "uvicorn")
 
 
 def parser() -> CommandParser:
-    """The flags."""
+    """Return the parser of the command's flags."""
     flags = CommandParser(
         "serve",
         description="Answer questions over HTTP: POST /recommend, GET /items?title=, GET /health.",
@@ -36,15 +36,15 @@ def parser() -> CommandParser:
     flags.add_argument("--model", required=True, help="folder or Hub name of a finetuned or aligned model")
     flags.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     flags.add_argument("--port", type=int, default=8000, help="port to listen on; 0 takes a free one (default: 8000)")
-    flags.add_argument("--batch-size", type=int, help="people in one forward pass (default: 256, LC-Rec 64)")
+    flags.add_argument("--batch-size", type=int, help="users per forward pass (default: 256, LC-Rec 64)")
     flags.add_argument("--no-batching", action="store_true", help="answer one call after another")
-    flags.add_argument("--wait-ms", type=float, default=0.0, help="wait so long for further calls (default: 0)")
-    flags.add_argument("--queue", type=int, default=1024, help="people who may wait before calls get status 503 (default: 1024)")
+    flags.add_argument("--wait-ms", type=float, default=0.0, help="milliseconds to wait for further calls (default: 0)")
+    flags.add_argument("--queue", type=int, default=1024, help="users who may wait before calls get status 503 (default: 1024)")
     return flags
 
 
 def serve(arguments: argparse.Namespace) -> None:
-    """Load the model and answer until the process is told to stop.
+    """Load the model and serve until the process receives a signal.
 
     Raises:
         InputError: a flag out of range, or a model that cannot recommend.
@@ -72,13 +72,13 @@ def serve(arguments: argparse.Namespace) -> None:
         )
         host, port = listener.getsockname()[:2]
         print(f"serving {arguments.model} on http://{host}:{port}", flush=True)
-        for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn ends orderly, and then raises the signal once more
+        for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn shuts down and then raises the signal again
             signal.signal(number, signal.SIG_IGN)
         uvicorn.Server(config).run(sockets=[listener])
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """A socket that is bound, so that a taken port is told before the model is loaded.
+    """Bind the socket before the model is loaded, so that a port in use is reported at once.
 
     Raises:
         InputError: there is no such port, or no such address on this machine.

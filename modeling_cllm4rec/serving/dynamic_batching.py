@@ -1,4 +1,4 @@
-"""A bounded queue in front of the model: what waits is taken together, so that callers share forward passes."""
+"""Dynamic batching: a bounded queue of calls, which share forward passes of the model."""
 
 from __future__ import annotations
 
@@ -16,89 +16,92 @@ Answer = Callable[[Sequence[Question]], list[Any]]
 
 
 class QueueFull(Exception):
-    """More people wait than the queue holds; `waiting` of at most `capacity`."""
+    """The queue is full: `waiting` users of at most `capacity`."""
 
     def __init__(self, waiting: int, capacity: int) -> None:
-        super().__init__(f"{waiting} people wait, {capacity} may")
+        super().__init__(f"{waiting} of at most {capacity} users are waiting")
         self.waiting, self.capacity = waiting, capacity
 
 
 class Waiting(NamedTuple):
-    """A call in the queue, and where its answer is put."""
+    """A call in the queue and the future of its answer."""
 
     question: Question
     answered: asyncio.Future[Any]
 
 
 class Batcher:
-    """One worker thread computes; meanwhile calls wait, and the next turn takes them together.
+    """A queue whose single worker thread answers waiting calls in batches.
+
+    Calls that arrive during the computation of a batch form the next one.
 
     Args:
-        answer: answers several questions at once, in the worker thread.
-        most_people: people of one turn; a call with more of them has a turn of its own.
-        capacity: people who may wait; a call that finds no room is refused at once.
-        together: False takes one call at a time.
-        wait_s: seconds that a turn waits for further calls when the queue was empty. What arrives while another turn is computed
-            is taken together in any case.
+        answer: function that answers a batch of questions, called in the worker thread.
+        max_batch_size: users per batch; a call with more users is a batch of its own.
+        capacity: users who may wait; further calls are rejected immediately.
+        batching: False answers one call at a time.
+        wait_s: seconds that a batch waits for further calls if the queue was empty.
 
     Attributes:
-        turns, calls: turns and calls answered so far.
+        batches, calls: batches and calls completed so far.
     """
 
-    def __init__(self, answer: Answer, *, most_people: int, capacity: int, together: bool = True, wait_s: float = 0.0) -> None:
-        self.most_people, self.capacity, self.together, self.wait_s = most_people, capacity, together, wait_s
-        self.turns = self.calls = self.people_waiting = 0
+    def __init__(self, answer: Answer, *, max_batch_size: int, capacity: int, batching: bool = True, wait_s: float = 0.0) -> None:
+        self.max_batch_size, self.capacity, self.batching, self.wait_s = max_batch_size, capacity, batching, wait_s
+        self.batches = self.calls = self.users_waiting = 0
         self._answer = answer
         self._queue: deque[Waiting] = deque()
         self._arrived = asyncio.Event()
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="recommending")
 
     async def ask(self, question: Question) -> Any:
-        """The answer of the model. Cancelled before its turn came, the question is never computed.
+        """Return the answer of the model. A call that is cancelled while it waits is never computed.
 
         Raises:
-            QueueFull: there is no room.
-            BadRequest: the model refused the question.
+            QueueFull: the queue is full.
+            BadRequest: the question is invalid.
         """
-        if self.people_waiting + len(question.people) > self.capacity:
-            raise QueueFull(self.people_waiting, self.capacity)
+        if self.users_waiting + len(question.people) > self.capacity:
+            raise QueueFull(self.users_waiting, self.capacity)
         waiting = Waiting(question, asyncio.get_running_loop().create_future())
-        self.people_waiting += len(question.people)
+        self.users_waiting += len(question.people)
         self._queue.append(waiting)
         self._arrived.set()
         return await waiting.answered
 
     async def run(self) -> None:
-        """Take turns until cancelled."""
+        """Answer batches until cancelled."""
         while True:
             await self._arrived.wait()
-            if self.together and self.wait_s:
+            if self.batching and self.wait_s:
                 await asyncio.sleep(self.wait_s)
-            turn = self._take()
-            if turn:
-                await self._compute(turn)
+            batch = self._take()
+            if batch:
+                await self._compute(batch)
 
     def _take(self) -> list[Waiting]:
-        """The calls of the next turn, without those whose caller went away."""
-        turn: list[Waiting] = []
-        people = 0
-        while self._queue and (not turn or (self.together and people + len(self._queue[0].question.people) <= self.most_people)):
+        """Return the calls of the next batch, without cancelled ones."""
+        batch: list[Waiting] = []
+        users = 0
+        while self._queue and (
+            not batch or (self.batching and users + len(self._queue[0].question.people) <= self.max_batch_size)
+        ):
             waiting = self._queue.popleft()
-            self.people_waiting -= len(waiting.question.people)
+            self.users_waiting -= len(waiting.question.people)
             if not waiting.answered.cancelled():
-                turn.append(waiting)
-                people += len(waiting.question.people)
+                batch.append(waiting)
+                users += len(waiting.question.people)
         if not self._queue:
             self._arrived.clear()
-        return turn
+        return batch
 
-    async def _compute(self, turn: list[Waiting]) -> None:
-        questions = [waiting.question for waiting in turn]
+    async def _compute(self, batch: list[Waiting]) -> None:
+        questions = [waiting.question for waiting in batch]
         answers = await asyncio.get_running_loop().run_in_executor(self._worker, self._answer_each, questions)
-        self.turns += 1
-        self.calls += len(turn)
-        for waiting, answer in zip(turn, answers, strict=True):
-            if waiting.answered.done():  # its caller went away meanwhile
+        self.batches += 1
+        self.calls += len(batch)
+        for waiting, answer in zip(batch, answers, strict=True):
+            if waiting.answered.done():  # the caller has disconnected
                 continue
             if isinstance(answer, Exception):
                 waiting.answered.set_exception(answer)
@@ -106,7 +109,10 @@ class Batcher:
                 waiting.answered.set_result(answer)
 
     def _answer_each(self, questions: list[Question]) -> list[Any]:
-        """An answer or an exception for each question; where together fails, each is asked alone, so that one spoils no other."""
+        """Return an answer or an exception for each question.
+
+        A failed batch is retried one by one, so that one bad request cannot fail the others.
+        """
         try:
             return self._answer(questions)
         except Exception as error:
@@ -117,7 +123,7 @@ class Batcher:
             return [error]
 
     def close(self) -> None:
-        """Let the worker finish what it computes and end it."""
+        """Wait for the batch in progress and stop the worker."""
         self._worker.shutdown(wait=True)
 
 

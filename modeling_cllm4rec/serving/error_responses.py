@@ -1,4 +1,4 @@
-"""Bodies read up to a limit, and refusals as JSON that reach the client even while it still sends."""
+"""Request bodies with a size limit, and error responses as JSON that reach a client that is still sending."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from modeling_cllm4rec.core.handler import BadRequest
 
 MOST_BYTES = 1_000_000
 BODY_SECONDS = 20.0
-"""How long a body may take to arrive."""
+"""Time limit for receiving a body."""
 DRAIN_BYTES, DRAIN_SECONDS = 64_000_000, 5.0
-"""What is read and thrown away of a refused body: a client that still sends would otherwise see a reset connection."""
+"""Limits for draining a rejected body: without it, a client that is still sending would see a reset connection."""
 
 
 class Refused(Exception):
-    """A request that is answered by a refusal.
+    """A request that gets an error response.
 
     Args:
-        status: of HTTP.
+        status: HTTP status.
         reason: field, what it got, what is allowed, and what to do.
-        headers: further headers of the answer.
+        headers: additional response headers.
         unread: whether part of the body was not read.
     """
 
@@ -36,23 +36,23 @@ class Refused(Exception):
 
 
 class JSONAnswer(Response):
-    """JSON in ASCII, so that ids with half of a surrogate pair can be echoed, too."""
+    """JSON in ASCII, so that ids with an unpaired surrogate can be echoed."""
 
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
-        """The bytes of the body."""
+        """Return the bytes of the body."""
         return json.dumps(content, allow_nan=False).encode("ascii")
 
 
 class LingeringAnswer(JSONAnswer):
-    """Sent at once; then what the client still sends is thrown away for a while before the connection is closed."""
+    """A response that is sent at once, followed by draining the rest of the request before the connection closes."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, then drain."""
+        """Send the response, then drain the request."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await send({"type": "http.response.body", "body": self.body, "more_body": True})
-        expects = any(name == b"expect" for name, _ in scope["headers"])  # such a client sends nothing after a refusal
+        expects = any(name == b"expect" for name, _ in scope["headers"])  # such a client sends no body after an error
         try:
             async with asyncio.timeout(0 if expects else DRAIN_SECONDS):
                 await _drain(receive)
@@ -62,16 +62,16 @@ class LingeringAnswer(JSONAnswer):
 
 
 async def _drain(receive: Receive) -> None:
-    thrown_away = 0
-    while thrown_away < DRAIN_BYTES:
+    drained = 0
+    while drained < DRAIN_BYTES:
         message = await receive()
         if message["type"] != "http.request" or not message.get("more_body"):
             return
-        thrown_away += len(message["body"])
+        drained += len(message["body"])
 
 
 def refusal(refused: Refused) -> Response:
-    """The answer to a refused request: `{"error": {"field", "got", "allowed", "what_to_do"}}`."""
+    """Return the response to a rejected request: `{"error": {"field", "got", "allowed", "what_to_do"}}`."""
     body = {"error": refused.reason.as_json()}
     if refused.unread:
         return LingeringAnswer(body, refused.status, {**(refused.headers or {}), "connection": "close"})
@@ -79,7 +79,7 @@ def refusal(refused: Refused) -> Response:
 
 
 async def read_json(request: Request, most_bytes: int = MOST_BYTES, seconds: float = BODY_SECONDS) -> Any:
-    """The JSON value of a request's body.
+    """Read the JSON value of a request body.
 
     Raises:
         Refused: a body above `most_bytes` (by its header, before any of it is read), one that does not arrive within
@@ -102,7 +102,7 @@ async def read_json(request: Request, most_bytes: int = MOST_BYTES, seconds: flo
 
 
 def parse_json(body: bytes) -> Any:
-    """The value of a JSON document in UTF-8.
+    """Parse a JSON document in UTF-8.
 
     Raises:
         Refused: it is none, or holds what JSON does not allow (NaN), or nothing can be done with (half a surrogate pair).

@@ -29,19 +29,19 @@ log = logging.getLogger(__name__)
 ROUTES = ("POST /recommend", "GET /items?title=WORDS", "GET /health")
 MOST_FOUND, DEFAULT_FOUND = 100, 20
 CLIENT_GONE = 499
-"""Status in the log of a request whose client hung up; nobody reads it."""
+"""Status in the log of a request whose client has disconnected."""
 
 
 @dataclass(frozen=True)
 class ServiceSettings:
-    """How a service runs.
+    """Settings of a service.
 
     Args:
-        batch_size: people in one forward pass; None suits the model.
-        batching: answer calls that arrive together in one pass; False: one call after another.
-        wait_ms: milliseconds that a call waits for others when no call is being answered.
-        queue: people who may wait before further calls are refused with status 503; at least one call's 256.
-        most_bytes: largest body of a request.
+        batch_size: users per forward pass; None takes the model's default.
+        batching: answer concurrent calls in one pass; False answers one call after another.
+        wait_ms: milliseconds that a call waits for others if the server is idle.
+        queue: users who may wait before further calls get status 503; at least 256, the largest call.
+        most_bytes: largest request body in bytes.
     """
 
     batch_size: int | None = None
@@ -57,14 +57,14 @@ class ServiceSettings:
 
 
 def make_service(model: Any, settings: ServiceSettings | None = None) -> Starlette:
-    """The ASGI application: `POST /recommend`, `GET /items?title=`, `GET /health`.
+    """Build the ASGI application: `POST /recommend`, `GET /items?title=`, `GET /health`.
 
     Args:
         model: a recommender of either system (`hub.loading.load_recommender`).
-        settings: None takes the defaults.
+        settings: settings; None takes the defaults.
 
     Raises:
-        InputError: the model cannot recommend, or it has no titles of items to name and no catalogue.
+        InputError: the model cannot recommend or has no catalogue.
     """
     model.check_ready()
     service = _Service(model.eval(), settings or ServiceSettings())
@@ -88,16 +88,16 @@ def make_service(model: Any, settings: ServiceSettings | None = None) -> Starlet
 
 
 class _Service:
-    """The routes, and the queue that they share."""
+    """The routes and their shared queue."""
 
     def __init__(self, model: Any, settings: ServiceSettings) -> None:
         self.model, self.settings = model, settings
         size = settings.batch_size or model.default_batch_size
         self.batcher = Batcher(
             functools.partial(answer, model, batch_size=size),
-            most_people=size,
+            max_batch_size=size,
             capacity=settings.queue,
-            together=settings.batching,
+            batching=settings.batching,
             wait_s=settings.wait_ms / 1000,
         )
 
@@ -142,33 +142,33 @@ class _Service:
                 "items": len(model.catalogue),
                 "users": 0 if model.users is None else len(model.users),
                 "calls": batcher.calls,
-                "turns": batcher.turns,
-                "people_waiting": batcher.people_waiting,
+                "turns": batcher.batches,
+                "people_waiting": batcher.users_waiting,
             }
         )
 
 
 def _has_words(titles: pa.ChunkedArray, words: list[str]) -> pa.ChunkedArray:
-    """Which titles hold every word, whatever its case."""
+    """Return a mask of titles that contain every word, ignoring case."""
     found = [pc.match_substring(titles, word, ignore_case=True) for word in words]
     return functools.reduce(pc.and_, found)
 
 
 async def _unless_gone(request: Request, asking: Coroutine[Any, Any, Any]) -> Any:
-    """The answer, or `ClientDisconnect` as soon as the client hangs up: what still waits is then never computed."""
-    asked, gone = asyncio.ensure_future(asking), asyncio.ensure_future(request.receive())
+    """Return the answer, or raise `ClientDisconnect` when the client disconnects, so that a waiting call is never computed."""
+    answer_task, disconnected = asyncio.ensure_future(asking), asyncio.ensure_future(request.receive())
     try:
-        await asyncio.wait({asked, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not asked.done():
+        await asyncio.wait({answer_task, disconnected}, return_when=asyncio.FIRST_COMPLETED)
+        if not answer_task.done():
             raise ClientDisconnect()
-        return asked.result()
+        return answer_task.result()
     finally:
-        asked.cancel()
-        gone.cancel()
+        answer_task.cancel()
+        disconnected.cancel()
 
 
 def _busy(request: Request, error: Any) -> Response:
-    reason = BadRequest("queue", error.waiting, f"{error.capacity} people waiting", "ask again in a second")
+    reason = BadRequest("queue", error.waiting, f"{error.capacity} users waiting", "ask again in a second")
     return refusal(Refused(503, reason, {"retry-after": "1"}))
 
 

@@ -2,7 +2,7 @@
 
 Sizes of weights, moments, copies and logits follow from shapes. What a layer keeps for the backward pass depends on the
 architecture, so it is counted on three short sequences of the model itself. The few factors that remain were measured;
-recipes/memory_estimates.py measures them again. Time is never guessed: it is measured on the first steps.
+recipes/experiments/memory_estimates.py measures them again. Time is never guessed: it is measured on the first steps.
 """
 
 from __future__ import annotations

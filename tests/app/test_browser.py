@@ -153,7 +153,7 @@ def test_known_users_and_filters(visitor):
     user = visitor.page.get_by_label("Or a known user")
     user.fill("bob")
     visitor.press("Take")
-    visitor.says("There is no user “bob” among the 3 known ones")
+    visitor.says("User “bob” is not among the 3 known users")
     user.fill("user 1")
     user.press("Enter")
     visitor.says("User user 1, with 1 items.")

@@ -6,7 +6,7 @@ gr = pytest.importorskip("gradio", reason="needs the extra app")
 
 from modeling_cllm4rec.app.command import main  # noqa: E402
 from modeling_cllm4rec.app.page import Page, build_page  # noqa: E402
-from modeling_cllm4rec.app.person import Person  # noqa: E402
+from modeling_cllm4rec.app.user_history import UserHistory  # noqa: E402
 
 FILTERS = {"words": "", "k": 3, "exclude_seen": True, "title_words": "", "ids": "", "beams": None}
 
@@ -17,33 +17,33 @@ def page(models) -> Page:
 
 
 def test_a_history_is_composed(page):
-    person, history, found, sentence = page.toggle("B2", Person(), "soap 2")
-    assert person == Person(("B2",))
+    user_history, history, found, sentence = page.toggle("B2", UserHistory(), "soap 2")
+    assert user_history == UserHistory(("B2",))
     assert "Remove Lavender soap 2" in history
     assert 'aria-pressed="true"' in found
     assert sentence == ""
-    assert page.toggle("B2", person, "")[0] == Person()
-    assert page.clear("")[0] == Person()
+    assert page.toggle("B2", user_history, "")[0] == UserHistory()
+    assert page.clear("")[0] == UserHistory()
 
 
 def test_users_are_taken(page):
-    person, history, _, sentence = page.take("ann", Person(), "")
-    assert person == Person(("B0", "B3", "B5"), "ann")
+    user_history, history, _, sentence = page.take("ann", UserHistory(), "")
+    assert user_history == UserHistory(("B0", "B3", "B5"), "ann")
     assert history.count("<li>") == 3
     assert "User ann, with 3 items." in sentence
-    again, _, _, problem = page.take("bob", person, "")
-    assert again == person
-    assert "no user “bob”" in problem
+    again, _, _, problem = page.take("bob", user_history, "")
+    assert again == user_history
+    assert "User “bob” is not among" in problem
     user, picked, *_ = page.pick("")
     assert picked.user == user
 
 
 def test_lists_come_one_by_one_and_sentences_are_added(page):
-    person = Person(("B0",))
-    first, second = page.recommend(person, **FILTERS)
+    user_history = UserHistory(("B0",))
+    first, second = page.recommend(user_history, **FILTERS)
     assert (len(first[0]), len(second[0])) == (1, 2)
     item = second[0][0].rows[0].item
-    written, html = page.write("write-0", item, second[0], {}, person)
+    written, html = page.write("write-0", item, second[0], {}, user_history)
     assert list(written) == [(0, item)]
     assert html.count("<blockquote") == 1
 
@@ -59,7 +59,7 @@ def test_lists_come_one_by_one_and_sentences_are_added(page):
     ],
 )
 def test_what_cannot_be_asked_gets_one_sentence(page, change, sentence):
-    ((answers, html),) = page.recommend(Person(("B0",)), **{**FILTERS, **change})
+    ((answers, html),) = page.recommend(UserHistory(("B0",)), **{**FILTERS, **change})
     assert answers == []
     assert sentence in html
 

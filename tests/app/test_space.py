@@ -28,7 +28,7 @@ def test_the_files_of_a_space():
 
 @pytest.mark.parametrize("models", [[], ["you/a", "you/a"]])
 def test_models_are_named_once(models):
-    with pytest.raises(ValueError, match="name one or more models, none twice"):
+    with pytest.raises(ValueError, match="give one or more different models"):
         space_files(models, "x", ["y"], "6.31.0")
 
 
@@ -49,7 +49,7 @@ def test_the_command(tmp_path, capsys):
     assert "title: beauty" in (folder / "README.md").read_text(encoding="utf-8")
     assert "upload" in capsys.readouterr().out
     assert main(["--model", "you/beauty", "--output", str(folder)]) == 2
-    assert "holds something already" in capsys.readouterr().err
+    assert "which is not empty" in capsys.readouterr().err
     with pytest.raises(FileExistsError, match="--output"):
         write_space(folder, {})
     flags = ["--model", "you/beauty", "--output", str(tmp_path / "released"), "--requirement", "cllm4rec[app] @ git+https://x/y"]

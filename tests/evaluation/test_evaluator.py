@@ -131,14 +131,14 @@ class TestByHand:
 
 
 def test_validation_split(data):
-    with pytest.warns(UserWarning, match="1 of 4 users have no validation items and are left out"):
+    with pytest.warns(UserWarning, match="1 of 4 users have no validation items and are excluded"):
         report = run(data, split="validation")
     assert report.user_indices.tolist() == [0, 1, 3]
     assert report.per_user["recall@2"].tolist() == [1, 1, 1]
 
 
 def test_users_left_out_are_counted_once(data):
-    with pytest.warns(UserWarning, match="1 of 4 users have no test items and are left out") as caught:
+    with pytest.warns(UserWarning, match="1 of 4 users have no test items and are excluded") as caught:
         report = run(data)
     assert len(caught) == 1
     assert caught[0].filename.endswith("test_evaluator.py")
@@ -168,8 +168,8 @@ def test_nobody_to_evaluate(data):
         ({"split": "train"}, "split must be one of validation, test, got 'train'"),
         ({"test_history": "test"}, "test_history must be one of"),
         ({"mask": "all"}, "masked must be one of"),
-        ({"split": "validation", "test_history": "train+validation"}, "the validation split is to be predicted"),
-        ({"split": "validation", "mask": "train+validation"}, "the validation split is to be predicted"),
+        ({"split": "validation", "test_history": "train+validation"}, "the validation split is predicted"),
+        ({"split": "validation", "mask": "train+validation"}, "the validation split is predicted"),
         ({"recommender": RandomRecommender(7)}, "the recommender scores 7 items, but the data has 6"),
     ],
 )
@@ -228,7 +228,7 @@ class TestSearch:
         [([6, 3], 1.0, [1, 3, 4]), ([-2, 3], 1.0, [1, 3, 4]), ([3, 3], 1.0, [1, 3, 4]), ([1, 2], 0.0, [1, 2, 4])],
     )
     def test_items_that_are_none_or_twice_or_seen_are_counted(self, data, found, recall, shown):
-        with pytest.warns(UserWarning, match="^1 recommendations are no items, stand twice in a list or were seen"):
+        with pytest.warns(UserWarning, match="^1 recommendations are invalid, duplicate or seen items"):
             report = run(data, Beams(found, [1, 4], [4, -1]), metrics=["recall@1", "recall@2", "coverage@2"])
         assert report.illegal_items == 1
         assert report.per_user["recall@2"].tolist() == [recall, 0.5, 0.0]

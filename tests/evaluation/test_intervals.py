@@ -1,4 +1,4 @@
-"""Bootstrap intervals: determinism, bounded memory, coverage of a known mean, equality with scipy."""
+"""Bootstrap intervals: determinism, bounded memory, coverage of a known mean, frozen values."""
 
 import numpy as np
 import pytest
@@ -44,13 +44,28 @@ def test_wider_confidence_wider_interval():
     assert wide_low < low < values.mean() < high < wide_high
 
 
-@pytest.mark.parametrize("draws_at_once", [64, 1000, 5000])
-def test_small_memory_gives_as_good_an_interval(monkeypatch, draws_at_once):
-    """64 draws at once split one resample of 500 users into several pieces."""
+@pytest.mark.parametrize(
+    ("users", "seed", "expected"),
+    [
+        (1, 0, (0.0, 0.0)),
+        (7, 2, (0.14593352192362113, 0.5659830268741158)),
+        (50, 0, (0.4115594059405941, 0.5645643564356436)),
+        (1429, 0, (0.4813334465007033, 0.5076741334035433)),
+        (5000, 3, (0.4863456930693069, 0.5024674752475248)),
+    ],
+)
+def test_published_intervals_do_not_change(users, seed, expected):
+    """The values are those of the first implementation, which drew the same users without scipy."""
+    values = np.arange(users) * 7919 % 101 / 101
+    assert bootstrap_interval(values, n_resamples=500, seed=seed) == pytest.approx(expected, rel=0, abs=1e-15)
+
+
+@pytest.mark.parametrize("draws_per_batch", [64, 1000, 5000])
+def test_batches_do_not_change_the_interval(monkeypatch, draws_per_batch):
     values = np.random.default_rng(5).random(500)
     expected = bootstrap_interval(values, n_resamples=4000)
-    monkeypatch.setattr(intervals, "DRAWS_AT_ONCE", draws_at_once)
-    assert bootstrap_interval(values, n_resamples=4000) == pytest.approx(expected, abs=3e-3)
+    monkeypatch.setattr(intervals, "DRAWS_PER_BATCH", draws_per_batch)
+    assert bootstrap_interval(values, n_resamples=4000) == pytest.approx(expected, rel=0, abs=1e-15)
 
 
 def test_paired_difference_is_the_interval_of_the_differences():
@@ -74,7 +89,7 @@ def test_paired_difference_of_equals_is_zero():
         ({"values": np.array([])}, "values must be a non-empty"),
         ({"values": np.ones((2, 2))}, r"values must be a non-empty \(users,\) array, got shape \(2, 2\)"),
         ({"values": np.array([1.0, np.nan])}, "values has 1 NaN or infinite entries of 2"),
-        ({"values": np.ones(2), "confidence": 95}, "confidence must lie between 0 and 1, got 95"),
+        ({"values": np.ones(2), "confidence": 95}, "confidence must be between 0 and 1, got 95"),
         ({"values": np.ones(2), "n_resamples": 0}, "n_resamples must be at least 1, got 0"),
     ],
 )

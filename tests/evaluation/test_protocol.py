@@ -50,7 +50,7 @@ def test_refuses_other_values(field, value, message):
 
 @pytest.mark.parametrize("field", ["test_history", "masked"])
 def test_validation_is_not_given_when_it_is_to_be_predicted(field):
-    with pytest.raises(ValueError, match=f"{field} is 'train.validation', but the validation split is to be predicted"):
+    with pytest.raises(ValueError, match=f"{field} is 'train.validation', but the validation split is predicted"):
         dataclasses.replace(PROTOCOL, split="validation", **{field: "train+validation"})
 
 

@@ -49,7 +49,7 @@ def test_an_existing_report_is_kept(report, tmp_path):
     path = report.save(tmp_path / "report.json")
     before = path.read_bytes()
     report.metrics["recall@20"] = 0.75
-    with pytest.raises(FileExistsError, match=r"report.json exists already; .* pass overwrite=True"):
+    with pytest.raises(FileExistsError, match=r"report.json exists; .* pass overwrite=True"):
         report.save(path)
     assert path.read_bytes() == before
     report.save(path, overwrite=True)
@@ -66,7 +66,7 @@ def test_a_number_that_is_none_is_not_written(report, tmp_path):
 def test_per_user_values(report, tmp_path):
     table = pq.read_table(report.save_per_user(tmp_path / "users.parquet"))
     assert table.to_pydict() == {"user_index": [3, 5], "recall@20": [0.0, 0.5]}
-    with pytest.raises(FileExistsError, match=r"users.parquet exists already"):
+    with pytest.raises(FileExistsError, match=r"users.parquet exists; choose"):
         report.save_per_user(tmp_path / "users.parquet")
 
 
@@ -86,7 +86,7 @@ def test_load_refuses_other_files(report, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"report\.json"):
         EvaluationReport.load(path)
     path.write_text('{"format": "cllm4')
-    with pytest.raises(ValueError, match=r"report.json is not a whole JSON file .*; evaluate again"):
+    with pytest.raises(ValueError, match=r"report.json is truncated or not JSON .*; evaluate again"):
         EvaluationReport.load(path)
     path.write_text("[]")
     with pytest.raises(ValueError, match="is not an evaluation report"):

@@ -87,7 +87,7 @@ def test_blocks_change_nothing(monkeypatch):
     scores = np.random.default_rng(1).integers(0, 9, size=(11, 30)).astype(np.float32)
     seen = histories_from_lists([[row, row + 1] for row in range(11)])
     whole = top_k(scores, 5, seen)
-    monkeypatch.setattr(evaluator, "KEYS_AT_ONCE", 70)  # two rows at a time
+    monkeypatch.setattr(evaluator, "KEYS_PER_BLOCK", 70)  # two rows at a time
     parts = top_k(scores, 5, seen)
     assert (whole[0] == parts[0]).all() and (whole[1] == parts[1]).all()
 

@@ -72,6 +72,6 @@ def test_other_backbones(make_model, name, tmp_path):
 
 def test_without_the_extra(model, tmp_path, monkeypatch):
     monkeypatch.setattr(scoring_graph, "NEEDED", ("no_such_module",))
-    with pytest.raises(OSError, match=re.escape("no_such_module not installed; run: pip install no_such_module")):
+    with pytest.raises(ImportError, match=re.escape("no_such_module not installed; run: pip install no_such_module")):
         export_onnx(model, tmp_path / "onnx")
     assert not (tmp_path / "onnx").exists()

@@ -138,6 +138,6 @@ def test_the_command_prints_recall(model_folder, tmp_path, capsys, monkeypatch):
     assert main([*flags, "--output", str(tmp_path / "b")]) == 0
     assert "usearch is not installed; run: pip install usearch" in capsys.readouterr().out
     assert main([*flags, "--output", str(tmp_path / "b")]) == 2
-    assert "holds something already; name a folder that is new or empty" in capsys.readouterr().err
+    assert "which is not empty; choose a new or empty folder" in capsys.readouterr().err
     assert main([*flags, "--json", "--no-index", "--output", str(tmp_path / "c")]) == 0
     assert json.loads(capsys.readouterr().out)["index"] is None

@@ -26,7 +26,7 @@ def test_all_commands_are_there(benchmark: Any, capsys: pytest.CaptureFixture[st
     with pytest.raises(SystemExit):
         benchmark.main(["--help"])
     printed = capsys.readouterr().out
-    assert all(f"benchmark.py {name} " in printed for name in ("quality", "ablation", "report", "speed", "decode"))
+    assert all(f"benchmark.py {name} " in printed for name in ("quality", "ablation", "report"))
 
 
 def test_quality_has_a_default_recipe(benchmark: Any) -> None:

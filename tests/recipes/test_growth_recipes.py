@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from cold_items import HeldOutItems, hold_out_items
 from transformers import AutoTokenizer
 
 from modeling_cllm4rec.cllm4rec.arguments import PretrainArguments
 from modeling_cllm4rec.cllm4rec.pretraining import new_model
 from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers
-from modeling_cllm4rec.corpora.cold_items import HeldOutItems, hold_out_items
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.item_embeddings import embed_items
 from modeling_cllm4rec.hub.loading import load_recommender
@@ -134,7 +134,7 @@ def test_split_and_measure_both_systems(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    main = run_main("new_items")
+    main = run_main("experiments/new_items")
     shares = ("--share", 0.2, "--tuning-share", 0.1)
     assert main("split", "--data", data_folder, "--output", tmp_path / "rest", *shares) == 0
     assert "28 items and " in capsys.readouterr().out
@@ -176,8 +176,8 @@ def test_one_line_for_bad_input(
         ),
         ("add_items", (*new, "--items", new_items, "--passes", "-1"), "passes is -1; it must be 0 or more"),
         ("add_items", ("--model", cllm4rec, "--items", new_items, "--output", cllm4rec), "exists and is not empty"),
-        ("new_items", ("measure", "--data", data_folder), "no items were withheld from it"),
-        ("new_items", ("split", "--data", data_folder, "--output", tmp_path / "out", "--share", "2"), "share is 2.0"),
+        ("experiments/new_items", ("measure", "--data", data_folder), "no items were withheld from it"),
+        ("experiments/new_items", ("split", "--data", data_folder, "--output", tmp_path / "out", "--share", "2"), "share is 2.0"),
         ("update", ("--data", data_folder, "--output", tmp_path / "out"), "start is not set"),
     ]
     for name, flags, message in cases:

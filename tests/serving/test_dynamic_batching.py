@@ -39,7 +39,7 @@ def running(scenario, answers=None, **settings):
     answers = answers or Answers()
 
     async def whole():
-        batcher = Batcher(answers, **{"most_people": 4, "capacity": 10, **settings})
+        batcher = Batcher(answers, **{"max_batch_size": 4, "capacity": 10, **settings})
         turns = asyncio.create_task(batcher.run())
         try:
             return await asyncio.wait_for(scenario(batcher, answers), 30)
@@ -55,25 +55,25 @@ async def first_in_work(batcher, answers):
     """A call that is being computed behind the closed gate, so that the next ones wait."""
     answers.gate.clear()
     first = asyncio.create_task(batcher.ask(question(0)))
-    while batcher.people_waiting or not first.get_coro().cr_frame:
+    while batcher.users_waiting or not first.get_coro().cr_frame:
         await asyncio.sleep(0.001)
     await asyncio.sleep(0.01)
-    assert batcher.people_waiting == 0
+    assert batcher.users_waiting == 0
     return first
 
 
-@pytest.mark.parametrize(("together", "turns"), [(True, [[0], [1, 2, 3, 4], [5]]), (False, [[0], [1], [2], [3], [4], [5]])])
-def test_what_waits_shares_a_turn(together, turns):
+@pytest.mark.parametrize(("batching", "turns"), [(True, [[0], [1, 2, 3, 4], [5]]), (False, [[0], [1], [2], [3], [4], [5]])])
+def test_what_waits_shares_a_turn(batching, turns):
     async def scenario(batcher, answers):
         first = await first_in_work(batcher, answers)
         rest = [asyncio.create_task(batcher.ask(question(number))) for number in range(1, 6)]
         await asyncio.sleep(0.01)
         answers.gate.set()
         assert await asyncio.gather(first, *rest) == [0, 1, 2, 3, 4, 5]
-        assert (batcher.turns, batcher.calls) == (len(turns), 6)
+        assert (batcher.batches, batcher.calls) == (len(turns), 6)
         assert answers.turns == turns
 
-    running(scenario, together=together)
+    running(scenario, batching=batching)
 
 
 def test_calls_that_arrive_within_the_wait_share_a_turn():
@@ -101,7 +101,7 @@ def test_a_full_queue_refuses_and_goes_on():
         first = await first_in_work(batcher, answers)
         waiting = [asyncio.create_task(batcher.ask(question(number, 5))) for number in (1, 2)]
         await asyncio.sleep(0.01)
-        with pytest.raises(QueueFull, match="10 people wait, 10 may"):
+        with pytest.raises(QueueFull, match="10 of at most 10 users are waiting"):
             await batcher.ask(question(3))
         answers.gate.set()
         assert await asyncio.gather(first, *waiting) == [0, 1, 2]
@@ -119,7 +119,7 @@ def test_a_caller_who_went_away_is_never_computed():
         first.cancel()  # in work already: its answer is thrown away
         answers.gate.set()
         assert await stays == 2
-        assert answers.turns == [[0], [2]] and batcher.people_waiting == 0
+        assert answers.turns == [[0], [2]] and batcher.users_waiting == 0
 
     running(scenario)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-FILE = Path(__file__).parents[2] / "recipes" / "load_test.py"
+FILE = Path(__file__).parents[2] / "recipes" / "experiments" / "load_test.py"
 _spec = importlib.util.spec_from_file_location("load_test_recipe", FILE)
 assert _spec is not None and _spec.loader is not None
 load_test = importlib.util.module_from_spec(_spec)
@@ -31,7 +31,7 @@ def test_a_call_that_fails_is_an_error(start, cllm4rec):
 
 def test_arguments_at_fault(tmp_path, cllm4rec_folder, capsys):
     assert load_test.main(["--model", str(tmp_path), "--output", str(tmp_path)]) == 2
-    assert "has no users.parquet; the test asks for known users" in capsys.readouterr().err
+    assert "has no users.parquet; the test needs known users" in capsys.readouterr().err
     assert load_test.main(["--model", str(cllm4rec_folder), "--output", str(tmp_path), "--seconds", "0"]) == 2
     assert "--seconds 0, --callers [1, 8, 32]: both must be positive" in capsys.readouterr().err
 

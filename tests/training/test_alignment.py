@@ -349,7 +349,7 @@ def test_illegal_items_are_found_without_the_tree(align_arguments: MakeAlign) ->
     assert (again.metrics, again.illegal_items) == (right.metrics, 0)
     free = np.setdiff1d(np.arange(64), model.semantic_ids.codes @ np.array([8, 1]))[:1]
     model.__dict__["trie"] = ItemTrie(np.concatenate([model.semantic_ids.codes[1:], [[free[0] // 8, free[0] % 8]]]), 8)
-    with pytest.warns(UserWarning, match="recommendations are no items, stand twice in a list or were seen"):
+    with pytest.warns(UserWarning, match="recommendations are invalid, duplicate or seen items"):
         wrong = evaluate_templates(model, data, "test", [0], {"num_beams": 39}, metrics=["hit_rate@39"], progress=False)
     assert wrong.illegal_items is not None and wrong.illegal_items > 0
 

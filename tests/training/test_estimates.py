@@ -22,7 +22,7 @@ from modeling_cllm4rec.training import estimates
 from modeling_cllm4rec.training.estimates import MemoryEstimate, Pace
 
 GB = estimates.GB
-RECIPE = Path(__file__).parents[2] / "recipes" / "memory_estimates.py"
+RECIPE = Path(__file__).parents[2] / "recipes" / "experiments" / "memory_estimates.py"
 
 
 def test_logits_by_hand() -> None:

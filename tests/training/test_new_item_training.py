@@ -12,13 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from cold_items import HeldOutItems, hold_out_items
 
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation
 from modeling_cllm4rec.cllm4rec.new_item_training import NewRowTraining, add_items, train_new_rows
 from modeling_cllm4rec.cllm4rec.prompts import Prompts, recommendation_segments
 from modeling_cllm4rec.cllm4rec.update import UpdateArguments, grow_to, update
 from modeling_cllm4rec.core.catalogue import KnownUsers
-from modeling_cllm4rec.corpora.cold_items import HeldOutItems, hold_out_items
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 

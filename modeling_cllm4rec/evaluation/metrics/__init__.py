@@ -1,4 +1,4 @@
-"""The ranking metrics as modules of the `evaluate` library, loaded from this folder and without a network.
+"""The ranking metrics as modules of the `evaluate` library, loaded from this folder without network access.
 
 ```python
 recall = evaluate.load(metric_path("recall_at_k"))
@@ -16,13 +16,13 @@ METRIC_NAMES = ("recall_at_k", "ndcg_at_k", "hit_rate_at_k", "mrr_at_k", "covera
 
 
 def metric_path(name: str) -> str:
-    """Folder of a metric module, to be given to `evaluate.load`.
+    """Return the folder of a metric module, the argument of `evaluate.load`.
 
     Args:
         name: one of `METRIC_NAMES`.
 
     Raises:
-        InputError: if there is no metric of that name.
+        InputError: `name` is unknown.
 
     >>> metric_path("recall_at_k").endswith("recall_at_k")
     True

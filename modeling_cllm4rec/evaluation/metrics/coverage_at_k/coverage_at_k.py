@@ -8,13 +8,13 @@ import evaluate
 from modeling_cllm4rec.evaluation.ranking import coverage_at_k, ranked_from_lists
 
 _DESCRIPTION = """\
-Share of the catalogue that stands among the first k of anyone. It needs no references.
+Share of the catalogue that is among the first k of at least one user. It needs no references.
 """
 
 _INPUTS = """
 Args:
-    predictions: for each user the ranked item indices, best first (-1 may fill the end of a list).
-    k: how many of the first items count, at least 1 and at most the length of the longest list.
+    predictions: for each user the ranked item indices, best first (-1 may pad the end of a list).
+    k: length of the ranked lists that is evaluated, at least 1 and at most the length of the longest list.
     num_items: size of the catalogue.
 Returns:
     coverage_at_k: in [0, 1].
@@ -26,7 +26,7 @@ Examples:
 
 
 class CoverageAtK(evaluate.Metric):
-    """Share of the catalogue that stands among the first k of anyone."""
+    """Share of the catalogue that is among the first k of at least one user."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(

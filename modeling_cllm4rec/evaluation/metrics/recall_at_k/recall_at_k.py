@@ -2,50 +2,17 @@
 
 from __future__ import annotations
 
-import datasets
-import evaluate
-
-from modeling_cllm4rec.evaluation.ranking import (
-    histories_from_lists,
-    hits,
-    mean_over_users,
-    ranked_from_lists,
-    recall_at_k,
-    truth_sizes,
-)
-
-_DESCRIPTION = """\
-Share of a user's true items that stand among the first k, over the most that could: min(k, true items).
-Users without a true item are left out of the mean and counted in a warning.
-"""
-
-_INPUTS = """
-Args:
-    predictions: for each user the ranked item indices, best first (-1 may fill the end of a list).
-    references: for each user the true item indices.
-    k: how many of the first items count, at least 1 and at most the length of the longest list.
-Returns:
-    recall_at_k: mean over users, in [0, 1].
-Examples:
-    >>> metric = evaluate.load(metric_path("recall_at_k"))
-    >>> metric.compute(predictions=[[4, 2, 7]], references=[[7, 9]], k=3)
-    {'recall_at_k': 0.5}
-"""
+from modeling_cllm4rec.evaluation import ranking
+from modeling_cllm4rec.evaluation.metrics import base
 
 
-class RecallAtK(evaluate.Metric):
-    """Share of a user's true items that stand among the first k, over the most that could: min(k, true items)."""
+class RecallAtK(base.PerUserMetric):
+    """Share of a user's true items among the first k, divided by min(k, true items)."""
 
-    def _info(self) -> evaluate.MetricInfo:
-        features = {
-            "predictions": datasets.Sequence(datasets.Value("int64")),
-            "references": datasets.Sequence(datasets.Value("int64")),
-        }
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION, citation="", inputs_description=_INPUTS, features=datasets.Features(features)
-        )
+    metric = "recall_at_k"
+    about = "Share of a user's true items among the first k, divided by min(k, true items)."
+    example = 0.5
 
-    def _compute(self, predictions: list[list[int]], references: list[list[int]], k: int) -> dict[str, float]:
-        truth = histories_from_lists(references)
-        hit = hits(ranked_from_lists(predictions), truth)
-        return {"recall_at_k": mean_over_users(recall_at_k(hit, truth_sizes(truth), k))}
+    def per_user(self, hit: ranking.BoolArray, sizes: ranking.IntArray, k: int) -> ranking.FloatArray:
+        """Return the (users,) values of (users, K) hits and (users,) numbers of true items."""
+        return ranking.recall_at_k(hit, sizes, k)

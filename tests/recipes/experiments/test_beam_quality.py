@@ -1,12 +1,11 @@
-"""The command `recipes/benchmark.py beams`."""
+"""The script `beam_quality.py`."""
 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import beam_quality
 import numpy as np
 import pytest
 from transformers import AutoTokenizer
@@ -18,18 +17,6 @@ from modeling_cllm4rec.evaluation.searching import SearchingRecommender
 from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
 from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds
 from modeling_cllm4rec.tokenization.tokenization_lcrec import add_semantic_id_tokens
-
-RECIPES = Path(__file__).parents[2] / "recipes"
-
-
-@pytest.fixture(scope="module")
-def benchmark() -> Iterator[Callable[[list[str]], int]]:
-    """`main` of benchmark.py; its folder is the first on the path when a recipe runs."""
-    sys.path.insert(0, str(RECIPES))
-    import benchmark
-
-    yield benchmark.main
-    sys.path.remove(str(RECIPES))
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +37,10 @@ def model(data: RecommendationData, tiny_backbones: dict[str, Path], tmp_path_fa
     return folder
 
 
-def test_beams_against_exact_scoring(
-    benchmark: Callable[[list[str]], int], model: Path, data: RecommendationData, data_folder: Path, tmp_path: Path
-) -> None:
+def test_beams_against_exact_scoring(model: Path, data: RecommendationData, data_folder: Path, tmp_path: Path) -> None:
     flags = ["--test-history", "train", "--users", "30", "--batch-size", "7", "--output", str(tmp_path)]
     everything = str(data.num_items)
-    assert benchmark(["beams", "--model", str(model), "--data", str(data_folder), "--beams", "10", everything, *flags]) == 0
+    assert beam_quality.main(["--model", str(model), "--data", str(data_folder), "--beams", "10", everything, *flags]) == 0
     report = json.loads((tmp_path / "beams.json").read_text())
     few, all_of_them, exact = report["rows"]
     assert [row["search"] for row in report["rows"]] == ["10 beams", f"{everything} beams", "exact"]
@@ -69,8 +54,6 @@ def test_beams_against_exact_scoring(
     assert "30 users (a random sample" in report["protocol"]
 
 
-def test_too_few_beams(
-    benchmark: Callable[[list[str]], int], model: Path, data_folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert benchmark(["beams", "--model", str(model), "--data", str(data_folder), "--beams", "5"]) == 2
-    assert "--beams has 5; 10 items are ranked and need 10 beams or more" in capsys.readouterr().err
+def test_too_few_beams(model: Path, data_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert beam_quality.main(["--model", str(model), "--data", str(data_folder), "--beams", "5"]) == 2
+    assert "--beams has 5; 10 items are ranked, so each number must be 10 or more" in capsys.readouterr().err

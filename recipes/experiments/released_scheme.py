@@ -1,12 +1,12 @@
-"""The training scheme of the released research code of CLLM4Rec, written from its description to be timed by benchmark.py.
+"""The training scheme of the released CLLM4Rec research code, reimplemented from its description for training_speed.py.
 
-Documents come in the order of their files. A batch is text with ID words, tokenized when it is read and padded to its longest
-document. The frozen backbone reads the prompt and keeps keys and values, then reads the main text after them; the head computes
-logits at every place of the padded main text. Everything is fp32, and Adam updates the whole tables.
+Documents are read in file order. A batch is text with ID words, tokenized when it is read and padded to its longest document. The
+frozen backbone processes the prompt and caches keys and values, then processes the main text. The head computes logits at every
+position of the padded main text. All computation is fp32, and Adam updates whole tables.
 
-So that it minimizes the same as ours does, it leaves out what the released code does otherwise: the first main token is
-predicted, too; prompts of different lengths in a batch are masked; held-out items are the target of a recommendation and are
-regularized; histories are reordered. It has this package's templates and fast tokenizer as well.
+To minimize the same objective as our training, it departs from the released code in four points. The first main token is also
+predicted. Prompts of different lengths in a batch are masked. Held-out items are the targets of a recommendation and are
+regularized. Histories are reordered. It uses this package's templates and fast tokenizer.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from modeling_cllm4rec.cllm4rec.documents import HistoryCorpus
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation, Side
 from modeling_cllm4rec.cllm4rec.prompts import Prompts, tokenize_template
 from modeling_cllm4rec.core.catalogue import text_column
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.core.language_model import end_tokens
 from modeling_cllm4rec.core.prompt_assembly import build_input_ids, pad_right
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
@@ -36,12 +37,12 @@ Pair = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Improvements:
-    """What is not done as released, to see what each change is worth; by default nothing.
+    """Changes to the released scheme, to measure the effect of each; all off by default.
 
     Attributes:
-        one_pass: prompt and main text go through the backbone together, without a cache.
-        tokenized_once: texts are tokenized before training, ID tokens are put in by arithmetic.
-        main_tokens_only: no logits for padding.
+        one_pass: process prompt and main text in one backbone pass, without a cache.
+        tokenized_once: tokenize texts before training and insert ID tokens by arithmetic.
+        main_tokens_only: compute no logits for padding.
     """
 
     one_pass: bool = False
@@ -50,7 +51,7 @@ class Improvements:
 
 
 def text_documents(data: RecommendationData, prompts: Prompts) -> list[tuple[str, str]]:
-    """(prompt with ID words, main text) of each text document, numbered as in `TextCorpus`."""
+    """Return (prompt with ID words, main text) of each text document, in the order of `TextCorpus`."""
     documents: list[tuple[str, str]] = []
     for column in ITEM_TEXTS:
         if column in data.items.column_names:
@@ -66,22 +67,22 @@ def text_documents(data: RecommendationData, prompts: Prompts) -> list[tuple[str
 
 
 class ReleasedScheme:
-    """Losses and optimizers of the released scheme, over the documents of a data folder.
+    """Losses and optimizers of the released scheme for the documents of a data folder.
 
     Args:
-        model: trained in place, its ID tables only.
+        model: model whose ID tables are trained in place.
         tokenizer: a `CLLM4RecTokenizer`.
         data: the prepared folder.
         prompts: templates.
-        histories: the training histories; they are reordered and held out as our stages do it.
-        max_text_tokens: cut main texts after so many tokens; None cuts nothing.
-        mask_share: share of a history that is held out in finetuning.
+        histories: the training histories, reordered and held out as in our stages.
+        max_text_tokens: truncate main texts to this number of tokens; None does not truncate.
+        mask_share: share of a history held out in finetuning.
         lambda_c: weight of the mutual regularization, scaled as the released code scales it.
         lr: learning rate of Adam.
-        improvements: what is not done as released.
+        improvements: changes to the released scheme.
 
     Raises:
-        ValueError: a history that does not fit the backbone's context.
+        InputError: a history does not fit the backbone's context.
     """
 
     def __init__(
@@ -114,7 +115,7 @@ class ReleasedScheme:
         )
         longest = int(histories.lengths.max(initial=0))
         if longest + words > model.config.context_length:
-            raise ValueError(
+            raise InputError(
                 f"the longest history has {longest} items, its prompt {words} words more, and the backbone's context holds "
                 f"{model.config.context_length} tokens: the released scheme does not shorten histories; use a backbone with a "
                 "longer context, or other data"
@@ -125,7 +126,7 @@ class ReleasedScheme:
         }
 
     def train(self, kind: str, documents: np.ndarray, batch_size: int, epoch: int = 0) -> None:
-        """One pass over documents in ascending order, an optimizer step a batch.
+        """Train one pass over documents in ascending order, with one optimizer step per batch.
 
         Args:
             kind: `"collaborative"` (L pass), `"content"` (C pass) or `"recommendation"` (finetuning).
@@ -139,7 +140,7 @@ class ReleasedScheme:
             optimizer.step()
 
     def loss(self, kind: str, documents: np.ndarray, epoch: int = 0) -> torch.Tensor:
-        """() mean nll of a batch's main tokens (in finetuning, of its users) plus the regularization, summed."""
+        """Return the () mean nll of a batch's main tokens (in finetuning, of its users) plus the summed regularization."""
         if kind == "recommendation":
             return self._recommendation_loss(documents, epoch)
         if kind == "collaborative":
@@ -148,7 +149,7 @@ class ReleasedScheme:
         return self._main_text_loss(pairs or self._tokenize([self.texts[number] for number in documents]), "content")
 
     def states(self, pairs: Sequence[Pair], side: Side) -> tuple[torch.Tensor, torch.Tensor]:
-        """States that predict the main tokens, and the main tokens.
+        """Return the states that predict the main tokens, and the main tokens.
 
         Returns:
             (B, M, K) states, and (B, M) token ids, -100 at padding.
@@ -159,8 +160,8 @@ class ReleasedScheme:
         if self.improvements.one_pass:
             ids, mask = self._padded([np.concatenate(pair) for pair in pairs])
             hidden = self.model.hidden_states(ids, mask, side)
-            places = (lengths[:, None] - 1 + offsets).clamp(max=ids.shape[1] - 1)
-            return hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[-1])), main
+            positions = (lengths[:, None] - 1 + offsets).clamp(max=ids.shape[1] - 1)
+            return hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1])), main
         prompts, prompt_mask = self._padded([prompt for prompt, _ in pairs])
         body = self.model.backbone.base_model
         first = body(
@@ -203,7 +204,7 @@ class ReleasedScheme:
         return nll + self.lambda_c * self._distance(torch.cat([ids, held_ids], dim=1), "collaborative")
 
     def _distance(self, ids: torch.Tensor, side: Side) -> torch.Tensor:
-        """() sum over all ID tokens, each occurrence, of the squared distance to the other side, held fixed."""
+        """Return the () squared distance to the other side, which is detached, summed over all occurrences of ID tokens."""
         other: Side = "content" if side == "collaborative" else "collaborative"
         tokens = ids[ids >= self.first_user][None]
         own, fixed = self.model.embed_tokens(tokens, side), self.model.embed_tokens(tokens, other).detach()
@@ -236,17 +237,17 @@ class ReleasedScheme:
         return [np.concatenate([self.begin, ids]).astype(np.int64) for ids in self._encode(written)]
 
     def _encode(self, texts: list[str], literal: bool = False) -> list[np.ndarray]:
-        """Token ids of texts; in a literal one, ID words are text."""
+        """Return token ids of texts; in literal texts, ID words are plain text."""
         encoded = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=literal)["input_ids"]
         return [np.array(ids, dtype=np.int64) for ids in encoded]
 
     def _padded(self, rows: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, T) token ids padded on the right, and their mask."""
+        """Return (B, T) right-padded token ids and their mask."""
         ids = torch.from_numpy(pad_right(rows, 0)).to(self._device)
         lengths = torch.tensor([len(row) for row in rows], device=self._device)
         return ids, (torch.arange(ids.shape[1], device=self._device) < lengths[:, None]).long()
 
 
 def _item_words(items: np.ndarray) -> str:
-    """Items as ID words: `<item_3> <item_5>`."""
+    """Return items as ID words: `<item_3> <item_5>`."""
     return " ".join(f"<item_{item}>" for item in items)

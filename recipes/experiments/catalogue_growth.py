@@ -1,8 +1,9 @@
-"""Time and memory of one task over a catalogue of a given size, with random tables, in a process of its own.
+"""Time and memory of one task on a catalogue of a given size with random embeddings.
 
-    python recipes/catalogue_growth.py --task score --items 1000000
+    python recipes/experiments/catalogue_growth.py --task score --items 1000000
 
-benchmark.py runs it for each task and size; it prints one line of JSON.
+It prints one line of JSON. training_speed.py runs it for each task and size in a separate process, so that the peak memory of one
+case does not include that of another.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ TARGETS = 10
 
 
 def make_task(task: str, hidden: torch.Tensor, table: torch.Tensor, seed: int) -> Callable[[], Any]:
-    """What is timed: the best 100 items of each row, or the loss of a training step and its gradients."""
+    """Return the function to time: the best 100 items of each row, or the loss of a training step and its gradients."""
     if task == "score":
         return lambda: top_items(F.linear(hidden, table), min(TOP, len(table)))
     kinds: dict[str, ItemLoss] = {"exact": "exact", "chunked": "chunked", "sampled": "sampled"}
@@ -45,7 +46,7 @@ def make_task(task: str, hidden: torch.Tensor, table: torch.Tensor, seed: int) -
 
 
 def measure(task: str, num_items: int, batch: int, width: int, repeats: int, seed: int) -> dict[str, Any]:
-    """Median seconds of a task, items scored per second, and memory in bytes: before the tables were made, and at most."""
+    """Return the median seconds of a task, items scored per second, and bytes of memory before the tables exist and at peak."""
     before = peak_memory()
     generator = torch.Generator().manual_seed(seed)
     table = torch.empty(num_items, width).normal_(std=0.02, generator=generator)
@@ -56,7 +57,7 @@ def measure(task: str, num_items: int, batch: int, width: int, repeats: int, see
         start = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - start)
-    median = statistics.median(seconds[1:])  # the first run warms up
+    median = statistics.median(seconds[1:])  # the first run is a warm-up
     return {
         "task": task,
         "items": num_items,
@@ -72,16 +73,18 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command."""
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--task", choices=TASKS, required=True, help="best items, or a training step with one of the losses")
-    flags.add_argument("--items", type=int, required=True, help="size of the catalogue")
-    flags.add_argument("--batch", type=int, default=64, help="rows scored at once")
-    flags.add_argument("--width", type=int, default=384, help="width of the item rows")
-    flags.add_argument("--repeats", type=int, default=3, help="timed runs, of which the median counts")
-    flags.add_argument("--threads", type=int, default=0, help="threads of torch; 0 leaves its default")
-    flags.add_argument("--seed", type=int, default=0, help="start of all random numbers")
-    given = flags.parse_args(argv)
-    if given.threads:
-        torch.set_num_threads(given.threads)
-    print(json.dumps(measure(given.task, given.items, given.batch, given.width, given.repeats, given.seed)))
+    flags.add_argument("--items", type=int, required=True, help="catalogue size")
+    flags.add_argument("--batch", type=int, default=64, help="rows per batch")
+    flags.add_argument("--width", type=int, default=384, help="embedding width")
+    flags.add_argument("--repeats", type=int, default=3, help="timed runs; the median is reported")
+    flags.add_argument("--threads", type=int, default=0, help="torch threads; 0 keeps the default")
+    flags.add_argument("--seed", type=int, default=0, help="random seed")
+    arguments = flags.parse_args(argv)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    print(
+        json.dumps(measure(arguments.task, arguments.items, arguments.batch, arguments.width, arguments.repeats, arguments.seed))
+    )
     return 0
 
 

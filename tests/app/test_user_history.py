@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeling_cllm4rec.app.person import Person, any_user, take_user
+from modeling_cllm4rec.app.user_history import UserHistory, any_user, take_user
 from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers
 
 CATALOGUE = Catalogue(["B0", "B1", "B2"])
@@ -14,28 +14,28 @@ USERS = KnownUsers([17, 4], np.array([0, 2, 2]), np.array([2, 0], np.int32))
 
 @given(st.lists(st.sampled_from("abcd"), max_size=12))
 def test_an_item_stands_in_a_history_if_it_was_toggled_an_odd_number_of_times(items):
-    person = Person(user="ann")
+    user_history = UserHistory(user="ann")
     for item in items:
-        person = person.toggled(item)
-    assert set(person.history) == {item for item in items if items.count(item) % 2}
-    assert len(set(person.history)) == len(person.history)
-    assert person.user == "ann"
+        user_history = user_history.toggled(item)
+    assert set(user_history.history) == {item for item in items if items.count(item) % 2}
+    assert len(set(user_history.history)) == len(user_history.history)
+    assert user_history.user == "ann"
 
 
 def test_known_users():
-    assert take_user(USERS, CATALOGUE, " 17 ") == (Person(("B2", "B0"), "17"), "User 17, with 2 items.")
-    person, sentence = take_user(USERS.without_histories(), CATALOGUE, "17")
-    assert person == Person((), "17")
+    assert take_user(USERS, CATALOGUE, " 17 ") == (UserHistory(("B2", "B0"), "17"), "User 17, with 2 items.")
+    user_history, sentence = take_user(USERS.without_histories(), CATALOGUE, "17")
+    assert user_history == UserHistory((), "17")
     assert "saved without histories" in sentence
 
 
 @pytest.mark.parametrize(
     ("users", "user", "sentence"),
     [
-        (USERS, " ", "Type the id of a user"),
-        (USERS, "ann", "no user “ann” among the 2 known ones; an id looks like “17”"),
-        (USERS, "5", "no user “5”"),
-        (None, "5", "knows no users"),
+        (USERS, " ", "Enter a user id"),
+        (USERS, "ann", "User “ann” is not among the 2 known users. An id looks like “17”"),
+        (USERS, "5", "User “5” is not among"),
+        (None, "5", "has no known users"),
     ],
 )
 def test_users_that_are_none(users, user, sentence):

@@ -1,4 +1,4 @@
-"""Recall of items that came after training, by hand."""
+"""Recall of cold items, checked against hand-computed values."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from cold_items import HeldOutItems
+from new_items_recall import baselines_for, new_items_recall, new_items_table
 
-from modeling_cllm4rec.corpora.cold_items import HeldOutItems
 from modeling_cllm4rec.corpora.data_folder import Histories
 from modeling_cllm4rec.corpora.preparation import prepare_tables
-from modeling_cllm4rec.evaluation.new_items import baselines_for, new_items_recall, new_items_table
 
 
 @pytest.fixture
-def withheld(tmp_path: Path) -> HeldOutItems:
+def held_out(tmp_path: Path) -> HeldOutItems:
     """Old items a, b, c; new ones x, y, z. Ann chose x and y, bob z, cid only x, dan none of them."""
     users = ["ann", "ann", "bob", "bob", "dan"]
     items = ["a", "b", "b", "c", "c"]
@@ -34,9 +34,9 @@ class Fixed:
         return np.tile(np.array([9, 8, 5, 3, 1, 2], dtype=np.float32), (len(histories.indptr) - 1, 1))
 
 
-def test_by_hand(withheld: HeldOutItems) -> None:
-    new = withheld.part("report")
-    result = new_items_recall(Fixed(), withheld, new, k=2, batch_size=1, progress=False)
+def test_by_hand(held_out: HeldOutItems) -> None:
+    new = held_out.part("report")
+    result = new_items_recall(Fixed(), held_out, new, k=2, batch_size=1, progress=False)
     # Among new items x, z come first: ann (x, y) finds 1 of 2, bob (z) 1 of 1.
     # Among all, what they have seen is left out: ann gets c and x, bob a and x.
     assert result.per_user["new among new"].tolist() == [0.5, 1.0] and result.recall["new among new"] == 0.75
@@ -47,14 +47,14 @@ def test_by_hand(withheld: HeldOutItems) -> None:
     assert "per_user" not in result.to_dict()
     table = new_items_table({"fixed": result})
     assert "| fixed | 0.7500 [0.5000, 1.0000] | 0.2500 [0.0000, 0.5000] |" in table
-    assert "2 users with a new item; 1 more have no training history left" in table
+    assert "2 users with a new item; 1 more have no training history and are excluded" in table
 
 
-def test_baselines(withheld: HeldOutItems) -> None:
-    new = withheld.part("report")
+def test_baselines(held_out: HeldOutItems) -> None:
+    new = held_out.part("report")
     vectors = np.array([[1, 0], [1, 0], [0, 1], [1, 0], [1, 0.1], [0, 1]], dtype=np.float32)
-    found = baselines_for(withheld, new.num_rows, vectors)
-    results = {name: new_items_recall(one, withheld, new, k=1, progress=False) for name, one in found.items()}
+    found = baselines_for(held_out, new.num_rows, vectors)
+    results = {name: new_items_recall(one, held_out, new, k=1, progress=False) for name, one in found.items()}
     assert list(results) == ["popularity", "random", "text nearest neighbour"]
     assert results["popularity"].recall["new among all"] == 0.0  # what is new has no users yet
     assert results["text nearest neighbour"].per_user["new among new"].tolist()[0] == 1.0  # ann: x
@@ -63,16 +63,16 @@ def test_baselines(withheld: HeldOutItems) -> None:
 @pytest.mark.parametrize(
     ("k", "rows", "message"),
     [
-        (4, 3, "k is 4; it must lie between 1 and the number of new items, 3"),
-        (1, 2, "the recommender has 6 items, the data 3 and 2 new ones; add these items, and no other"),
+        (4, 3, "k is 4; it must be between 1 and the number of new items, 3"),
+        (1, 2, "the recommender has 6 items, the data 3 and 2 new ones; add exactly these items"),
     ],
 )
-def test_what_cannot_be_measured(withheld: HeldOutItems, k: int, rows: int, message: str) -> None:
+def test_what_cannot_be_measured(held_out: HeldOutItems, k: int, rows: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        new_items_recall(Fixed(), withheld, withheld.part("report").slice(0, rows), k=k, progress=False)
+        new_items_recall(Fixed(), held_out, held_out.part("report").slice(0, rows), k=k, progress=False)
 
 
-def test_nobody_to_ask(withheld: HeldOutItems) -> None:
-    alone = HeldOutItems(withheld.data, withheld.items, withheld.interactions.slice(3))
-    with pytest.raises(ValueError, match="nobody with a training history chose one of the new items"):
+def test_nobody_to_ask(held_out: HeldOutItems) -> None:
+    alone = HeldOutItems(held_out.data, held_out.items, held_out.interactions.slice(3))
+    with pytest.raises(ValueError, match="no user with a training history interacted with a new item"):
         new_items_recall(Fixed(), alone, alone.part("report"), k=1, progress=False)

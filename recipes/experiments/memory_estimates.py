@@ -1,9 +1,9 @@
-"""Estimated against measured memory: parts of the item head, short trainings, and indexing, each in a process of its own.
+"""Estimated and measured memory of the item head, short trainings and indexing, each in a separate process.
 
-    python recipes/memory_estimates.py
-    python recipes/memory_estimates.py --case pretrain-wide
+    python recipes/experiments/memory_estimates.py
+    python recipes/experiments/memory_estimates.py --case pretrain-wide
 
-Prints a row for each case; its last column is estimated / measured. On CPU memory is the peak of the process.
+It prints a row per case with the ratio estimated / measured. On CPU, measured memory is the peak resident size of the process.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ WIDE: dict[str, Any] = {"vocab_size": 2000, "hidden_size": 384, "layers": 6, "he
 
 
 def make_data(folder: Path, num_users: int, num_items: int, history: int, words: int) -> Path:
-    """A data folder of random pairs and texts; all items are kept."""
+    """Write a data folder of random interactions and texts that keeps all items."""
     generator = np.random.default_rng(0)
     users = np.repeat(np.arange(num_users), history)
     items = np.concatenate([generator.choice(num_items, history, replace=False) for _ in range(num_users)])
@@ -57,7 +57,7 @@ def make_data(folder: Path, num_users: int, num_items: int, history: int, words:
 
 
 def head(task: str, num_items: int) -> Callable[[Path], tuple[int, int]]:
-    """A case of catalogue_growth.py: a step of the item head alone."""
+    """Return a case of catalogue_growth.py: one step of the item head alone."""
 
     def case(folder: Path) -> tuple[int, int]:
         measured = measure(task, num_items, batch=64, width=384, repeats=1, seed=0)
@@ -67,13 +67,13 @@ def head(task: str, num_items: int) -> Callable[[Path], tuple[int, int]]:
     return case
 
 
-def training(kind: str, shape: dict[str, Any], world: dict[str, int], **more: Any) -> Callable[[Path], tuple[int, int]]:
-    """A short training of a stage."""
+def training(kind: str, shape: dict[str, Any], sizes: dict[str, int], **more: Any) -> Callable[[Path], tuple[int, int]]:
+    """Return a case that trains a stage for a short time."""
 
     def case(folder: Path) -> tuple[int, int]:
-        data = RecommendationData.load(make_data(folder, **world))
+        data = RecommendationData.load(make_data(folder, **sizes))
         backbone = str(train_backbone(data, folder / "backbone", epochs=0, **shape))
-        AcceleratorState._reset_state(reset_partial_state=True)  # the backbone's trainer has made one in 32 bits
+        AcceleratorState._reset_state(reset_partial_state=True)  # train_backbone has set it to fp32
         shared: dict[str, Any] = {"data": str(data.folder), "output": str(folder / "run"), "epochs": 1, **more}
         stage = STAGES[kind](data, backbone, shared)
         accelerator = make_accelerator(stage.arguments)
@@ -87,7 +87,7 @@ def training(kind: str, shape: dict[str, Any], world: dict[str, int], **more: An
 
 
 def pretraining_stage(data: Any, backbone: str, shared: dict[str, Any]) -> PretrainingStage:
-    """As `pretrain` makes it."""
+    """Build the stage as `pretrain` does."""
     arguments = PretrainArguments(**shared, backbone=backbone, warmup_epochs=0)
     model, tokenizer = new_model(data, arguments)
     stage = PretrainingStage(model, tokenizer, data, arguments)
@@ -96,7 +96,7 @@ def pretraining_stage(data: Any, backbone: str, shared: dict[str, Any]) -> Pretr
 
 
 def finetuning_stage(data: Any, backbone: str, shared: dict[str, Any]) -> FinetuningStage:
-    """As `finetune` makes it, from a model that was not pretrained."""
+    """Build the stage as `finetune` does, from a model without pretraining."""
     model, tokenizer = new_model(data, PretrainArguments(**shared, backbone=backbone))
     start = Path(shared["output"]) / "pretrained"
     model.save_pretrained(start)
@@ -109,7 +109,7 @@ def finetuning_stage(data: Any, backbone: str, shared: dict[str, Any]) -> Finetu
 
 
 def alignment_stage(data: Any, backbone: str, shared: dict[str, Any]) -> AlignmentStage:
-    """As `align` makes it, on an index without meaning."""
+    """Build the stage as `align` does, with random semantic IDs."""
     index = str(Path(shared["output"]).with_name("index"))
     index_items(IndexArguments(data=shared["data"], output=index, method="random"))
     arguments = AlignArguments(**shared, backbone=backbone, index=index, tasks=["seqrec", "item2index=0.1"], eval_users=64)
@@ -127,7 +127,7 @@ STAGES: dict[str, Callable[[Any, str, dict[str, Any]], Any]] = {
 
 
 def indexing(num_items: int, method: str) -> Callable[[Path], tuple[int, int]]:
-    """Indexing random embeddings."""
+    """Return a case that indexes random embeddings."""
 
     def case(folder: Path) -> tuple[int, int]:
         data = make_data(folder, num_users=200, num_items=num_items, history=10, words=2)
@@ -167,20 +167,20 @@ CASES: dict[str, Callable[[Path], tuple[int, int]]] = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command: 0 when every estimate is within a quarter of what was measured."""
+    """Run the command; return 0 if every estimate is within 25% of the measured memory."""
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--case", choices=CASES, help="run one case in this process and print it as JSON")
     flags.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), help="cases of the table (default: all)")
-    given = flags.parse_args(argv)
-    if given.case:
+    arguments = flags.parse_args(argv)
+    if arguments.case:
         with tempfile.TemporaryDirectory() as folder:
             torch.manual_seed(0)
-            estimated, measured = CASES[given.case](Path(folder))
-        print(json.dumps({"case": given.case, "estimated": estimated, "measured": measured}))
+            estimated, measured = CASES[arguments.case](Path(folder))
+        print(json.dumps({"case": arguments.case, "estimated": estimated, "measured": measured}))
         return 0
     print("| case | estimated, GB | measured, GB | ratio |\n|---|---|---|---|")
     worst = 0.0
-    for name in given.only:
+    for name in arguments.only:
         command = [sys.executable, __file__, "--case", name]
         row = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
         ratio = row["estimated"] / row["measured"]

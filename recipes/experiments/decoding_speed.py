@@ -1,15 +1,17 @@
-"""Users per second of our beam search, against `generate` held to real items the usual way, by a Python function.
+"""Users per second of our beam search, compared with `generate` constrained by a Python prefix function.
 
-    python recipes/benchmark.py decode --model path/of/a/causal-lm --index data/mine-index/index.parquet
+    python recipes/experiments/decoding_speed.py --model path/of/a/causal-lm --index data/mine-index/index.parquet
 
-Model, prompts, beams and machine are the same in all schemes; they run in one process, in turn, and their items are compared
-before they are timed. The words of the prompts are random: what is measured does not depend on them.
+All schemes use the same model, prompts, beams and machine. They run in turn in one process, and their items are compared before
+they are timed. The prompt words are random because decoding time does not depend on them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
+import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -29,17 +31,20 @@ from transformers import (
     PrefixConstrainedLogitsProcessor,
     PreTrainedModel,
 )
+from transformers.utils.logging import disable_progress_bar
 
+from modeling_cllm4rec.commands.command_line import run_command
 from modeling_cllm4rec.core.catalogue import CATALOGUE_FILE, Catalogue
+from modeling_cllm4rec.core.errors import InputError, RunError
 from modeling_cllm4rec.hub.model_card import LIBRARIES, machine
 from modeling_cllm4rec.lcrec.beam_search import beam_search
 from modeling_cllm4rec.lcrec.constrained_decoding import ItemTrie, TrieLogitsProcessor
 from modeling_cllm4rec.lcrec.prompts import semantic_id_tokens
 from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds, codes_of
 
-USUAL, PROCESSOR, OURS = "generate, Python function", "generate, our processor", "ours"
-SCHEMES = (USUAL, PROCESSOR, OURS)
-WORDS_OF_A_PROMPT = 12
+PREFIX_FUNCTION, PROCESSOR, OURS = "generate, Python function", "generate, our processor", "ours"
+SCHEMES = (PREFIX_FUNCTION, PROCESSOR, OURS)
+PROMPT_WORDS = 12
 MASK_VOCABULARY = 32_000
 LARGEST_DIFFERENCE = 1e-3  # nats
 
@@ -49,7 +54,7 @@ Decoder = Callable[[Prompts, int], tuple[np.ndarray, np.ndarray]]
 
 
 class DictTrie:
-    """The indices as dictionaries in dictionaries.
+    """A trie of semantic IDs as nested dictionaries.
 
     Example:
         >>> DictTrie([[5, 8], [5, 9]]).get([5])
@@ -64,7 +69,10 @@ class DictTrie:
                 node = node.setdefault(token, {})
 
     def get(self, prefix: Sequence[int]) -> list[int]:
-        """Tokens that may follow; of what is no prefix, the first tokens (`generate` fills up with such beams)."""
+        """Return the tokens that may follow `prefix`, or the first tokens if it is not in the trie.
+
+        `generate` pads a group of beams with sequences that are not in the trie, and it fails on an empty list.
+        """
         node = self.root
         for token in prefix:
             if token not in node:
@@ -73,8 +81,8 @@ class DictTrie:
         return list(node)
 
 
-class World(NamedTuple):
-    """What all schemes work on."""
+class Setup(NamedTuple):
+    """The model, the catalogue and both tries, shared by all schemes."""
 
     model: PreTrainedModel
     codes: np.ndarray  # (J, H)
@@ -84,7 +92,7 @@ class World(NamedTuple):
     dictionary: DictTrie
 
     def pad(self, prompts: Prompts, side: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids (B, T) and mask, padded on one side."""
+        """Return token ids (B, T) and their mask, padded on one side."""
         width = max(map(len, prompts))
         ids = np.zeros((len(prompts), width), dtype=np.int64)
         mask = np.zeros_like(ids)
@@ -96,15 +104,15 @@ class World(NamedTuple):
 
 
 def random_codes(num_items: int, num_levels: int, codebook_size: int, seed: int) -> np.ndarray:
-    """(J, H) codes, no two rows alike."""
+    """Return (J, H) codes without equal rows."""
     if num_items > codebook_size**num_levels:
-        raise ValueError(f"{num_levels} levels of {codebook_size} codes cannot tell {num_items} items apart; raise --levels")
+        raise InputError(f"{num_levels} levels of {codebook_size} codes cannot identify {num_items} items; raise --levels")
     numbers = np.random.default_rng(seed).choice(codebook_size**num_levels, num_items, replace=False)
     return np.stack([numbers // codebook_size**level % codebook_size for level in range(num_levels)], axis=1)
 
 
-def make_world(arguments: argparse.Namespace) -> World:
-    """The model with index tokens of random rows, and the index in both forms."""
+def make_setup(arguments: argparse.Namespace) -> Setup:
+    """Return the model with random rows for semantic ID tokens, and the trie in both forms."""
     torch.manual_seed(arguments.seed)
     if arguments.index is not None:
         index = SemanticIds.load(Path(arguments.index))[0]
@@ -122,35 +130,35 @@ def make_world(arguments: argparse.Namespace) -> World:
     model.generation_config = GenerationConfig(do_sample=False, pad_token_id=0)
     model = model.to(arguments.device).eval()
     trie = ItemTrie(codes, codebook_size).to(model.device)
-    return World(model, codes, codebook_size, first, trie, DictTrie(semantic_id_tokens(codes, first, codebook_size).tolist()))
+    return Setup(model, codes, codebook_size, first, trie, DictTrie(semantic_id_tokens(codes, first, codebook_size).tolist()))
 
 
-def random_prompts(world: World, number: int, history: int, seed: int) -> Prompts:
-    """Some words and a history of 1 to `history` items, each closed by a separator."""
+def random_prompts(setup: Setup, number: int, history: int, seed: int) -> Prompts:
+    """Return prompts of random words and 1 to `history` items, with a separator after each item."""
     random = np.random.default_rng(seed)
     prompts = []
     for _ in range(number):
-        words = random.integers(1, world.first_index_token, WORDS_OF_A_PROMPT)
-        items = random.integers(0, len(world.codes), random.integers(1, history + 1))
-        tokens = semantic_id_tokens(world.codes[items], world.first_index_token, world.codebook_size)
+        words = random.integers(1, setup.first_index_token, PROMPT_WORDS)
+        items = random.integers(0, len(setup.codes), random.integers(1, history + 1))
+        tokens = semantic_id_tokens(setup.codes[items], setup.first_index_token, setup.codebook_size)
         prompts.append(np.concatenate([words, np.pad(tokens, ((0, 0), (0, 1)), constant_values=words[0]).flatten()]))
     return prompts
 
 
-def decoders(world: World) -> dict[str, Decoder]:
-    """Scheme -> how it decodes."""
-    index = {tuple(row): item for item, row in enumerate(world.codes.tolist())}
-    offsets = world.first_index_token + world.codebook_size * np.arange(world.codes.shape[1])
+def decoders(setup: Setup) -> dict[str, Decoder]:
+    """Return the decoder of each scheme."""
+    index = {tuple(row): item for item, row in enumerate(setup.codes.tolist())}
+    offsets = setup.first_index_token + setup.codebook_size * np.arange(setup.codes.shape[1])
 
-    def generate(prompts: Prompts, num_beams: int, usual: bool) -> tuple[np.ndarray, np.ndarray]:
-        ids, mask = world.pad(prompts, "left")
+    def generate(prompts: Prompts, num_beams: int, prefix_function: bool) -> tuple[np.ndarray, np.ndarray]:
+        ids, mask = setup.pad(prompts, "left")
         length = ids.shape[1]
         rule: dict[str, Any]
-        if usual:
-            rule = {"prefix_allowed_tokens_fn": lambda row, sentence: world.dictionary.get(sentence[length:].tolist())}
+        if prefix_function:
+            rule = {"prefix_allowed_tokens_fn": lambda row, sentence: setup.dictionary.get(sentence[length:].tolist())}
         else:
-            rule = {"logits_processor": [TrieLogitsProcessor(world.trie, world.first_index_token, length)]}
-        written: Any = world.model.generate(  # type: ignore[operator]
+            rule = {"logits_processor": [TrieLogitsProcessor(setup.trie, setup.first_index_token, length)]}
+        written: Any = setup.model.generate(  # type: ignore[operator]
             ids,
             attention_mask=mask,
             num_beams=num_beams,
@@ -167,24 +175,24 @@ def decoders(world: World) -> dict[str, Decoder]:
         return items, scores.float().cpu().numpy().reshape(items.shape)
 
     def ours(prompts: Prompts, num_beams: int) -> tuple[np.ndarray, np.ndarray]:
-        ids, mask = world.pad(prompts, "right")
-        items, scores, _ = beam_search(world.model, ids, mask, world.trie, world.first_index_token, num_beams)
+        ids, mask = setup.pad(prompts, "right")
+        items, scores, _ = beam_search(setup.model, ids, mask, setup.trie, setup.first_index_token, num_beams)
         return items.cpu().numpy(), scores.cpu().numpy()
 
     return {
-        USUAL: lambda prompts, num_beams: generate(prompts, num_beams, usual=True),
-        PROCESSOR: lambda prompts, num_beams: generate(prompts, num_beams, usual=False),
+        PREFIX_FUNCTION: lambda prompts, num_beams: generate(prompts, num_beams, prefix_function=True),
+        PROCESSOR: lambda prompts, num_beams: generate(prompts, num_beams, prefix_function=False),
         OURS: ours,
     }
 
 
 def compare_items(schemes: dict[str, Decoder], prompts: Prompts, num_beams: int) -> dict[str, float]:
-    """Share of lists that are the same in all schemes, and the largest difference of the scores at one place.
+    """Return the share of lists that are equal in all schemes, and the largest difference of scores at one rank.
 
-    Lists may differ where two items have equal scores but for rounding.
+    Lists may differ where the scores of two items differ by rounding only.
 
     Raises:
-        RuntimeError: a scheme that finds items of other scores: its speed would not compare.
+        RunError: the scores of a scheme differ, so its speed is not comparable.
     """
     results = {name: decode(prompts, num_beams) for name, decode in schemes.items()}
     items, scores = results[OURS]
@@ -194,14 +202,17 @@ def compare_items(schemes: dict[str, Decoder], prompts: Prompts, num_beams: int)
         same &= (theirs == items).all(axis=1)
         difference = max(difference, float(np.abs(their_scores - scores).max()))
         if not difference <= LARGEST_DIFFERENCE:
-            raise RuntimeError(f"{num_beams} beams: the scores of {name!r} differ from ours by {difference} nats")
+            raise RunError(f"{num_beams} beams: the scores of {name!r} differ from ours by {difference} nats")
     return {"same_lists": float(same.mean()), "largest_difference": difference}
 
 
 def time_schemes(
     schemes: dict[str, Decoder], prompts: Prompts, arguments: argparse.Namespace
 ) -> dict[int, dict[str, list[float]]]:
-    """Beams -> scheme -> users per second in each repeat; the schemes take turns, every other time in reverse."""
+    """Return beams -> scheme -> users per second in each repeat.
+
+    The schemes alternate, in reverse order in every second repeat, so that a slow drift of the machine favours none of them.
+    """
     rates: dict[int, dict[str, list[float]]] = {beams: {name: [] for name in schemes} for beams in arguments.beams}
     batches = [prompts[start : start + arguments.batch_size] for start in range(0, len(prompts), arguments.batch_size)]
     with tqdm(total=len(rates) * arguments.repeats * len(schemes), desc="decoding", unit="pass") as bar:
@@ -217,12 +228,12 @@ def time_schemes(
 
 
 def summarize(rates: dict[int, dict[str, list[float]]]) -> dict[int, dict[str, dict[str, float]]]:
-    """Beams -> scheme -> users per second and the ratio to the usual way (median, least and most)."""
+    """Return beams -> scheme -> users per second and the ratio to the prefix function (median, least and most)."""
     summary: dict[int, dict[str, dict[str, float]]] = {}
     for beams, schemes in rates.items():
         summary[beams] = {}
         for name, repeats in schemes.items():
-            ratio = np.array(repeats) / np.array(schemes[USUAL])
+            ratio = np.array(repeats) / np.array(schemes[PREFIX_FUNCTION])
             summary[beams][name] = {
                 "users_per_second": float(np.median(repeats)),
                 "ratio": float(np.median(ratio)),
@@ -233,9 +244,9 @@ def summarize(rates: dict[int, dict[str, list[float]]]) -> dict[int, dict[str, d
 
 
 def time_masks(num_items: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Milliseconds of one step's mask (mean over the levels of an index) and seconds to build, of both kinds of tree.
+    """Return milliseconds per mask (mean over levels) and seconds to build, for both kinds of trie.
 
-    Also the seconds to read a catalogue from its file, check it and build the tree, as a model does before its first answer.
+    It also measures the seconds to read a catalogue file, check it and build the trie, as a model does before its first answer.
     """
     codes = random_codes(num_items, arguments.levels, arguments.codebook_size, arguments.seed)
     tokens = semantic_id_tokens(codes, MASK_VOCABULARY - codes.shape[1] * arguments.codebook_size, arguments.codebook_size)
@@ -247,8 +258,8 @@ def time_masks(num_items: int, arguments: argparse.Namespace) -> dict[str, Any]:
     start = time.perf_counter()
     dictionary = DictTrie(lists)
     build["function"] = time.perf_counter() - start
-    chosen = np.random.default_rng(arguments.seed).integers(0, num_items, arguments.mask_rows)
-    written = torch.from_numpy(tokens[chosen]).to(arguments.device)
+    rows = np.random.default_rng(arguments.seed).integers(0, num_items, arguments.mask_rows)
+    written = torch.from_numpy(tokens[rows]).to(arguments.device)
     scores = torch.zeros(arguments.mask_rows, MASK_VOCABULARY, device=arguments.device)
     rules: dict[str, LogitsProcessor] = {
         "trie": TrieLogitsProcessor(trie, first, prompt_length=0),
@@ -262,7 +273,7 @@ def time_masks(num_items: int, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def time_loading(codes: np.ndarray, codebook_size: int) -> float:
-    """Seconds from a catalogue's file to a checked index and its tree."""
+    """Return the seconds to load a catalogue file, check its semantic IDs and build the trie."""
     ids = pa.array([f"item {number}" for number in range(len(codes))])
     lists = pa.FixedSizeListArray.from_arrays(pa.array(codes.reshape(-1), pa.int32()), codes.shape[1])
     with TemporaryDirectory() as folder:
@@ -278,18 +289,19 @@ def _seconds_of_a_step(rule: LogitsProcessor, written: torch.Tensor, scores: tor
     start = time.perf_counter()
     for level in range(written.shape[1]):
         masked = rule(written[:, :level], scores)
-    masked[0, 0].item()  # waits for an accelerator
+    masked[0, 0].item()  # waits for the accelerator's queue
     return (time.perf_counter() - start) / written.shape[1]
 
 
 def as_markdown(report: dict[str, Any]) -> str:
-    """The report's tables."""
+    """Return the tables of the report as Markdown."""
     setting = report["setting"]
     lines = [
         f"{setting['machine']}, {setting['device']}, {setting['threads']} threads; torch {setting['versions']['torch']}, "
         f"transformers {setting['versions']['transformers']}.",
         "",
-        f"Users per second (ratio to the usual way): {setting['model']}, {setting['items']:,} items, {setting['levels']} levels "
+        f"Users per second (ratio to the prefix function): {setting['model']}, {setting['items']:,} items, "
+        f"{setting['levels']} levels "
         f"of {setting['codebook_size']} codes; {setting['users']} prompts of {setting['mean_tokens']:.0f} tokens on average, "
         f"batches of {setting['batch_size']}, median of {setting['repeats']}.",
         "",
@@ -307,7 +319,7 @@ def as_markdown(report: dict[str, Any]) -> str:
             "",
             f"The mask of one step for {setting['mask_rows']} beams over {MASK_VOCABULARY:,} tokens, and the time to build it.",
             "",
-            "| items | Python function, ms | our processor, ms | dictionaries built in s | our tree built in s | load in s |",
+            "| items | Python function, ms | our processor, ms | dictionaries built, s | our trie built, s | load, s |",
             "|---" * 6 + "|",
         ]
         for row in report["masks"]:
@@ -317,30 +329,30 @@ def as_markdown(report: dict[str, Any]) -> str:
 
 
 def decode(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure, write `decode.json` and `decode.md` into the output folder.
+    """Measure all schemes and write `decode.json` and `decode.md` into the output folder.
 
     Raises:
-        ValueError: numbers below 1, more items than indices, or more beams than items.
+        InputError: numbers below 1, more items than semantic IDs, or more beams than items.
     """
     for name in ("items", "levels", "codebook_size", "users", "history", "batch_size", "mask_rows", "repeats"):
         if getattr(arguments, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; it must be 1 or more")
+            raise InputError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; it must be 1 or more")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    world = make_world(arguments)
+    setup = make_setup(arguments)
     for beams in arguments.beams:
-        if not 1 <= beams <= len(world.codes):
-            raise ValueError(f"--beams has {beams}; with {len(world.codes)} items it must lie between 1 and that")
-    prompts = random_prompts(world, arguments.users, arguments.history, arguments.seed)
-    schemes = decoders(world)
+        if not 1 <= beams <= len(setup.codes):
+            raise InputError(f"--beams has {beams}; with {len(setup.codes)} items it must be between 1 and that number")
+    prompts = random_prompts(setup, arguments.users, arguments.history, arguments.seed)
+    schemes = decoders(setup)
     checks = {beams: compare_items(schemes, prompts[: arguments.batch_size], beams) for beams in arguments.beams}
     rates = time_schemes(schemes, prompts, arguments)
     report = {
         "setting": {
             "model": Path(arguments.model).name if arguments.model else "GPT-2 shape, 6 layers of width 384, random",
-            "items": len(world.codes),
-            "levels": world.codes.shape[1],
-            "codebook_size": world.codebook_size,
+            "items": len(setup.codes),
+            "levels": setup.codes.shape[1],
+            "codebook_size": setup.codebook_size,
             "mean_tokens": float(np.mean([len(prompt) for prompt in prompts])),
             **{name: getattr(arguments, name) for name in ("users", "history", "batch_size", "repeats", "mask_rows", "seed")},
             "device": arguments.device,
@@ -360,21 +372,40 @@ def decode(arguments: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
-def add_flags(command: argparse.ArgumentParser) -> None:
-    """The flags of `benchmark.py decode`."""
-    command.add_argument("--model", help="name or path of a causal language model (default: GPT-2 shape, random weights)")
-    command.add_argument("--index", help="index.parquet of a catalogue (default: random codes)")
-    command.add_argument("--items", type=int, default=10_000, help="items of the random index")
-    command.add_argument("--levels", type=int, default=4, help="levels of random indices")
-    command.add_argument("--codebook-size", type=int, default=256, help="codes of a level of random indices")
-    command.add_argument("--beams", nargs="+", type=int, default=[5, 10, 20, 50], help="numbers of beams")
-    command.add_argument("--users", type=int, default=32, help="prompts of a timed pass")
-    command.add_argument("--history", type=int, default=20, help="most items of a prompt")
-    command.add_argument("--batch-size", type=int, default=8, help="prompts of a batch")
-    command.add_argument("--repeats", type=int, default=3, help="timed passes of each scheme, of which the median counts")
-    command.add_argument("--mask-items", nargs="*", type=int, default=[10**4, 10**5, 10**6], help="sizes to time masks for")
-    command.add_argument("--mask-rows", type=int, default=160, help="beams of all prompts when masks are timed")
-    command.add_argument("--output", default="reports/decode", help="folder for decode.json and decode.md, which are replaced")
-    command.add_argument("--device", default="cpu", help="device of torch")
-    command.add_argument("--threads", type=int, default=0, help="threads of torch; 0 leaves its default")
-    command.add_argument("--seed", type=int, default=0, help="start of all random numbers")
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command's flags."""
+    flags = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="decoding_speed.py", allow_abbrev=False
+    )
+    flags.add_argument("--model", help="name or path of a causal language model (default: GPT-2 shape, random weights)")
+    flags.add_argument("--index", help="index.parquet with semantic IDs (default: random codes)")
+    flags.add_argument("--items", type=int, default=10_000, help="number of items with random semantic IDs")
+    flags.add_argument("--levels", type=int, default=4, help="levels of random semantic IDs")
+    flags.add_argument("--codebook-size", type=int, default=256, help="codes per level of random semantic IDs")
+    flags.add_argument("--beams", nargs="+", type=int, default=[5, 10, 20, 50], help="beam sizes")
+    flags.add_argument("--users", type=int, default=32, help="prompts per timed pass")
+    flags.add_argument("--history", type=int, default=20, help="largest number of items in a prompt")
+    flags.add_argument("--batch-size", type=int, default=8, help="prompts per batch")
+    flags.add_argument("--repeats", type=int, default=3, help="timed passes of each scheme; the median is reported")
+    flags.add_argument(
+        "--mask-items", nargs="*", type=int, default=[10**4, 10**5, 10**6], help="catalogue sizes for timing masks"
+    )
+    flags.add_argument("--mask-rows", type=int, default=160, help="beams of all prompts together, for timing masks")
+    flags.add_argument("--output", default="reports/decode", help="output folder; decode.json and decode.md are overwritten")
+    flags.add_argument("--device", default="cpu", help="torch device")
+    flags.add_argument("--threads", type=int, default=0, help="torch threads; 0 keeps the default")
+    flags.add_argument("--seed", type=int, default=0, help="random seed")
+    return flags
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    flags = parser()
+    arguments = flags.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    disable_progress_bar()
+    return run_command(flags.prog, lambda: print(as_markdown(decode(arguments))))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

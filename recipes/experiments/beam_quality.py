@@ -1,15 +1,17 @@
-"""What more beams buy: quality and speed of LC-Rec's search with several numbers of beams, against exact scoring.
+"""Quality and speed of LC-Rec's beam search for several beam sizes, compared with exact scoring.
 
-    python recipes/benchmark.py beams --model runs/lcrec-mine --data data/mine --users 200
+    python recipes/experiments/beam_quality.py --model runs/lcrec-mine --data data/mine --users 200
 
-All searches rank the same users with the same model in one process. What is found is compared with what scoring the whole
-catalogue finds.
+All searches rank the same users with the same model in one process. Each list is compared with the list found by scoring the
+whole catalogue.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from tqdm.auto import tqdm
+from transformers.utils.logging import disable_progress_bar
 
+from modeling_cllm4rec.commands.command_line import run_command
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.corpora.id_checks import check_same_ids
 from modeling_cllm4rec.evaluation.evaluator import evaluate
@@ -33,8 +38,8 @@ METRICS = (f"hit_rate@{K}", f"ndcg@{K}")
 EXACT = "exact"
 
 
-class Recorded:
-    """A search that remembers the lists that it gave, and how long each user waited."""
+class RecordedSearch:
+    """A search that records its ranked lists and the seconds that it took."""
 
     def __init__(self, search: SearchingRecommender) -> None:
         self.search, self.num_items, self.decoding = search, search.num_items, search.decoding
@@ -44,7 +49,7 @@ class Recorded:
     def rank_histories(
         self, user_indices: npt.NDArray[np.integer] | None, histories: Histories, seen: Histories | None, k: int
     ) -> npt.NDArray[np.int64]:
-        """(batch, k) best unseen items, as the search finds them."""
+        """Return the (batch, k) best unseen items found by the search."""
         assert user_indices is not None
         start = time.perf_counter()
         ranked = self.search.rank_histories(user_indices, histories, seen, k)
@@ -53,10 +58,12 @@ class Recorded:
         return ranked
 
 
-def row_of(name: str, found: Recorded, report: EvaluationReport, exact: Recorded, best: EvaluationReport) -> dict[str, Any]:
-    """One line of the table: metrics, the difference to exact scoring with its interval, and time."""
-    same = [len(np.intersect1d(row, exact.lists[user])) / K for user, row in found.lists.items()]
-    row: dict[str, Any] = {"search": name, "ms_per_user": 1e3 * found.seconds / report.users, "found": float(np.mean(same))}
+def row_of(
+    name: str, search: RecordedSearch, report: EvaluationReport, exact: RecordedSearch, best: EvaluationReport
+) -> dict[str, Any]:
+    """Return one row of the table: metrics, the difference from exact scoring with its interval, and time."""
+    overlap = [len(np.intersect1d(row, exact.lists[user])) / K for user, row in search.lists.items()]
+    row: dict[str, Any] = {"search": name, "ms_per_user": 1e3 * search.seconds / report.users, "found": float(np.mean(overlap))}
     for metric in METRICS:
         difference = report.per_user[metric] - best.per_user[metric]
         row[metric] = report.metrics[metric]
@@ -65,11 +72,11 @@ def row_of(name: str, found: Recorded, report: EvaluationReport, exact: Recorded
 
 
 def as_markdown(report: dict[str, Any]) -> str:
-    """The report as a table."""
+    """Return the report as a Markdown table."""
     lines = [
         f"{report['protocol']} {report['machine']}, {report['threads']} threads, batches of {report['batch_size']}.",
         "",
-        f"| search | {METRICS[0]} | {METRICS[1]} | difference to exact (95% interval) | exact best {K} found | ms per user |",
+        f"| search | {METRICS[0]} | {METRICS[1]} | difference from exact (95% interval) | exact best {K} found | ms per user |",
         "|---" * 6 + "|",
     ]
     for row in report["rows"]:
@@ -82,14 +89,14 @@ def as_markdown(report: dict[str, Any]) -> str:
 
 
 def beams(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure, write `beams.json` and `beams.md` into the output folder.
+    """Measure all searches and write `beams.json` and `beams.md` into the output folder.
 
     Raises:
-        ValueError: fewer than 10 beams, or a model of another catalogue.
+        InputError: fewer than 10 beams, or a model of another catalogue.
     """
     for number in arguments.beams:
         if number < K:
-            raise ValueError(f"--beams has {number}; {K} items are ranked and need {K} beams or more")
+            raise InputError(f"--beams has {number}; {K} items are ranked, so each number must be {K} or more")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     model = LCRecForRecommendation.from_pretrained(arguments.model).to(arguments.device).eval()
@@ -97,9 +104,9 @@ def beams(arguments: argparse.Namespace) -> dict[str, Any]:
     check_same_ids(model, data, arguments.model)
     searches = {f"{number} beams": SearchingRecommender(model, {"num_beams": number}) for number in arguments.beams}
     searches[EXACT] = SearchingRecommender(model, {"scoring": "all"})
-    done: dict[str, tuple[Recorded, EvaluationReport]] = {}
+    finished: dict[str, tuple[RecordedSearch, EvaluationReport]] = {}
     for name, search in tqdm(searches.items(), desc="searches"):
-        recorded = Recorded(search)
+        recorded = RecordedSearch(search)
         report = evaluate(
             recorded,
             data,
@@ -110,14 +117,14 @@ def beams(arguments: argparse.Namespace) -> dict[str, Any]:
             n_resamples=0,
             max_users=arguments.users,
         )
-        done[name] = recorded, report
-    exact, best = done[EXACT]
+        finished[name] = recorded, report
+    exact, best = finished[EXACT]
     written = {
         "protocol": str(best.protocol),
         "machine": machine(),
         "threads": torch.get_num_threads(),
         "batch_size": arguments.batch_size,
-        "rows": [row_of(name, found, report, exact, best) for name, (found, report) in done.items()],
+        "rows": [row_of(name, search, report, exact, best) for name, (search, report) in finished.items()],
     }
     output = Path(arguments.output)
     output.mkdir(parents=True, exist_ok=True)
@@ -126,15 +133,32 @@ def beams(arguments: argparse.Namespace) -> dict[str, Any]:
     return written
 
 
-def add_flags(command: argparse.ArgumentParser) -> None:
-    """The flags of `benchmark.py beams`."""
-    command.add_argument("--model", required=True, help="an LC-Rec folder, or its name on the Hub")
-    command.add_argument("--data", required=True, help="data folder written by recipes/prepare.py")
-    command.add_argument("--beams", nargs="+", type=int, default=[10, 20, 50], help="numbers of beams")
-    command.add_argument("--users", type=int, default=200, help="a random sample of so many users, the same for every search")
-    command.add_argument("--split", choices=["validation", "test"], default="test", help="what is to be predicted")
-    command.add_argument("--test-history", choices=["train", "train+validation"], default="train+validation", help="the input")
-    command.add_argument("--batch-size", type=int, default=16, help="users searched for at a time")
-    command.add_argument("--output", default="reports/beams", help="folder for beams.json and beams.md, which are replaced")
-    command.add_argument("--device", default="cpu", help="device of torch")
-    command.add_argument("--threads", type=int, default=0, help="threads of torch; 0 leaves its default")
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command's flags."""
+    flags = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="beam_quality.py", allow_abbrev=False
+    )
+    flags.add_argument("--model", required=True, help="LC-Rec folder or Hub name")
+    flags.add_argument("--data", required=True, help="data folder written by `cllm4rec prepare`")
+    flags.add_argument("--beams", nargs="+", type=int, default=[10, 20, 50], help="beam sizes to compare")
+    flags.add_argument("--users", type=int, default=200, help="size of the random sample of users, shared by all searches")
+    flags.add_argument("--split", choices=["validation", "test"], default="test", help="split to predict")
+    flags.add_argument("--test-history", choices=["train", "train+validation"], default="train+validation", help="input history")
+    flags.add_argument("--batch-size", type=int, default=16, help="users per batch")
+    flags.add_argument("--output", default="reports/beams", help="output folder; beams.json and beams.md are overwritten")
+    flags.add_argument("--device", default="cpu", help="torch device")
+    flags.add_argument("--threads", type=int, default=0, help="torch threads; 0 keeps the default")
+    return flags
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    flags = parser()
+    arguments = flags.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    disable_progress_bar()
+    return run_command(flags.prog, lambda: print(as_markdown(beams(arguments))))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.compute as pc
 import pytest
+from cold_items import ITEMS_FILE, HeldOutItems, hold_out_items
 
 from modeling_cllm4rec.core.errors import InputError
-from modeling_cllm4rec.corpora.cold_items import ITEMS_FILE, HeldOutItems, hold_out_items
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 
 

@@ -1,4 +1,4 @@
-"""How well items are found that came after training, known by their texts alone."""
+"""Recall of cold items: items added after training by their texts alone."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from cold_items import HeldOutItems
 from tqdm.auto import tqdm
 
 from modeling_cllm4rec.baselines.popularity import PopularityRecommender, RandomRecommender
@@ -19,30 +20,29 @@ from modeling_cllm4rec.core.catalogue import IdMap
 from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.core.recommender import RecommenderModel
 from modeling_cllm4rec.core.top_items import top_candidates
-from modeling_cllm4rec.corpora.cold_items import HeldOutItems
 from modeling_cllm4rec.corpora.data_folder import Histories
 from modeling_cllm4rec.evaluation import ranking
 from modeling_cllm4rec.evaluation.evaluator import Recommender, select_users
 from modeling_cllm4rec.evaluation.intervals import bootstrap_interval
 
 MEASURES = ("new among new", "new among all", "old among all")
-"""What is to be found, and among what: the items that were added, or these and all that were there before.
+"""Target items and candidates: new or old items, ranked among the new items only or among the whole catalogue.
 
-The last one tells what the new items cost: they take places in the lists from old ones.
+The last one measures the cost of new items: they displace old items from the lists.
 """
 
 
 @dataclass(frozen=True)
 class NewItemsResult:
-    """Recall of the new items, and of the old ones beside them, for one recommender.
+    """Recall of new and of old items for one recommender.
 
     Attributes:
-        k: how many of the first items count.
-        users: users who have a new item and an old one in their training history.
-        left_out: users who have a new item, but no training history left: they cannot be asked for.
-        recall: Recall@k (over min(k, what the user chose of them)) for each of `MEASURES`.
+        k: length of the ranked lists.
+        users: users with a new item and with a training history of old items.
+        left_out: excluded users, who have a new item but no training history of old items.
+        recall: Recall@k (over min(k, true items)) for each of `MEASURES`.
         intervals: 95% bootstrap intervals over users.
-        per_user: (users,) values for each of `MEASURES`, in the order of the data's users; NaN for who has no old test item.
+        per_user: (users,) values for each of `MEASURES`, in the data's order; NaN for users without an old test item.
     """
 
     k: int
@@ -53,28 +53,28 @@ class NewItemsResult:
     per_user: dict[str, npt.NDArray[np.float64]]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, without the values of each user."""
+        """Return the result for JSON, without the values per user."""
         return {name: value for name, value in asdict(self).items() if name != "per_user"}
 
 
-def baselines_for(withheld: HeldOutItems, new: int, vectors: npt.NDArray[np.floating], seed: int = 0) -> dict[str, Recommender]:
-    """Recommenders over the old items and `new` further ones: popularity (0 for what is new), random, text neighbours.
+def baselines_for(held_out: HeldOutItems, new: int, vectors: npt.NDArray[np.floating], seed: int = 0) -> dict[str, Recommender]:
+    """Return baselines over the old and `new` further items: popularity (0 for new items), random, text nearest neighbours.
 
     Args:
-        new: how many items are new.
-        vectors: (old + new, d) vectors of all items' texts, the new ones last.
+        new: number of new items.
+        vectors: (old + new, d) text vectors of all items, new items last.
     """
-    counts = np.bincount(withheld.data.histories("train").items, minlength=withheld.data.num_items + new)
+    counts = np.bincount(held_out.data.histories("train").items, minlength=held_out.data.num_items + new)
     return {
         "popularity": PopularityRecommender(counts),
-        "random": RandomRecommender(withheld.data.num_items + new, seed),
+        "random": RandomRecommender(held_out.data.num_items + new, seed),
         "text nearest neighbour": TextKNNRecommender(vectors),
     }
 
 
 def new_items_recall(
     recommender: Recommender | RecommenderModel,
-    withheld: HeldOutItems,
+    held_out: HeldOutItems,
     new: pa.Table,
     *,
     k: int = 20,
@@ -84,36 +84,36 @@ def new_items_recall(
     progress: bool = True,
     search: Mapping[str, Any] | None = None,
 ) -> NewItemsResult:
-    """Recall@k of items that were added after training, for the users who chose one of them.
+    """Compute Recall@k of items added after training, over the users who interacted with one of them.
 
-    Everything a user did with a new item is to be found, from the user's training history of old items; items of that
-    history are not recommended. Of the old items, those of the user's test split are to be found.
+    The input is a user's training history of old items, which are excluded from the lists. True new items are those of all
+    splits; true old items are those of the user's test split.
 
     Args:
-        recommender: a model of either system to which the new items were added, or anything that scores histories; in both, old
-            items come first, in the order of the data, and the new ones last, in the order of `new`.
-        withheld: the data that the model was trained on, and what was withheld from it.
-        new: the items that were added, with their `item_id`.
+        recommender: a model of either system to which the new items were added, or anything that scores histories. In both, old
+            items come first, in the order of the data, and new items last, in the order of `new`.
+        held_out: the training data and the items held out of it.
+        new: the added items, with `item_id`.
         k, batch_size, seed, n_resamples, progress: as in `evaluate`.
-        search: settings of the model's own search (LC-Rec: `num_beams`, `scoring`).
+        search: options of the model's search (LC-Rec: `num_beams`, `scoring`).
 
     Raises:
-        InputError: a recommender of another number of items, k larger than the number of new items, or nobody with a new item.
+        InputError: the recommender has another number of items, k exceeds the number of new items, or no user has a new item.
     """
-    data, count = withheld.data, withheld.data.num_items + new.num_rows
+    data, count = held_out.data, held_out.data.num_items + new.num_rows
     num_items = recommender.num_items
     if num_items != count:
         raise InputError(
             f"the recommender has {num_items} items, the data {data.num_items} and {new.num_rows} new ones; "
-            "add these items, and no other"
+            "add exactly these items"
         )
     if not 1 <= k <= new.num_rows:
-        raise InputError(f"k is {k}; it must lie between 1 and the number of new items, {new.num_rows}")
-    truth, choosers = _truth(withheld, new)
+        raise InputError(f"k is {k}; it must be between 1 and the number of new items, {new.num_rows}")
+    truth, users_with_new = _truth(held_out, new)
     histories = data.histories("train")
     users = np.flatnonzero((ranking.truth_sizes(truth) > 0) & (np.diff(histories.indptr) > 0))
     if not len(users):
-        raise InputError("nobody with a training history chose one of the new items; withhold more")
+        raise InputError("no user with a training history interacted with a new item; hold out more items")
     only_new, old_truth = np.arange(data.num_items, count), data.histories("test")
     per_user = {name: np.full(len(users), np.nan) for name in MEASURES}
     with tqdm(total=len(users), desc="ranking new items", unit="user", disable=not progress) as bar:
@@ -124,46 +124,46 @@ def new_items_recall(
                 per_user[name][rows] = ranking.recall_at_k(ranking.hits(ranked, theirs), ranking.truth_sizes(theirs), k)
             bar.update(len(rows))
     without_nan = {name: values[~np.isnan(values)] for name, values in per_user.items()}
-    told = {name: values for name, values in without_nan.items() if len(values)}
+    measured = {name: values for name, values in without_nan.items() if len(values)}
     return NewItemsResult(
         k,
         len(users),
-        choosers - len(users),
-        {name: float(values.mean()) for name, values in told.items()},
-        {name: bootstrap_interval(values, n_resamples=n_resamples, seed=seed) for name, values in told.items()},
+        users_with_new - len(users),
+        {name: float(values.mean()) for name, values in measured.items()},
+        {name: bootstrap_interval(values, n_resamples=n_resamples, seed=seed) for name, values in measured.items()},
         per_user,
     )
 
 
 def new_items_table(results: Mapping[str, NewItemsResult]) -> str:
-    """Results as a Markdown table, and below it who was asked."""
+    """Return the results as a Markdown table, with the number of users below it."""
     first = next(iter(results.values()))
     head = [f"Recall@{first.k}, {name}" for name in first.recall]
     lines = [f"| | {' | '.join(head)} |", "|---|" + "---|" * len(head)]
     for label, result in results.items():
         cells = [f"{result.recall[name]:.4f} [{low:.4f}, {high:.4f}]" for name, (low, high) in result.intervals.items()]
         lines.append(f"| {label} | {' | '.join(cells)} |")
-    note = f"{first.users} users with a new item; {first.left_out} more have no training history left and are left out."
+    note = f"{first.users} users with a new item; {first.left_out} more have no training history and are excluded."
     return "\n".join([*lines, "", note])
 
 
-def _truth(withheld: HeldOutItems, new: pa.Table) -> tuple[Histories, int]:
-    """The new items of each user of the data, of all splits, as indices behind the old ones; and how many people chose one."""
-    ids, users = IdMap(new["item_id"], "item_id"), IdMap(withheld.data.users["user_id"], "user_id")
-    item = ids.indices_of(withheld.interactions["item_id"].to_pylist(), on_unknown="skip")
-    user = users.indices_of(withheld.interactions["user_id"].to_pylist(), on_unknown="skip")
-    choosers = len(pc.unique(withheld.interactions["user_id"].filter(pa.array(item >= 0))))
+def _truth(held_out: HeldOutItems, new: pa.Table) -> tuple[Histories, int]:
+    """Return each user's new items, numbered after the old ones, and the number of users with a new item."""
+    ids, users = IdMap(new["item_id"], "item_id"), IdMap(held_out.data.users["user_id"], "user_id")
+    item = ids.indices_of(held_out.interactions["item_id"].to_pylist(), on_unknown="skip")
+    user = users.indices_of(held_out.interactions["user_id"].to_pylist(), on_unknown="skip")
+    users_with_new = len(pc.unique(held_out.interactions["user_id"].filter(pa.array(item >= 0))))
     both = (item >= 0) & (user >= 0)
     item, user = item[both], user[both]
     order = np.argsort(user, kind="stable")
     indptr = np.concatenate([[0], np.cumsum(np.bincount(user, minlength=len(users)))]).astype(np.int64)
-    return Histories(indptr, (item[order] + withheld.data.num_items).astype(np.int32)), choosers
+    return Histories(indptr, (item[order] + held_out.data.num_items).astype(np.int32)), users_with_new
 
 
 def _batches(
     histories: Histories, users: npt.NDArray[np.int64], batch_size: int
 ) -> Iterator[tuple[npt.NDArray[np.int64], Histories]]:
-    """Row numbers of `users`, those with long histories first, and their histories."""
+    """Yield rows of `users` and their histories, longest histories first so that a lack of memory shows at once."""
     order = np.argsort(-np.diff(histories.indptr)[users], kind="stable")
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
@@ -175,13 +175,13 @@ def _ranked(
     users: npt.NDArray[np.int64],
     given: Histories,
     k: int,
-    choices: Sequence[npt.NDArray[np.int64] | None],
+    candidate_sets: Sequence[npt.NDArray[np.int64] | None],
     search: Mapping[str, Any],
 ) -> list[npt.NDArray[np.int64]]:
-    """(batch, k) best unseen items among each of the choices (item indices, None for all)."""
+    """Return the (batch, k) best unseen items for each candidate set (item indices, None for all)."""
     seen: Sequence[npt.NDArray[np.int64]] = [row.astype(np.int64) for row in np.split(given.items, given.indptr[1:-1])]
     if isinstance(recommender, RecommenderModel):
         prompts = recommender.build_prompts(users, seen)
-        return [recommender.best_items(prompts, seen, k, choice, **search)[0] for choice in choices]
+        return [recommender.best_items(prompts, seen, k, candidates, **search)[0] for candidates in candidate_sets]
     scores = torch.from_numpy(recommender.score_histories(users, given))
-    return [top_candidates(scores, seen, k, choice)[0] for choice in choices]
+    return [top_candidates(scores, seen, k, candidates)[0] for candidates in candidate_sets]

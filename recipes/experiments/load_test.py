@@ -1,6 +1,6 @@
-"""Measure `cllm4rec serve` on loopback: milliseconds a call and users a second, with batching and without.
+"""Load test of `cllm4rec serve` on loopback: latency and throughput, with and without dynamic batching.
 
-python recipes/load_test.py --model runs/beauty --output runs/beauty/load-test
+python recipes/experiments/load_test.py --model runs/beauty --output runs/beauty/load-test
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ from tqdm import tqdm
 
 from modeling_cllm4rec.commands.command_line import run_command
 from modeling_cllm4rec.core.catalogue import USERS_FILE, KnownUsers
+from modeling_cllm4rec.core.errors import InputError, MissingFileError, RunError
 
 EPILOG = """example:
-  python recipes/load_test.py --model runs/beauty --output runs/beauty/load-test --seconds 10
+  python recipes/experiments/load_test.py --model runs/beauty --output runs/beauty/load-test --seconds 10
 
-Two servers are started, one with batching and one with --no-batching, and are asked in turn by so many callers at once. Each
-caller asks for one known user, waits for the answer and asks again. Written: load-test.md and load-test.json.
+Two servers are started, one with dynamic batching and one with --no-batching. Concurrent clients send requests to one server at a
+time. Each client requests recommendations for one known user, waits for the response and sends the next request. Output:
+load-test.md and load-test.json.
 """
 CALLERS = (1, 8, 32)
 WARM_UP_SECONDS = 1.0
@@ -40,52 +42,52 @@ SEED = 0
 
 @contextmanager
 def server(model: str, *flags: str) -> Iterator[str]:
-    """A server in a process of its own; its address."""
+    """Start a server in a separate process and yield its address."""
     command = [sys.executable, "-m", "modeling_cllm4rec", "serve", "--model", model, "--port", "0", *flags]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert child.stdout is not None
         words = child.stdout.readline().split()
         if not words:
-            raise RuntimeError(f"the server of {model} did not start; what it said stands above")
+            raise RunError(f"the server of {model} did not start; its output is above")
         yield words[-1]
     finally:
         child.terminate()
         child.wait(START_SECONDS)
 
 
-def call(connection: http.client.HTTPConnection, user: Any, k: int) -> float:
-    """Seconds that one question takes.
+def send_request(connection: http.client.HTTPConnection, user: Any, k: int) -> float:
+    """Send one request and return its latency in seconds.
 
     Raises:
-        RuntimeError: the answer is not what was asked for.
+        RunError: the response is not a list of k items.
     """
     started = time.perf_counter()
     connection.request("POST", "/recommend", json.dumps({"users": [user], "k": k}))
-    answer = connection.getresponse()
-    body = answer.read()
+    response = connection.getresponse()
+    body = response.read()
     seconds = time.perf_counter() - started
-    if answer.status != 200 or len(json.loads(body)["results"][0]["items"]) != k:
-        raise RuntimeError(f"user {user!r}: status {answer.status}, {body[:200]!r}")
+    if response.status != 200 or len(json.loads(body)["results"][0]["items"]) != k:
+        raise RunError(f"user {user!r}: status {response.status}, {body[:200]!r}")
     return seconds
 
 
-def ask(address: str, users: list[Any], k: int, until: float, seconds: list[float], failures: list[str]) -> None:
-    """One caller: question after question until a point in time of `time.perf_counter`."""
+def run_client(address: str, users: list[Any], k: int, until: float, seconds: list[float], failures: list[str]) -> None:
+    """Send one request after another until `until`, a time of `time.perf_counter`."""
     connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=60)
     try:
         for user in users:
             if time.perf_counter() >= until:
                 return
-            seconds.append(call(connection, user, k))
-    except (OSError, RuntimeError, http.client.HTTPException) as error:
+            seconds.append(send_request(connection, user, k))
+    except (OSError, RunError, http.client.HTTPException) as error:
         failures.append(str(error) or type(error).__name__)
     finally:
         connection.close()
 
 
-def turns_and_calls(address: str) -> np.ndarray:
-    """How many turns the server took so far, and how many calls it answered in them."""
+def batches_and_calls(address: str) -> np.ndarray:
+    """Return the number of batches and of calls that the server has completed."""
     connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=60)
     connection.request("GET", "/health")
     health = json.loads(connection.getresponse().read())
@@ -94,38 +96,38 @@ def turns_and_calls(address: str) -> np.ndarray:
 
 
 def measure(address: str, known: KnownUsers, callers: int, seconds: float, k: int) -> dict[str, Any]:
-    """One cell of the table: so many callers at once for so many seconds.
+    """Measure one row of the table: `callers` concurrent clients for `seconds`.
 
     Returns:
         `callers`, `answers`, `users_per_second`, `p50_ms`, `p95_ms`, `p99_ms` (milliseconds), `calls_per_turn`.
 
     Raises:
-        RuntimeError: a call failed.
+        RunError: a call failed.
     """
     rng = np.random.default_rng(SEED + callers)
-    most = 200_000 // callers  # more than a caller can ask
-    people = [known.ids.ids_of(rng.integers(len(known), size=most)) for _ in range(callers)]
-    took: list[list[float]] = [[] for _ in range(callers)]
+    most = 200_000 // callers  # more than a client can send
+    users_of_clients = [known.ids.ids_of(rng.integers(len(known), size=most)) for _ in range(callers)]
+    latencies: list[list[float]] = [[] for _ in range(callers)]
     failures: list[str] = []
-    before, started = turns_and_calls(address), time.perf_counter()
+    before, started = batches_and_calls(address), time.perf_counter()
     threads = [
-        threading.Thread(target=ask, args=(address, users, k, started + seconds, mine, failures))
-        for users, mine in zip(people, took, strict=True)
+        threading.Thread(target=run_client, args=(address, users, k, started + seconds, mine, failures))
+        for users, mine in zip(users_of_clients, latencies, strict=True)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    passed = time.perf_counter() - started
+    elapsed = time.perf_counter() - started
     if failures:
-        raise RuntimeError(f"{len(failures)} of {callers} callers failed: {failures[0]}")
-    turns, calls = turns_and_calls(address) - before
-    milliseconds = 1000 * np.concatenate([np.array(mine) for mine in took])
+        raise RunError(f"{len(failures)} of {callers} callers failed: {failures[0]}")
+    turns, calls = batches_and_calls(address) - before
+    milliseconds = 1000 * np.concatenate([np.array(mine) for mine in latencies])
     p50, p95, p99 = np.percentile(milliseconds, [50, 95, 99])
     return {
         "callers": callers,
         "answers": len(milliseconds),
-        "users_per_second": len(milliseconds) / passed,
+        "users_per_second": len(milliseconds) / elapsed,
         "p50_ms": p50,
         "p95_ms": p95,
         "p99_ms": p99,
@@ -134,7 +136,7 @@ def measure(address: str, known: KnownUsers, callers: int, seconds: float, k: in
 
 
 def as_markdown(report: dict[str, Any]) -> str:
-    """The report as a table."""
+    """Return the report as a Markdown table."""
     rows = "\n".join(
         f"| {cell['callers']} | {'on' if cell['batching'] else 'off'} | {cell['users_per_second']:.0f} | {cell['p50_ms']:.1f} | "
         f"{cell['p95_ms']:.1f} | {cell['p99_ms']:.1f} | {cell['calls_per_turn']:.1f} |"
@@ -142,29 +144,29 @@ def as_markdown(report: dict[str, Any]) -> str:
     )
     return f"""# Load test
 
-{report["model_type"]}, {report["items"]} items, k = {report["k"]}. Each caller asks for one user, waits for the answer and asks
-again, {report["seconds"]:g} s a row. Servers and callers share {report["processors"]} processors (OMP_NUM_THREADS:
-{report["threads"]}). Seed {SEED}.
+{report["model_type"]}, {report["items"]} items, k = {report["k"]}. Each caller requests recommendations for one user and
+waits for the response before the next request, {report["seconds"]:g} s per row. Servers and callers share
+{report["processors"]} processors (OMP_NUM_THREADS: {report["threads"]}). Seed {SEED}.
 
-| callers | batching | users a second | p50, ms | p95, ms | p99, ms | calls a turn |
+| callers | batching | users per second | p50, ms | p95, ms | p99, ms | calls per batch |
 |---|---|---|---|---|---|---|
 {rows}
 """
 
 
 def load_test(model: str, seconds: float, callers: list[int], k: int) -> dict[str, Any]:
-    """All cells, batching on and off in turn, against two servers of one model.
+    """Measure all rows against two servers of one model, with batching on and off in turn.
 
     Raises:
-        FileNotFoundError: the model keeps no users.
-        ValueError: seconds or callers that are not positive.
-        RuntimeError: a server did not start, or a call failed.
+        MissingFileError: the model has no users.
+        InputError: seconds or callers are not positive.
+        RunError: a server did not start, or a call failed.
     """
     if not seconds > 0 or not callers or min(callers) < 1:
-        raise ValueError(f"--seconds {seconds:g}, --callers {callers}: both must be positive")
+        raise InputError(f"--seconds {seconds:g}, --callers {callers}: both must be positive")
     file = Path(model, USERS_FILE)
     if not file.is_file():
-        raise FileNotFoundError(f"--model: {model} has no {USERS_FILE}; the test asks for known users")
+        raise MissingFileError(f"--model: {model} has no {USERS_FILE}; the test needs known users")
     known = KnownUsers.load(file)
     config = json.loads(Path(model, "config.json").read_text(encoding="utf-8"))
     with ExitStack() as servers:
@@ -192,20 +194,20 @@ def load_test(model: str, seconds: float, callers: list[int], k: int) -> dict[st
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the test and write its report."""
+    """Run the command."""
     flags = argparse.ArgumentParser(
         description="Measure `cllm4rec serve` on loopback.", epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     flags.add_argument("--model", required=True, help="folder of a model with users")
-    flags.add_argument("--output", required=True, help="folder for load-test.md and load-test.json")
-    flags.add_argument("--seconds", type=float, default=10.0, help="of each row (default: 10)")
-    flags.add_argument("--callers", type=int, nargs="+", default=list(CALLERS), help="callers at once (default: 1 8 32)")
-    flags.add_argument("--k", type=int, default=10, help="items for each user (default: 10)")
-    given = flags.parse_args(argv)
+    flags.add_argument("--output", required=True, help="output folder for load-test.md and load-test.json")
+    flags.add_argument("--seconds", type=float, default=10.0, help="seconds per row (default: 10)")
+    flags.add_argument("--callers", type=int, nargs="+", default=list(CALLERS), help="concurrent clients (default: 1 8 32)")
+    flags.add_argument("--k", type=int, default=10, help="items per user (default: 10)")
+    arguments = flags.parse_args(argv)
 
     def work() -> None:
-        report = load_test(given.model, given.seconds, given.callers, given.k)
-        output = Path(given.output)
+        report = load_test(arguments.model, arguments.seconds, arguments.callers, arguments.k)
+        output = Path(arguments.output)
         output.mkdir(parents=True, exist_ok=True)
         (output / "load-test.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         text = as_markdown(report)
