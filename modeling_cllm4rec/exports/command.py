@@ -56,7 +56,7 @@ def help_text() -> str:
     examples = "\n".join(f"  cllm4rec export {name} {row.example}" for name, row in EXPORTS.items())
     return (
         f"usage: cllm4rec export {{{','.join(EXPORTS)}}} ...\n\nWrite a model in a format that other programs read.\n\n"
-        f"{targets}\n\nexamples:\n{examples}\n\n`cllm4rec export TARGET --help` shows the flags of a target.\n"
+        f"{targets}\n\nexample:\n{examples}\n\n`cllm4rec export TARGET --help` shows the flags of a target.\n"
     )
 
 

@@ -103,7 +103,7 @@ def test_unknown_names_and_settings(data):
         fit_baseline("ease", data, regularisation=3.0)
     with pytest.raises(ValueError, match="'random' has no setting 'shrink'; it has none"):
         fit_baseline("random", data, shrink=3.0)
-    with pytest.raises(ValueError, match="sasrec-sampled is what it is by loss='sampled'; leave loss away"):
+    with pytest.raises(ValueError, match="'sasrec-sampled' fixes loss='sampled'; remove loss"):
         fit_baseline("sasrec-sampled", data, loss="full")
     with pytest.raises(ValueError, match="there is no baseline 'bpr'"):
         tune("bpr", data)

@@ -104,7 +104,7 @@ def test_settings_of_no_teacher_are_told(finetune_arguments: MakeFinetune, caplo
 
 
 @pytest.mark.parametrize(
-    ("teacher", "message"), [("eas", r"there is no baseline 'eas'; did you mean ease"), ("ease+", r"there is no baseline ''")]
+    ("teacher", "message"), [("eas", r"there is no baseline 'eas'; did you mean 'ease'"), ("ease+", r"there is no baseline ''")]
 )
 def test_a_teacher_that_does_not_exist(
     data: RecommendationData, finetune_arguments: MakeFinetune, teacher: str, message: str
