@@ -106,7 +106,7 @@ def test_a_model_that_keeps_no_histories_has_an_index_and_no_recall(model, tmp_p
     pytest.importorskip("usearch", reason="needs the extra vectors")
     model.save_pretrained(tmp_path / "model", include_histories=False)
     assert main(["vectors", "--model", str(tmp_path / "model"), "--output", str(tmp_path / "out")]) == 0
-    assert "its recall is unknown, because the model keeps no histories" in capsys.readouterr().out
+    assert "its recall is unknown because the model has no histories" in capsys.readouterr().out
     model.users = None
     with pytest.raises(ValueError, match="this model knows no users; give histories to encode_histories"):
         encode_users(model, np.array([0]), 4)
