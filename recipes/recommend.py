@@ -1,4 +1,4 @@
-"""Recommend items to people: `cllm4rec recommend`.
+"""Recommend items to users: `cllm4rec recommend`.
 
 python recipes/recommend.py --model runs/beauty --users A3CIUO... --k 10
 """

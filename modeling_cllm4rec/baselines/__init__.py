@@ -39,7 +39,7 @@ for _module in pkgutil.iter_modules(__path__):
 
 
 def members(name: str) -> tuple[str, ...]:
-    """The baselines that a name joins by +, or the one that it is.
+    """Return the baselines that a name joins by +, or the one that it is.
 
     Raises:
         InputError: one of them does not exist (the nearest names), or is there twice.
@@ -56,7 +56,7 @@ def members(name: str) -> tuple[str, ...]:
 
 
 def baseline_settings(name: str) -> dict[str, Any]:
-    """The settings of a baseline and their defaults; of several joined by +, those of each by its name.
+    """Return the settings of a baseline and their defaults; of several joined by +, those of each by its name.
 
     Raises:
         InputError: there is no such baseline (the nearest names).

@@ -77,7 +77,7 @@ def train_until_best(
         epoch_losses: number of the epoch (from 0) -> the loss of each batch, before its step.
         stopping: when to stop.
         lr, weight_decay, max_grad_norm: of AdamW.
-        title: stands before the bar.
+        title: text before the bar.
         progress: show a bar of epochs.
 
     Returns:
@@ -158,7 +158,7 @@ def device_named(device: str) -> torch.device:
 
 
 def autocast(device: torch.device, precision: TrainingPrecision) -> torch.autocast:
-    """Computing in bfloat16 or not; weights stay in 32 bits.
+    """Set whether to compute in bfloat16 or not; weights stay in 32 bits.
 
     Raises:
         InputError: `precision` is neither of the two.

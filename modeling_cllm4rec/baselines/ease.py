@@ -125,7 +125,7 @@ def _check_memory(num_items: int, precision: Precision, limit: float) -> None:
 
 
 def _invert(matrix: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
-    """The inverse of a symmetric positive definite matrix, in its own memory (column order)."""
+    """Invert a symmetric positive definite matrix, in its own memory (column order)."""
     factorize, invert = lapack.get_lapack_funcs(("potrf", "potri"), (matrix,))
     factor, failed = factorize(matrix, lower=True, overwrite_a=True, clean=False)
     if failed:

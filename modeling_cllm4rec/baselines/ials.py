@@ -30,7 +30,7 @@ from modeling_cllm4rec.corpora.interaction_matrix import FitOn, fitting_historie
 class IALSRecommender:
     """Scores items by the product of their factors with those of the history, which are solved for when it is scored.
 
-    Nobody has stored factors, so people whom the model never met are served like all others.
+    No user factors are stored, so users unseen in training are served like all others.
 
     Args:
         item_factors: (J, K) float32.
@@ -89,7 +89,7 @@ class IALSRecommender:
 
 
 def _solver(**settings: Any) -> Any:
-    """The library's model."""
+    """Build the library's model."""
     try:
         from implicit.cpu.als import AlternatingLeastSquares
         from threadpoolctl import threadpool_limits

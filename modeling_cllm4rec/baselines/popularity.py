@@ -79,7 +79,7 @@ class RandomRecommender:
         return cls(data.num_items, seed)
 
     def score_histories(self, user_indices: npt.NDArray[np.integer] | None, histories: Histories) -> npt.NDArray[np.float32]:
-        """(batch, J) scores; `user_indices` (batch,) may be None for people without an index."""
+        """(batch, J) scores; `user_indices` (batch,) may be None for users without an index."""
         item_hashes = _scrambled(np.asarray(histories.items).astype(np.uint64))
         sums: UInt64Array = np.zeros(len(item_hashes) + 1, dtype=np.uint64)
         np.cumsum(item_hashes, out=sums[1:])
@@ -94,7 +94,7 @@ class RandomRecommender:
 
 
 def _scrambled(numbers: UInt64Array) -> UInt64Array:
-    """The SplitMix64 output function: neighbouring 64-bit numbers become unrelated ones."""
+    """Apply the SplitMix64 output function: neighbouring 64-bit numbers become unrelated ones."""
     mixed = (numbers + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -36,7 +36,7 @@ from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.corpora.interaction_matrix import check_items
 
 Loss = Literal["full", "sampled"]
-NO_ITEM = -100
+IGNORE_INDEX = -100
 
 
 SPACE = {
@@ -53,7 +53,7 @@ SPACE = {
 class SASRec(nn.Module):
     """Histories -> states that predict the next item; the item rows are input and output embedding at once.
 
-    Before the first item stands a learned start, so that an empty history has a state, too.
+    A learned start precedes the first item, so that an empty history also has a state.
 
     Args:
         num_items: size of the catalogue, J.
@@ -220,7 +220,7 @@ class SASRecRecommender:
 
         def epoch_losses(epoch: int) -> Iterator[torch.Tensor]:
             for batch in plan_batches(lengths, batch_size, seed, epoch):
-                items = torch.from_numpy(pad_right([pieces[number] for number in batch], NO_ITEM)).to(place)
+                items = torch.from_numpy(pad_right([pieces[number] for number in batch], IGNORE_INDEX)).to(place)
                 given = items >= 0
                 with computing:
                     states = module(items[:, :-1])[given]  # (M, K)
@@ -263,7 +263,7 @@ class SASRecRecommender:
         lengths = torch.tensor([len(row) for row in rows])
         place = self.module.start.device
         with autocast(place, self.precision):
-            states = self.module(torch.from_numpy(pad_right(rows, NO_ITEM)).to(place))
+            states = self.module(torch.from_numpy(pad_right(rows, IGNORE_INDEX)).to(place))
         last = states[torch.arange(len(rows)), lengths].float()
         logits = F.linear(last, self.module.item_table())  # in 32 bits: in 16, many items would tie
         scores: npt.NDArray[np.float32] = logits.cpu().numpy()

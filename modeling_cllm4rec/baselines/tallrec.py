@@ -1,8 +1,8 @@
 """A language model that reads titles only and answers Yes or No for each candidate, after TALLRec (arXiv 2305.00447).
 
 As there: an instruction with the titles of a history and of one candidate, tuned through LoRA on the answer, and the candidate's
-score is how much likelier Yes is than No. Otherwise: the wording is ours, people's ratings are not read, so what somebody did
-not choose stands for what they did not like, and any causal language model serves, not LLaMA-7B alone.
+score is how much likelier Yes is than No. Otherwise: the wording is ours, ratings are not read, so items that a user did
+not choose count as disliked, and any causal language model serves, not LLaMA-7B alone.
 """
 
 from __future__ import annotations
@@ -115,13 +115,13 @@ class TALLRecRecommender:
         max_hours: float | None = 6.0,
         progress: bool = True,
     ) -> Self:
-        """Tune on train histories: what comes next in one against items that do not stand in it. Validation is not looked at.
+        """Tune on train histories: the next item of each against items outside it. Validation is not looked at.
 
         Args:
             data: the data folder; its items need titles.
             seed: start of all random numbers.
             backbone: name or path of a causal language model.
-            positives: next items that an epoch reads, a random sample of all; negatives: random items beside each.
+            positives: next items that an epoch reads, a random sample of all; negatives: random items for each.
             max_history: most titles of a history, the last ones; max_title_tokens: longer titles are cut.
             epochs: passes over a new sample each.
             batch_size: prompts of a step.
@@ -216,7 +216,7 @@ class TALLRecRecommender:
         cost = f"{pairs} pairs of a history and an item at {milliseconds:.2f} ms each take about {hours:.2g} hours"
         if self.max_hours is not None and hours > self.max_hours:
             raise InputError(
-                f"TALLRec: {cost}, more than max_hours ({self.max_hours:g}); rank fewer people (max_users), fewer items "
+                f"TALLRec: {cost}, more than max_hours ({self.max_hours:g}); rank fewer users (max_users), fewer items "
                 "(score_candidates), or raise max_hours"
             )
         if hours > 0.1:
@@ -274,13 +274,13 @@ class TALLRecRecommender:
 
 
 def training_examples(histories: Histories, num_items: int, positives: int, negatives: int, seed: int, epoch: int) -> Examples:
-    """Questions for an epoch: a random sample of all next items, and random items that do not stand in the history.
+    """Draw questions for an epoch: a random sample of all next items, and random items outside the history.
 
     Returns:
         `users` and `lengths` say what the prompt holds: the first `lengths` items of a user's history, one or more.
 
     Raises:
-        InputError: nobody has two items, or somebody has all of the catalogue.
+        InputError: no user has two items, or a user has all of the catalogue.
 
     >>> histories = Histories(np.array([0, 3]), np.array([5, 6, 7], dtype=np.int32))
     >>> examples = training_examples(histories, 9, positives=2, negatives=0, seed=0, epoch=0)
@@ -362,6 +362,6 @@ def _padded(rows: list[npt.NDArray[np.int64]], device: torch.device) -> tuple[to
 
 
 def _repeated(cache: DynamicCache, rows: int) -> DynamicCache:
-    """A cache of its own for so many rows that all go on from the one row of `cache`, which stays as it is."""
+    """Copy the one row of `cache` for several rows that continue from it; `cache` stays as it is."""
     layers: list[Any] = cache.layers  # of plain attention, each with (1, heads, T, width) keys and values
     return DynamicCache([(layer.keys.expand(rows, -1, -1, -1), layer.values.expand(rows, -1, -1, -1)) for layer in layers])

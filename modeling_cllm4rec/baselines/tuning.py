@@ -62,7 +62,7 @@ def tune_settings(
         seed: start of the random numbers.
         metric: what is to be highest; of several joined by + the sum.
         max_users: evaluate on a fixed random sample of so many users.
-        title: stands before the bar.
+        title: text before the bar.
         progress: show the bar.
 
     Raises:
@@ -121,7 +121,7 @@ def _draw_value(values: Mapping[str, list[Any]], generator: np.random.Generator)
 
 
 def _draw_new(space: Mapping[str, Any], generator: np.random.Generator, tried: Mapping[str, float]) -> dict[str, Any] | None:
-    """Settings that were not tried yet; None where the space seems to hold no more."""
+    """Draw settings that were not tried yet; None where the space seems to hold no more."""
     for _ in range(DRAWS):
         settings = draw(space, generator)
         if json.dumps(settings) not in tried:

@@ -7,7 +7,7 @@ from modeling_cllm4rec.evaluation.evaluator import Recommender, evaluate
 
 
 def validate(recommender: Recommender, data: RecommendationData, metric: str, max_users: int | None = None) -> float:
-    """What is to be highest on validation, with train histories as inputs.
+    """Return the metric to maximize on validation, with train histories as inputs.
 
     Args:
         recommender: scores histories.

@@ -1,1 +1,1 @@
-"""An honest benchmark: models beside strong baselines and the paper's ablations, each in a process of its own, with intervals."""
+"""An honest benchmark: models and strong baselines and the paper's ablations, each in a process of its own, with intervals."""

@@ -26,7 +26,7 @@ def make_variant_jobs(
     epochs_share: float = 1.0,
     command: str = "",
 ) -> tuple[list[Job], dict[str, Any]]:
-    """The jobs of an ablation, the recipe itself first.
+    """Return the jobs of an ablation, the recipe itself first.
 
     Args:
         recipe: section of a stage -> its settings.

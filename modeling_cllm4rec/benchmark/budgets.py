@@ -9,7 +9,7 @@ from modeling_cllm4rec.baselines import get_baseline, members
 from modeling_cllm4rec.core.errors import InputError
 
 TUNED_KEYS, CHOSEN_KEYS = ("trials", "metric", "fixed"), ("data", "tried")
-"""What may stand under `tuned` and under `chosen` of the benchmark's YAML file."""
+"""Allowed values of `tuned` and `chosen` in the benchmark's YAML file."""
 NOTHING = "nothing to tune"
 DEFAULTS = "defaults, not tuned on this data; add --tune N"
 OWN = "set in the YAML file, which states no search"
@@ -18,10 +18,10 @@ UNKNOWN = "not known here"
 
 
 def tuned_in_words(place: str, value: Mapping[str, Any], data: str = "") -> str:
-    """What `tuned:` beside a baseline's settings says.
+    """Return the meaning of `tuned:` next to a baseline's settings in words.
 
     Args:
-        place: where it stands, for errors.
+        place: its place in the file, for errors.
         value: `trials`, `metric` and, where some settings were not drawn, `fixed`, their names.
         data: on whose validation split.
 
@@ -40,10 +40,10 @@ def tuned_in_words(place: str, value: Mapping[str, Any], data: str = "") -> str:
 
 
 def chosen_in_words(place: str, value: Mapping[str, Any]) -> str:
-    """What `chosen:` says of the recipe of a system.
+    """Return the meaning of `chosen:` in the recipe of a system in words.
 
     Args:
-        place: where it stands, for errors.
+        place: its place in the file, for errors.
         value: `data`, on whose validation split it was chosen, and `tried`, among how many configurations.
 
     Raises:

@@ -1,4 +1,4 @@
-"""`cllm4rec benchmark`: models beside baselines, the paper's variants, and a page of what came out."""
+"""`cllm4rec benchmark`: models and baselines, the paper's variants, and a page of results."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ PASSED_ON = (
     *("data", "config", "backbone", "metrics", "test_history", "mask_validation", "sampled_negatives", "hold_out_users"),
     *("tune", "tune_metric", "epochs_share", "max_users", "train_users"),
 )
-"""Flags that change numbers: they stand in the command beside a row."""
+"""Flags that change numbers: they are part of the command of a row."""
 
 
 def add_commands(commands: Any, program: str = PROGRAM, default_config: Path | None = None) -> None:
@@ -55,14 +55,14 @@ def add_commands(commands: Any, program: str = PROGRAM, default_config: Path | N
     """
     shape: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
     quality = commands.add_parser(
-        "quality", help="models beside baselines, with intervals and verdicts", epilog=QUALITY.format(program=program), **shape
+        "quality", help="models and baselines, with intervals and verdicts", epilog=QUALITY.format(program=program), **shape
     )
     models = f"{','.join(model_names())}; ease+ials for a sum; name=folder for a trained model"
     quality.add_argument("--models", required=True, type=_list, help=models)
     quality.add_argument("--config", type=Path, default=default_config, help="YAML: settings of baselines, recipes of systems")
     quality.add_argument("--tune", type=int, default=0, help="trials of the search for each baseline's settings, on validation")
     quality.add_argument("--tune-metric", help="what the search maximizes (default: the first metric)")
-    quality.add_argument("--hold-out-users", type=float, default=0.0, help="share of the people to be met only when they ask")
+    quality.add_argument("--hold-out-users", type=float, default=0.0, help="share of users held out of training")
     _add_shared(quality)
     ablation = commands.add_parser(
         "ablation", help="the papers' variants as switches of one recipe", epilog=ABLATION.format(program=program), **shape
@@ -81,7 +81,7 @@ def add_commands(commands: Any, program: str = PROGRAM, default_config: Path | N
     )
     report.add_argument("--reports", required=True, nargs="+", type=Path, help="report folders")
     report.add_argument("--output", required=True, type=Path, help="the page, a Markdown file; a generated one is replaced")
-    report.add_argument("--readme", type=Path, help="another page: what stands between the marks of the head is replaced there")
+    report.add_argument("--readme", type=Path, help="another page: the text between the marks of the head is replaced there")
     report.add_argument("--resamples", type=int, default=1000, help="resamples of the bootstrap")
 
 
@@ -105,9 +105,9 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sampled-negatives", type=int, default=0, help="measure among so many random items, too; labelled so")
     parser.add_argument("--max-users", type=int, help="evaluate a fixed random sample of so many users (default: all)")
     parser.add_argument(
-        "--train-users", type=int, help="train and evaluate on a fixed random sample of so many people (default: all)"
+        "--train-users", type=int, help="train and evaluate on a fixed random sample of this many users (default: all)"
     )
-    parser.add_argument("--batch-size", type=int, default=256, help="people who are scored at a time")
+    parser.add_argument("--batch-size", type=int, default=256, help="users scored at a time")
     parser.add_argument("--resamples", type=int, default=1000, help="resamples of the bootstrap")
     parser.add_argument("--no-plots", action="store_true", help="draw no plots (they need matplotlib)")
     parser.add_argument("--json", action="store_true", help="print where the report and its numbers lie as JSON, not the report")
@@ -159,7 +159,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def plan(arguments: argparse.Namespace, data: RecommendationData) -> tuple[list[Job], Setting]:
-    """The jobs and the setting that flags ask for; whatever is wrong with them is told here, before anything runs."""
+    """Return the jobs and the setting of the flags; all errors in them are raised here, before anything runs."""
     seeds = arguments.seed or list(range(1, arguments.seeds + 1))
     shared: dict[str, Any] = {
         "backbone": arguments.backbone,

@@ -53,7 +53,7 @@ class Condition(NamedTuple):
 
 @dataclass(frozen=True)
 class Setting:
-    """What all models of a report folder share; numbers of different settings never stand in one table.
+    """Settings that all models of a report folder share; numbers of different settings are never put in one table.
 
     Attributes:
         kind: a comparison of models, or of variants of one recipe.
@@ -64,7 +64,7 @@ class Setting:
         metrics: of the tables, the first one also of slices and of plots of cost.
         conditions: the protocols.
         max_users: evaluate a fixed random sample of so many users.
-        hold_out_users: share of the people who are kept out of training whole; 0 for none.
+        hold_out_users: share of users held out of training; 0 for none.
         tune: trials of the search for a baseline's settings; 0 takes them from the recipe.
         tune_metric: what the search maximizes on validation.
         epochs_share: share of the recipe's epochs that language models are trained for.
@@ -110,7 +110,7 @@ class Setting:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Setting:
-        """The setting whose fields were written as JSON."""
+        """Return the setting whose fields were written as JSON."""
         lists = {name: tuple(values[name]) for name in ("metrics", "same_as_recipe")}
         return cls(**{**values, **lists, "conditions": tuple(Condition(*one) for one in values["conditions"])})
 
@@ -123,10 +123,10 @@ class Job:
         model: name of its row.
         system: how it is made: `"baseline"`, the name of a recipe, or `"folder"` for a trained model.
         seed: start of all random numbers of its training.
-        case: who is recommended to: `everyone`, or `unseen-people`, who were kept out of training whole.
+        case: the evaluated users: `everyone`, or `unseen-people`, the users held out of training.
         recipe: of a baseline `{"name", "settings"}`; of a language model the settings of its stages, by stage; of a trained
             folder `{"path", "sha256", "settings"}`, the last ones those of its training.
-        anonymous: the model is not told who asks.
+        anonymous: the model is not given the user's index.
         about: what it is, in a few words.
         chosen: how its settings were chosen, in words.
         command: what runs this job alone.
@@ -151,7 +151,7 @@ class Job:
         """SHA-256 of all that its numbers depend on: recipe, seed, data, protocol."""
         values = {**dataclasses.asdict(self), "setting": dataclasses.asdict(setting)}
         del values["command"], values["about"], values["chosen"]
-        if self.system == "folder":  # known by its content, wherever it lies
+        if self.system == "folder":  # identified by its content, not by its path
             values["recipe"] = {"sha256": self.recipe["sha256"]}
         return fingerprint(values)
 
@@ -175,7 +175,7 @@ def make_setting(
     sampled_negatives: int = 0,
     **values: Any,
 ) -> Setting:
-    """The setting that flags ask for, checked against the data.
+    """Return the setting that flags ask for, checked against the data.
 
     Args:
         metrics: None takes those that fit the split.
@@ -217,7 +217,7 @@ def make_setting(
 
 
 def selection_of(metrics: Sequence[str]) -> str:
-    """What baselines stop early by, so that all models of a report are chosen alike: what CLLM4Rec or LC-Rec choose their epoch
+    """Return the metric that baselines stop early by, so that all models of a report are chosen alike: what LLMs choose their epoch
     by, where that is reported, otherwise the first metric.
 
     >>> selection_of(["recall@20", "recall@40", "ndcg@100"]), selection_of(["recall@5", "ndcg@20"])
@@ -230,7 +230,7 @@ def selection_of(metrics: Sequence[str]) -> str:
 
 
 def conditions(test_history: str, mask_validation: str) -> tuple[Condition, ...]:
-    """The protocols that stand side by side.
+    """Return the protocols that are compared.
 
     Raises:
         InputError: a value that is not allowed.
@@ -269,7 +269,7 @@ def claim(folder: Path, setting: Setting) -> None:
         changed = {key: (there[key], value) for key, value in here.items() if there[key] != value and key != "dataset"}
         if changed:
             raise InputError(
-                f"output: {folder} was measured under another protocol (then, now): {changed}; numbers of both cannot stand in "
+                f"output: {folder} was measured under another protocol (then, now): {changed}; numbers of both cannot share "
                 "one table: choose another --output, or pass --overwrite"
             )
         return
@@ -287,7 +287,7 @@ def fingerprint(values: Mapping[str, Any]) -> str:
 
 
 def file_name(name: str) -> str:
-    """A name for files: letters, digits, dots and hyphens stay.
+    """Return a name for files: letters, digits, dots and hyphens stay.
 
     >>> file_name("lambda_c=0.1")
     'lambda_c-0.1'
@@ -296,7 +296,7 @@ def file_name(name: str) -> str:
 
 
 def shown(path: str | Path) -> str:
-    """A path as a report shows it: from the working directory if it lies below it, otherwise the last name only.
+    """Return a path as a report shows it: relative if it is below the working directory, otherwise the last name only.
 
     >>> shown("/home/ann/data/beauty"), shown("data/beauty"), shown(Path.cwd() / "runs" / "beauty")
     ('beauty', 'data/beauty', 'runs/beauty')

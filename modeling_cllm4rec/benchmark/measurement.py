@@ -46,7 +46,7 @@ class RankedLists:
 
     Args:
         recommender: a `Recommender` or a `Searcher`.
-        num_users: number of people who may ask.
+        num_users: number of users.
         anonymous: keep from it who asks.
         candidates: of every user, the items that may be ranked; None ranks all.
 
@@ -100,10 +100,10 @@ def measure(
     anonymous: bool = False,
     batch_size: int = 256,
 ) -> Measured:
-    """Rank for everybody who has test interactions, and keep what each got.
+    """Rank for all users who have test interactions, and keep the result of each.
 
     Args:
-        data: of the people who ask.
+        data: data of the evaluated users.
         train_counts: (J,) training interactions of each item, in the data that was trained on.
         anonymous: keep from the model who asks.
 
@@ -142,7 +142,7 @@ def sampled_candidates(data: RecommendationData, negatives: int) -> Histories:
     """Of every user the test items, and `negatives` random items without any interaction with the user.
 
     Raises:
-        InputError: somebody has too few such items.
+        InputError: a user has too few such items.
     """
     truth, met = data.histories("test"), data.histories("train", "validation", "test")
     rows = []

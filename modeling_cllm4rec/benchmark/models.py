@@ -23,7 +23,7 @@ ENSEMBLE = "sum of their scores, standardized by row, each with its own settings
 
 
 def title(model: str) -> str:
-    """A model's name in tables.
+    """Return a model's name in tables.
 
     >>> title("ease+ials"), title("mine")
     ('EASE + iALS', 'mine')
@@ -53,7 +53,7 @@ def summary(model: str) -> str:
 
 
 def baselines_of(recipe: dict[str, Any]) -> list[dict[str, Any]]:
-    """The recipe of each baseline whose scores are added up; of a single baseline its own, alone.
+    """Return the recipe of each baseline whose scores are added up; of a single baseline its own, alone.
 
     >>> baselines_of({"name": "ease+ials", "settings": {"ease": {"regularization": 7.0}, "ials": {}}})[0]
     {'name': 'ease', 'settings': {'regularization': 7.0}}
@@ -73,7 +73,7 @@ def make_jobs(
     selection: str = "",
     command: str = "",
 ) -> list[Job]:
-    """The jobs of a comparison.
+    """Return the jobs of a comparison.
 
     Args:
         models: names of baselines and systems, `ease+ials` for the sum of several baselines, and `name=folder` for trained
@@ -82,7 +82,7 @@ def make_jobs(
         recipes: how to train.
         backbone: language model in place of the recipes'.
         epochs_share: share of the recipes' epochs.
-        hold_out: measure unseen people, too; trained folders have met everyone and are left out there.
+        hold_out: also measure held-out users; trained folders were trained on all users and are left out there.
         selection: what baselines that train by epochs stop early by, where their settings do not say; empty leaves the default.
         command: how the program was called, without models and seeds.
 
@@ -192,7 +192,7 @@ def _folder_job(name: str, path: str, others: Sequence[Job], recipes: Recipes, c
 
 
 def _settings_of_training(folder: Path, digest: str) -> dict[str, Any]:
-    """What a saved model was trained with, by stage, but for seeds and places; where nobody wrote it down, the model itself."""
+    """Return the training settings of a saved model by stage, without seeds and paths; the model itself if none are recorded."""
     left_out = (*set_by_jobs(), *NOT_REPEATED)
     return {
         stage: {name: value for name, value in record["arguments"].items() if name not in left_out}

@@ -56,7 +56,7 @@ def write_page(folders: Sequence[Path], output: Path, n_resamples: int = 1000, r
 
 
 def head_of(text: str) -> str:
-    """The head of a page, marks included; nothing where it has none.
+    """Return the head of a page, marks included; nothing where it has none.
 
     >>> head_of("a") == ""
     True
@@ -67,7 +67,7 @@ def head_of(text: str) -> str:
 
 
 def _head(setting: Setting, tables: list[Table]) -> list[str]:
-    """A report's first table without intervals, and beside the best baseline its systems under every protocol."""
+    """Render a report's first table without intervals, and its systems and the best baseline under every protocol."""
     lines = [f"**{title_of(setting)}**", "", *metric_table(tables[0], intervals=False), ""]
     for table in tables:
         said = [(row.title, summary_of(row, table)) for row in table.measured if not row.is_baseline]
@@ -94,7 +94,7 @@ def _readme_tables(reports: Sequence[tuple[Setting, list[Table]]]) -> list[str]:
 
 
 def _around_the_head(readme: Path) -> tuple[str, str]:
-    """What stands before and behind a page's head.
+    """Return the text before and after a page's head.
 
     Raises:
         MissingFileError: there is no such page.
@@ -105,7 +105,7 @@ def _around_the_head(readme: Path) -> tuple[str, str]:
     text = readme.read_text(encoding="utf-8")
     head = head_of(text)
     if not head:
-        raise InputError(f"readme: {readme} has no place for the head; put the lines {HEAD} and {HEAD_END} where it should stand")
+        raise InputError(f"readme: {readme} has no place for the head; put the lines {HEAD} and {HEAD_END} where it belongs")
     before, _, behind = text.partition(head)
     return before, behind
 

@@ -52,7 +52,7 @@ def _figure(table: Table, columns: int, height: float) -> tuple[Any, Any]:
 
 
 def _metrics(table: Table) -> Any:
-    """A panel for each metric, a row for each model: mean and 95% interval over users."""
+    """Draw a panel for each metric, a row for each model: mean and 95% interval over users."""
     rows = table.measured[::-1]
     figure, axes = _figure(table, len(table.metrics), 1.2 + 0.3 * len(rows))
     for number, (axis, metric) in enumerate(zip(axes, table.metrics, strict=True)):
@@ -68,7 +68,7 @@ def _metrics(table: Table) -> Any:
 
 
 def _costs(table: Table) -> Any:
-    """The first metric against training seconds, and against milliseconds per user."""
+    """Plot the first metric against training seconds, and against milliseconds per user."""
     metric = table.metrics[0]
     figure, axes = _figure(table, len(COSTS), 3.2)
     for axis, (name, label) in zip(axes, COSTS.items(), strict=True):
@@ -87,7 +87,7 @@ def _costs(table: Table) -> Any:
 
 
 def _slice(table: Table, name: str) -> Any:
-    """The first metric in each bin, a line for each model."""
+    """Plot the first metric in each bin, a line for each model."""
     figure, (axis,) = _figure(table, 1, 3.6)
     for number, row in enumerate(table.measured):
         parts = row.slices[name]

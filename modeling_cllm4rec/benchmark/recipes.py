@@ -163,7 +163,7 @@ def arguments_of(stage: Stage, settings: Mapping[str, Any]) -> Any:
 
 
 def _baselines(path: Path, value: Any) -> dict[str, Any]:
-    """Settings by baseline, inline or under a key of another file."""
+    """Read settings by baseline, inline or under a key of another file."""
     place = f"{path}: baselines"
     if isinstance(value, list):
         if len(value) != 2:
@@ -183,11 +183,13 @@ def _settings(content: Mapping[str, Any], place: str, stage: Stage) -> dict[str,
 
 
 def _section(path: Path, value: Any, name: str) -> tuple[dict[str, Any], str]:
-    """A section, inline or in a file of its own, and where it stands."""
+    """Read a section, inline or in a file of its own, and return its place too."""
     if isinstance(value, str):
         return read_yaml(path.parent / value), str(path.parent / value)
     if not isinstance(value, dict):
-        raise InputError(f"{path}: {name} is {value!r}; it must be keys and values, or the name of a YAML file beside this one")
+        raise InputError(
+            f"{path}: {name} is {value!r}; it must be keys and values, or the name of a YAML file in the same folder"
+        )
     return value, f"{path}: {name}"
 
 

@@ -93,7 +93,7 @@ class Table:
     references: dict[str, str] = field(default_factory=dict)
 
     def label(self, metric: str) -> str:
-        """A metric's name in tables and sentences, which says where it is sampled."""
+        """Return a metric's name in tables and sentences, marked if it is sampled."""
         return f"{metric} (sampled)" if self.condition.negatives else metric
 
     @property
@@ -139,28 +139,28 @@ def verdicts(table: Table) -> list[str]:
 
 
 def summary_of(row: Row, table: Table) -> str:
-    """The verdicts of a row in one line: above, below or not told apart from whom, on which metrics, by how much.
+    """Return the verdicts of a row in one line: the relation to each reference, the metrics and the differences.
 
     Example:
         >>> summary_of(row, table)  # doctest: +SKIP
-        'above iALS on recall@20 (+.0077 [.0014, .0134]); not told apart from EASE on ndcg@100 (+.0016 [-.0015, .0050])'
+        'above iALS on recall@20 (+.0077 [.0014, .0134]); no significant difference from EASE on ndcg@5 (+.0016 [-.0015, .0050])'
     """
     groups: dict[str, list[str]] = {}
     for metric, difference in row.differences.items():
         mean, low, high = difference[:3]
-        relation = "above" if low > 0 else "below" if high < 0 else "not told apart from"
+        relation = "above" if low > 0 else "below" if high < 0 else "no significant difference from"
         number = f"{'+' if mean > 0 else ''}{short(mean)} [{short(low)}, {short(high)}]"
         groups.setdefault(f"{relation} {table.references[metric]}", []).append(f"{table.label(metric)} ({number})")
     return "; ".join(f"{who} on {', '.join(metrics)}" for who, metrics in groups.items())
 
 
 def verdict(name: str, reference: str, difference: Estimate, metric: str) -> str:
-    """Whether a model is above or below another, as far as the interval tells.
+    """State whether a model is above or below another by the interval of their difference.
 
     >>> verdict("CLLM4Rec", "EASE", Estimate(0.0102, 0.0031, 0.0174, 100), "recall@20")
     'CLLM4Rec is above EASE by .0102 (95% interval .0031 to .0174) on recall@20.'
     >>> verdict("CLLM4Rec", "EASE", Estimate(-0.01, -0.02, 0.001, 100), "ndcg@10")
-    'CLLM4Rec and EASE are not told apart on ndcg@10: the difference is -.0100 (95% interval -.0200 to .0010).'
+    'CLLM4Rec and EASE do not differ significantly on ndcg@10: the difference is -.0100 (95% interval -.0200 to .0010).'
     """
     mean, low, high = difference[:3]
     if low > 0:
@@ -168,13 +168,13 @@ def verdict(name: str, reference: str, difference: Estimate, metric: str) -> str
     if high < 0:
         return f"{name} is below {reference} by {short(-mean)} (95% interval {short(-high)} to {short(-low)}) on {metric}."
     return (
-        f"{name} and {reference} are not told apart on {metric}: the difference is {short(mean)} "
+        f"{name} and {reference} do not differ significantly on {metric}: the difference is {short(mean)} "
         f"(95% interval {short(low)} to {short(high)})."
     )
 
 
 def short(value: float) -> str:
-    """A share with four digits and no leading zero; what rounds to nothing has no sign.
+    """Format a share with four digits and no leading zero; a number that rounds to zero has no sign.
 
     >>> short(0.187), short(-0.0012), short(1.0), short(-1e-5)
     ('.1870', '-.0012', '1.0000', '.0000')
@@ -184,7 +184,7 @@ def short(value: float) -> str:
 
 
 def _order(model: str) -> tuple[int, str]:
-    """Baselines and variants as they stand in their lists, sums behind the last of their baselines, then all others by name."""
+    """Sort baselines and variants by their lists, sums after the last of their baselines, then all others by name."""
     known = [*BASELINES, *(name for names in variant_names().values() for name in names)]
     parts = [model] if model in known else model.split("+")
     return (max(known.index(part) if part in known else len(known) for part in parts), model)
@@ -228,7 +228,7 @@ def _row(folder: Path, found: list[dict[str, Any]], condition: Condition, settin
 
 
 def _slices(tables: list[pa.Table], metric: str, n_resamples: int) -> dict[str, dict[str, Estimate]]:
-    """The first metric by popularity of the true items, and by the length of the given history."""
+    """Return the first metric by popularity of the true items, and by the length of the given history."""
     popularity = {}
     for column in tables[0].column_names:
         if column.startswith(f"{POPULARITY}:"):
@@ -270,7 +270,7 @@ def _difference(row: Row, other: Row, metric: str, n_resamples: int) -> Estimate
 
 
 def _command(jobs: list[dict[str, Any]]) -> str:
-    """The command of a row: that of its first job, with all seeds, or with all folders of a model that was trained before."""
+    """Return the command of a row: that of its first job, with all seeds, or with all folders of a trained model."""
     jobs = sorted(jobs, key=lambda job: job["seed"])
     flag = "--models " if jobs[0]["system"] == "folder" else "--seed "
     command = jobs[0]["command"].partition(flag)[0]

@@ -51,7 +51,7 @@ def run_jobs(
     Args:
         output: the report folder.
         places: the data of each case.
-        batch_size: people who are scored at a time.
+        batch_size: users scored at a time.
         keep_models: leave trained language models in `runs/`; otherwise they go when all jobs are done.
         progress: show a bar of jobs.
 
@@ -133,7 +133,7 @@ def _run_job(job: Job, setting: Setting, output: Path, place: Place, batch_size:
 
 
 def _search(job: Job, setting: Setting, output: Path, task: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """What the search for a single baseline's settings gave, once for all who ask; or the error."""
+    """Return the result of the search for a baseline's settings, run once for all jobs; or the error."""
     place = output / "tuning" / f"{job.recipe['name']}-{job.case}.json"
     mark = fingerprint({"recipe": job.recipe, "case": job.case, "setting": dataclasses.asdict(setting)})
     if not is_finished(place, mark):
@@ -145,7 +145,7 @@ def _search(job: Job, setting: Setting, output: Path, task: dict[str, Any]) -> t
 
 
 def _run_process(task: dict[str, Any], log: Path) -> str:
-    """The last line of what a failed process said, or how it ended; nothing when it did its task."""
+    """Return the last line of a failed process's output, or how it ended; nothing on success."""
     path = os.pathsep.join(filter(None, [str(PACKAGE_FOLDER), os.environ.get("PYTHONPATH")]))
     with log.open("w", encoding="utf-8") as file:
         done = subprocess.run(

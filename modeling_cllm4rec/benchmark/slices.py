@@ -1,4 +1,4 @@
-"""Bins of whole numbers: of items by popularity, of people by the length of their history."""
+"""Bins of whole numbers: of items by popularity, of users by the length of their history."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from modeling_cllm4rec.training.progress import Progress
 
 FINISHED_FILE = "finished.json"
 NO_SETTINGS = ("progress", "device", "planned_pairs", "max_hours")
-"""What a baseline may be told that changes none of its numbers."""
+"""Settings of a baseline that change none of its numbers."""
 
 
 class Cost(NamedTuple):
@@ -61,7 +61,7 @@ class Trained(NamedTuple):
         recommender: scores or searches.
         cost: of its training.
         settings: what it was trained with.
-        batch_size: people at a time, if fewer than asked for.
+        batch_size: users at a time, if fewer than set.
     """
 
     recommender: Any
@@ -71,7 +71,7 @@ class Trained(NamedTuple):
 
 
 def tune_baseline(job: Job, setting: Setting, data: RecommendationData) -> dict[str, Any]:
-    """The best settings of a baseline on validation, and all trials, ready for JSON.
+    """Search the best settings of a baseline on validation, and all trials, ready for JSON.
 
     What the recipe sets and no trial draws holds in each trial, as it will in the training.
     """
@@ -157,7 +157,7 @@ def _run_stage(stage: Stage, arguments: dict[str, Any]) -> float:
 
 
 def finished(folder: Path, work: Callable[[], float]) -> Cost:
-    """What a stage took: done now, or found done in its folder. Its checkpoints go when it is done.
+    """Return the cost of a stage: run now, or found complete in its folder. Its checkpoints go when it is done.
 
     Args:
         folder: of the stage.
@@ -193,5 +193,5 @@ def _ready(model: Any, setting: Setting, cost: Cost, settings: dict[str, Any]) -
 
 
 def _short_name(job: Job, *stages: str) -> str:
-    """A name for what comes out of some stages of a recipe, with this seed and these people."""
+    """Return a name for the result of some stages of a recipe, with this seed and these users."""
     return fingerprint({"case": job.case, "seed": job.seed, **{stage: job.recipe[stage] for stage in stages}})[:12]

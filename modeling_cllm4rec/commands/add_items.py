@@ -33,7 +33,7 @@ LATER = "{count} items were added after this training, by their texts alone."
 
 
 def parser() -> CommandParser:
-    """The flags."""
+    """Parse the flags."""
     flags = CommandParser(
         "add-items",
         description="Add items to a trained model of either system by their texts alone, and save it to a new folder.",
@@ -78,7 +78,7 @@ def add_growth_flags(flags: argparse.ArgumentParser) -> None:
 
 
 def growth_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the flags say, for `training.growth.add_items`."""
+    """Return the values of the flags for `training.growth.add_items`."""
     settling = NewRowTraining(
         passes=arguments.passes,
         lr=arguments.lr,

@@ -68,7 +68,7 @@ def examine(folder: Path) -> dict[str, Any]:
 
 
 def requirements() -> tuple[list[Requirement], dict[str, list[Requirement]]]:
-    """What the installed distribution requires: always, and for each extra. Empty when it is not installed."""
+    """List the requirements of the installed distribution: always, and for each extra. Empty when it is not installed."""
     try:
         declared = importlib.metadata.metadata(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
@@ -84,7 +84,7 @@ def _is_of(requirement: Requirement, extra: str) -> bool:
 
 
 def version_of(name: str) -> str | None:
-    """The installed version of a distribution, or None."""
+    """Return the installed version of a distribution, or None."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -122,7 +122,7 @@ def wrong_versions(required: list[Requirement]) -> Iterator[dict[str, Any]]:
 
 
 def find_devices() -> tuple[list[str], dict[str, Any]]:
-    """What torch can compute on, in words; and of CUDA: what torch was built for, whether it works, whether a driver is there."""
+    """Describe torch's devices; for CUDA also the version of the build, whether it works, and whether a driver exists."""
     try:
         import torch
     except ImportError:  # said among the versions
@@ -140,7 +140,7 @@ def find_devices() -> tuple[list[str], dict[str, Any]]:
 
 
 def wrong_devices(cuda: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A torch that does not fit the machine."""
+    """Find a torch that does not fit the machine."""
     cpu_build = "pip install --index-url https://download.pytorch.org/whl/cpu torch"
     if cuda["driver"] and not cuda["works"]:
         built = f"is built for CUDA {cuda['built_for']}, which this driver does not run" if cuda["built_for"] else "knows no CUDA"
@@ -165,7 +165,7 @@ def find_threads() -> dict[str, Any]:
 
 
 def accelerate_settings() -> dict[str, Any]:
-    """What `accelerate config` wrote, or nothing."""
+    """Read the settings of `accelerate config`, or nothing."""
     home = os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")
     file = Path(home, "accelerate", "default_config.yaml")
     content = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
@@ -173,7 +173,7 @@ def accelerate_settings() -> dict[str, Any]:
 
 
 def wrong_accelerate(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Settings of `accelerate config` with which `accelerate launch` does something else than they say."""
+    """Find settings of `accelerate config` that `accelerate launch` does not follow."""
     processes = settings.get("num_processes", 1)
     if settings.get("use_cpu") and processes > 1:
         yield problem(
@@ -218,14 +218,16 @@ def problem(what: str, what_to_do: str, serious: bool = False) -> dict[str, Any]
 
 
 def report(found: dict[str, Any]) -> str:
-    """The findings for people."""
+    """Format the findings as text."""
     versions = "\n".join(f"  {name:<16} {version or 'not installed'}" for name, version in found["versions"].items())
     extras = "\n".join(
         f"  {name:<16} {'present' if one['present'] else 'missing ' + ', '.join(one['missing']) + ': ' + one['install']}"
         for name, one in found["extras"].items()
     )
     threads, free = found["threads"], found["free_bytes"]
-    told = "\n".join(f"  {'!' if one['serious'] else '-'} {one['problem']}\n    {one['what_to_do']}" for one in found["problems"])
+    problems = "\n".join(
+        f"  {'!' if one['serious'] else '-'} {one['problem']}\n    {one['what_to_do']}" for one in found["problems"]
+    )
     return f"""versions
 {versions}
 machine
@@ -236,7 +238,7 @@ machine
 extras
 {extras or "  unknown: not installed"}
 problems
-{told or "  none"}"""
+{problems or "  none"}"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -249,5 +251,5 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     arguments = parser.parse_args(argv)
     found = examine(Path.cwd())
-    told = parser.run(arguments, lambda: print_json(found) if arguments.json else print(report(found)))
-    return RUN_FAILED if any(one["serious"] for one in found["problems"]) else told
+    code = parser.run(arguments, lambda: print_json(found) if arguments.json else print(report(found)))
+    return RUN_FAILED if any(one["serious"] for one in found["problems"]) else code

@@ -31,7 +31,7 @@ FIRST_TEMPLATE = ["0"]
 
 
 def parser() -> CommandParser:
-    """The flags."""
+    """Parse the flags."""
     flags = CommandParser(
         "evaluate",
         description="Rank the whole catalogue for every user of a split and measure what was found, with 95% intervals.",
@@ -101,7 +101,7 @@ def run(arguments: argparse.Namespace) -> dict[str, EvaluationReport]:
 
 
 def report_name(protocol: Protocol, arguments: argparse.Namespace, search: dict[str, Any], config: Any) -> str:
-    """The name of the report's files: what an evaluation was of, and whatever in it is not as it is by default.
+    """Return the name of the report's files: the evaluated data, and all settings that differ from the defaults.
 
     So a quick look at five users does not replace what was measured on all.
     """
@@ -116,7 +116,7 @@ def report_name(protocol: Protocol, arguments: argparse.Namespace, search: dict[
 
 
 def template_numbers(words: list[str], model: RecommenderModel) -> list[int]:
-    """The prompt templates that `--templates` asks for.
+    """Return the prompt templates of `--templates`.
 
     Raises:
         InputError: a word that is neither a number nor `all`.
@@ -130,7 +130,7 @@ def template_numbers(words: list[str], model: RecommenderModel) -> list[int]:
 
 
 def save(report: EvaluationReport, name: str, arguments: argparse.Namespace, data: RecommendationData) -> None:
-    """Write the model's report, and where it lies beside the model, renew the card."""
+    """Write the model's report; if it is in the model's folder, also update the card."""
     folder = Path(arguments.output or arguments.model)
     folder.mkdir(parents=True, exist_ok=True)
     report.command = arguments.command

@@ -29,7 +29,7 @@ COMMANDS = {
     "prepare": Command("modeling_cllm4rec.commands.prepare:main", "raw interactions and texts -> data folder"),
     "evaluate": Command("modeling_cllm4rec.commands.evaluate:main", "rank the whole catalogue and measure, with intervals"),
     "recommend": Command("modeling_cllm4rec.commands.recommend:main", "recommend to users, histories, everyone, queries"),
-    "benchmark": Command("modeling_cllm4rec.benchmark.command:main", "models beside baselines, ablations, a page of results"),
+    "benchmark": Command("modeling_cllm4rec.benchmark.command:main", "models and baselines, ablations, a page of results"),
     "app": Command("modeling_cllm4rec.app.command:main", "a page in the browser to look at models"),
     "serve": Command("modeling_cllm4rec.serving.command:main", "answer recommendations over HTTP"),
     "export": Command("modeling_cllm4rec.exports.command:main", "a model as ONNX, as vectors, as a Space"),
@@ -50,7 +50,7 @@ def all_commands() -> dict[str, str]:
 
 
 def help_text() -> str:
-    """What `cllm4rec --help` prints."""
+    """Return the text of `cllm4rec --help`."""
     about = all_commands()
     width = max(map(len, about))
     commands = "\n".join(f"  {name:<{width}}  {words}" for name, words in about.items())
@@ -109,7 +109,7 @@ def load(name: str) -> Main:
 
 
 def what_is_missing(module: str) -> str:
-    """What to install where a module was not found.
+    """Return the advice for a module that was not found.
 
     Example:
         >>> what_is_missing("gradio.themes")

@@ -19,7 +19,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def search_settings(arguments: argparse.Namespace, model: RecommenderModel) -> dict[str, Any]:
-    """The settings of the search that were given.
+    """Return the settings of the search that were given.
 
     Raises:
         InputError: there are some, but the model scores all items at once and does not search.
@@ -37,7 +37,7 @@ def refuse_search(names: list[str], model: str) -> None:
 
 
 def batch_size(arguments: argparse.Namespace, model: RecommenderModel) -> int:
-    """The number of people at a time: as asked, or what suits the model."""
+    """Return the number of users per batch: the given one, or the model's default."""
     if arguments.batch_size is not None:
         return int(arguments.batch_size)
     return model.default_batch_size

@@ -38,7 +38,7 @@ logger = logging.getLogger("prepare")
 
 
 def build_parser() -> CommandParser:
-    """The command line."""
+    """Parse the command line."""
     parser = CommandParser(
         "prepare",
         description="Prepare a data folder from raw interactions and texts, with any ids.",
@@ -174,7 +174,7 @@ def prepare(args: argparse.Namespace) -> RecommendationData:
 
 
 def report(data: RecommendationData) -> str:
-    """The statistics of a folder, one per line."""
+    """Format the statistics of a folder, one per line."""
     statistics = data.info["statistics"]
     width = max(map(len, statistics))
     lines = [f"{name.replace('_', ' '):<{width}}  {value:,}" for name, value in statistics.items()]

@@ -31,7 +31,7 @@ Files = dict[str, list[str | Path]]
 
 
 def find_sources(args: argparse.Namespace) -> tuple[Files, str]:
-    """The files of each table as far as the flags or the names in the folder tell, and the kind of split.
+    """Find the files of each table by the flags or the names in the folder, and the kind of split.
 
     Raises:
         MissingFileError, ValueError: the folder does not hold what its format says, or a table is given twice.
@@ -55,7 +55,7 @@ def find_sources(args: argparse.Namespace) -> tuple[Files, str]:
 
 
 def read_sources(args: argparse.Namespace, files: Files, split: str) -> dict[str, pa.Table]:
-    """The tables; what a folder's reader has read is added to `files`."""
+    """Read the tables; files read by a folder's reader are added to `files`."""
     tables: dict[str, pa.Table] = {}
     if args.format in ("cllm4rec", "lcrec"):
         read = _released(args)
@@ -83,7 +83,7 @@ def _refuse_twice(found: Files, named: Files) -> None:
 
 
 def _interactions(args: argparse.Namespace, sources: list[str | Path], split: str) -> pa.Table:
-    """The interactions; of three files, each is one split."""
+    """Read the interactions; of three files, each is one split."""
     if len(sources) == 1:
         return _interaction_file(args, sources[0], args.id_type, with_split=split == "given")
     parts = []

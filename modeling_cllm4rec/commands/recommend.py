@@ -24,32 +24,32 @@ from modeling_cllm4rec.hub.loading import load_recommender
 
 EPILOG = """example:
   cllm4rec recommend --model runs/mine --users ann bob --k 10
-  cllm4rec recommend --model runs/mine --histories people.parquet --k 10 --output recs.parquet
+  cllm4rec recommend --model runs/mine --histories histories.parquet --k 10 --output recs.parquet
   cllm4rec recommend --model runs/mine --k 10 --output everyone.parquet
   cllm4rec recommend --model runs/mine-lcrec --query "a gentle cleanser for dry skin" --k 10
 
 A histories file is Parquet or JSON lines with a column `history` (lists of item ids, oldest first). For users that the model
-knows, a column `user_id` names them; for people it never met, a column `user` holds any names, which come back with the answers
+knows, a column `user_id` names them; for unseen users, a column `user` holds any names, which come back with the answers
 (without it, the numbers of the rows).
 """
 logger = logging.getLogger(__name__)
 
 PEOPLE_AT_ONCE = 65536
-"""Users read and scored between two looks at the source: bounds the memory for any number of people."""
+"""Users read and scored per read of the source: bounds the memory for any number of users."""
 
 
 def parser() -> CommandParser:
-    """The flags."""
+    """Parse the flags."""
     flags = CommandParser(
         "recommend",
         description="Recommend items to known users, to histories, to everyone, or to queries.",
         epilog=EPILOG,
     )
     add_model_arguments(flags)
-    people = flags.add_mutually_exclusive_group()
-    people.add_argument("--users", nargs="+", help="external user ids; their stored histories are read")
-    people.add_argument("--histories", help="Parquet or JSON-lines file; without users and histories: every known user")
-    people.add_argument("--query", nargs="+", help="LC-Rec: what is looked for, in words; each query is a text in quotes")
+    source = flags.add_mutually_exclusive_group()
+    source.add_argument("--users", nargs="+", help="external user ids; their stored histories are read")
+    source.add_argument("--histories", help="Parquet or JSON-lines file; without users and histories: every known user")
+    source.add_argument("--query", nargs="+", help="LC-Rec: a description of the wanted item; each query is a text in quotes")
     flags.add_argument("--k", type=int, default=10, help="recommendations for each (default: 10)")
     flags.add_argument("--include-seen", action="store_true", help="recommend items of the history, too")
     flags.add_argument("--candidates", nargs="+", help="choose among these item ids only")
@@ -57,7 +57,7 @@ def parser() -> CommandParser:
         "--on-unknown",
         choices=["raise", "skip"],
         default="raise",
-        help="unknown ids, and users of whom the model can read nothing: error, or left out",
+        help="unknown ids, and users without an item that the model knows: error, or left out",
     )
     form = flags.add_mutually_exclusive_group()
     form.add_argument("--output", help="Parquet file for the table; without it, it is printed with titles")
@@ -66,11 +66,11 @@ def parser() -> CommandParser:
 
 
 def questions(arguments: argparse.Namespace, model: RecommenderModel) -> Iterator[dict[str, Any]]:
-    """Arguments `users` and `histories` of `recommend`, some thousand people at a time, and the names that answers bear."""
+    """Arguments `users` and `histories` of `recommend`, some thousand users at a time, and the names of the answers."""
     if arguments.histories:
-        people = read_histories(arguments.histories)
-        for start in range(0, people.num_rows, PEOPLE_AT_ONCE):
-            part = people.slice(start, PEOPLE_AT_ONCE)
+        histories = read_histories(arguments.histories)
+        for start in range(0, histories.num_rows, PEOPLE_AT_ONCE):
+            part = histories.slice(start, PEOPLE_AT_ONCE)
             users = part["user_id"].to_pylist() if "user_id" in part.column_names else None
             names = part["user"] if "user" in part.column_names else pa.array(range(start, start + part.num_rows))
             yield {"users": users, "histories": part["history"].to_pylist(), "names": names}
@@ -87,7 +87,7 @@ def questions(arguments: argparse.Namespace, model: RecommenderModel) -> Iterato
 
 
 def read_histories(path: str) -> pa.Table:
-    """The people of a histories file."""
+    """Read the users of a histories file."""
     if not Path(path).is_file():
         raise MissingFileError(f"--histories: there is no file {path}")
     try:
@@ -129,7 +129,7 @@ def tables(arguments: argparse.Namespace, model: RecommenderModel) -> Iterator[p
             .table
         )
         return
-    people = 0
+    num_users = 0
     for question in questions(arguments, model):
         names = question.pop("names")
         for table in model.iter_recommendations(
@@ -144,9 +144,9 @@ def tables(arguments: argparse.Namespace, model: RecommenderModel) -> Iterator[p
         ):
             if question["users"] is None:
                 table = table.set_column(0, "user", names.take(table["user"]))
-            people += table.num_rows // arguments.k
+            num_users += table.num_rows // arguments.k
             yield table
-    if not people:
+    if not num_users:
         raise InputError(f"--on-unknown skip leaves nobody: {arguments.model} knows none of those that were asked for")
 
 

@@ -16,7 +16,7 @@ FitOn = Literal["train", "train+validation"]
 
 
 def fitting_histories(data: RecommendationData, fit_on: FitOn) -> Histories:
-    """The histories that a baseline is fitted on.
+    """Return the histories that a baseline is fitted on.
 
     Raises:
         InputError: `fit_on` is neither of the two.
@@ -27,7 +27,7 @@ def fitting_histories(data: RecommendationData, fit_on: FitOn) -> Histories:
 
 
 def interaction_matrix(histories: Histories, num_items: int, recency: float = 0.0) -> sparse.csr_array:
-    """One row per history; an item that stands in it twice counts twice.
+    """One row per history; an item that occurs twice in it counts twice.
 
     Args:
         histories: (batch,) item indices, oldest first.

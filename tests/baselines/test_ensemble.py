@@ -19,7 +19,7 @@ def test_sum_of_standardized_rows(data):
 
 
 def test_who_scores_all_items_alike_adds_nothing(data):
-    """EASE knows nothing of somebody without a history: popularity alone is left."""
+    """EASE scores nothing for a user without a history: popularity alone is left."""
     scores = fit_baseline("popularity+ease", data).score_histories(None, histories_from_lists([[]]))[0]
     plain = PopularityRecommender.fit(data).scores
     assert scores == pytest.approx((plain - plain.mean()) / plain.std(), abs=1e-5)

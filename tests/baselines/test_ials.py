@@ -10,7 +10,7 @@ pytest.importorskip("implicit")
 
 
 def test_a_history_is_solved_for():
-    """(Y'Y + Y'(C - I)Y + regularization I) x = Y'C p for one person (eq. 4 of the paper)."""
+    """(Y'Y + Y'(C - I)Y + regularization I) x = Y'C p for one user (eq. 4 of the paper)."""
     factors = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32)
     alpha, regularization = 5.0, 0.7
     recommender = IALSRecommender(factors, alpha, regularization)
@@ -21,8 +21,8 @@ def test_a_history_is_solved_for():
         liked[items] = 1
         confidence = np.where(liked, alpha, 1.0)
         left = factors.T @ (confidence[:, None] * factors) + regularization * np.eye(4)
-        person = np.linalg.solve(left, factors.T @ (confidence * liked))
-        assert row == pytest.approx(factors @ person, abs=1e-4)
+        user = np.linalg.solve(left, factors.T @ (confidence * liked))
+        assert row == pytest.approx(factors @ user, abs=1e-4)
 
 
 def test_item_factors_solve_their_own_equations(data):
@@ -33,11 +33,11 @@ def test_item_factors_solve_their_own_equations(data):
     for user in range(data.num_users):
         matrix[user, histories.items[histories.indptr[user] : histories.indptr[user + 1]]] = 1
     items = recommender.item_factors.astype(np.float64)
-    people = np.linalg.lstsq(items, recommender.score_histories(None, histories).T.astype(np.float64), rcond=None)[0].T
+    users = np.linalg.lstsq(items, recommender.score_histories(None, histories).T.astype(np.float64), rcond=None)[0].T
     for item in range(data.num_items):
         confidence = np.where(matrix[:, item], 5.0, 1.0)
-        left = people.T @ (confidence[:, None] * people) + np.eye(4)
-        expected = np.linalg.solve(left, people.T @ (confidence * matrix[:, item]))
+        left = users.T @ (confidence[:, None] * users) + np.eye(4)
+        expected = np.linalg.solve(left, users.T @ (confidence * matrix[:, item]))
         assert items[item] == pytest.approx(expected, abs=0.02)
 
 

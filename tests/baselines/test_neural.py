@@ -147,7 +147,7 @@ def test_multvae_against_dense_matrices():
 
 
 class Scripted:
-    """Validates as told; its only weight counts the optimizer's steps."""
+    """Validates as given; its only weight counts the optimizer's steps."""
 
     def __init__(self, num_items, ranks):
         self.num_items = num_items
@@ -161,7 +161,7 @@ class Scripted:
 
     def score_histories(self, users, histories):
         scores = np.zeros((len(users), self.num_items), dtype=np.float32)
-        scores[:, : self.ranks[self.epoch]] = 1  # so many items stand before the rest
+        scores[:, : self.ranks[self.epoch]] = 1  # as many items rank before the rest
         return scores
 
 

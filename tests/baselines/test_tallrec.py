@@ -97,10 +97,10 @@ def test_questions_of_an_epoch() -> None:
 
 @pytest.fixture
 def lamps(tmp_path: Path) -> RecommendationData:
-    """Forty people who choose lamps and never a chair; items 0 to 9 are lamps."""
+    """Forty users who choose lamps and never a chair; items 0 to 9 are lamps."""
     generator = np.random.default_rng(0)
     pairs = [(user, item) for user in range(40) for item in generator.choice(10, 5, replace=False)]
-    pairs += [(40, item) for item in range(20)]  # everything is chosen by somebody
+    pairs += [(40, item) for item in range(20)]  # each item is chosen by some user
     interactions = pa.table({"user_id": [pair[0] for pair in pairs], "item_id": [int(pair[1]) for pair in pairs]})
     titles = [f"{kind} {number}" for kind in ("red lamp", "blue chair") for number in range(10)]
     items = pa.table({"item_id": range(20), "title": titles})
@@ -155,7 +155,7 @@ class TestBadInput:
         with pytest.raises(ValueError, match=refused):
             fit_baseline("tallrec", data, planned_pairs=10**9, **settings)
         slow = make(tiny_backbones["gpt2"], max_hours=1e-9)
-        with pytest.raises(ValueError, match="more than max_hours .*rank fewer people"):
+        with pytest.raises(ValueError, match="more than max_hours .*rank fewer users"):
             slow.score_histories(None, histories_from_lists([[0]] * 400))
         slow.score_histories(None, histories_from_lists([[0]]))  # few pairs are never refused
 

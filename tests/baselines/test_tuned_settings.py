@@ -15,5 +15,5 @@ def test_tuned_settings_fit_the_baselines():
     for folder, by_name in tuned.items():
         assert isinstance(folder, str)
         for name, settings in by_name.items():
-            assert settings.pop("tuned", {"trials": 1})["trials"] > 0  # what a data set asks for may stand there untuned
+            assert settings.pop("tuned", {"trials": 1})["trials"] > 0  # settings that a data set needs may be untuned
             check_settings(name, settings)

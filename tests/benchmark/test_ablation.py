@@ -100,7 +100,7 @@ LCREC: dict[str, dict[str, Any]] = {
 
 
 def test_rungs_of_lcrec() -> None:
-    """The tasks of the recipe up to each rung, with its shares; what the recipe has no task of is no rung."""
+    """The tasks of the recipe up to each step, with its shares; steps without a task of the recipe are left out."""
     jobs, found = make_variant_jobs(LCREC, None, [3], name="lcrec", command="program ablation")
     tasks = {job.model: job.recipe["align"]["tasks"] for job in jobs}
     assert tasks == {

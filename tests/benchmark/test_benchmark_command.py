@@ -39,7 +39,7 @@ def test_baselines_with_everything(
     assert tables[-1].case == "unseen-people" and tables[-1].rows[0].protocol.users == 12
     trials = json.loads((tmp_path / "report" / "tuning" / "ease-everyone.json").read_text())
     assert len(trials["trials"]) == 3 and set(trials["settings"]) == {"regularization"}
-    assert "20% of the people were kept out of training whole" in report
+    assert "20% of the users were held out of training" in report
     assert "Epochs are chosen on validation, too: of baselines by ndcg@10, if" in report
     assert "| EASE | linear model of items from items, deterministic | tuned on validation, 3 trials by recall@5 |" in report
     assert "| popularity | number of users, deterministic | nothing to tune |" in report and "Not tuned" not in report
@@ -47,9 +47,9 @@ def test_baselines_with_everything(
     in_process.clear()
     assert quality("--models", "popularity,random,ease", *flags, "--json") == 0
     assert in_process == []
-    told = json.loads(capsys.readouterr().out)
+    printed = json.loads(capsys.readouterr().out)
     files = {"report": f"{tmp_path}/report/report.md", "results": f"{tmp_path}/report/results.parquet"}
-    assert told == {**files, "jobs": 8, "failed": 0}
+    assert printed == {**files, "jobs": 8, "failed": 0}
 
 
 def test_baselines_with_defaults_are_said_to_be_untuned(
@@ -240,7 +240,7 @@ lcrec:
 def test_ladder_of_lcrec_on_some_people(
     in_process: list[str], data_folder: Path, tiny_backbones: dict[str, Path], tmp_path: Path
 ) -> None:
-    """One index for all rungs, one without meaning; a part of the people stands for all."""
+    """One index for all steps, one without meaning; on a sample of the users."""
     config, report = tmp_path / "recipe.yaml", tmp_path / "report"
     config.write_text(LCREC.replace("ENCODER", str(tiny_backbones["gpt2"])))
     words = ["--data", data_folder, "--config", config, "--backbone", tiny_backbones["gpt2"], "--no-plots", "--keep-models"]

@@ -57,7 +57,7 @@ def test_sum_of_baselines_with_the_settings_of_each() -> None:
 
 
 def test_baselines_stop_early_by_what_is_reported() -> None:
-    """Their own setting has the last word; who does not train by epochs is not told."""
+    """Their own setting has priority; models that do not train by epochs get none."""
     recipes = Recipes({"sasrec": {"metric": "recall@3"}}, {})
     jobs = make_jobs(["multvae", "sasrec", "ease", "ease+multvae"], [1], recipes, selection="recall@5")
     settings = {job.model: job.recipe["settings"] for job in jobs}

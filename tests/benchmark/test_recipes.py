@@ -50,7 +50,7 @@ def test_inline_and_named_sections_are_the_same(tmp_path: Path) -> None:
         ("baselines: [own.yaml]", "it must be the name of a YAML file and a key in it"),
         ("baselines: [own.yaml, books]", "own.yaml has no key 'books'; it has lr, pretrain, finetune"),
         ("baselines: [own.yaml, pretrain]", "own.yaml: pretrain: unknown key 'backbone'"),
-        ("cllm4rec: 3", "cllm4rec is 3; it must be keys and values, or the name of a YAML file beside this one"),
+        ("cllm4rec: 3", "cllm4rec is 3; it must be keys and values, or the name of a YAML file in the same folder"),
         ("lcrec: {indices: {}}", r"lcrec: unknown key 'indices'; nearest: \['index'\]"),
         ("[1]", "expected keys and values, got list"),
     ],

@@ -141,7 +141,7 @@ def test_the_verdicts_of_a_row_in_one_line(filled: Path) -> None:
     table.references = {"recall@20": "A", "recall@40": "A", "ndcg@100": "B"}
     assert summary_of(row, table) == (
         "above A on recall@20 (+.0200 [.0100, .0300]), recall@40 (+.5000 [.2500, .7500]); "
-        "not told apart from B on ndcg@100 (-.0100 [-.0200, .0010])"
+        "no significant difference from B on ndcg@100 (-.0100 [-.0200, .0010])"
     )
     row.differences = {"recall@20": Estimate(-0.02, -0.03, -0.01, 9)}
     assert summary_of(row, table) == "below A on recall@20 (-.0200 [-.0300, -.0100])"
@@ -157,7 +157,7 @@ def test_verdicts_of_systems_only(filled: Path) -> None:
     [
         ((0.01, 0.001, 0.02), "A is above B by .0100 (95% interval .0010 to .0200) on m."),
         ((-0.01, -0.02, -0.001), "A is below B by .0100 (95% interval .0010 to .0200) on m."),
-        ((0.01, 0.0, 0.02), "A and B are not told apart on m: the difference is .0100 (95% interval .0000 to .0200)."),
+        ((0.01, 0.0, 0.02), "A and B do not differ significantly on m: the difference is .0100 (95% interval .0000 to .0200)."),
     ],
 )
 def test_verdict(difference: tuple[float, float, float], wanted: str) -> None:
@@ -305,7 +305,7 @@ def test_pages_that_cannot_be(filled: Path, tmp_path: Path) -> None:
         write_page([], tmp_path / "a.md")
     with pytest.raises(ValueError, match="output must end in .md"):
         write_page([filled], tmp_path / "a.html")
-    with pytest.raises(ValueError, match="two of the reports are of 'books: models beside baselines'"):
+    with pytest.raises(ValueError, match="two of the reports are of 'books: models and baselines'"):
         write_page([filled, filled], tmp_path / "a.md", 50)
     with pytest.raises(FileNotFoundError, match="is no report folder"):
         write_page([tmp_path], tmp_path / "a.md")

@@ -1,4 +1,4 @@
-"""Bins of items and of people."""
+"""Bins of items and of users."""
 
 from __future__ import annotations
 

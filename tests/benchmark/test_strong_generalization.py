@@ -1,4 +1,4 @@
-"""People who are kept out of training whole."""
+"""Users held out of training."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_people_are_parted_and_the_catalogue_stays(data: RecommendationData, tmp
                 old = everyone.index(user)
                 theirs = whole.items[whole.indptr[old] : whole.indptr[old + 1]]
                 assert np.array_equal(own.items[own.indptr[place] : own.indptr[place + 1]], theirs)
-    assert "12 of 60 people, drawn with seed 0" in unseen.info["protocol"]["line"]
+    assert "12 of 60 people, drawn with seed 0" in unseen.info["protocol"]["line"]  # codespell:ignore people
 
 
 def test_what_is_there_is_read_again(data: RecommendationData, tmp_path: Path) -> None:
@@ -36,7 +36,7 @@ def test_what_is_there_is_read_again(data: RecommendationData, tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("share", "message"),
-    [(1.0, "must lie between 0 and 1"), (0.0, "must lie between 0 and 1"), (0.001, "which is 0 of 60 people; choose another")],
+    [(1.0, "must lie between 0 and 1"), (0.0, "must lie between 0 and 1"), (0.001, "which is 0 of 60 users; choose another")],
 )
 def test_shares_that_are_not_allowed(data: RecommendationData, tmp_path: Path, share: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -48,8 +48,8 @@ def test_some_people_as_if_there_were_no_others(data: RecommendationData) -> Non
     few.validate()
     assert (few.num_users, few.num_items, few.folder.name) == (25, data.num_items, "small-world-25-people")
     assert few.info["statistics"]["train"] == len(few.histories("train").items) < len(data.histories("train").items)
-    assert "25 of 60 people, drawn with seed 0" in few.info["protocol"]["line"]
+    assert "25 of 60 people, drawn with seed 0" in few.info["protocol"]["line"]  # codespell:ignore people
     assert draw_people(data, 25).users.equals(few.users)
     for count in (0, 60):
-        with pytest.raises(ValueError, match=f"train_users is {count}; it must be 1 or more and below the 60 people"):
+        with pytest.raises(ValueError, match=f"train_users is {count}; it must be 1 or more and below the 60 users"):
             draw_people(data, count)

@@ -18,7 +18,7 @@ from modeling_cllm4rec.commands import doctor
 GB = doctor.GB
 
 
-def told(problems: Any) -> str:
+def problems_text(problems: Any) -> str:
     return " | ".join(f"{one['problem']} -> {one['what_to_do']} ({one['serious']})" for one in problems)
 
 
@@ -56,11 +56,11 @@ def test_a_reader_that_goes_away_is_no_trace(tmp_path: Path) -> None:
 
 def test_versions() -> None:
     required = [Requirement("numpy>=1"), Requirement("torch>=99"), Requirement("nobody-has-this>=1")]
-    said = told(doctor.wrong_versions(required))
+    said = problems_text(doctor.wrong_versions(required))
     assert "numpy" not in said
     assert "; >=99 is needed -> run: pip install 'torch>=99' (True)" in said
     assert "nobody-has-this is not installed" in said
-    assert "only found on the path" in told(doctor.wrong_versions([]))
+    assert "only found on the path" in problems_text(doctor.wrong_versions([]))
 
 
 def test_extras(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,11 +91,13 @@ def test_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_devices() -> None:
     fine = {"built_for": None, "works": False, "driver": False}
-    assert told(doctor.wrong_devices(fine)) == ""
-    assert told(doctor.wrong_devices({"built_for": "13.0", "works": True, "driver": True})) == ""
-    assert "which this driver does not run" in told(doctor.wrong_devices({"built_for": "13.0", "works": False, "driver": True}))
-    assert "knows no CUDA" in told(doctor.wrong_devices(fine | {"driver": True}))
-    assert "several GB of disk" in told(doctor.wrong_devices(fine | {"built_for": "13.0"}))
+    assert problems_text(doctor.wrong_devices(fine)) == ""
+    assert problems_text(doctor.wrong_devices({"built_for": "13.0", "works": True, "driver": True})) == ""
+    assert "which this driver does not run" in problems_text(
+        doctor.wrong_devices({"built_for": "13.0", "works": False, "driver": True})
+    )
+    assert "knows no CUDA" in problems_text(doctor.wrong_devices(fine | {"driver": True}))
+    assert "several GB of disk" in problems_text(doctor.wrong_devices(fine | {"built_for": "13.0"}))
 
 
 def test_settings_of_accelerate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +105,7 @@ def test_settings_of_accelerate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert doctor.accelerate_settings() == {}
     (tmp_path / "accelerate").mkdir()
     (tmp_path / "accelerate" / "default_config.yaml").write_text("use_cpu: true\nnum_processes: 2\ndistributed_type: FSDP\n")
-    said = told(doctor.wrong_accelerate(doctor.accelerate_settings()))
+    said = problems_text(doctor.wrong_accelerate(doctor.accelerate_settings()))
     assert "2 processes on CPU, of which `accelerate launch` starts one" in said
     assert "torchrun --nproc_per_node 2" in said
     assert "configured for FSDP, but parameters must be whole on every process" in said
@@ -111,7 +113,7 @@ def test_settings_of_accelerate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_room_and_threads() -> None:
     free = {"memory": 50 * GB, "disk": 50 * GB}
-    assert told(doctor.little_room(free, {"torch": 2, "processors": 2})) == ""
-    assert told(doctor.little_room(free, {"torch": None, "processors": 2})) == ""
-    said = told(doctor.little_room({"memory": GB, "disk": 50 * GB}, {"torch": 8, "processors": 2}))
+    assert problems_text(doctor.little_room(free, {"torch": 2, "processors": 2})) == ""
+    assert problems_text(doctor.little_room(free, {"torch": None, "processors": 2})) == ""
+    said = problems_text(doctor.little_room({"memory": GB, "disk": 50 * GB}, {"torch": 8, "processors": 2}))
     assert "1.0 GB of memory are free" in said and "OMP_NUM_THREADS=2" in said and "disk" not in said

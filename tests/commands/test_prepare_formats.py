@@ -73,8 +73,8 @@ def test_released_cllm4rec_with_texts_of_ones_own(tmp_path: Path, capsys: pytest
         sparse.save_npz(tmp_path / f"{name}_matrix.npz", matrix)
     (tmp_path / "titles.csv").write_text("item_id,title\n" + "".join(f"{item},Thing {item}\n" for item in range(9)))
     data = prepared(tmp_path, "cllm4rec", tmp_path / "data", "--items", str(tmp_path / "titles.csv"), "--json")
-    told = json.loads(capsys.readouterr().out)
-    assert told["statistics"] == data.info["statistics"] and told["folder"] == str(tmp_path / "data")
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["statistics"] == data.info["statistics"] and printed["folder"] == str(tmp_path / "data")
     assert data.items.num_rows == 8 and data.items["title"][7].as_py() == "Thing 7"
     assert data.histories("test").items.tolist() == [4, 5, 6, 7, 0]
     plain = prepared(tmp_path, "cllm4rec", tmp_path / "plain", "--keep-all-items")
