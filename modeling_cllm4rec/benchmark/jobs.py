@@ -217,8 +217,8 @@ def make_setting(
 
 
 def selection_of(metrics: Sequence[str]) -> str:
-    """Return the metric that baselines stop early by, so that all models of a report are chosen alike: what LLMs choose their epoch
-    by, where that is reported, otherwise the first metric.
+    """Return the metric that baselines stop early by, so that all models of a report are chosen alike: that of a system's epochs
+    if it is reported, otherwise the first metric.
 
     >>> selection_of(["recall@20", "recall@40", "ndcg@100"]), selection_of(["recall@5", "ndcg@20"])
     ('recall@20+recall@40+ndcg@100', 'recall@5')
