@@ -161,7 +161,7 @@ def _introduction(setting: Setting, tables: list[Table]) -> list[str]:
         lines += [
             "",
             f"Users held out of training: {setting.hold_out_users:.0%} of the users were held out of training. Their "
-            "histories are given when they are recommended to. Folders that were trained before may have seen them and are not in "
+            "histories are given when they are recommended to. Trained folders may have seen these users and are not in "
             "those tables.",
         ]
     lines += ["", f"Machine: {'; '.join(machines)}. " + ", ".join(f"{name} {number}" for name, number in versions.items()) + "."]

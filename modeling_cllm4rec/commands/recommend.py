@@ -34,7 +34,7 @@ knows, a column `user_id` names them; for unseen users, a column `user` holds an
 """
 logger = logging.getLogger(__name__)
 
-PEOPLE_AT_ONCE = 65536
+USERS_AT_ONCE = 65536
 """Users read and scored per read of the source: bounds the memory for any number of users."""
 
 
@@ -69,8 +69,8 @@ def questions(arguments: argparse.Namespace, model: RecommenderModel) -> Iterato
     """Arguments `users` and `histories` of `recommend`, some thousand users at a time, and the names of the answers."""
     if arguments.histories:
         histories = read_histories(arguments.histories)
-        for start in range(0, histories.num_rows, PEOPLE_AT_ONCE):
-            part = histories.slice(start, PEOPLE_AT_ONCE)
+        for start in range(0, histories.num_rows, USERS_AT_ONCE):
+            part = histories.slice(start, USERS_AT_ONCE)
             users = part["user_id"].to_pylist() if "user_id" in part.column_names else None
             names = part["user"] if "user" in part.column_names else pa.array(range(start, start + part.num_rows))
             yield {"users": users, "histories": part["history"].to_pylist(), "names": names}
@@ -82,8 +82,8 @@ def questions(arguments: argparse.Namespace, model: RecommenderModel) -> Iterato
         return
     everyone = np.arange(len(model.users))
     everyone = everyone[model.readable(everyone, on_unknown=arguments.on_unknown)]
-    for start in range(0, max(len(everyone), 1), PEOPLE_AT_ONCE):
-        yield {"users": model.users.ids.ids_of(everyone[start : start + PEOPLE_AT_ONCE]), "histories": None, "names": None}
+    for start in range(0, max(len(everyone), 1), USERS_AT_ONCE):
+        yield {"users": model.users.ids.ids_of(everyone[start : start + USERS_AT_ONCE]), "histories": None, "names": None}
 
 
 def read_histories(path: str) -> pa.Table:

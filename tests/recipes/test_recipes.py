@@ -334,7 +334,7 @@ def test_names_of_people_come_back(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Three people, two at a time: with names, and with the numbers of their rows; what is not read is said."""
-    monkeypatch.setattr(recommend_command, "PEOPLE_AT_ONCE", 2)
+    monkeypatch.setattr(recommend_command, "USERS_AT_ONCE", 2)
     items = data.items["item_id"].to_pylist()
     histories = [items[2:5], [items[7]], items[:6]]
     expected = model.recommend(histories=histories, k=2).table["item"].to_pylist()
