@@ -38,7 +38,7 @@ def make_variant_jobs(
         command: how the program was called, without variants and seeds.
 
     Returns:
-        The jobs, and what `Setting` says of them: `recipe`, and in `same_as_recipe` those variants (of all) that change nothing.
+        The jobs, and fields of `BenchmarkConfig`: `recipe`, and in `same_as_recipe` those variants (of all) that change nothing.
 
     Raises:
         InputError: a variant that does not exist (the nearest names), no seed, or a recipe whose settings are not allowed.

@@ -12,7 +12,17 @@ from typing import Any
 
 from modeling_cllm4rec.benchmark import budgets
 from modeling_cllm4rec.benchmark.ablation import make_variant_jobs, variant_names
-from modeling_cllm4rec.benchmark.jobs import FOLDERS, SETTING_FILE, Case, Job, Setting, claim, make_setting, selection_of, shown
+from modeling_cllm4rec.benchmark.jobs import (
+    FOLDERS,
+    SETTING_FILE,
+    BenchmarkConfig,
+    Case,
+    Job,
+    claim,
+    make_setting,
+    selection_of,
+    shown,
+)
 from modeling_cllm4rec.benchmark.models import make_jobs, model_names
 from modeling_cllm4rec.benchmark.page import write_page
 from modeling_cllm4rec.benchmark.plots import check_plots
@@ -158,7 +168,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise RunError(f"{failed} of {len(jobs)} jobs failed, the report says why; the same command tries them again")
 
 
-def plan(arguments: argparse.Namespace, data: RecommendationData) -> tuple[list[Job], Setting]:
+def plan(arguments: argparse.Namespace, data: RecommendationData) -> tuple[list[Job], BenchmarkConfig]:
     """Return the jobs and the setting of the flags; all errors in them are raised here, before anything runs."""
     seeds = arguments.seed or list(range(1, arguments.seeds + 1))
     shared: dict[str, Any] = {

@@ -52,7 +52,7 @@ class Condition(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Setting:
+class BenchmarkConfig:
     """Settings that all models of a report folder share; numbers of different settings are never put in one table.
 
     Attributes:
@@ -92,7 +92,7 @@ class Setting:
         write_json(folder / SETTING_FILE, dataclasses.asdict(self))
 
     @classmethod
-    def load(cls, folder: Path) -> Setting:
+    def load(cls, folder: Path) -> BenchmarkConfig:
         """Read `protocol.json`.
 
         Raises:
@@ -109,7 +109,7 @@ class Setting:
             raise InputError(f"{path} cannot be read ({error}); choose another folder, or pass --overwrite") from error
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Setting:
+    def from_dict(cls, values: Mapping[str, Any]) -> BenchmarkConfig:
         """Return the setting whose fields were written as JSON."""
         lists = {name: tuple(values[name]) for name in ("metrics", "same_as_recipe")}
         return cls(**{**values, **lists, "conditions": tuple(Condition(*one) for one in values["conditions"])})
@@ -147,7 +147,7 @@ class Job:
         """Its name in file names."""
         return f"{file_name(self.model)}-seed{self.seed}" + ("" if self.case == "everyone" else f"-{self.case}")
 
-    def fingerprint(self, setting: Setting) -> str:
+    def fingerprint(self, setting: BenchmarkConfig) -> str:
         """SHA-256 of all that its numbers depend on: recipe, seed, data, protocol."""
         values = {**dataclasses.asdict(self), "setting": dataclasses.asdict(setting)}
         del values["command"], values["about"], values["chosen"]
@@ -174,7 +174,7 @@ def make_setting(
     mask_validation: str = "no",
     sampled_negatives: int = 0,
     **values: Any,
-) -> Setting:
+) -> BenchmarkConfig:
     """Return the setting that flags ask for, checked against the data.
 
     Args:
@@ -182,7 +182,7 @@ def make_setting(
         test_history: `train`, `train+validation` or `both`; None takes the latter for data that is split by time.
         mask_validation: whether validation items may be recommended where they are not given: `no`, `yes` or `both`.
         sampled_negatives: n measures everything a second time, among n random items.
-        values: other fields of `Setting`.
+        values: other fields of `BenchmarkConfig`.
 
     Raises:
         InputError: a value that is not allowed, a metric of more items than there are, or no metric of single users.
@@ -204,7 +204,7 @@ def make_setting(
         raise InputError(f"epochs_share is {values['epochs_share']}; it must lie above 0 and be at most 1")
     values["tune_metric"] = values.get("tune_metric") or metrics[0]
     parse_metrics(values["tune_metric"].split("+"), data.num_items)
-    return Setting(
+    return BenchmarkConfig(
         kind=kind,
         dataset=data.folder.resolve().name,
         splitting=data.info["protocol"]["line"],
@@ -250,7 +250,7 @@ def conditions(test_history: str, mask_validation: str) -> tuple[Condition, ...]
     return tuple(found)
 
 
-def claim(folder: Path, setting: Setting) -> None:
+def claim(folder: Path, setting: BenchmarkConfig) -> None:
     """Make a report folder, or go on in one of the same setting.
 
     Raises:
@@ -260,7 +260,7 @@ def claim(folder: Path, setting: Setting) -> None:
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / SETTING_FILE).is_file()):
         raise ExistingFileError(f"output: {folder} is there and is no report folder; choose another --output")
     if (folder / SETTING_FILE).is_file():
-        there, here = (dataclasses.asdict(one) for one in (Setting.load(folder), setting))
+        there, here = (dataclasses.asdict(one) for one in (BenchmarkConfig.load(folder), setting))
         if there["data_sha256"] != here["data_sha256"]:
             raise InputError(
                 f"output: {folder} is a report of other data ({there['dataset']}: {there['splitting']}) than "

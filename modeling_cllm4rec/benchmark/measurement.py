@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from modeling_cllm4rec.benchmark.jobs import Condition, Setting
+from modeling_cllm4rec.benchmark.jobs import BenchmarkConfig, Condition
 from modeling_cllm4rec.benchmark.slices import popularity_bins
 from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
@@ -93,7 +93,7 @@ class RankedLists:
 def measure(
     recommender: Any,
     data: RecommendationData,
-    setting: Setting,
+    setting: BenchmarkConfig,
     condition: Condition,
     train_counts: npt.NDArray[np.int64],
     *,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from modeling_cllm4rec.benchmark.jobs import Setting
+from modeling_cllm4rec.benchmark.jobs import BenchmarkConfig
 from modeling_cllm4rec.benchmark.report import MARKER, body, heading, metric_table, title_of, without_paths
 from modeling_cllm4rec.benchmark.results import Table, read_tables, summary_of
 from modeling_cllm4rec.core.errors import ExistingFileError, InputError, MissingFileError
@@ -66,7 +66,7 @@ def head_of(text: str) -> str:
     return mark + inside + end if mark and end else ""
 
 
-def _head(setting: Setting, tables: list[Table]) -> list[str]:
+def _head(setting: BenchmarkConfig, tables: list[Table]) -> list[str]:
     """Render a report's first table without intervals, and its systems and the best baseline under every protocol."""
     lines = [f"**{title_of(setting)}**", "", *metric_table(tables[0], intervals=False), ""]
     for table in tables:
@@ -75,7 +75,7 @@ def _head(setting: Setting, tables: list[Table]) -> list[str]:
     return [*lines, ""]
 
 
-def _readme_tables(reports: Sequence[tuple[Setting, list[Table]]]) -> list[str]:
+def _readme_tables(reports: Sequence[tuple[BenchmarkConfig, list[Table]]]) -> list[str]:
     """Build the tables of a README: for each system, popularity, the two best baselines and its rows in its first report."""
     lines: list[str] = []
     shown: set[str] = set()

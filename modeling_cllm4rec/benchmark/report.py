@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from modeling_cllm4rec.benchmark import budgets
-from modeling_cllm4rec.benchmark.jobs import Setting, selection_of, shown
+from modeling_cllm4rec.benchmark.jobs import BenchmarkConfig, selection_of, shown
 from modeling_cllm4rec.benchmark.measurement import HISTORY_LENGTH, POPULARITY
 from modeling_cllm4rec.benchmark.recipes import set_by_jobs
 from modeling_cllm4rec.benchmark.results import RESOURCES, Estimate, Row, Table, read_tables, short, verdicts
@@ -54,13 +54,13 @@ def write_report(folder: Path, n_resamples: int = 1000, plots: bool = True) -> s
     return text
 
 
-def title_of(setting: Setting) -> str:
+def title_of(setting: BenchmarkConfig) -> str:
     """Return the title of a report."""
     what = "models and baselines" if setting.kind == "quality" else "variants of the recipe"
     return f"{setting.dataset}: {what}"
 
 
-def body(setting: Setting, tables: list[Table], pictures: dict[str, list[str]], level: str) -> list[str]:
+def body(setting: BenchmarkConfig, tables: list[Table], pictures: dict[str, list[str]], level: str) -> list[str]:
     """All lines below the title.
 
     Args:
@@ -122,7 +122,7 @@ def without_paths(text: str) -> str:
     return _PATH.sub(lambda found: shown(found.group()), text)
 
 
-def _introduction(setting: Setting, tables: list[Table]) -> list[str]:
+def _introduction(setting: BenchmarkConfig, tables: list[Table]) -> list[str]:
     counts = setting.statistics
     rows = [row for table in tables for row in table.measured]
     machines = sorted({machine for row in rows for machine in row.machines})

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from modeling_cllm4rec.baselines import BASELINES
 from modeling_cllm4rec.benchmark.ablation import RECIPE, variant_names
-from modeling_cllm4rec.benchmark.jobs import Case, Condition, Setting, training_fingerprint
+from modeling_cllm4rec.benchmark.jobs import BenchmarkConfig, Case, Condition, training_fingerprint
 from modeling_cllm4rec.benchmark.measurement import HISTORY_LENGTH, POPULARITY
 from modeling_cllm4rec.benchmark.models import title
 from modeling_cllm4rec.benchmark.slices import quarter_bins
@@ -102,14 +102,14 @@ class Table:
         return [row for row in self.rows if row.seeds]
 
 
-def read_tables(folder: Path, n_resamples: int = 1000) -> tuple[Setting, list[Table]]:
+def read_tables(folder: Path, n_resamples: int = 1000) -> tuple[BenchmarkConfig, list[Table]]:
     """All tables of a report folder.
 
     Raises:
         MissingFileError: it is no report folder, or holds no result.
         InputError: a file cannot be read, or two results are of other users.
     """
-    setting = Setting.load(folder)
+    setting = BenchmarkConfig.load(folder)
     results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / "jobs").glob("*.json"))]
     if not results:
         raise MissingFileError(f"{folder} holds no result yet; run the benchmark that writes into it")
@@ -190,7 +190,7 @@ def _order(model: str) -> tuple[int, str]:
     return (max(known.index(part) if part in known else len(known) for part in parts), model)
 
 
-def _row(folder: Path, found: list[dict[str, Any]], condition: Condition, setting: Setting, n_resamples: int) -> Row:
+def _row(folder: Path, found: list[dict[str, Any]], condition: Condition, setting: BenchmarkConfig, n_resamples: int) -> Row:
     results = [one for one in found if not one.get("stale")]
     job = results[0]["job"]
     is_baseline = job["system"] == "baseline" if setting.kind == "quality" else job["model"] == RECIPE

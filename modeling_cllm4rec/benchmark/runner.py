@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from modeling_cllm4rec import __version__
 from modeling_cllm4rec.benchmark import budgets
-from modeling_cllm4rec.benchmark.jobs import Case, Job, Setting, fingerprint, training_fingerprint, write_json
+from modeling_cllm4rec.benchmark.jobs import BenchmarkConfig, Case, Job, fingerprint, training_fingerprint, write_json
 from modeling_cllm4rec.benchmark.models import baselines_of
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class Place(NamedTuple):
 
 def run_jobs(
     jobs: Sequence[Job],
-    setting: Setting,
+    setting: BenchmarkConfig,
     output: Path,
     places: dict[Case, Place],
     *,
@@ -103,7 +103,7 @@ def is_finished(result: Path, wanted: str) -> bool:
     return bool(found["fingerprint"] == wanted and found["versions"]["cllm4rec"] == __version__)
 
 
-def _run_job(job: Job, setting: Setting, output: Path, place: Place, batch_size: int) -> str:
+def _run_job(job: Job, setting: BenchmarkConfig, output: Path, place: Place, batch_size: int) -> str:
     """Run one job, after the search for its settings where there is one to do; the error, or nothing."""
     task: dict[str, Any] = {
         "job": dataclasses.asdict(job),
@@ -132,7 +132,7 @@ def _run_job(job: Job, setting: Setting, output: Path, place: Place, batch_size:
     return _run_process(task, _log(output, job.key))
 
 
-def _search(job: Job, setting: Setting, output: Path, task: dict[str, Any]) -> tuple[dict[str, Any], str]:
+def _search(job: Job, setting: BenchmarkConfig, output: Path, task: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """Return the result of the search for a baseline's settings, run once for all jobs; or the error."""
     place = output / "tuning" / f"{job.recipe['name']}-{job.case}.json"
     mark = fingerprint({"recipe": job.recipe, "case": job.case, "setting": dataclasses.asdict(setting)})

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from modeling_cllm4rec.baselines import baseline_settings, fit_baseline, get_baseline, members, tune
-from modeling_cllm4rec.benchmark.jobs import Job, Setting, fingerprint, write_json
+from modeling_cllm4rec.benchmark.jobs import BenchmarkConfig, Job, fingerprint, write_json
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.id_checks import check_same_ids
 from modeling_cllm4rec.evaluation.evaluator import parse_metrics
@@ -70,7 +70,7 @@ class Trained(NamedTuple):
     batch_size: int | None = None
 
 
-def tune_baseline(job: Job, setting: Setting, data: RecommendationData) -> dict[str, Any]:
+def tune_baseline(job: Job, setting: BenchmarkConfig, data: RecommendationData) -> dict[str, Any]:
     """Search the best settings of a baseline on validation, and all trials, ready for JSON.
 
     What the recipe sets and no trial draws holds in each trial, as it will in the training.
@@ -82,7 +82,9 @@ def tune_baseline(job: Job, setting: Setting, data: RecommendationData) -> dict[
     return {"settings": found.settings, "trials": found.trials.to_pylist(), "seconds": time.perf_counter() - start}
 
 
-def train(job: Job, setting: Setting, data: RecommendationData, runs: Path, tuned: dict[str, Any] | None = None) -> Trained:
+def train(
+    job: Job, setting: BenchmarkConfig, data: RecommendationData, runs: Path, tuned: dict[str, Any] | None = None
+) -> Trained:
     """Make the recommender of a job.
 
     Args:
@@ -118,7 +120,7 @@ def all_settings(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in baseline_settings(name).items() if key not in NO_SETTINGS} | settings
 
 
-def pairs_to_score(setting: Setting, data: RecommendationData) -> int:
+def pairs_to_score(setting: BenchmarkConfig, data: RecommendationData) -> int:
     """How many pairs of a user and an item are scored in all conditions: what costs most where each is a pass of its own."""
     users = int((np.diff(data.histories("test").indptr) > 0).sum())
     asking = users if setting.max_users is None else min(users, setting.max_users)
@@ -171,7 +173,7 @@ def finished(folder: Path, work: Callable[[], float]) -> Cost:
     return Cost(**json.loads(record.read_text(encoding="utf-8")))
 
 
-def _read_folder(folder: Path, data: RecommendationData, setting: Setting) -> Trained:
+def _read_folder(folder: Path, data: RecommendationData, setting: BenchmarkConfig) -> Trained:
     recommender = load_recommender(folder)
     check_same_ids(recommender, data, str(folder))
     records = read_records(folder)
@@ -181,7 +183,7 @@ def _read_folder(folder: Path, data: RecommendationData, setting: Setting) -> Tr
     return _ready(recommender, setting, cost, settings)
 
 
-def _ready(model: Any, setting: Setting, cost: Cost, settings: dict[str, Any]) -> Trained:
+def _ready(model: Any, setting: BenchmarkConfig, cost: Cost, settings: dict[str, Any]) -> Trained:
     """On the accelerator, if there is one; LC-Rec with as many beams as the longest list has places."""
     if torch.cuda.is_available():
         model.to("cuda")

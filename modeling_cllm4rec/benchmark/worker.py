@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import torch
 
 from modeling_cllm4rec import __version__
-from modeling_cllm4rec.benchmark.jobs import Job, Setting, write_json
+from modeling_cllm4rec.benchmark.jobs import BenchmarkConfig, Job, write_json
 from modeling_cllm4rec.benchmark.measurement import measure
 from modeling_cllm4rec.benchmark.training import train, tune_baseline
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
@@ -35,7 +35,7 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
     Returns:
         What was written.
     """
-    job, setting, output = Job(**task["job"]), Setting.from_dict(task["setting"]), Path(task["output"])
+    job, setting, output = Job(**task["job"]), BenchmarkConfig.from_dict(task["setting"]), Path(task["output"])
     begun = time.perf_counter()
     data = RecommendationData.load(task["train_data"])
     result: dict[str, Any] = {"fingerprint": task["fingerprint"], "status": "done"}
@@ -56,7 +56,7 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def _trained_and_measured(
-    job: Job, setting: Setting, data: RecommendationData, task: dict[str, Any], output: Path
+    job: Job, setting: BenchmarkConfig, data: RecommendationData, task: dict[str, Any], output: Path
 ) -> dict[str, Any]:
     trained = train(job, setting, data, output / "runs", task["tuned"])
     asking = data if task["asking_data"] == task["train_data"] else RecommendationData.load(task["asking_data"])

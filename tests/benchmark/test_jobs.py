@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from modeling_cllm4rec.benchmark.jobs import Condition, Job, Setting, claim, conditions, make_setting, selection_of
+from modeling_cllm4rec.benchmark.jobs import BenchmarkConfig, Condition, Job, claim, conditions, make_setting, selection_of
 from modeling_cllm4rec.cllm4rec import finetuning
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.lcrec import alignment
@@ -64,25 +64,25 @@ def test_values_that_are_not_allowed(data: RecommendationData, values: dict[str,
         make_setting(data, **{"metrics": ("recall@5",), **values})
 
 
-def test_setting_comes_back_from_its_file(setting: Setting, tmp_path: Path) -> None:
+def test_setting_comes_back_from_its_file(setting: BenchmarkConfig, tmp_path: Path) -> None:
     claim(tmp_path / "report", setting)
-    assert Setting.load(tmp_path / "report") == setting
+    assert BenchmarkConfig.load(tmp_path / "report") == setting
     claim(tmp_path / "report", setting)  # going on is allowed
 
 
-def test_folder_of_other_data_is_refused(setting: Setting, tmp_path: Path) -> None:
+def test_folder_of_other_data_is_refused(setting: BenchmarkConfig, tmp_path: Path) -> None:
     claim(tmp_path / "report", dataclasses.replace(setting, data_sha256="other", dataset="books"))
     with pytest.raises(ValueError, match=r"is a report of other data \(books: .*choose another --output, or pass --overwrite"):
         claim(tmp_path / "report", setting)
 
 
-def test_folder_of_another_protocol_is_refused(setting: Setting, tmp_path: Path) -> None:
+def test_folder_of_another_protocol_is_refused(setting: BenchmarkConfig, tmp_path: Path) -> None:
     claim(tmp_path / "report", dataclasses.replace(setting, tune=3))
     with pytest.raises(ValueError, match=r"another protocol \(then, now\): \{'tune': \(3, 0\)\}"):
         claim(tmp_path / "report", setting)
 
 
-def test_folder_with_something_else_is_refused(setting: Setting, tmp_path: Path) -> None:
+def test_folder_with_something_else_is_refused(setting: BenchmarkConfig, tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(FileExistsError, match="is no report folder; choose another --output"):
         claim(tmp_path, setting)
@@ -90,13 +90,13 @@ def test_folder_with_something_else_is_refused(setting: Setting, tmp_path: Path)
 
 def test_broken_protocol_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="is no report folder: it has no protocol.json"):
-        Setting.load(tmp_path)
+        BenchmarkConfig.load(tmp_path)
     (tmp_path / "protocol.json").write_text(json.dumps({"metrics": []}))
     with pytest.raises(ValueError, match="protocol.json cannot be read"):
-        Setting.load(tmp_path)
+        BenchmarkConfig.load(tmp_path)
 
 
-def test_fingerprint_tells_what_numbers_depend_on(setting: Setting) -> None:
+def test_fingerprint_tells_what_numbers_depend_on(setting: BenchmarkConfig) -> None:
     job = Job("ease", "baseline", 1, {"name": "ease", "settings": {}})
     same = dataclasses.replace(job, command="another", about="words")
     assert same.fingerprint(setting) == job.fingerprint(setting)
@@ -105,6 +105,6 @@ def test_fingerprint_tells_what_numbers_depend_on(setting: Setting) -> None:
     assert len(marks) == 4
 
 
-def test_trained_folder_is_known_by_its_content(setting: Setting) -> None:
+def test_trained_folder_is_known_by_its_content(setting: BenchmarkConfig) -> None:
     here, there = (Job("m", "folder", 1, {"path": path, "sha256": "f"}) for path in ("/a", "/b"))
     assert here.fingerprint(setting) == there.fingerprint(setting)

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pytest
 
 from modeling_cllm4rec.baselines.popularity import PopularityRecommender, RandomRecommender
-from modeling_cllm4rec.benchmark.jobs import Condition, Setting
+from modeling_cllm4rec.benchmark.jobs import BenchmarkConfig, Condition
 from modeling_cllm4rec.benchmark.measurement import measure, sampled_candidates
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.evaluation.evaluator import evaluate
@@ -38,7 +38,7 @@ def counts_of(data: RecommendationData) -> np.ndarray:
 
 
 @pytest.mark.parametrize("condition", [TRAIN, Condition("train", "train+validation"), Condition(*["train+validation"] * 2)])
-def test_metrics_are_those_of_evaluate(data: RecommendationData, setting: Setting, condition: Condition) -> None:
+def test_metrics_are_those_of_evaluate(data: RecommendationData, setting: BenchmarkConfig, condition: Condition) -> None:
     recommender = RandomRecommender(data.num_items, seed=3)
     ours = measure(recommender, data, setting, condition, counts_of(data))
     theirs = evaluate(recommender, data, "test", *condition[:2], metrics=setting.metrics, n_resamples=0, progress=False)
@@ -49,7 +49,7 @@ def test_metrics_are_those_of_evaluate(data: RecommendationData, setting: Settin
     assert np.array_equal(ours.per_user["history_length"].to_numpy(), given[theirs.user_indices])
 
 
-def test_what_searches_is_measured_alike(data: RecommendationData, setting: Setting) -> None:
+def test_what_searches_is_measured_alike(data: RecommendationData, setting: BenchmarkConfig) -> None:
     popularity, counts = PopularityRecommender.fit(data), counts_of(data)
     for condition in (TRAIN, TRAIN._replace(negatives=6)):
         scored, searched = (measure(one, data, setting, condition, counts) for one in (popularity, Searching(popularity)))
@@ -57,7 +57,7 @@ def test_what_searches_is_measured_alike(data: RecommendationData, setting: Sett
         assert searched.protocol.decoding == "by hand"
 
 
-def test_nobody_is_named_to_a_model_that_is_not_to_know(data: RecommendationData, setting: Setting) -> None:
+def test_nobody_is_named_to_a_model_that_is_not_to_know(data: RecommendationData, setting: BenchmarkConfig) -> None:
     searching = Searching(PopularityRecommender.fit(data))
     measure(searching, data, setting, TRAIN, counts_of(data), anonymous=True)
     assert searching.asked == [None]
@@ -65,7 +65,7 @@ def test_nobody_is_named_to_a_model_that_is_not_to_know(data: RecommendationData
     assert len(searching.asked[1]) == 60
 
 
-def test_slices_by_hand(data: RecommendationData, setting: Setting) -> None:
+def test_slices_by_hand(data: RecommendationData, setting: BenchmarkConfig) -> None:
     """With the true items of one bin only, recall is hits in the bin over min(5, true items in the bin)."""
     recommender, counts = RandomRecommender(data.num_items, seed=3), counts_of(data)
     found = measure(recommender, data, setting, TRAIN, counts).per_user
@@ -85,7 +85,7 @@ def test_slices_by_hand(data: RecommendationData, setting: Setting) -> None:
             assert found[label][row].as_py() == wanted
 
 
-def test_users_without_test_items_are_counted_and_left_out(data: RecommendationData, setting: Setting) -> None:
+def test_users_without_test_items_are_counted_and_left_out(data: RecommendationData, setting: BenchmarkConfig) -> None:
     gone = pc.and_(pc.equal(data.interactions["split"], "test"), pc.less(data.interactions["user_index"], 7))
     fewer = dataclasses.replace(data, interactions=data.interactions.filter(pc.invert(gone)))
     found = measure(PopularityRecommender.fit(fewer), fewer, setting, TRAIN, counts_of(fewer))
@@ -105,7 +105,7 @@ def test_candidates_are_true_items_and_unseen_ones(data: RecommendationData) -> 
     assert np.array_equal(sampled_candidates(data, 6).items, candidates.items)
 
 
-def test_sampled_metrics_say_so_and_are_higher(data: RecommendationData, setting: Setting) -> None:
+def test_sampled_metrics_say_so_and_are_higher(data: RecommendationData, setting: BenchmarkConfig) -> None:
     recommender = PopularityRecommender.fit(data)
     full, sampled = (measure(recommender, data, setting, TRAIN._replace(negatives=n), counts_of(data)) for n in (0, 6))
     assert sampled.protocol.candidates == "SAMPLED: the true items and 6 random unseen ones"

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from modeling_cllm4rec.benchmark.jobs import Condition, Job, Setting, file_name
+from modeling_cllm4rec.benchmark.jobs import BenchmarkConfig, Condition, Job, file_name
 from modeling_cllm4rec.benchmark.page import HEAD, HEAD_END, head_of, write_page
 from modeling_cllm4rec.benchmark.report import MARKER, without_paths, write_report
 from modeling_cllm4rec.benchmark.results import Estimate, read_tables, short, summary_of, verdict, verdicts
@@ -30,7 +30,7 @@ Write = Callable[..., Path]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    setting = Setting(
+    setting = BenchmarkConfig(
         "quality",
         "books",
         "random split",
@@ -66,7 +66,7 @@ def write(folder: Path) -> Write:
 
 def done(folder: Path, job: Job, values: np.ndarray, users: np.ndarray) -> dict[str, Any]:
     measured = []
-    for condition in Setting.load(folder).conditions:
+    for condition in BenchmarkConfig.load(folder).conditions:
         place = f"per_user/{job.key}.{condition.key}.parquet"
         (folder / "per_user").mkdir(exist_ok=True)
         columns = {
@@ -286,7 +286,7 @@ def test_head_of_the_page_stands_in_the_readme(filled: Path, tmp_path: Path) -> 
 
 
 def test_variants_are_not_in_the_head(filled: Path, tmp_path: Path) -> None:
-    setting = Setting.load(filled)
+    setting = BenchmarkConfig.load(filled)
     dataclasses.replace(setting, kind="ablation").save(filled)
     text = write_page([filled], tmp_path / "results.md", 50)
     assert "variants of the recipe" not in head_of(text) and "## books: variants of the recipe" in text

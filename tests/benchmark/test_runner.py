@@ -11,7 +11,7 @@ import pytest
 
 from modeling_cllm4rec import __version__
 from modeling_cllm4rec.benchmark import runner as running
-from modeling_cllm4rec.benchmark.jobs import Job, Setting, write_json
+from modeling_cllm4rec.benchmark.jobs import BenchmarkConfig, Job, write_json
 from modeling_cllm4rec.benchmark.runner import Place, is_finished, run_jobs
 
 JOBS = [Job(name, "baseline", 1, {"name": name, "settings": {}}) for name in ("first", "second")]
@@ -23,14 +23,14 @@ ENDINGS = {
 }
 
 
-def run(setting: Setting, output: Path) -> int:
+def run(setting: BenchmarkConfig, output: Path) -> int:
     output.mkdir(exist_ok=True)
     return run_jobs(JOBS, setting, output, {"everyone": Place(Path("data"), Path("data"))}, progress=False)
 
 
 @pytest.mark.parametrize(("code", "error"), ENDINGS.items())
 def test_a_crash_is_named_and_the_next_job_runs(
-    monkeypatch: pytest.MonkeyPatch, setting: Setting, tmp_path: Path, code: str, error: str
+    monkeypatch: pytest.MonkeyPatch, setting: BenchmarkConfig, tmp_path: Path, code: str, error: str
 ) -> None:
     monkeypatch.setattr(running, "WORKER", (sys.executable, "-c", code))
     assert run(setting, tmp_path) == 2
@@ -40,7 +40,7 @@ def test_a_crash_is_named_and_the_next_job_runs(
         assert result["job"]["model"] == job.model
 
 
-def test_finished_jobs_are_not_run_again(monkeypatch: pytest.MonkeyPatch, setting: Setting, tmp_path: Path) -> None:
+def test_finished_jobs_are_not_run_again(monkeypatch: pytest.MonkeyPatch, setting: BenchmarkConfig, tmp_path: Path) -> None:
     code = (
         "import json, sys, pathlib; task = json.load(sys.stdin)\n"
         "if task['job']['model'] == 'second' and not pathlib.Path(task['output'], 'again').exists(): sys.exit('not yet')\n"
@@ -63,7 +63,9 @@ def test_finished_jobs_are_not_run_again(monkeypatch: pytest.MonkeyPatch, settin
     assert not is_finished(tmp_path / "none.json", "any")
 
 
-def test_results_of_another_version_are_made_again(monkeypatch: pytest.MonkeyPatch, setting: Setting, tmp_path: Path) -> None:
+def test_results_of_another_version_are_made_again(
+    monkeypatch: pytest.MonkeyPatch, setting: BenchmarkConfig, tmp_path: Path
+) -> None:
     monkeypatch.setattr(running, "WORKER", (sys.executable, "-c", "raise ValueError('run again')"))
     done = {"status": "done", "fingerprint": JOBS[0].fingerprint(setting), "versions": {"cllm4rec": "0.0.1"}}
     others = {"job": dataclasses.asdict(dataclasses.replace(JOBS[0], seed=2)), **done}
@@ -74,7 +76,7 @@ def test_results_of_another_version_are_made_again(monkeypatch: pytest.MonkeyPat
     assert json.loads((tmp_path / "jobs" / "first-seed2.json").read_text())["stale"] == "run by cllm4rec 0.0.1"
 
 
-def test_a_search_that_fails_is_said(monkeypatch: pytest.MonkeyPatch, setting: Setting, tmp_path: Path) -> None:
+def test_a_search_that_fails_is_said(monkeypatch: pytest.MonkeyPatch, setting: BenchmarkConfig, tmp_path: Path) -> None:
     monkeypatch.setattr(running, "WORKER", (sys.executable, "-c", "raise ValueError('no')"))
     assert run(dataclasses.replace(setting, tune=2), tmp_path) == 2
     result = json.loads((tmp_path / "jobs" / "first-seed1.json").read_text())

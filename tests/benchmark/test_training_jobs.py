@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from modeling_cllm4rec.baselines import fit_baseline
 from modeling_cllm4rec.baselines.validation import validate
-from modeling_cllm4rec.benchmark.jobs import Job, Setting, make_setting
+from modeling_cllm4rec.benchmark.jobs import BenchmarkConfig, Job, make_setting
 from modeling_cllm4rec.benchmark.measurement import measure
 from modeling_cllm4rec.benchmark.training import finished, pairs_to_score, train, tune_baseline
 from modeling_cllm4rec.cllm4rec.prompts import Prompts, next_item_segments, tokenize_template
@@ -29,7 +29,7 @@ def cllm4rec(backbone: Path) -> dict[str, Any]:
 
 
 def test_without_finetuning_the_next_item_head_ranks(
-    data: RecommendationData, setting: Setting, tiny_backbones: dict[str, Path], tmp_path: Path
+    data: RecommendationData, setting: BenchmarkConfig, tiny_backbones: dict[str, Path], tmp_path: Path
 ) -> None:
     job = Job("LLM-PreRec", "cllm4rec", 1, cllm4rec(tiny_backbones["gpt2"]))
     trained = train(job, setting, data, tmp_path)
@@ -70,7 +70,7 @@ def test_lcrec_is_indexed_aligned_and_searched_wide_enough(
     assert (trained.cost.seconds or 0) > 0 and (trained.cost.peak_bytes or 0) > 10**8
 
 
-def test_tiger_trains_from_scratch_on_an_index(data: RecommendationData, setting: Setting, tmp_path: Path) -> None:
+def test_tiger_trains_from_scratch_on_an_index(data: RecommendationData, setting: BenchmarkConfig, tmp_path: Path) -> None:
     recipe = {
         "index": {"method": "co-occurrence", "num_levels": 3, "codebook_size": 8},
         "align": {
@@ -117,7 +117,7 @@ def test_text_only_is_fitted_and_asked_about_candidates_only(
 
 
 def test_a_trained_folder_of_other_people_is_refused(
-    data: RecommendationData, setting: Setting, tiny_backbones: dict[str, Path], tmp_path: Path
+    data: RecommendationData, setting: BenchmarkConfig, tiny_backbones: dict[str, Path], tmp_path: Path
 ) -> None:
     from modeling_cllm4rec.benchmark.strong_generalization import hold_out_people
 
@@ -128,7 +128,7 @@ def test_a_trained_folder_of_other_people_is_refused(
         train(Job("mine", "folder", 1, {"path": str(folder), "sha256": ""}), setting, known, tmp_path)
 
 
-def test_a_search_holds_what_the_recipe_sets_beside_the_space(data: RecommendationData, setting: Setting) -> None:
+def test_a_search_holds_what_the_recipe_sets_beside_the_space(data: RecommendationData, setting: BenchmarkConfig) -> None:
     """As the training will: of what no trial draws, the recipe's value, not the default."""
     recipe = {"name": "itemknn", "settings": {"fit_on": "train+validation", "shrink": 8.0}}
     setting = dataclasses.replace(setting, tune=2, tune_metric="ndcg@5")
