@@ -138,11 +138,11 @@ def _introduction(setting: BenchmarkConfig, tables: list[Table]) -> list[str]:
     if setting.kind == "quality":
         lines += [
             "",
-            "Compared is with the best baseline, which is chosen on the reported test metric itself: the harshest choice.",
+            "Models are compared with the best baseline. It is chosen on the reported test metric itself: the harshest choice.",
             "",
             "How the settings of each row were chosen is stated below, next to its command.",
             "",
-            "Epochs are chosen on validation, too: of baselines by "
+            "Epochs are also chosen on validation: of baselines by "
             + f"{_in_sum(selection_of(setting.metrics).split('+'))}, if their settings name no other metric"
             + "".join(f", of {system.title} by {_in_sum(system.selection)}" for system in SYSTEMS.values())
             + ".",
