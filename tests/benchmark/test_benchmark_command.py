@@ -40,7 +40,7 @@ def test_baselines_with_everything(
     trials = json.loads((tmp_path / "report" / "tuning" / "ease-everyone.json").read_text())
     assert len(trials["trials"]) == 3 and set(trials["settings"]) == {"regularization"}
     assert "20% of the users were held out of training" in report
-    assert "Epochs are chosen on validation, too: of baselines by ndcg@10, if" in report
+    assert "Epochs are also chosen on validation: of baselines by ndcg@10, if" in report
     assert "| EASE | linear model of items from items, deterministic | tuned on validation, 3 trials by recall@5 |" in report
     assert "| popularity | number of users, deterministic | nothing to tune |" in report and "Not tuned" not in report
     assert len(in_process) == 8 + 6  # jobs, and searches
