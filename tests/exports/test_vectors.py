@@ -108,7 +108,7 @@ def test_a_model_that_keeps_no_histories_has_an_index_and_no_recall(model, tmp_p
     assert main(["vectors", "--model", str(tmp_path / "model"), "--output", str(tmp_path / "out")]) == 0
     assert "its recall is unknown because the model has no histories" in capsys.readouterr().out
     model.users = None
-    with pytest.raises(ValueError, match="this model knows no users; give histories to encode_histories"):
+    with pytest.raises(ValueError, match="encode_users: this model has no users; pass histories to encode_histories"):
         encode_users(model, np.array([0]), 4)
 
 
