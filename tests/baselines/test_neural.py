@@ -9,7 +9,7 @@ from modeling_cllm4rec.baselines import fit_baseline
 from modeling_cllm4rec.baselines.early_stopping import Stopping, train_until_best
 from modeling_cllm4rec.baselines.multvae import MultVAE, negative_elbo
 from modeling_cllm4rec.baselines.sasrec import (
-    NO_ITEM,
+    IGNORE_INDEX,
     SASRec,
     SASRecRecommender,
     inclusion_chances,
@@ -47,7 +47,7 @@ def test_one_pass_predicts_all_that_single_passes_do(sasrec):
 
 
 def test_padding_changes_nothing(sasrec):
-    items = torch.tensor([[3, 1, NO_ITEM, NO_ITEM]])
+    items = torch.tensor([[3, 1, IGNORE_INDEX, IGNORE_INDEX]])
     assert torch.allclose(sasrec(items)[:, :3], sasrec(items[:, :2]), atol=1e-5)
 
 
