@@ -21,7 +21,6 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.integer]
 
 
-
 def hits(ranked: IntArray, truth: Histories) -> BoolArray:
     """Mark the recommended items that are true.
 
