@@ -1,8 +1,10 @@
-"""Baselines behind one interface: the models that a language model has to beat.
+"""Baselines behind one interface.
 
-Each is fitted by `fit_baseline(name, data)` and scores the whole catalogue for any histories, also of users that it was not
-fitted on. A name is one of `BASELINES`, several joined by + (`ease+ials`: the sum of their standardized scores), a class of your
-own (`package.module:Class`), or a file of ranked lists (`lists:FILE`).
+`fit_baseline(name, data)` returns a recommender for any histories, also of users without training interactions. A name is one of
+`BASELINES`, several joined by + (`ease+ials`, the sum of their standardized scores), a class of your own
+(`package.module:Class`), or a file of ranked lists (`lists:FILE`).
+
+A new baseline is a file in this folder with a class under `@baseline`, see `registry.py`.
 """
 
 from __future__ import annotations
@@ -14,11 +16,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from modeling_cllm4rec.baselines.ensemble import EnsembleRecommender
-from modeling_cllm4rec.baselines.registry import BASELINES, Baseline, get_baseline
+from modeling_cllm4rec.baselines.registry import BASELINES, LISTS, Baseline, get_baseline
 from modeling_cllm4rec.baselines.tuning import Tuning, tune_settings
 from modeling_cllm4rec.core.errors import InputError, nearest
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
-from modeling_cllm4rec.evaluation.evaluator import Recommender
+from modeling_cllm4rec.evaluation.evaluator import Recommender, Searcher
 
 __all__ = [
     "BASELINES",
@@ -32,22 +34,24 @@ __all__ = [
     "tune",
 ]
 
+VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
-# A baseline is a file in this folder with a class under `@baseline`: importing the file fills the table.
+
+# Importing a file of this folder fills the table, so a new baseline is registered nowhere else.
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
 
 def members(name: str) -> tuple[str, ...]:
-    """Return the baselines that a name joins by +, or the one that it is.
+    """Return the baselines that a name joins by +, or the name itself if it is one baseline.
 
     Raises:
-        InputError: one of them does not exist (the nearest names), or is there twice.
+        InputError: there is no such baseline (the nearest names are listed), or one is named twice.
 
     >>> members("ease+ials"), members("ease")
     (('ease', 'ials'), ('ease',))
     """
-    parts = (name,) if ":" in name else tuple(name.split("+"))
+    parts = (name,) if name.startswith(LISTS) else tuple(name.split("+"))  # a path may have a +
     for part in parts:
         get_baseline(part)
         if parts.count(part) > 1:
@@ -56,10 +60,10 @@ def members(name: str) -> tuple[str, ...]:
 
 
 def baseline_settings(name: str) -> dict[str, Any]:
-    """Return the settings of a baseline and their defaults; of several joined by +, those of each by its name.
+    """Return the settings of a baseline and their defaults; of several joined by +, a mapping of the settings of each.
 
     Raises:
-        InputError: there is no such baseline (the nearest names).
+        InputError: there is no such baseline (the nearest names are listed).
 
     >>> baseline_settings("itemknn")
     {'shrink': 20.0, 'neighbours': None, 'fit_on': 'train'}
@@ -67,37 +71,46 @@ def baseline_settings(name: str) -> dict[str, Any]:
     if len(parts := members(name)) > 1:
         return {part: baseline_settings(part) for part in parts}
     baseline = get_baseline(name)
-    parameters = inspect.signature(baseline.recommender.fit).parameters
-    others = ("data", "seed", *baseline.fixed, *baseline.unused)
-    return {key: parameters[key].default for key in parameters if key not in others}
+    others = ("seed", *baseline.fixed, *baseline.unused)
+    first, *rest = baseline.parameters.values()  # the first one is the data
+    settings = {one.name: one for one in rest if one.name not in others and one.kind not in VARIADIC}
+    required = [key for key, parameter in settings.items() if parameter.default is parameter.empty]
+    if required:
+        raise InputError(f"{name}: {', '.join(required)} of fit has no default; a setting of a baseline needs one")
+    return {key: parameter.default for key, parameter in settings.items()}
 
 
-def fit_baseline(name: str, data: RecommendationData, *, seed: int = 0, **settings: Any) -> Recommender:
+def fit_baseline(name: str, data: RecommendationData, *, seed: int = 0, **settings: Any) -> Recommender | Searcher:
     """Fit a baseline on a data folder.
 
     Args:
-        name: one of `BASELINES`, or several joined by +.
-        data: the data folder; only its train split is fitted, except where `fit_on` says otherwise.
+        name: one of `BASELINES`, several joined by +, `package.module:Class` or `lists:FILE`.
+        data: the data folder; only its train split is fitted unless the setting `fit_on` names more.
         seed: start of all random numbers.
         settings: see `baseline_settings(name)` and the `fit` of the baseline's class; of several baselines a mapping for each.
 
     Returns:
-        What scores histories.
+        An `evaluator.Recommender`; of a file of ranked lists and of some classes of your own an `evaluator.Searcher`.
 
     Raises:
-        InputError: there is no such baseline or setting (the nearest names), or a value is not allowed.
-        MissingPackageError: it needs a library that is not there (what to install).
+        InputError: there is no such baseline or setting (the nearest names are listed), a value is not allowed, or the `fit` of
+            a class of your own does not return a recommender.
+        MissingPackageError: the baseline needs a package that is not installed.
 
     Example:
         >>> from modeling_cllm4rec.baselines import fit_baseline
         >>> fit_baseline("ease", data, regularization=50.0)  # doctest: +SKIP
         >>> fit_baseline("ease+ials", data, ease={"regularization": 50.0})  # doctest: +SKIP
+        >>> fit_baseline("lists:results/other.parquet", data)  # doctest: +SKIP
     """
     check_settings(name, settings)
     if len(parts := members(name)) > 1:
         return EnsembleRecommender([fit_baseline(part, data, seed=seed, **settings.get(part, {})) for part in parts])
     baseline = get_baseline(name)
-    recommender: Recommender = baseline.recommender.fit(data, seed=seed, **baseline.fixed, **settings)
+    baseline.check_packages()
+    seeds = {"seed": seed} if "seed" in baseline.parameters or baseline.takes_any_setting else {}
+    recommender: Recommender | Searcher = baseline.recommender.fit(data, **seeds, **baseline.fixed, **settings)
+    _check_recommender(name, recommender)
     return recommender
 
 
@@ -105,20 +118,37 @@ def check_settings(name: str, settings: Mapping[str, Any]) -> None:
     """Refuse settings that a baseline does not have.
 
     Raises:
-        InputError: naming the nearest ones; or of several baselines the settings of one are no mapping.
+        InputError: there is no such setting (the nearest names are listed), or of several baselines the settings of one are no
+            mapping.
     """
-    allowed, single = baseline_settings(name), len(members(name)) == 1
+    known = baseline_settings(name)
+    row = get_baseline(name) if len(members(name)) == 1 else None
     for key, value in settings.items():
-        if single and key in (fixed := get_baseline(name).fixed):
-            raise InputError(f"{name!r} fixes {key}={fixed[key]!r}; remove {key} from the settings")
-        if key not in allowed:
+        if row is not None and key in row.fixed:
+            raise InputError(f"{name!r} fixes {key}={row.fixed[key]!r}; remove {key} from the settings")
+        if key not in known and not (row is not None and row.takes_any_setting):
             raise InputError(
-                f"the baseline {name!r} has no setting {key!r}; {nearest(key, allowed, 'it has none' if not allowed else '')}"
+                f"the baseline {name!r} has no setting {key!r}; {nearest(key, known, 'it has none' if not known else '')}"
             )
-        if not single:
+        if row is None:
             if not isinstance(value, Mapping):
                 raise InputError(f"the baseline {name!r}: {key} is {value!r}; it must be a mapping of the settings of {key}")
             check_settings(key, value)
+
+
+def _check_recommender(name: str, recommender: Any) -> None:
+    """Check that an object obeys `evaluator.Recommender` or `evaluator.Searcher`.
+
+    Raises:
+        InputError: it does not; what it lacks is named.
+    """
+    wanted = ("num_items", "score_histories") if not hasattr(recommender, "rank_histories") else ("num_items", "decoding")
+    missing = [attribute for attribute in wanted if not hasattr(recommender, attribute)]
+    if missing:
+        raise InputError(
+            f"{name}: fit returned a {type(recommender).__name__} without {' and '.join(missing)}; it must return an object like "
+            "evaluation.evaluator.Recommender (num_items, score_histories) or Searcher (num_items, decoding, rank_histories)"
+        )
 
 
 def tune(
@@ -136,25 +166,25 @@ def tune(
     """Choose settings by random search on the validation split, with train histories as inputs.
 
     Args:
-        name: one of `BASELINES`; what joins several is fitted with what was found for each.
-        data: the data folder; its test split is never looked at.
-        trials: the budget: how often it is fitted and evaluated. The first trial has the default settings.
+        name: a single baseline.
+        data: the data folder; its test split is not used.
+        trials: the budget, the number of fits and evaluations. The first trial has the default settings.
         seed: start of the random numbers of the search and of each fit.
-        metric: what is to be highest, such as `recall@20`; of several joined by + the sum.
-        space: setting -> what may be drawn, see `registry.Baseline`; None takes the baseline's own.
+        metric: metric to maximize, such as `recall@20`; several joined by + are added.
+        space: setting -> values to draw, see `registry.Baseline`; None takes the baseline's own space.
         fixed: settings that all trials share, such as `epochs`; they are not drawn.
-        max_users: evaluate on a fixed random sample of so many users; None takes all.
-        progress: show a bar.
+        max_users: size of a fixed random sample of users to evaluate; None evaluates all users.
+        progress: show a progress bar.
 
     Returns:
-        The best of the drawn settings (of equal ones the first) and all trials.
+        The best settings (of equal ones the first) and all trials.
 
     Raises:
         InputError: there is no such baseline or setting, or the search space cannot be read.
-        MissingPackageError: the baseline needs a library that is not there.
+        MissingPackageError: the baseline needs a package that is not installed.
     """
     if len(parts := members(name)) > 1:
-        raise InputError(f"settings of {name} are searched for one baseline at a time; call tune for each of {', '.join(parts)}")
+        raise InputError(f"settings of {name} are tuned for one baseline at a time; call tune for each of {', '.join(parts)}")
     space = get_baseline(name).space if space is None else space
     fixed = fixed or {}
     check_settings(name, {**space, **fixed})
@@ -162,9 +192,9 @@ def tune(
     defaults = {key: value for key, value in baseline_settings(name).items() if key in space}
 
     if "progress" in baseline_settings(name):
-        fixed = {"progress": False, **fixed}  # one bar is enough
+        fixed = {"progress": False, **fixed}  # the bar of the trials suffices
 
-    def fit(settings: dict[str, Any]) -> Recommender:
+    def fit(settings: dict[str, Any]) -> Recommender | Searcher:
         return fit_baseline(name, data, seed=seed, **fixed, **settings)
 
     return tune_settings(

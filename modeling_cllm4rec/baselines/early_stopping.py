@@ -1,4 +1,4 @@
-"""The training loop that Mult-VAE and SASRec share: validate as `evaluate` does, keep the best weights, stop in time."""
+"""Training loop of Mult-VAE and SASRec: validation as in `evaluate`, early stopping, the best weights are kept."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ TrainingPrecision = Literal["no", "bf16"]
 
 @dataclass(frozen=True)
 class Stopping:
-    """When to stop, and what to keep.
+    """Settings of early stopping.
 
     Attributes:
-        epochs: most passes over the data.
-        patience: stop after so many validations without a better one; 0 never stops early.
+        epochs: largest number of passes over the data.
+        patience: number of validations without improvement after which training stops; 0 never stops early.
         validate_every: epochs between validations.
-        metric: what is to be highest on validation, with train histories as inputs; of several joined by + the sum.
-        validation_users: validate on a fixed random sample of so many users; None takes all.
+        metric: validation metric to maximize, with train histories as inputs; several joined by + are added.
+        validation_users: size of a fixed random sample of users for validation; None takes all users.
     """
 
     epochs: int
@@ -48,7 +48,7 @@ class Stopping:
 
 @dataclass(frozen=True)
 class Validation:
-    """One validation: after which epoch (from 1), the mean training loss since the last one, the metric."""
+    """Result of a validation: the epoch (from 1), the mean training loss since the last validation, and the metric."""
 
     epoch: int
     loss: float
@@ -68,17 +68,18 @@ def train_until_best(
     title: str,
     progress: bool,
 ) -> list[Validation]:
-    """Train with AdamW and leave the weights of the best validation in the module.
+    """Train with AdamW and load the weights of the best validation.
 
     Args:
-        recommender: scores with the module's weights as they are.
-        module: what trains; in training mode during an epoch, in evaluation mode otherwise and at the end.
-        data: validated on as `evaluate(recommender, data, "validation")`.
-        epoch_losses: number of the epoch (from 0) -> the loss of each batch, before its step.
-        stopping: when to stop.
-        lr, weight_decay, max_grad_norm: of AdamW.
-        title: text before the bar.
-        progress: show a bar of epochs.
+        recommender: scores histories with the current weights of the module.
+        module: the trained module; in training mode during an epoch, in evaluation mode otherwise and at the end.
+        data: the data folder of `evaluate(recommender, data, "validation")`.
+        epoch_losses: number of the epoch (from 0) -> the loss of each batch, before its optimizer step.
+        stopping: settings of early stopping.
+        lr, weight_decay: of AdamW.
+        max_grad_norm: the gradient is clipped to this norm.
+        title: name of the model in the log and in the progress bar.
+        progress: show a progress bar of epochs.
 
     Returns:
         All validations.
@@ -120,10 +121,10 @@ def train_until_best(
 
 
 def check_counts(**counts: int) -> None:
-    """Refuse numbers below 1.
+    """Check that numbers are 1 or more.
 
     Raises:
-        InputError: naming the argument.
+        InputError: one is not; the argument is named.
     """
     for name, count in counts.items():
         if count < 1:
@@ -131,10 +132,10 @@ def check_counts(**counts: int) -> None:
 
 
 def check_shares(**shares: float) -> None:
-    """Refuse numbers outside of [0, 1), such as a dropout of 1.
+    """Check that numbers are in [0, 1), such as a dropout.
 
     Raises:
-        InputError: naming the argument.
+        InputError: one is not; the argument is named.
     """
     for name, share in shares.items():
         if not 0 <= share < 1:
@@ -142,10 +143,10 @@ def check_shares(**shares: float) -> None:
 
 
 def check_above_zero(**numbers: float) -> None:
-    """Refuse numbers that are not above 0.
+    """Check that numbers are above 0.
 
     Raises:
-        InputError: naming the argument.
+        InputError: one is not; the argument is named.
     """
     for name, number in numbers.items():
         if not number > 0:
@@ -153,15 +154,15 @@ def check_above_zero(**numbers: float) -> None:
 
 
 def device_named(device: str) -> torch.device:
-    """`"auto"` is a GPU where there is one."""
+    """Return the device of a name; `"auto"` is a GPU if there is one."""
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
 
 
 def autocast(device: torch.device, precision: TrainingPrecision) -> torch.autocast:
-    """Set whether to compute in bfloat16 or not; weights stay in 32 bits.
+    """Return the context of computation in 32 bits or in bfloat16; weights stay in 32 bits.
 
     Raises:
-        InputError: `precision` is neither of the two.
+        InputError: `precision` is unknown.
     """
     if precision not in ("no", "bf16"):
         raise InputError(f"precision is {precision!r}; allowed are 'no' and 'bf16'")
@@ -169,4 +170,4 @@ def autocast(device: torch.device, precision: TrainingPrecision) -> torch.autoca
 
 
 def _best(validations: list[Validation]) -> Validation:
-    return max(validations, key=lambda validation: validation.metric)  # of equal ones the first
+    return max(validations, key=lambda validation: validation.metric)  # the first of equal ones

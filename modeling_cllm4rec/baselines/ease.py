@@ -1,4 +1,4 @@
-"""EASE: a linear model of items from items with a closed form (Steck, WWW 2019, arXiv 1905.03375)."""
+"""EASE: a linear model of items from items in closed form (Steck, WWW 2019, arXiv 1905.03375)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from modeling_cllm4rec.corpora.interaction_matrix import FitOn, fitting_historie
 
 Precision = Literal["float64", "float32"]
 BLOCK = 1024
-"""Rows of a big matrix that are copied at a time."""
+"""Rows of a large matrix that are copied together."""
 
 
 @baseline(
@@ -39,9 +39,9 @@ class EASERecommender:
     """Scores items by a linear map of the history.
 
     Args:
-        weights: (J, J) float32 with zeros on the diagonal; entry (i, j) is what item i of a history adds to item j.
-        recency: 0 counts all items of a history alike; with r > 0 the item t steps before the last one counts
-            (1 + t) ** -r, which helps where the order of the history says something.
+        weights: (J, J) float32 with zeros on the diagonal; entry (i, j) is added to the score of item j for item i of a history.
+        recency: 0 gives all items of a history the same weight; r > 0 gives the item t steps before the last one the weight
+            (1 + t) ** -r, which helps if the order of the history is informative.
 
     >>> recommender = EASERecommender(np.array([[0.0, 0.5], [0.2, 0.0]], dtype=np.float32))
     >>> recommender.score_histories(None, Histories(np.array([0, 1]), np.array([0], dtype=np.int32))).tolist()
@@ -50,7 +50,7 @@ class EASERecommender:
 
     def __init__(self, weights: npt.NDArray[np.float32], recency: float = 0.0) -> None:
         if not recency >= 0:
-            raise InputError(f"recency is {recency}; it must be 0 (no weighing) or more")
+            raise InputError(f"recency is {recency}; it must be 0 (equal weights) or more")
         self.weights = weights
         self.recency = recency
         self.num_items = len(weights)
@@ -71,12 +71,12 @@ class EASERecommender:
 
         Args:
             data: the data folder.
-            seed: not needed, as nothing is random.
-            regularization: the paper's lambda, > 0.
-            recency: weighs histories when they are scored, not here; see the class.
+            seed: unused, because nothing is random.
+            regularization: the paper's lambda, above 0.
+            recency: weights of a history's items when it is scored; see the class.
             fit_on: the splits that are fitted.
             precision: of the inverse; `"float32"` takes half the time and a third of the memory.
-            max_memory_gib: refuse catalogues whose matrices take more, in GiB.
+            max_memory_gib: limit for the matrices in GiB; larger catalogues are refused.
 
         Raises:
             InputError: a setting is out of its range.
@@ -91,23 +91,24 @@ class EASERecommender:
         gram = (matrix.T @ matrix).toarray(order="F")  # (J, J)
         diagonal = np.arange(data.num_items)
         gram[diagonal, diagonal] += regularization
-        inverse = _invert(gram).T  # symmetric: only the order in memory is another, the one that products are quick with
-        inverse /= -inverse.diagonal()  # by columns: a row of divisors
+        # The inverse is symmetric, so the transpose only changes the memory order: products with sparse rows need row order.
+        inverse = _invert(gram).T
+        inverse /= -inverse.diagonal()  # divides the columns
         inverse[diagonal, diagonal] = 0
         return cls(np.asarray(inverse, dtype=np.float32), recency)
 
     def score_histories(self, user_indices: npt.NDArray[np.integer] | None, histories: Histories) -> npt.NDArray[np.float32]:
-        """(batch, J) weighted sums, one row per history."""
+        """Return (batch, J) weighted sums, one row per history."""
         return interaction_matrix(histories, self.num_items, self.recency) @ self.weights
 
 
 def memory_gib(num_items: int, precision: Precision) -> float:
-    """Most memory that EASE holds at once for its (J, J) matrices, in GiB.
+    """Return the peak memory of the (J, J) matrices in GiB.
 
     >>> round(memory_gib(100_000, "float64")), round(memory_gib(100_000, "float32"))
     (112, 37)
     """
-    bytes_each = 4 if precision == "float32" else 8 + 4  # the inverse, and its copy in 32 bits
+    bytes_each = 4 if precision == "float32" else 8 + 4  # the inverse and its copy in 32 bits
     return num_items**2 * bytes_each / 2**30
 
 
@@ -115,7 +116,7 @@ def _check_memory(num_items: int, precision: Precision, limit: float) -> None:
     needed = memory_gib(num_items, precision)
     if needed <= limit:
         return
-    hint = f"raise max_memory_gib to {needed:.0f} where there is so much"
+    hint = f"raise max_memory_gib to {needed:.0f} if the machine has it"
     if precision == "float64":
         hint += f", set precision='float32' ({memory_gib(num_items, 'float32'):.1f} GiB)"
     raise MemoryLimitError(
@@ -125,13 +126,13 @@ def _check_memory(num_items: int, precision: Precision, limit: float) -> None:
 
 
 def _invert(matrix: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
-    """Invert a symmetric positive definite matrix, in its own memory (column order)."""
+    """Invert a symmetric positive definite matrix in place (column order)."""
     factorize, invert = lapack.get_lapack_funcs(("potrf", "potri"), (matrix,))
     factor, failed = factorize(matrix, lower=True, overwrite_a=True, clean=False)
     if failed:
         raise InputError("regularization is too small: X'X + regularization I is singular in this precision; raise it")
     inverse, _ = invert(factor, lower=True, overwrite_c=True)
-    for start in range(0, len(inverse), BLOCK):  # only the lower half was computed
+    for start in range(0, len(inverse), BLOCK):  # LAPACK fills the lower half only; by blocks, a whole copy would not fit
         end = min(start + BLOCK, len(inverse))
         square = inverse[start:end, start:end]
         inverse[start:end, start:end] = np.tril(square) + np.tril(square, -1).T

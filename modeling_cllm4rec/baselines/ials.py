@@ -1,4 +1,4 @@
-"""iALS: matrix factorization by weighted least squares (Hu, Koren and Volinsky, ICDM 2008), by the library `implicit`."""
+"""iALS: matrix factorization by weighted least squares (Hu, Koren and Volinsky, ICDM 2008) with the package `implicit`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import numpy.typing as npt
 from scipy import sparse
 
 from modeling_cllm4rec.baselines.early_stopping import check_above_zero, check_counts
-from modeling_cllm4rec.baselines.registry import baseline
-from modeling_cllm4rec.core.errors import MissingPackageError
+from modeling_cllm4rec.baselines.registry import BASELINES, baseline
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.corpora.interaction_matrix import FitOn, fitting_histories, interaction_matrix
 
@@ -25,16 +24,17 @@ from modeling_cllm4rec.corpora.interaction_matrix import FitOn, fitting_historie
         "alpha": {"log_uniform": [1.0, 100.0]},
         "iterations": {"choice": [10, 15, 25]},
     },
+    packages=("implicit", "threadpoolctl"),
     order=5,
 )
 class IALSRecommender:
-    """Scores items by the product of their factors with those of the history, which are solved for when it is scored.
+    """Scores items by the product of their factors with the factors of the history, which are solved for at scoring time.
 
-    No user factors are stored, so users unseen in training are served like all others.
+    No user factors are stored, so users without training interactions are scored in the same way.
 
     Args:
         item_factors: (J, K) float32.
-        alpha: weight of an interaction; everything else has the weight 1.
+        alpha: weight of an interaction; a missing interaction has the weight 1.
         regularization: of the history's factors.
     """
 
@@ -57,21 +57,21 @@ class IALSRecommender:
         fit_on: FitOn = "train",
         progress: bool = True,
     ) -> Self:
-        """Alternate between solving for users and for items.
+        """Solve for users and items in turn.
 
         Args:
             data: the data folder.
             seed: start of the random factors.
-            factors: their number, K.
+            factors: number of factors, K.
             regularization: weight of the squared factors.
-            alpha: weight of an interaction, where the absence of one has the weight 1.
-            iterations: how often both are solved for.
+            alpha: weight of an interaction; a missing interaction has the weight 1.
+            iterations: number of passes over users and items.
             fit_on: the splits that are fitted.
-            progress: show a bar.
+            progress: show a progress bar.
 
         Raises:
             InputError: a setting is out of its range.
-            MissingPackageError: the library `implicit` is not there.
+            MissingPackageError: the package `implicit` is not installed.
         """
         check_counts(factors=factors, iterations=iterations)
         check_above_zero(regularization=regularization, alpha=alpha)
@@ -81,7 +81,7 @@ class IALSRecommender:
         return cls(np.asarray(solver.item_factors), alpha, regularization)
 
     def score_histories(self, user_indices: npt.NDArray[np.integer] | None, histories: Histories) -> npt.NDArray[np.float32]:
-        """(batch, J) products, one row per history."""
+        """Return (batch, J) products, one row per history."""
         matrix = interaction_matrix(histories, self.num_items)
         factors = self._solver.recalculate_user(np.arange(matrix.shape[0]), sparse.csr_matrix(matrix))  # (batch, K)
         scores: npt.NDArray[np.float32] = np.atleast_2d(factors) @ self.item_factors.T
@@ -89,13 +89,10 @@ class IALSRecommender:
 
 
 def _solver(**settings: Any) -> Any:
-    """Build the library's model."""
-    try:
-        from implicit.cpu.als import AlternatingLeastSquares
-        from threadpoolctl import threadpool_limits
-    except ImportError as error:
-        raise MissingPackageError(
-            'the baseline "ials" needs the library implicit: pip install implicit threadpoolctl, or choose another baseline'
-        ) from error
-    with threadpool_limits(1, "blas"):  # it has threads of its own, and warns where numpy's come on top of them
+    """Build the model of `implicit`."""
+    BASELINES["ials"].check_packages()
+    from implicit.cpu.als import AlternatingLeastSquares
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, "blas"):  # implicit has its own threads and warns if those of BLAS are added to them
         return AlternatingLeastSquares(**settings)

@@ -1,4 +1,4 @@
-"""Item-based nearest neighbours: items that share users resemble each other (Sarwar et al., WWW 2001)."""
+"""Item-based nearest neighbours: items that share users are similar (Sarwar et al., WWW 2001)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ItemKNNRecommender:
     """Scores an item by the sum of its similarities to the items of the history.
 
     Args:
-        similarities: (J, J) sparse float32; entry (i, j) is what item i of a history adds to the score of item j.
+        similarities: (J, J) sparse float32; entry (i, j) is added to the score of item j for item i of a history.
     """
 
     def __init__(self, similarities: sparse.csr_array) -> None:
@@ -43,17 +43,17 @@ class ItemKNNRecommender:
         neighbours: int | None = None,
         fit_on: FitOn = "train",
     ) -> Self:
-        """Compare all pairs of items by the users that they share.
+        """Compute the similarities of all pairs of items that share users.
 
         The similarity of two items with n_i and n_j users, c of them shared, is c / (sqrt(n_i n_j) + shrink).
 
         Args:
             data: the data folder.
-            seed: not needed, as nothing is random.
-            shrink: users of imaginary evidence against each similarity: what few users say counts less.
-            neighbours: of each item, only so many most similar ones add to its score (of equally similar ones those with
+            seed: unused, because nothing is random.
+            shrink: added to the denominator, so that similarities from few users become smaller.
+            neighbours: number of most similar items that add to the score of an item (of equally similar ones those with
                 the lower index); None keeps all.
-            fit_on: the splits that are compared.
+            fit_on: the splits that are fitted.
 
         Raises:
             InputError: a setting is out of its range.
@@ -76,5 +76,5 @@ class ItemKNNRecommender:
         return cls(sparse.csr_array((values.astype(np.float32), (rows, columns)), shape=similarities.shape))
 
     def score_histories(self, user_indices: npt.NDArray[np.integer] | None, histories: Histories) -> npt.NDArray[np.float32]:
-        """(batch, J) sums of similarities, one row per history."""
+        """Return (batch, J) sums of similarities, one row per history."""
         return (interaction_matrix(histories, self.num_items) @ self.similarities).toarray()

@@ -30,11 +30,11 @@ from modeling_cllm4rec.evaluation.evaluator import select_users
 
 
 class MultVAE(nn.Module):
-    """Items of a history -> a normal distribution in `latent_size` dimensions -> logits of all items.
+    """Map the items of a history to a normal distribution in `latent_size` dimensions, and from there to logits of all items.
 
     Args:
         num_items: size of the catalogue, J.
-        hidden_size: width of the layer between items and latent space, on both sides.
+        hidden_size: width of the layer between items and latent space, in encoder and decoder.
         latent_size: dimensions of the latent space.
         dropout: probability that an item of the input is dropped in training.
     """
@@ -53,14 +53,15 @@ class MultVAE(nn.Module):
             nn.init.trunc_normal_(layer.bias, std=0.001)
 
     def forward(self, items: torch.Tensor, starts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Read histories.
+        """Compute logits and KL divergences of histories.
 
         Args:
-            items: (nnz,) item indices of all histories; starts: (batch,) where each begins.
+            items: (nnz,) item indices of all histories.
+            starts: (batch,) position of the first item of each history.
 
         Returns:
             (batch, J) logits and (batch,) KL divergences from the standard normal distribution, in nats. In training the
-            latent vector is drawn, otherwise it is the mean.
+            latent vector is sampled, otherwise it is the mean.
         """
         ends = torch.cat([starts[1:], starts.new_tensor([len(items)])])
         values = (ends - starts).clamp(min=1).rsqrt().repeat_interleave(ends - starts)  # rows of length 1
@@ -88,10 +89,10 @@ class MultVAE(nn.Module):
     order=6,
 )
 class MultVAERecommender:
-    """Scores items by the logits of a trained Mult-VAE; someone without a history gets those of an empty one.
+    """Scores items by the logits of a trained Mult-VAE, also for an empty history.
 
     Attributes:
-        validations: what was measured while it trained.
+        validations: results of the validations during training.
     """
 
     def __init__(self, module: MultVAE) -> None:
@@ -122,24 +123,24 @@ class MultVAERecommender:
         device: str = "auto",
         progress: bool = True,
     ) -> Self:
-        """Train on the train histories, stop by validation.
+        """Train on the train histories with early stopping.
 
         Args:
             data: the data folder.
             seed: start of all random numbers.
-            hidden_size, latent_size: the paper's 600 and 200.
-            dropout: of input items.
+            hidden_size, latent_size: see `MultVAE`; the defaults are those of the paper.
+            dropout: probability that an input item is dropped.
             beta: weight of the divergence at the end of the annealing.
-            anneal_epochs: epochs in which that weight rises from 0 to `beta`, linearly.
+            anneal_epochs: epochs in which that weight rises linearly from 0 to `beta`.
             lr, weight_decay: of AdamW.
-            batch_size: users at a time.
+            batch_size: users per batch.
             epochs, patience, validate_every, validation_users, metric: see `Stopping`.
             precision: `"bf16"` computes in bfloat16.
-            device: `"auto"` (a GPU where there is one), `"cpu"`, `"cuda"`, ...
-            progress: show a bar.
+            device: `"auto"` (a GPU if there is one), `"cpu"`, `"cuda"`, ...
+            progress: show a progress bar.
 
         Raises:
-            InputError: a setting is out of its range, or nobody has a validation item.
+            InputError: a setting is out of its range, or no user has a validation item.
         """
         stopping = Stopping(epochs, patience, validate_every, metric, validation_users)
         check_counts(hidden_size=hidden_size, latent_size=latent_size, batch_size=batch_size, anneal_epochs=anneal_epochs)
@@ -147,11 +148,11 @@ class MultVAERecommender:
         check_above_zero(lr=lr)
         if not beta >= 0:
             raise InputError(f"beta is {beta}; it must be 0 or more")
-        place = device_named(device)
-        computing = autocast(place, precision)
+        on_device = device_named(device)
+        computing = autocast(on_device, precision)
         histories = data.histories("train")
         users = np.flatnonzero(np.diff(histories.indptr))
-        steps = -(-len(users) // batch_size)  # of an epoch
+        steps = -(-len(users) // batch_size)  # per epoch, rounded up
 
         def epoch_losses(epoch: int) -> Iterator[torch.Tensor]:
             order = np.random.default_rng((seed, epoch)).permutation(users)
@@ -164,7 +165,7 @@ class MultVAERecommender:
 
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            module = MultVAE(data.num_items, hidden_size, latent_size, dropout).to(place)
+            module = MultVAE(data.num_items, hidden_size, latent_size, dropout).to(on_device)
             recommender = cls(module)
             recommender.validations = train_until_best(
                 recommender,
@@ -181,7 +182,7 @@ class MultVAERecommender:
 
     @torch.no_grad()
     def score_histories(self, user_indices: npt.NDArray[np.integer] | None, histories: Histories) -> npt.NDArray[np.float32]:
-        """(batch, J) logits, one row per history."""
+        """Return (batch, J) logits, one row per history."""
         check_items(histories, self.num_items)
         logits, _ = self.module(*_tensors(histories, self.module.item_rows.device))
         scores: npt.NDArray[np.float32] = logits.float().cpu().numpy()
@@ -189,7 +190,7 @@ class MultVAERecommender:
 
 
 def negative_elbo(module: MultVAE, histories: Histories, beta: float) -> torch.Tensor:
-    """Mean over histories of -ln p(items) + beta KL (eq. 5 of the paper), a scalar in nats."""
+    """Return the mean over histories of -ln p(items) + beta KL (eq. 5 of the paper), a scalar in nats."""
     items, starts = _tensors(histories, module.item_rows.device)
     logits, divergence = module(items, starts)
     lengths = torch.diff(starts, append=starts.new_tensor([len(items)]))
@@ -199,6 +200,6 @@ def negative_elbo(module: MultVAE, histories: Histories, beta: float) -> torch.T
 
 
 def _tensors(histories: Histories, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """(nnz,) items and (batch,) starts."""
+    """Return (nnz,) items and (batch,) starts."""
     items = torch.from_numpy(np.asarray(histories.items, dtype=np.int64))
     return items.to(device), torch.from_numpy(np.asarray(histories.indptr[:-1], dtype=np.int64)).to(device)

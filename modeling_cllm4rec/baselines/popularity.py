@@ -1,4 +1,4 @@
-"""Popularity and random: each real model must beat them."""
+"""Popularity and random scores, the lower bounds of every comparison."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UInt64Array = npt.NDArray[np.uint64]
 
 @baseline("popularity", title="popularity", summary="number of users", deterministic=True, order=1)
 class PopularityRecommender:
-    """Scores each item by its number of training users, the same for everyone.
+    """Scores each item by its number of training users, the same for all users.
 
     Args:
         counts: (J,) number of training users of each item.
@@ -38,13 +38,13 @@ class PopularityRecommender:
         """Count the interactions of a data folder.
 
         Args:
-            seed: not needed, as nothing is random.
-            fit_on: the splits that count.
+            seed: unused, because nothing is random.
+            fit_on: the splits that are fitted.
         """
         return cls(np.bincount(fitting_histories(data, fit_on).items, minlength=data.num_items))
 
     def score_histories(self, user_indices: npt.NDArray[np.integer] | None, histories: Histories) -> npt.NDArray[np.float32]:
-        """(batch, J) counts, one row per history."""
+        """Return (batch, J) counts, one row per history."""
         return np.tile(self.scores, (len(histories.indptr) - 1, 1))
 
 
@@ -52,8 +52,7 @@ class PopularityRecommender:
 class RandomRecommender:
     """Scores items uniformly at random in [0, 1).
 
-    A row depends on the seed, the user and the set of items in the history, and on nothing else: neither on the batch
-    nor on the calls before.
+    A row depends only on the seed, the user and the set of items in the history, not on the batch or on earlier calls.
 
     Args:
         num_items: size of the catalogue, J.
@@ -75,11 +74,11 @@ class RandomRecommender:
 
     @classmethod
     def fit(cls, data: RecommendationData, *, seed: int = 0) -> Self:
-        """Random scores for the items of a data folder."""
+        """Return random scores for the items of a data folder."""
         return cls(data.num_items, seed)
 
     def score_histories(self, user_indices: npt.NDArray[np.integer] | None, histories: Histories) -> npt.NDArray[np.float32]:
-        """(batch, J) scores; `user_indices` (batch,) may be None for users without an index."""
+        """Return (batch, J) scores; `user_indices` (batch,) may be None for users without an index."""
         item_hashes = _scrambled(np.asarray(histories.items).astype(np.uint64))
         sums: UInt64Array = np.zeros(len(item_hashes) + 1, dtype=np.uint64)
         np.cumsum(item_hashes, out=sums[1:])
@@ -89,12 +88,13 @@ class RandomRecommender:
             users = np.asarray(user_indices).astype(np.uint64) + np.uint64(1)
         keys = _scrambled(_scrambled(users + _scrambled(np.array([self.seed], dtype=np.uint64))) + rows)
         items: UInt64Array = np.arange(self.num_items, dtype=np.uint64)
+        # A hash of (row, item) in place of a generator makes each score independent of the order of the calls.
         random = _scrambled(keys[:, None] + items)
         return (random >> np.uint64(40)).astype(np.float32) / np.float32(1 << 24)
 
 
 def _scrambled(numbers: UInt64Array) -> UInt64Array:
-    """Apply the SplitMix64 output function: neighbouring 64-bit numbers become unrelated ones."""
+    """Apply the SplitMix64 output function, which maps neighbouring 64-bit numbers to unrelated ones."""
     mixed = (numbers + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

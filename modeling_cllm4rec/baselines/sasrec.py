@@ -1,8 +1,8 @@
 """SASRec: a causal transformer over item histories (Kang and McAuley, ICDM 2018, arXiv 1808.09781), with a softmax loss.
 
-The original's one random negative per item is what made it look weak: with a softmax over all items, or a sampled one that is
-corrected for how it was sampled, the same network is among the strongest sequential models (Klenitskiy and Vasilev, RecSys
-2023, arXiv 2309.07602).
+The original loss has one random negative per item, which makes the model weak. With a softmax over all items, or with a sampled
+softmax that is corrected for its sampling, the same network is among the strongest sequential models (Klenitskiy and Vasilev,
+RecSys 2023, arXiv 2309.07602).
 """
 
 from __future__ import annotations
@@ -37,8 +37,7 @@ from modeling_cllm4rec.corpora.interaction_matrix import check_items
 
 Loss = Literal["full", "sampled"]
 IGNORE_INDEX = -100
-
-
+"""Padding of a history on the right: no input item and no target."""
 SPACE = {
     "size": {"choice": [64, 128, 256]},
     "layers": {"choice": [1, 2]},
@@ -47,20 +46,20 @@ SPACE = {
     "temperature": {"choice": [None, 0.05, 0.07, 0.1]},
     "lr": {"log_uniform": [3.0e-4, 3.0e-3]},
 }
-"""Values that a search over settings draws."""
+"""Search space of both baselines."""
 
 
 class SASRec(nn.Module):
-    """Histories -> states that predict the next item; the item rows are input and output embedding at once.
+    """Map histories to states that predict the next item; the item rows are both the input and the output embedding.
 
-    A learned start precedes the first item, so that an empty history also has a state.
+    A learned start vector precedes the first item, so that an empty history also has a state.
 
     Args:
         num_items: size of the catalogue, J.
         size: width of all states, K.
         layers, heads: of the transformer; the feed-forward layers are `4 * size` wide.
         dropout: of embeddings, attention and feed-forward layers.
-        max_length: items that are read at once.
+        max_length: largest number of items of an input.
         temperature: None scores by dot product; a number scores by cosine over this temperature.
     """
 
@@ -90,13 +89,13 @@ class SASRec(nn.Module):
         nn.init.normal_(self.positions.weight, std=0.02)
 
     def forward(self, items: torch.Tensor) -> torch.Tensor:
-        """Read histories.
+        """Compute the states of histories.
 
         Args:
-            items: (B, T) item indices, oldest first, padded on the right by anything below 0; T is at most `max_length`.
+            items: (B, T) item indices, oldest first, padded on the right by `IGNORE_INDEX`; T is at most `max_length`.
 
         Returns:
-            (B, T + 1, K); state t has seen the first t items and predicts the next one.
+            (B, T + 1, K); state t depends on the first t items and predicts the next one.
         """
         rows = self.items(items.clamp(min=0)) * self.items.embedding_dim**0.5
         states = torch.cat([self.start.expand(len(items), 1, -1), rows], dim=1)
@@ -108,11 +107,11 @@ class SASRec(nn.Module):
         return states if self.temperature is None else F.normalize(states, dim=-1) / self.temperature
 
     def item_table(self) -> torch.Tensor:
-        """(J, K) rows whose products with states are logits."""
+        """Return (J, K) rows whose products with states are logits."""
         return self._outputs(self.items.weight)
 
     def item_rows(self, items: torch.Tensor) -> torch.Tensor:
-        """(..., K) some rows of the item table."""
+        """Return (..., K) rows of the item table."""
         return self._outputs(self.items(items))
 
     def _outputs(self, rows: torch.Tensor) -> torch.Tensor:
@@ -138,10 +137,10 @@ class SASRec(nn.Module):
     order=8,
 )
 class SASRecRecommender:
-    """Scores items by the logits after the last item of the history, of which the last `max_length` items are read.
+    """Scores items by the logits after the last item of a history, of which the last `max_length` items are used.
 
     Attributes:
-        validations: what was measured while it trained.
+        validations: results of the validations during training.
     """
 
     def __init__(self, module: SASRec, precision: TrainingPrecision = "no") -> None:
@@ -178,28 +177,28 @@ class SASRecRecommender:
         device: str = "auto",
         progress: bool = True,
     ) -> Self:
-        """Train on the train histories, stop by validation. One pass predicts every item of a history.
+        """Train on the train histories with early stopping. A forward pass predicts every item of a history.
 
-        A history of more than `max_length` items is cut into pieces of that length, from its end.
+        A history of more than `max_length` items is split into segments of that length, from its end.
 
         Args:
             data: the data folder.
             seed: start of all random numbers.
-            loss: `"full"` the softmax over all items; `"sampled"` an unbiased estimate of its denominator from `num_samples`
+            loss: `"full"` is the softmax over all items; `"sampled"` estimates its denominator without bias from `num_samples`
                 items, see `sampled_nll`.
-            chunk_size: for `"full"`: items at a time, which gives the same value in less memory; None takes all at once.
-            num_samples, sampling_power: for `"sampled"`: items drawn for each batch, on average, in proportion to their
-                number of users to this power.
+            chunk_size: of `"full"`: items per chunk, for the same value in less memory; None computes all items together.
+            num_samples: of `"sampled"`: mean number of items drawn for each batch.
+            sampling_power: of `"sampled"`: items are drawn in proportion to their number of users to this power.
             size, layers, heads, dropout, max_length, temperature: see `SASRec`.
             lr, weight_decay: of AdamW.
-            batch_size: histories at a time; those of like length go together.
+            batch_size: histories per batch; histories of similar length are batched together.
             epochs, patience, validate_every, validation_users, metric: see `Stopping`.
             precision: `"bf16"` computes in bfloat16.
-            device: `"auto"` (a GPU where there is one), `"cpu"`, `"cuda"`, ...
-            progress: show a bar.
+            device: `"auto"` (a GPU if there is one), `"cpu"`, `"cuda"`, ...
+            progress: show a progress bar.
 
         Raises:
-            InputError: a setting is out of its range, or nobody has a validation item.
+            InputError: a setting is out of its range, or no user has a validation item.
         """
         stopping = Stopping(epochs, patience, validate_every, metric, validation_users)
         check_counts(size=size, layers=layers, heads=heads, max_length=max_length, batch_size=batch_size)
@@ -210,22 +209,22 @@ class SASRecRecommender:
             raise InputError(f"size is {size} and heads is {heads}; size must be a multiple of heads")
         if loss not in get_args(Loss):
             raise InputError(f"loss is {loss!r}; allowed are {', '.join(map(repr, get_args(Loss)))}")
-        place = device_named(device)
-        computing = autocast(place, precision)
-        pieces = training_pieces(data.histories("train"), max_length)
+        on_device = device_named(device)
+        computing = autocast(on_device, precision)
+        segments = training_segments(data.histories("train"), max_length)
         counts = np.bincount(data.histories("train").items, minlength=data.num_items)
-        chances = torch.from_numpy(inclusion_chances(counts, num_samples, sampling_power)).to(place)
-        lengths = np.array([len(piece) for piece in pieces])
-        generator = torch.Generator(place).manual_seed(seed)
+        probabilities = torch.from_numpy(inclusion_probabilities(counts, num_samples, sampling_power)).to(on_device)
+        lengths = np.array([len(segment) for segment in segments])
+        generator = torch.Generator(on_device).manual_seed(seed)
 
         def epoch_losses(epoch: int) -> Iterator[torch.Tensor]:
             for batch in plan_batches(lengths, batch_size, seed, epoch):
-                items = torch.from_numpy(pad_right([pieces[number] for number in batch], IGNORE_INDEX)).to(place)
-                given = items >= 0
+                items = torch.from_numpy(pad_right([segments[number] for number in batch], IGNORE_INDEX)).to(on_device)
+                given = items >= 0  # the target of state t is item t
                 with computing:
                     states = module(items[:, :-1])[given]  # (M, K)
                     if loss == "sampled":
-                        nll = sampled_nll(states, module.item_rows, items[given], chances, generator)
+                        nll = sampled_nll(states, module.item_rows, items[given], probabilities, generator)
                     else:
                         nll = multinomial_nll(
                             states,
@@ -238,7 +237,7 @@ class SASRecRecommender:
 
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            module = SASRec(data.num_items, size, layers, heads, dropout, max_length, temperature).to(place)
+            module = SASRec(data.num_items, size, layers, heads, dropout, max_length, temperature).to(on_device)
             recommender = cls(module, precision)
             recommender.validations = train_until_best(
                 recommender,
@@ -255,46 +254,48 @@ class SASRecRecommender:
 
     @torch.no_grad()
     def score_histories(self, user_indices: npt.NDArray[np.integer] | None, histories: Histories) -> npt.NDArray[np.float32]:
-        """(batch, J) logits, one row per history."""
+        """Return (batch, J) logits, one row per history."""
         check_items(histories, self.num_items)
         items = np.asarray(histories.items, dtype=np.int64)
-        read = self.module.max_length
-        rows = [items[max(start, end - read) : end] for start, end in zip(histories.indptr, histories.indptr[1:], strict=False)]
+        limit = self.module.max_length
+        rows = [items[max(start, end - limit) : end] for start, end in zip(histories.indptr, histories.indptr[1:], strict=False)]
         lengths = torch.tensor([len(row) for row in rows])
-        place = self.module.start.device
-        with autocast(place, self.precision):
-            states = self.module(torch.from_numpy(pad_right(rows, IGNORE_INDEX)).to(place))
+        device = self.module.start.device
+        with autocast(device, self.precision):
+            states = self.module(torch.from_numpy(pad_right(rows, IGNORE_INDEX)).to(device))
         last = states[torch.arange(len(rows)), lengths].float()
-        logits = F.linear(last, self.module.item_table())  # in 32 bits: in 16, many items would tie
+        logits = F.linear(last, self.module.item_table())  # in 32 bits, because many items would tie in 16
         scores: npt.NDArray[np.float32] = logits.cpu().numpy()
         return scores
 
 
-def training_pieces(histories: Histories, max_length: int) -> list[npt.NDArray[np.int64]]:
-    """Histories that are not empty, in pieces of at most `max_length` items, cut from the end.
+def training_segments(histories: Histories, max_length: int) -> list[npt.NDArray[np.int64]]:
+    """Return the non-empty histories in segments of at most `max_length` items, split from the end.
 
-    >>> [piece.tolist() for piece in training_pieces(Histories(np.array([0, 3]), np.array([5, 6, 7], dtype=np.int32)), 2)]
+    >>> [segment.tolist() for segment in training_segments(Histories(np.array([0, 3]), np.array([5, 6, 7], dtype=np.int32)), 2)]
     [[6, 7], [5]]
     """
     items = np.asarray(histories.items, dtype=np.int64)
-    pieces: list[npt.NDArray[np.int64]] = []
+    segments: list[npt.NDArray[np.int64]] = []
     for start, end in zip(histories.indptr[:-1], histories.indptr[1:], strict=True):
-        pieces.extend(items[max(start, last - max_length) : last] for last in range(end, start, -max_length))
-    return pieces
+        segments.extend(items[max(start, last - max_length) : last] for last in range(end, start, -max_length))
+    return segments
 
 
-def inclusion_chances(counts: npt.NDArray[np.integer], num_samples: int, power: float) -> npt.NDArray[np.float32]:
-    """Chance of each item to be drawn: min(1, c (users + 1) ** power), with c such that the chances sum to `num_samples`.
+def inclusion_probabilities(counts: npt.NDArray[np.integer], num_samples: int, power: float) -> npt.NDArray[np.float32]:
+    """Return the probability of each item to be drawn.
+
+    It is min(1, c (users + 1) ** power), with c such that the probabilities sum to `num_samples`.
 
     Args:
         counts: (J,) users of each item.
-        num_samples: items to be drawn on average; at most J, where all are.
+        num_samples: mean number of drawn items; from J on, all items are drawn.
         power: 0 draws uniformly, 1 by popularity.
 
     Raises:
         InputError: `num_samples` is below 1, or `power` is not in [0, 1].
 
-    >>> inclusion_chances(np.array([0, 0, 1, 99]), num_samples=2, power=1.0).tolist()
+    >>> inclusion_probabilities(np.array([0, 0, 1, 99]), num_samples=2, power=1.0).tolist()
     [0.25, 0.25, 0.5, 1.0]
     """
     check_counts(num_samples=num_samples)
@@ -304,7 +305,7 @@ def inclusion_chances(counts: npt.NDArray[np.integer], num_samples: int, power: 
     if num_samples >= len(weights):
         return np.ones(len(weights), dtype=np.float32)
     ascending = np.sort(weights)
-    rest = num_samples - np.arange(len(weights))[::-1]  # samples left for the k smallest, if all others are always drawn
+    rest = num_samples - np.arange(len(weights))[::-1]  # samples left for the k smallest if all others are always drawn
     factors = rest / np.cumsum(ascending)
     factor = factors[np.flatnonzero((rest > 0) & (factors * ascending <= 1))[-1]]
     return np.minimum(1.0, factor * weights).astype(np.float32)
@@ -314,27 +315,29 @@ def sampled_nll(
     hidden: torch.Tensor,
     rows_of: Callable[[torch.Tensor], torch.Tensor],
     targets: torch.Tensor,
-    chances: torch.Tensor,
+    probabilities: torch.Tensor,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """-ln softmax of the target, its denominator estimated from a sample of other items that all rows share.
+    """Return -ln softmax of the target, with the denominator estimated from a sample of items that all rows share.
 
-    Each item is drawn by itself with its own chance p and counts 1 / p times, which is the logQ correction (Bengio and
-    Senecal, 2008; Yi et al., RecSys 2019): the estimate of the denominator has the right mean, whatever the chances are, and
-    chances of 1 give the full softmax.
+    Each item is drawn independently with its probability p and is weighted by 1 / p, which is the logQ correction (Bengio and
+    Senecal, 2008; Yi et al., RecSys 2019). The estimate of the denominator is unbiased for all probabilities, and
+    probabilities of 1 give the full softmax.
 
     Args:
-        hidden: (M, K) states; targets: (M,) item indices.
-        rows_of: (n,) item indices -> (n, K) their rows.
-        chances: (J,) in (0, 1], see `inclusion_chances`.
-        generator: of the device of `chances`.
+        hidden: (M, K) states.
+        rows_of: (n,) item indices -> (n, K) rows of the item table.
+        targets: (M,) item indices.
+        probabilities: (J,) in (0, 1], see `inclusion_probabilities`.
+        generator: random numbers on the device of `probabilities`.
 
     Returns:
         (M,) float32 in nats.
     """
-    drawn = torch.rand(chances.shape, generator=generator, device=chances.device) < chances
+    drawn = torch.rand(probabilities.shape, generator=generator, device=probabilities.device) < probabilities
     sample = drawn.nonzero()[:, 0]  # (S,)
-    logits = F.linear(hidden, rows_of(sample).to(hidden.dtype)).float() - chances[sample].log()
+    logits = F.linear(hidden, rows_of(sample).to(hidden.dtype)).float() - probabilities[sample].log()
+    # The target is always in the denominator, so it is removed from the sample: it would count twice.
     logits = logits.masked_fill(sample == targets[:, None], float("-inf"))
     own = (hidden * rows_of(targets)).sum(-1, keepdim=True).float()  # (M, 1)
     return torch.cat([own, logits], dim=1).logsumexp(-1) - own[:, 0]

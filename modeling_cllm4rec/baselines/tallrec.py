@@ -1,23 +1,21 @@
-"""A language model that reads titles only and answers Yes or No for each candidate, after TALLRec (arXiv 2305.00447).
+"""A language model on titles alone that answers Yes or No for each candidate, after TALLRec (arXiv 2305.00447).
 
-As there: an instruction with the titles of a history and of one candidate, tuned through LoRA on the answer, and the candidate's
-score is how much likelier Yes is than No. Otherwise: the wording is ours, ratings are not read, so items that a user did
-not choose count as disliked, and any causal language model serves, not LLaMA-7B alone.
+As in the paper, an instruction holds the titles of a history and of one candidate, LoRA is tuned on the answer, and the score of
+the candidate is ln p(Yes) - ln p(No). Three things differ. The wording is not the paper's. Ratings are not used, so random items
+without an interaction have the answer No. Any causal language model can be used, not LLaMA-7B alone.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
-import peft
 import torch
 from torch.nn import functional as F
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel
 
 from modeling_cllm4rec.baselines.early_stopping import (
     TrainingPrecision,
@@ -29,21 +27,30 @@ from modeling_cllm4rec.baselines.early_stopping import (
 from modeling_cllm4rec.baselines.registry import baseline
 from modeling_cllm4rec.baselines.yes_no_prompts import YesNoPrompts
 from modeling_cllm4rec.core.errors import DivergedError, InputError, MissingFileError
-from modeling_cllm4rec.core.language_model import word_head
 from modeling_cllm4rec.core.prompt_assembly import pad_right
 from modeling_cllm4rec.corpora.batches import plan_batches
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.corpora.interaction_matrix import check_items
 from modeling_cllm4rec.corpora.item_texts import TITLE, item_texts
 
+if TYPE_CHECKING:
+    from transformers import DynamicCache, PreTrainedModel
+
 logger = logging.getLogger(__name__)
 
 PROBE_PAIRS = 128
-"""Most pairs of the history and the candidates that the cost of a long evaluation is estimated from."""
+"""Largest number of pairs of a history and a candidate from which the cost of an evaluation is estimated."""
 
 
 class Examples(NamedTuple):
-    """What is asked in an epoch: (n,) the place in the histories that the candidate follows, the candidate, and its label."""
+    """Training examples of an epoch, each field of shape (n,).
+
+    Attributes:
+        users: user indices.
+        lengths: number of items of the user's history in the prompt, the first ones.
+        items: candidates.
+        labels: 1 for the next item, 0 for an item without an interaction.
+    """
 
     users: npt.NDArray[np.int64]
     lengths: npt.NDArray[np.int64]
@@ -60,16 +67,16 @@ class Examples(NamedTuple):
 class TALLRecRecommender:
     """Scores an item by ln p(Yes) - ln p(No) after a prompt with the titles of the history and its own.
 
-    Each pair of a history and an item is a pass of the language model over the item's title, so all J items of a large catalogue
-    cost much; `score_candidates` scores some of them only.
+    Each pair of a history and an item needs a forward pass over the item's title, so scoring all J items of a large catalogue is
+    expensive. `score_candidates` scores some items only.
 
     Args:
         language_model: causal, in evaluation mode.
         prompts: of the catalogue, by its tokenizer.
-        candidates_at_once: items that go on from one history at a time; memory grows with it.
+        candidates_at_once: candidates of a history per batch; memory grows with it.
         precision: `"bf16"` computes in bfloat16.
-        progress: show a bar of histories.
-        max_hours: what would take longer in one call is refused; None refuses nothing.
+        progress: show a progress bar of histories.
+        max_hours: longest estimated time of one call in hours; longer calls are refused. None refuses nothing.
 
     Attributes:
         losses: mean binary cross-entropy of each epoch, in nats.
@@ -115,31 +122,36 @@ class TALLRecRecommender:
         max_hours: float | None = 6.0,
         progress: bool = True,
     ) -> Self:
-        """Tune on train histories: the next item of each against items outside it. Validation is not looked at.
+        """Tune on train histories: the next item has the answer Yes, random other items have No. Validation is not used.
 
         Args:
             data: the data folder; its items need titles.
             seed: start of all random numbers.
             backbone: name or path of a causal language model.
-            positives: next items that an epoch reads, a random sample of all; negatives: random items for each.
-            max_history: most titles of a history, the last ones; max_title_tokens: longer titles are cut.
-            epochs: passes over a new sample each.
-            batch_size: prompts of a step.
-            lr: learning rate of the LoRA matrices (AdamW); lora_rank, lora_alpha: their rank and scale.
+            positives: next items per epoch, a random sample of all.
+            negatives: random other items for each of them.
+            max_history: largest number of titles of a history, the last ones.
+            max_title_tokens: longer titles are truncated to this number of tokens.
+            epochs: passes, each over a new sample.
+            batch_size: prompts per optimizer step.
+            lr: learning rate of the LoRA matrices (AdamW).
+            lora_rank, lora_alpha: rank and scale of the LoRA matrices.
             candidates_at_once, precision, progress: see the class.
-            device: `"auto"` (a GPU where there is one), `"cpu"`, `"cuda"`, ...
-            planned_pairs: (history, item) pairs that will be scored afterwards, so that what would take longer than `max_hours`
-                is refused before the training; None refuses nothing.
+            device: `"auto"` (a GPU if there is one), `"cpu"`, `"cuda"`, ...
+            planned_pairs: (history, item) pairs that will be scored after the training; an evaluation of more than `max_hours`
+                is refused before the training.
 
         Raises:
-            InputError: no backbone, a setting out of its range, items without titles, prompts that do not fit into the
-                backbone's context, nobody with two training items, or an evaluation that would take longer than `max_hours`.
+            InputError: no backbone, a setting out of its range, items without titles, prompts that exceed the context of the
+                backbone, no user with two training items, or an evaluation of more than `max_hours`.
             MissingFileError: there is no such backbone.
         """
+        import peft
+
         check_counts(positives=positives, negatives=negatives, max_history=max_history, max_title_tokens=max_title_tokens)
         check_counts(epochs=epochs, batch_size=batch_size, lora_rank=lora_rank, lora_alpha=lora_alpha)
         check_above_zero(lr=lr, **({} if max_hours is None else {"max_hours": max_hours}))
-        computing = autocast(place := device_named(device), precision)
+        computing = autocast(on_device := device_named(device), precision)
         titles = item_texts(data.items, (TITLE,))[TITLE]
         model, tokenizer = _language_model(backbone)
         prompts = YesNoPrompts(
@@ -150,7 +162,7 @@ class TALLRecRecommender:
             context_length=model.config.get_text_config().max_position_embeddings,
         )
         histories = data.histories("train")
-        torch.nn.Module.to(model, place).eval()
+        torch.nn.Module.to(model, on_device).eval()
         recommender = cls(
             model,
             prompts,
@@ -165,37 +177,38 @@ class TALLRecRecommender:
             torch.manual_seed(seed)
             config = peft.LoraConfig(r=lora_rank, lora_alpha=lora_alpha, target_modules="all-linear", lora_dropout=0.0)
             adapted = peft.get_peft_model(model, config)
-            optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=lr, weight_decay=0.0)
+            trained = [parameter for parameter in model.parameters() if parameter.requires_grad]  # the LoRA matrices
+            optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=0.0)
             for epoch in range(epochs):
                 model.train()
                 examples = training_examples(histories, data.num_items, positives, negatives, seed, epoch)
                 recommender.losses.append(
                     _train_epoch(recommender, histories, examples, optimizer, computing, batch_size, (seed, epoch))
                 )
-                logger.info("TALLRec, epoch %d of %d: %.4f nats an answer", epoch + 1, epochs, recommender.losses[-1])
+                logger.info("TALLRec, epoch %d of %d: %.4f nats per answer", epoch + 1, epochs, recommender.losses[-1])
             adapted.merge_and_unload()
         model.eval()
         return recommender
 
     def score_histories(self, user_indices: npt.NDArray[np.integer] | None, histories: Histories) -> npt.NDArray[np.float32]:
-        """(batch, J) scores of all items, one row per history.
+        """Return (batch, J) scores of all items, one row per history.
 
         Raises:
-            InputError: items of another catalogue, or it would take longer than `max_hours`.
+            InputError: items of another catalogue, or more than `max_hours`.
         """
         check_items(histories, self.num_items)
         rows = len(histories.indptr) - 1
         self.check_cost(rows * self.num_items, histories)
-        everything = np.tile(np.arange(self.num_items, dtype=np.int32), rows)
-        return self._scores(histories, Histories(np.arange(rows + 1) * self.num_items, everything))
+        catalogue = np.tile(np.arange(self.num_items, dtype=np.int32), rows)
+        return self._scores(histories, Histories(np.arange(rows + 1) * self.num_items, catalogue))
 
     def score_candidates(
         self, user_indices: npt.NDArray[np.integer] | None, histories: Histories, candidates: Histories
     ) -> npt.NDArray[np.float32]:
-        """(batch, J) scores of some items for each history, -inf for the others.
+        """Return (batch, J) scores of the candidates of each history, -inf for the other items.
 
         Raises:
-            InputError: items of another catalogue, or it would take longer than `max_hours`.
+            InputError: items of another catalogue, or more than `max_hours`.
         """
         check_items(histories, self.num_items)
         check_items(candidates, self.num_items)
@@ -203,10 +216,10 @@ class TALLRecRecommender:
         return self._scores(histories, candidates)
 
     def check_cost(self, pairs: int, histories: Histories) -> None:
-        """Estimate how long some pairs of a history and an item take, from a few of them, and tell or refuse.
+        """Estimate the time of pairs of a history and an item from a few of them; log it, or refuse it.
 
         Raises:
-            InputError: longer than `max_hours`.
+            InputError: it is more than `max_hours`.
         """
         if pairs <= 10 * PROBE_PAIRS:
             return
@@ -224,7 +237,9 @@ class TALLRecRecommender:
 
     @torch.no_grad()
     def score_items(self, history: npt.NDArray[np.integer], items: npt.NDArray[np.integer]) -> npt.NDArray[np.float32]:
-        """(n,) scores of (n,) items after one history, which is read once: its keys and values are shared by all."""
+        """Return (n,) scores of (n,) items after one history, whose keys and values are computed once for all items."""
+        from transformers import DynamicCache
+
         device = self.language_model.device
         body = self.language_model.base_model
         prefix = torch.from_numpy(self.prompts.prefix(history)).to(device)[None]
@@ -250,20 +265,22 @@ class TALLRecRecommender:
         return scores
 
     def _answers(self, states: torch.Tensor) -> torch.Tensor:
-        """(n,) float32 how much likelier Yes is than No after (n, K) states."""
+        """Return (n,) float32 differences of the logits of Yes and No after (n, K) states."""
+        from modeling_cllm4rec.core.language_model import word_head
+
         logits = word_head(self.language_model)(states).float()
         return logits[:, self.prompts.answers[0]] - logits[:, self.prompts.answers[1]]
 
     def _scores(self, histories: Histories, candidates: Histories) -> npt.NDArray[np.float32]:
         rows = len(histories.indptr) - 1
         scores = np.full((rows, self.num_items), -np.inf, dtype=np.float32)
-        for row in tqdm(range(rows), desc="asking Yes or No", unit="history", disable=not self.progress, leave=False):
-            history, items = (one.items[one.indptr[row] : one.indptr[row + 1]] for one in (histories, candidates))
+        for row in tqdm(range(rows), desc="scoring Yes or No", unit="history", disable=not self.progress, leave=False):
+            history, items = (rows_of.items[rows_of.indptr[row] : rows_of.indptr[row + 1]] for rows_of in (histories, candidates))
             scores[row, items] = self.score_items(history, items)
         return scores
 
     def _probe(self, histories: Histories) -> float:
-        """Seconds of a pair, measured on a history of middling length; the first pass only warms up."""
+        """Measure the seconds of a pair on a history of median length, after a pass that warms up."""
         middle = int(np.argsort(np.diff(histories.indptr), kind="stable")[(len(histories.indptr) - 1) // 2])
         history = histories.items[histories.indptr[middle] : histories.indptr[middle + 1]]
         items = np.random.default_rng(0).permutation(self.num_items)[:PROBE_PAIRS]
@@ -274,13 +291,12 @@ class TALLRecRecommender:
 
 
 def training_examples(histories: Histories, num_items: int, positives: int, negatives: int, seed: int, epoch: int) -> Examples:
-    """Draw questions for an epoch: a random sample of all next items, and random items outside the history.
+    """Draw the examples of an epoch: a random sample of all next items, and random items outside the history.
 
-    Returns:
-        `users` and `lengths` say what the prompt holds: the first `lengths` items of a user's history, one or more.
+    Each prompt has the first `lengths` items of a history, at least one.
 
     Raises:
-        InputError: no user has two items, or a user has all of the catalogue.
+        InputError: no user has two items, or a user has all items of the catalogue.
 
     >>> histories = Histories(np.array([0, 3]), np.array([5, 6, 7], dtype=np.int32))
     >>> examples = training_examples(histories, 9, positives=2, negatives=0, seed=0, epoch=0)
@@ -289,27 +305,35 @@ def training_examples(histories: Histories, num_items: int, positives: int, nega
     """
     owners = np.repeat(np.arange(len(histories.indptr) - 1), np.diff(histories.indptr))
     before = np.arange(len(owners)) - histories.indptr[owners]
-    places = np.flatnonzero(before > 0)
-    if not len(places):
-        raise InputError("nobody has two training items, so there is no history with a next item; TALLRec needs some")
+    positions = np.flatnonzero(before > 0)
+    if not len(positions):
+        raise InputError("no user has two training items, so there is no history with a next item; TALLRec needs some")
     generator = np.random.default_rng((seed, epoch))
-    chosen = np.sort(generator.choice(places, min(positives, len(places)), replace=False))
+    chosen = np.sort(generator.choice(positions, min(positives, len(positions)), replace=False))
     items = [histories.items[chosen]]
     for user in owners[chosen] if negatives else ():
         own = histories.items[histories.indptr[user] : histories.indptr[user + 1]]
         others = np.setdiff1d(np.arange(num_items), own)
         if not len(others):
-            raise InputError(f"user {user} has all {num_items} items, so there is none to answer No for; leave this user out")
+            raise InputError(f"user {user} has all {num_items} items, so there is none with the answer No; remove this user")
         items.append(generator.choice(others, negatives))
     repeats = np.repeat(chosen, negatives)
-    asked = np.concatenate([chosen, repeats])
+    positions = np.concatenate([chosen, repeats])
     labels = np.concatenate([np.ones(len(chosen)), np.zeros(len(repeats))]).astype(np.float32)
-    return Examples(owners[asked], before[asked], np.concatenate(items).astype(np.int64), labels)
+    return Examples(owners[positions], before[positions], np.concatenate(items).astype(np.int64), labels)
 
 
 def _language_model(backbone: str) -> tuple[PreTrainedModel, Any]:
+    """Load the backbone and its tokenizer.
+
+    Raises:
+        InputError: none is named.
+        MissingFileError: there is no such backbone.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     if not backbone:
-        raise InputError("tallrec: backbone is not set; name a causal language model (backbone=..., or --backbone)")
+        raise InputError("tallrec: backbone is not set; name a causal language model")
     try:
         tokenizer = AutoTokenizer.from_pretrained(backbone)
         return AutoModelForCausalLM.from_pretrained(backbone, dtype=torch.float32), tokenizer
@@ -328,7 +352,7 @@ def _train_epoch(
     batch_size: int,
     numbers: tuple[int, int],
 ) -> float:
-    """One pass over the examples: the mean loss."""
+    """Train on the examples of an epoch and return the mean loss."""
     model, prompts = recommender.language_model, recommender.prompts
     rows = []
     for user, length, item in zip(examples.users, examples.lengths, examples.items, strict=True):
@@ -347,14 +371,14 @@ def _train_epoch(
             raise DivergedError(f"TALLRec: the loss is {float(loss)}; lower lr")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_([one for one in model.parameters() if one.requires_grad], 1.0)
+        torch.nn.utils.clip_grad_norm_([parameter for parameter in model.parameters() if parameter.requires_grad], 1.0)
         optimizer.step()
         total += float(loss.detach()) * len(batch)
     return total / len(rows)
 
 
 def _padded(rows: list[npt.NDArray[np.int64]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(n, T) ids padded on the right, (n, T) 1 for real tokens, (n,) the last real place."""
+    """Return (n, T) token ids padded on the right, (n, T) attention masks, and (n,) positions of the last tokens."""
     ids = torch.from_numpy(pad_right(rows, 0)).to(device)
     lengths = torch.tensor([len(row) for row in rows], device=device)
     mask = (torch.arange(ids.shape[1], device=device) < lengths[:, None]).long()
@@ -362,6 +386,8 @@ def _padded(rows: list[npt.NDArray[np.int64]], device: torch.device) -> tuple[to
 
 
 def _repeated(cache: DynamicCache, rows: int) -> DynamicCache:
-    """Copy the one row of `cache` for several rows that continue from it; `cache` stays as it is."""
-    layers: list[Any] = cache.layers  # of plain attention, each with (1, heads, T, width) keys and values
+    """Return a cache with the single row of `cache` expanded to several rows; `cache` is not changed."""
+    from transformers import DynamicCache
+
+    layers: list[Any] = cache.layers  # of full attention, each with (1, heads, T, width) keys and values
     return DynamicCache([(layer.keys.expand(rows, -1, -1, -1), layer.values.expand(rows, -1, -1, -1)) for layer in layers])

@@ -1,10 +1,10 @@
-"""Nearest neighbours by text alone: what can be said of an item that nobody has met yet."""
+"""Nearest neighbours by item text alone, also for items without interactions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -13,13 +13,15 @@ from modeling_cllm4rec.baselines.registry import baseline
 from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.corpora.interaction_matrix import interaction_matrix
-from modeling_cllm4rec.corpora.item_embeddings import MINILM, Pooling, item_embeddings
 from modeling_cllm4rec.corpora.item_texts import TITLE, OnMissingText
+
+if TYPE_CHECKING:
+    from modeling_cllm4rec.corpora.item_embeddings import Pooling
 
 
 @baseline("textknn", title="text-kNN", summary="nearest neighbours of items by their texts", deterministic=True, order=9)
 class TextKNNRecommender:
-    """Scores an item by the cosine between its text's vector and the mean of those of the history, all of length 1.
+    """Scores an item by the cosine between its text vector and the mean text vector of the history, all of length 1.
 
     Args:
         vectors: (J, d) text vector of each item; an item whose vector is 0 scores 0.
@@ -41,7 +43,7 @@ class TextKNNRecommender:
         data: RecommendationData,
         *,
         seed: int = 0,
-        encoder: str = MINILM,
+        encoder: str = "minilm",
         fields: Sequence[str] = (TITLE,),
         pooling: Pooling = "separate",
         on_missing_text: OnMissingText = "raise",
@@ -50,18 +52,20 @@ class TextKNNRecommender:
         device: str = "cpu",
         progress: bool = True,
     ) -> Self:
-        """Read the items' texts; no interaction is looked at.
+        """Encode the texts of the items; interactions are not used.
 
         Args:
             data: the data folder.
-            seed: not needed, as nothing is random.
+            seed: unused, because nothing is random.
             encoder, fields, pooling, on_missing_text, max_text_tokens, cache, device, progress: see
                 `corpora.item_embeddings.item_embeddings`.
 
         Raises:
-            InputError: items without text, or what the encoder refuses.
-            MissingPackageError: the encoder needs a library that is not there.
+            InputError: items have no text, or the encoder refuses a setting.
+            MissingPackageError: the encoder needs a package that is not installed.
         """
+        from modeling_cllm4rec.corpora.item_embeddings import item_embeddings  # imports transformers
+
         return cls(
             item_embeddings(
                 data,
@@ -77,13 +81,13 @@ class TextKNNRecommender:
         )
 
     def score_histories(self, user_indices: npt.NDArray[np.integer] | None, histories: Histories) -> npt.NDArray[np.float32]:
-        """(batch, J) cosines, one row per history; 0 for an empty one."""
+        """Return (batch, J) cosines, one row per history; 0 for an empty one."""
         means = _unit_rows(interaction_matrix(histories, self.num_items) @ self.vectors)
         scores: npt.NDArray[np.float32] = means @ self.vectors.T
         return scores
 
 
 def _unit_rows(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Rows of length 1; those of zeros stay."""
+    """Return rows of length 1; rows of zeros stay."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)

@@ -1,4 +1,4 @@
-"""Random search over settings with a stated budget, choosing on the validation split."""
+"""Random search over settings with a fixed budget, chosen on the validation split."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from tqdm.auto import tqdm
 from modeling_cllm4rec.baselines.validation import validate
 from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
-from modeling_cllm4rec.evaluation.evaluator import Recommender
+from modeling_cllm4rec.evaluation.evaluator import Recommender, Searcher
 
 KINDS = ("choice", "uniform", "log_uniform")
 DRAWS = 100
-"""Most draws for one trial, until one comes that was not tried yet."""
+"""Largest number of draws for one trial until its settings are new."""
 
 
 class Tuning(NamedTuple):
-    """What a search found.
+    """Result of a search.
 
     Attributes:
-        settings: the best ones, for `fit_baseline(name, data, **settings)`.
+        settings: the best settings, for `fit_baseline(name, data, **settings)`.
         trials: one row per trial: `trial` from 1, `settings` (JSON), the metric on validation, `seconds` of fit and
             evaluation together, `chosen`.
     """
@@ -36,7 +36,7 @@ class Tuning(NamedTuple):
 
 
 def tune_settings(
-    fit: Callable[[dict[str, Any]], Recommender],
+    fit: Callable[[dict[str, Any]], Recommender | Searcher],
     data: RecommendationData,
     space: Mapping[str, Any],
     defaults: dict[str, Any],
@@ -48,22 +48,22 @@ def tune_settings(
     title: str = "",
     progress: bool = True,
 ) -> Tuning:
-    """Fit with the defaults, then with settings drawn at random, and keep the best on validation.
+    """Fit with the defaults and with random settings, and return the best settings on validation.
 
-    No settings are tried twice; a space that holds fewer ends the search early.
+    No settings are tried twice. The search ends early if the space has no further settings.
 
     Args:
         fit: settings -> fitted recommender.
-        data: train histories are the inputs, validation is what is predicted.
-        space: setting -> `{"choice": [...]}`, `{"uniform": [low, high]}` or `{"log_uniform": [low, high]}`; between whole
-            numbers, whole numbers are drawn.
+        data: the data folder; train histories are the inputs, validation items are the targets.
+        space: setting -> `{"choice": [...]}`, `{"uniform": [low, high]}` or `{"log_uniform": [low, high]}`; between
+            integers, integers are drawn.
         defaults: settings of the first trial.
-        trials: fits and evaluations, the budget.
+        trials: the budget, the number of fits and evaluations.
         seed: start of the random numbers.
-        metric: what is to be highest; of several joined by + the sum.
-        max_users: evaluate on a fixed random sample of so many users.
-        title: text before the bar.
-        progress: show the bar.
+        metric: validation metric to maximize; several joined by + are added.
+        max_users: size of a fixed random sample of users to evaluate; None evaluates all users.
+        title: name in the progress bar.
+        progress: show a progress bar.
 
     Raises:
         InputError: `trials` is below 1, or the space cannot be read.
@@ -98,7 +98,7 @@ def tune_settings(
 
 
 def draw(space: Mapping[str, Any], generator: np.random.Generator) -> dict[str, Any]:
-    """One point of a search space.
+    """Draw settings from a search space.
 
     >>> draw({"shrink": {"log_uniform": [1.0, 1.0]}, "neighbours": {"choice": [50]}}, np.random.default_rng(0))
     {'shrink': 1.0, 'neighbours': 50}
@@ -117,11 +117,11 @@ def _draw_value(values: Mapping[str, list[Any]], generator: np.random.Generator)
         drawn = math.exp(generator.uniform(math.log(low), math.log(high)))
     if isinstance(low, int) and isinstance(high, int):
         return round(drawn)
-    return float(f"{drawn:.3g}")  # three digits say enough, and can be typed
+    return float(f"{drawn:.3g}")  # three digits can be typed into a YAML file
 
 
 def _draw_new(space: Mapping[str, Any], generator: np.random.Generator, tried: Mapping[str, float]) -> dict[str, Any] | None:
-    """Draw settings that were not tried yet; None where the space seems to hold no more."""
+    """Draw settings that were not tried yet; None if `DRAWS` draws give no new ones."""
     for _ in range(DRAWS):
         settings = draw(space, generator)
         if json.dumps(settings) not in tried:
@@ -135,7 +135,7 @@ def _check_values(name: str, values: Any) -> None:
         raise InputError(f"search space of {name} is {values!r}; it must be one of {', '.join(KINDS)} with a list of values")
     limits = values[kinds[0]]
     if not isinstance(limits, list) or not limits:
-        raise InputError(f"search space of {name}: {kinds[0]} is {limits!r}; it must be a list that is not empty")
+        raise InputError(f"search space of {name}: {kinds[0]} is {limits!r}; it must be a non-empty list")
     if kinds[0] == "choice":
         return
     numbers = [value for value in limits if isinstance(value, int | float) and not isinstance(value, bool)]

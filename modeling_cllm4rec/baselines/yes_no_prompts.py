@@ -1,14 +1,17 @@
-"""The prompts of the text-only row: titles of a history, the title of a candidate, a question with the answers Yes and No."""
+"""Prompts of the text-only baseline: titles of a history, the title of a candidate, a question with the answers Yes and No."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from transformers import PreTrainedTokenizerBase
 
 from modeling_cllm4rec.core.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Ids = npt.NDArray[np.int64]
 
@@ -20,22 +23,22 @@ YES, NO = "Yes", "No"
 
 
 class YesNoPrompts:
-    """Prompts as token ids, each of a prefix that all candidates share and a suffix of one candidate.
+    """Prompts as token ids: a prefix that all candidates share, and a suffix of one candidate.
 
-    Every piece of text is tokenized by itself, so that prefix and suffix, put together, are the whole prompt.
+    Each segment of text is tokenized separately, so that the concatenation of prefix and suffix is the whole prompt.
 
     Args:
         tokenizer: of the language model.
         titles: (J,) texts of all items.
-        max_history: most titles of a history, the last ones.
-        max_title_tokens: longer titles are cut after so many tokens.
-        context_length: tokens that the language model reads at once.
+        max_history: largest number of titles of a history, the last ones.
+        max_title_tokens: longer titles are truncated to this number of tokens.
+        context_length: context of the language model in tokens.
 
     Attributes:
         answers: token ids of Yes and of No (the first token of each).
 
     Raises:
-        InputError: the tokenizer writes both answers with the same first token, or the longest prompt does not fit.
+        InputError: both answers have the same first token, or the longest prompt exceeds the context.
     """
 
     def __init__(
@@ -58,7 +61,7 @@ class YesNoPrompts:
         yes, no = encode(YES), encode(NO)
         if not len(yes) or not len(no) or yes[0] == no[0]:
             raise InputError(
-                f"the tokenizer writes {YES} as tokens {yes.tolist()} and {NO} as {no.tolist()}, which begin alike; "
+                f"the tokenizer encodes {YES} as {yes.tolist()} and {NO} as {no.tolist()}, with the same first token; "
                 "choose a backbone with another tokenizer"
             )
         self.answers = (int(yes[0]), int(no[0]))
@@ -66,8 +69,8 @@ class YesNoPrompts:
         longest += (max_history + 1) * max(map(len, self.lines))
         if longest > context_length:
             raise InputError(
-                f"a prompt of {max_history} titles and a candidate may take {longest} tokens, but the backbone reads "
-                f"{context_length} at once; lower max_history or max_title_tokens (now {max_title_tokens})"
+                f"a prompt of {max_history} titles and a candidate may take {longest} tokens, but the backbone's context has "
+                f"{context_length}; lower max_history or max_title_tokens (now {max_title_tokens})"
             )
 
     @property
@@ -76,10 +79,10 @@ class YesNoPrompts:
         return len(self.lines)
 
     def prefix(self, history: npt.NDArray[np.integer]) -> Ids:
-        """(tokens,) of (n,) item indices, oldest first: all that comes before the candidate."""
+        """Return the (tokens,) before the candidate, for (n,) item indices, oldest first."""
         read = [self.lines[item] for item in history[-self.max_history :]]
         return np.concatenate([self.opening, *read, self.question])
 
     def suffix(self, item: int) -> Ids:
-        """(tokens,) of a candidate, up to where the answer begins."""
+        """Return the (tokens,) of a candidate, up to the answer."""
         return np.concatenate([self.lines[item], self.answer])

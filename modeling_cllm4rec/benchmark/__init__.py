@@ -1,1 +1,1 @@
-"""An honest benchmark: models and strong baselines and the paper's ablations, each in a process of its own, with intervals."""
+"""Benchmark of models and strong baselines, and ablations of recipes: each in a separate process, with intervals."""

@@ -13,7 +13,7 @@ from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.systems import SYSTEMS, RecipeVariant, System, resolve, system_of_recipe
 
 RECIPE = "recipe"
-"""Name of the row that the others are compared with."""
+"""Name of the reference row."""
 
 
 def make_variant_jobs(
@@ -30,18 +30,19 @@ def make_variant_jobs(
 
     Args:
         recipe: section of a stage -> its settings.
-        variants: some of the system's variants; None takes all.
-        seeds: of each variant.
-        name: of the recipe, such as `cllm4rec`.
+        variants: names of variants of the system; None takes all.
+        seeds: seeds of each variant.
+        name: name of the recipe, such as `cllm4rec`.
         backbone: language model in place of the recipe's.
         epochs_share: share of the recipe's epochs.
-        command: how the program was called, without variants and seeds.
+        command: command line of the program without variants and seeds.
 
     Returns:
-        The jobs, and fields of `BenchmarkConfig`: `recipe`, and in `same_as_recipe` those variants (of all) that change nothing.
+        The jobs, and two fields of `BenchmarkConfig`: `recipe`, and in `same_as_recipe` all variants that change nothing in it.
 
     Raises:
-        InputError: a variant that does not exist (the nearest names), no seed, or a recipe whose settings are not allowed.
+        InputError: there is no such variant (the nearest names are listed), there is no seed, or a setting of the recipe is not
+            allowed.
     """
     base = adjusted(recipe, name, backbone, epochs_share)
     known = {RECIPE: RecipeVariant("the recipe as it is", base), **variants_of(system_of_recipe(name), base)}
@@ -51,7 +52,7 @@ def make_variant_jobs(
             near = difflib.get_close_matches(variant, known, n=3, cutoff=0.4)
             raise InputError(f"variants: there is no {variant!r}; nearest: {', '.join(near or known)}")
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise InputError(f"seeds are {list(seeds)}; there must be at least one, each 0 or more and there once")
+        raise InputError(f"seeds are {list(seeds)}; there must be at least one, each 0 or more and named once")
     check_recipe(base, name)
     settings = {variant: _all_settings(changed, name) for variant, changed in known.items()}
     same = tuple(variant for variant in known if variant != RECIPE and settings[variant] == settings[RECIPE])
@@ -93,9 +94,9 @@ def variant_names() -> dict[str, list[str]]:
 
 
 def _all_settings(variant: RecipeVariant, name: str) -> dict[str, Any]:
-    """Return every setting of all stages, defaults included."""
-    made: dict[str, Any] = {"anonymous": variant.anonymous}
+    """Return all settings of all stages with their defaults."""
+    values: dict[str, Any] = {"anonymous": variant.anonymous}
     for stage in system_of_recipe(name).stages:
         settings = variant.recipe[stage.section]
-        made[stage.section] = None if settings is None else dataclasses.asdict(arguments_of(stage, settings))
-    return made
+        values[stage.section] = None if settings is None else dataclasses.asdict(arguments_of(stage, settings))
+    return values

@@ -1,4 +1,4 @@
-"""How the settings of a row were chosen, and at what cost: in words, for the report."""
+"""Descriptions of how the settings of a row were chosen, and of the budget, for the report."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from modeling_cllm4rec.baselines import get_baseline, members
 from modeling_cllm4rec.core.errors import InputError
 
 TUNED_KEYS, CHOSEN_KEYS = ("trials", "metric", "fixed"), ("data", "tried")
-"""Allowed values of `tuned` and `chosen` in the benchmark's YAML file."""
+"""Allowed keys of `tuned` and `chosen` in the YAML file of a benchmark."""
 NOTHING = "nothing to tune"
 DEFAULTS = "defaults, not tuned on this data; add --tune N"
-OWN = "set in the YAML file, which states no search"
-RECIPE = "recipe of the YAML file, which does not say how it was chosen"
-UNKNOWN = "not known here"
+OWN = "set in the YAML file, without a record of a search"
+RECIPE = "recipe of the YAML file, without a record of how it was chosen"
+UNKNOWN = "unknown"
 
 
 def tuned_in_words(place: str, value: Mapping[str, Any], data: str = "") -> str:
-    """Return the meaning of `tuned:` next to a baseline's settings in words.
+    """Describe the value of `tuned:` in the settings of a baseline.
 
     Args:
-        place: its place in the file, for errors.
-        value: `trials`, `metric` and, where some settings were not drawn, `fixed`, their names.
-        data: on whose validation split.
+        place: place in the file, for errors.
+        value: `trials`, `metric` and, if some settings were not drawn, `fixed`, their names.
+        data: name of the data with the validation split of the search.
 
     Raises:
         InputError: a key is missing, or a value is not allowed.
@@ -40,11 +40,11 @@ def tuned_in_words(place: str, value: Mapping[str, Any], data: str = "") -> str:
 
 
 def chosen_in_words(place: str, value: Mapping[str, Any]) -> str:
-    """Return the meaning of `chosen:` in the recipe of a system in words.
+    """Describe the value of `chosen:` of a system's recipe.
 
     Args:
-        place: its place in the file, for errors.
-        value: `data`, on whose validation split it was chosen, and `tried`, among how many configurations.
+        place: place in the file, for errors.
+        value: `data`, the data with the validation split of the choice, and `tried`, the number of compared configurations.
 
     Raises:
         InputError: a key is missing, or a value is not allowed.
@@ -58,7 +58,7 @@ def chosen_in_words(place: str, value: Mapping[str, Any]) -> str:
 
 
 def of_baseline(name: str, chosen: Mapping[str, str]) -> str:
-    """How the settings of a baseline were chosen; of several joined by +, of each.
+    """Describe how the settings of a baseline were chosen; of several joined by +, of each.
 
     >>> of_baseline("popularity+ease", {})
     'popularity: nothing to tune; ease: defaults, not tuned on this data; add --tune N'
@@ -71,10 +71,10 @@ def of_baseline(name: str, chosen: Mapping[str, str]) -> str:
 def _needs(place: str, value: Mapping[str, Any], *names: str) -> None:
     for name in names:
         if name not in value:
-            raise InputError(f"{place}: {name} is missing; say it, or leave {place.rpartition(': ')[2]} away")
+            raise InputError(f"{place}: the key {name!r} is missing; add it, or remove {place.rpartition(': ')[2]!r}")
 
 
 def _count(place: str, name: str, value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise InputError(f"{place}: {name} is {value!r}; it must be a whole number, 1 or more")
+        raise InputError(f"{place}: {name} is {value!r}; it must be an integer, 1 or more")
     return value

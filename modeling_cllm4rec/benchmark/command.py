@@ -1,4 +1,4 @@
-"""`cllm4rec benchmark`: models and baselines, the paper's variants, and a page of results."""
+"""`cllm4rec benchmark`: comparisons of models and baselines, ablations of recipes, and a page of results."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import Any
 from modeling_cllm4rec.benchmark import budgets
 from modeling_cllm4rec.benchmark.ablation import make_variant_jobs, variant_names
 from modeling_cllm4rec.benchmark.jobs import (
+    CONFIG_FILE,
     FOLDERS,
-    SETTING_FILE,
     BenchmarkConfig,
-    Case,
     Job,
+    UserGroup,
     claim,
-    make_setting,
+    make_config,
     selection_of,
     shown,
 )
@@ -28,8 +28,8 @@ from modeling_cllm4rec.benchmark.page import write_page
 from modeling_cllm4rec.benchmark.plots import check_plots
 from modeling_cllm4rec.benchmark.recipes import read_one_recipe, read_recipes
 from modeling_cllm4rec.benchmark.report import REPORT_FILE, RESULTS_FILE, write_report
-from modeling_cllm4rec.benchmark.runner import Place, run_jobs
-from modeling_cllm4rec.benchmark.strong_generalization import draw_people, hold_out_people
+from modeling_cllm4rec.benchmark.runner import DataFolders, run_jobs
+from modeling_cllm4rec.benchmark.strong_generalization import hold_out_users, sample_users
 from modeling_cllm4rec.commands.command_line import CommandParser, print_json
 from modeling_cllm4rec.core.errors import ExistingFileError, InputError, RunError
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
@@ -52,22 +52,22 @@ PASSED_ON = (
     *("data", "config", "backbone", "metrics", "test_history", "mask_validation", "sampled_negatives", "hold_out_users"),
     *("tune", "tune_metric", "epochs_share", "max_users", "train_users"),
 )
-"""Flags that change numbers: they are part of the command of a row."""
+"""Flags that change numbers, which are part of the command line of a row."""
 
 
 def add_commands(commands: Any, program: str = PROGRAM, default_config: Path | None = None) -> None:
     """Add `quality`, `ablation` and `report` to a parser's subcommands.
 
     Args:
-        commands: what `ArgumentParser.add_subparsers` returned.
-        program: how it is called, for examples.
-        default_config: YAML file of `quality` where none is named.
+        commands: result of `ArgumentParser.add_subparsers`.
+        program: name of the program in the examples.
+        default_config: YAML file of `quality` if none is named.
     """
     shape: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
     quality = commands.add_parser(
         "quality", help="models and baselines, with intervals and verdicts", epilog=QUALITY.format(program=program), **shape
     )
-    models = f"{','.join(model_names())}; ease+ials for a sum; name=folder for a trained model"
+    models = f"{','.join(model_names())}; ease+ials for a sum; package.module:Class; lists:FILE; name=folder for a trained model"
     quality.add_argument("--models", required=True, type=_list, help=models)
     quality.add_argument("--config", type=Path, default=default_config, help="YAML: settings of baselines, recipes of systems")
     quality.add_argument("--tune", type=int, default=0, help="trials of the search for each baseline's settings, on validation")
@@ -112,24 +112,29 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mask-validation", choices=["no", "yes", "both"], default="no", help="mask validation items that are not given"
     )
-    parser.add_argument("--sampled-negatives", type=int, default=0, help="measure among so many random items, too; labelled so")
-    parser.add_argument("--max-users", type=int, help="evaluate a fixed random sample of so many users (default: all)")
+    parser.add_argument(
+        "--sampled-negatives",
+        type=int,
+        default=0,
+        help="also rank the true items among this many random items; labelled as sampled",
+    )
+    parser.add_argument("--max-users", type=int, help="evaluate a fixed random sample of this many users (default: all)")
     parser.add_argument(
         "--train-users", type=int, help="train and evaluate on a fixed random sample of this many users (default: all)"
     )
-    parser.add_argument("--batch-size", type=int, default=256, help="users scored at a time")
+    parser.add_argument("--batch-size", type=int, default=256, help="users per batch")
     parser.add_argument("--resamples", type=int, default=1000, help="resamples of the bootstrap")
     parser.add_argument("--no-plots", action="store_true", help="draw no plots (they need matplotlib)")
-    parser.add_argument("--json", action="store_true", help="print where the report and its numbers lie as JSON, not the report")
-    parser.add_argument("--keep-models", action="store_true", help="leave trained language models in OUTPUT/runs")
-    parser.add_argument("--overwrite", action="store_true", help="throw away an earlier report in output")
+    parser.add_argument("--json", action="store_true", help="print the paths of the report and the numbers as JSON")
+    parser.add_argument("--keep-models", action="store_true", help="keep trained language models in OUTPUT/runs")
+    parser.add_argument("--overwrite", action="store_true", help="delete an earlier report in output")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Do what a parsed command asks for, and print the report.
+    """Run a parsed command and print the report.
 
     Raises:
-        RunError: after the report, if a job failed.
+        RunError: a job failed; the report is written before.
     """
     if arguments.command == "report":
         write_page(arguments.reports, arguments.output, arguments.resamples, arguments.readme)
@@ -142,21 +147,21 @@ def run(arguments: argparse.Namespace) -> None:
             raise InputError(f"{name} is {getattr(arguments, name)}; it must be 1 or more")
     data = RecommendationData.load(arguments.data)
     if arguments.train_users is not None:
-        data = draw_people(data, arguments.train_users)
-    jobs, setting = plan(arguments, data)
+        data = sample_users(data, arguments.train_users)
+    jobs, config = plan(arguments, data)
     output = arguments.output or Path("reports") / data.folder.resolve().name
     if arguments.overwrite:
         throw_away(output)
-    claim(output, setting)
+    claim(output, config)
     if arguments.train_users is not None:
         data = data.save(output / "data" / data.folder.name, overwrite=True)
     for model, chosen in {job.model: job.chosen for job in jobs}.items():
-        logger.info("%s: settings: %s", model, "to be searched for" if budgets.DEFAULTS in chosen and setting.tune else chosen)
-    places: dict[Case, Place] = {"everyone": Place(data.folder, data.folder)}
-    if setting.hold_out_users:
-        known, unseen = hold_out_people(data, setting.hold_out_users, output / "data")
-        places["unseen-people"] = Place(known.folder, unseen.folder)
-    failed = run_jobs(jobs, setting, output, places, batch_size=arguments.batch_size, keep_models=arguments.keep_models)
+        logger.info("%s: settings: %s", model, "tuned by a search" if budgets.DEFAULTS in chosen and config.tune else chosen)
+    folders: dict[UserGroup, DataFolders] = {"everyone": DataFolders(data.folder, data.folder)}
+    if config.hold_out_users:
+        known, unseen = hold_out_users(data, config.hold_out_users, output / "data")
+        folders["unseen-people"] = DataFolders(known.folder, unseen.folder)
+    failed = run_jobs(jobs, config, output, folders, batch_size=arguments.batch_size, keep_models=arguments.keep_models)
     report = write_report(output, arguments.resamples, not arguments.no_plots)
     if arguments.json:
         files = {"report": str(output / REPORT_FILE), "results": str(output / RESULTS_FILE)}
@@ -169,7 +174,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def plan(arguments: argparse.Namespace, data: RecommendationData) -> tuple[list[Job], BenchmarkConfig]:
-    """Return the jobs and the setting of the flags; all errors in them are raised here, before anything runs."""
+    """Return the jobs and the configuration of the flags; all errors in them are raised here, before anything runs."""
     seeds = arguments.seed or list(range(1, arguments.seeds + 1))
     shared: dict[str, Any] = {
         "backbone": arguments.backbone,
@@ -183,20 +188,20 @@ def plan(arguments: argparse.Namespace, data: RecommendationData) -> tuple[list[
     }
     if arguments.command == "ablation":
         measured["kind"] = "ablation"
-        setting = make_setting(data, **measured)
+        config = make_config(data, **measured)
         system, read = read_one_recipe(arguments.config)
         jobs, recipe = make_variant_jobs(read, arguments.variants, seeds, name=system, **shared)
-        return jobs, make_setting(data, **measured, **recipe)
+        return jobs, make_config(data, **measured, **recipe)
     searched = {name: getattr(arguments, name) for name in ("tune", "tune_metric", "hold_out_users")}
-    setting = make_setting(data, **measured, **searched)
-    shared |= {"hold_out": bool(setting.hold_out_users), "selection": selection_of(setting.metrics)}
-    return make_jobs(arguments.models, seeds, read_recipes(arguments.config), **shared), setting
+    config = make_config(data, **measured, **searched)
+    shared |= {"hold_out": bool(config.hold_out_users), "selection": selection_of(config.metrics)}
+    return make_jobs(arguments.models, seeds, read_recipes(arguments.config), **shared), config
 
 
 def command_line(arguments: argparse.Namespace) -> str:
-    """How the program was called, as far as it changes numbers, without models, variants, seeds and paths of this machine.
+    """Return the command line as far as it changes numbers, without models, variants, seeds and paths of this machine.
 
-    What it writes goes into another folder, so that nothing is taken from the report that is being checked.
+    Its output is another folder, so that no result of the checked report is reused.
     """
     words = [arguments.command]
     for name in PASSED_ON:
@@ -211,18 +216,18 @@ def command_line(arguments: argparse.Namespace) -> str:
 
 
 def throw_away(output: Path) -> None:
-    """Remove what a report folder holds, and nothing else.
+    """Delete the files of a report folder, and nothing else.
 
     Raises:
-        ExistingFileError: it is no report folder.
+        ExistingFileError: the folder is no report folder.
     """
     if not output.exists():
         return
-    if not (output / SETTING_FILE).is_file():
-        raise ExistingFileError(f"output: {output} is no report folder, so it is never replaced; choose another --output")
+    if not (output / CONFIG_FILE).is_file():
+        raise ExistingFileError(f"output: {output} is no report folder, so it is never replaced; choose another output")
     for name in FOLDERS:
         shutil.rmtree(output / name, ignore_errors=True)
-    for name in (SETTING_FILE, REPORT_FILE, RESULTS_FILE):
+    for name in (CONFIG_FILE, REPORT_FILE, RESULTS_FILE):
         (output / name).unlink(missing_ok=True)
 
 

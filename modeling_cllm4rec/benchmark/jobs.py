@@ -1,4 +1,4 @@
-"""What is measured: the setting that all models share, and one job for each model and seed."""
+"""The configuration that all models of a report share, and the jobs: one for each model and seed."""
 
 from __future__ import annotations
 
@@ -13,28 +13,30 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from modeling_cllm4rec.core.errors import ExistingFileError, InputError, MissingFileError
+from modeling_cllm4rec.corpora.atomic_files import atomic_file
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.evaluation.evaluator import METRICS, parse_metrics
 from modeling_cllm4rec.systems import SYSTEMS
 from modeling_cllm4rec.training.loop import data_fingerprint
 
-Case = Literal["everyone", "unseen-people"]
+UserGroup = Literal["everyone", "unseen-people"]
+"""Evaluated users: all users of the data, or the users held out of training. The names are part of saved files."""
 Kind = Literal["quality", "ablation"]
 
-SETTING_FILE = "protocol.json"
+CONFIG_FILE = "protocol.json"
 FOLDERS = ("jobs", "per_user", "tuning", "logs", "plots", "runs", "data")
 ORDERED_SPLITS = ("leave-one-out", "temporal")
 METRICS_BY_ORDER = {True: ("recall@10", "recall@20", "ndcg@10"), False: ("recall@20", "recall@40", "ndcg@100")}
-"""Default metrics of data that is split by time, and of data that is not."""
+"""Default metrics for splits by time (True) and for other splits."""
 
 
 class Condition(NamedTuple):
-    """One way to ask and to rank.
+    """A condition of the evaluation.
 
     Attributes:
-        test_history: the interactions that a model is given, as in `evaluate`.
-        mask: the interactions that may not be recommended.
-        negatives: 0 ranks the full catalogue; n ranks the true items among n random unseen ones.
+        test_history: interactions in the input of a model, as in `evaluate`.
+        mask: interactions that are excluded from the ranking.
+        negatives: 0 ranks the full catalogue; n ranks the true items among n random unseen items.
 
     >>> Condition("train", "train+validation").key
     'train-masked-train-validation'
@@ -46,30 +48,30 @@ class Condition(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Its name in file names."""
+        """Name in file names."""
         sampled = f"-sampled-{self.negatives}" if self.negatives else ""
         return f"{self.test_history}-masked-{self.mask}".replace("+", "-") + sampled
 
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
-    """Settings that all models of a report folder share; numbers of different settings are never put in one table.
+    """Configuration that all models of a report folder share; numbers of different configurations never share a table.
 
     Attributes:
         kind: a comparison of models, or of variants of one recipe.
         dataset: name of the data folder.
-        splitting: how it was filtered and split.
-        data_sha256: of its ids, texts and interactions.
+        splitting: description of the filters and of the split.
+        data_sha256: SHA-256 of ids, texts and interactions.
         statistics: counts of the data folder.
-        metrics: of the tables, the first one also of slices and of plots of cost.
-        conditions: the protocols.
-        max_users: evaluate a fixed random sample of so many users.
+        metrics: metrics of the tables; the first one is also the metric of slices and of plots of cost.
+        conditions: conditions of the evaluation.
+        max_users: size of a fixed random sample of users to evaluate; None evaluates all users.
         hold_out_users: share of users held out of training; 0 for none.
-        tune: trials of the search for a baseline's settings; 0 takes them from the recipe.
-        tune_metric: what the search maximizes on validation.
-        epochs_share: share of the recipe's epochs that language models are trained for.
+        tune: trials of the search for a baseline's settings; 0 takes the settings of the YAML file.
+        tune_metric: validation metric that the search maximizes.
+        epochs_share: share of the recipe's epochs for the training of language models.
         recipe: of an ablation, the recipe whose variants are compared, by stage.
-        same_as_recipe: variants that change nothing in it, and are not run again.
+        same_as_recipe: variants that change nothing in the recipe, which are not run.
     """
 
     kind: Kind
@@ -89,54 +91,55 @@ class BenchmarkConfig:
 
     def save(self, folder: Path) -> None:
         """Write `protocol.json`."""
-        write_json(folder / SETTING_FILE, dataclasses.asdict(self))
+        write_json(folder / CONFIG_FILE, dataclasses.asdict(self))
 
     @classmethod
     def load(cls, folder: Path) -> BenchmarkConfig:
         """Read `protocol.json`.
 
         Raises:
-            MissingFileError: it is not there.
-            InputError: it is no such file.
+            MissingFileError: there is no such file.
+            InputError: the file cannot be read.
         """
-        path = folder / SETTING_FILE
+        path = folder / CONFIG_FILE
         if not path.is_file():
-            raise MissingFileError(f"{folder} is no report folder: it has no {SETTING_FILE}; make one with benchmark quality")
+            raise MissingFileError(f"{folder} is no report folder: it has no {CONFIG_FILE}; make one with benchmark quality")
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             return cls.from_dict(values)
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path} cannot be read ({error}); choose another folder, or pass --overwrite") from error
+            raise InputError(f"{path} cannot be read ({error}); choose another folder, or pass overwrite=True") from error
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> BenchmarkConfig:
-        """Return the setting whose fields were written as JSON."""
+        """Return the configuration with these fields, as read from JSON."""
         lists = {name: tuple(values[name]) for name in ("metrics", "same_as_recipe")}
-        return cls(**{**values, **lists, "conditions": tuple(Condition(*one) for one in values["conditions"])})
+        return cls(**{**values, **lists, "conditions": tuple(Condition(*condition) for condition in values["conditions"])})
 
 
 @dataclass(frozen=True)
 class Job:
-    """One model with one seed, trained once and measured under every condition, in a process of its own.
+    """A model with a seed: trained once and measured under every condition, in a separate process.
 
     Attributes:
-        model: name of its row.
-        system: how it is made: `"baseline"`, the name of a recipe, or `"folder"` for a trained model.
-        seed: start of all random numbers of its training.
-        case: the evaluated users: `everyone`, or `unseen-people`, the users held out of training.
-        recipe: of a baseline `{"name", "settings"}`; of a language model the settings of its stages, by stage; of a trained
-            folder `{"path", "sha256", "settings"}`, the last ones those of its training.
-        anonymous: the model is not given the user's index.
-        about: what it is, in a few words.
-        chosen: how its settings were chosen, in words.
-        command: what runs this job alone.
+        model: name of the row.
+        system: `"baseline"`, the name of a recipe, or `"folder"` for a trained model.
+        seed: start of all random numbers of the training.
+        case: the evaluated users.
+        recipe: of a baseline `{"name", "settings"}`, with the hashes `{"sha256": {name: hash}}` of classes and files of the
+            user's own; of a language model the settings of its stages, by stage; of a trained folder
+            `{"path", "sha256", "settings"}` with the settings of its training.
+        anonymous: whether the model is given no user indices.
+        about: description in a few words.
+        chosen: how the settings were chosen, in words.
+        command: command line of this job.
     """
 
     model: str
     system: str
     seed: int
     recipe: dict[str, Any]
-    case: Case = "everyone"
+    case: UserGroup = "everyone"
     anonymous: bool = False
     about: str = ""
     chosen: str = ""
@@ -144,12 +147,13 @@ class Job:
 
     @property
     def key(self) -> str:
-        """Its name in file names."""
+        """Name in file names."""
         return f"{file_name(self.model)}-seed{self.seed}" + ("" if self.case == "everyone" else f"-{self.case}")
 
-    def fingerprint(self, setting: BenchmarkConfig) -> str:
-        """SHA-256 of all that its numbers depend on: recipe, seed, data, protocol."""
-        values = {**dataclasses.asdict(self), "setting": dataclasses.asdict(setting)}
+    def fingerprint(self, config: BenchmarkConfig) -> str:
+        """Return the SHA-256 of everything that determines the numbers: recipe, seed, data, protocol."""
+        # "setting" is the key of earlier versions: another one would make every finished result run again.
+        values = {**dataclasses.asdict(self), "setting": dataclasses.asdict(config)}
         del values["command"], values["about"], values["chosen"]
         if self.system == "folder":  # identified by its content, not by its path
             values["recipe"] = {"sha256": self.recipe["sha256"]}
@@ -157,16 +161,19 @@ class Job:
 
 
 def training_fingerprint(job: Mapping[str, Any]) -> str:
-    """SHA-256 of what all seeds of a row must share: how a job's model comes about, but for the seed.
+    """Return the SHA-256 of everything that the seeds of a row must share, which is the training without its seed.
 
     Args:
         job: the fields of a `Job`.
     """
     recipe = job["recipe"]
-    return fingerprint({**{name: job[name] for name in ("system", "anonymous")}, "settings": recipe.get("settings", recipe)})
+    values = {**{name: job[name] for name in ("system", "anonymous")}, "settings": recipe.get("settings", recipe)}
+    if job["system"] == "baseline" and "sha256" in recipe:  # a class or file of a user's own
+        values["sha256"] = recipe["sha256"]
+    return fingerprint(values)
 
 
-def make_setting(
+def make_config(
     data: RecommendationData,
     kind: Kind = "quality",
     metrics: tuple[str, ...] | None = None,
@@ -175,17 +182,18 @@ def make_setting(
     sampled_negatives: int = 0,
     **values: Any,
 ) -> BenchmarkConfig:
-    """Return the setting that flags ask for, checked against the data.
+    """Return a configuration that is checked against the data.
 
     Args:
-        metrics: None takes those that fit the split.
-        test_history: `train`, `train+validation` or `both`; None takes the latter for data that is split by time.
-        mask_validation: whether validation items may be recommended where they are not given: `no`, `yes` or `both`.
-        sampled_negatives: n measures everything a second time, among n random items.
+        metrics: None takes the default metrics of the split.
+        test_history: `train`, `train+validation` or `both`; None takes `train+validation` for splits by time, otherwise `train`.
+        mask_validation: whether validation items are excluded if they are not in the input: `no`, `yes` or `both`.
+        sampled_negatives: n also measures every condition among n random items.
         values: other fields of `BenchmarkConfig`.
 
     Raises:
-        InputError: a value that is not allowed, a metric of more items than there are, or no metric of single users.
+        InputError: a value is not allowed, a metric needs more items than the catalogue has, or the first metric is no mean over
+            users.
     """
     ordered = data.info["protocol"]["split"] in ORDERED_SPLITS
     metrics = metrics or METRICS_BY_ORDER[ordered]
@@ -195,8 +203,8 @@ def make_setting(
     test_history = test_history or ("train+validation" if ordered else "train")
     if sampled_negatives < 0:
         raise InputError(f"sampled_negatives is {sampled_negatives}; it must be 1 or more, or left out")
-    ways = conditions(test_history, mask_validation)
-    sampled = [way._replace(negatives=sampled_negatives) for way in ways] if sampled_negatives else []
+    full = conditions(test_history, mask_validation)
+    sampled = [condition._replace(negatives=sampled_negatives) for condition in full] if sampled_negatives else []
     for name, least in (("tune", 0), ("max_users", 1)):
         if values.get(name) is not None and values[name] < least:
             raise InputError(f"{name} is {values[name]}; it must be {least} or more")
@@ -211,29 +219,31 @@ def make_setting(
         data_sha256=data_fingerprint(data),
         statistics=dict(data.info["statistics"]),
         metrics=tuple(metrics),
-        conditions=(*ways, *sampled),
+        conditions=(*full, *sampled),
         **values,
     )
 
 
 def selection_of(metrics: Sequence[str]) -> str:
-    """Return the metric that baselines stop early by, so that all models of a report are chosen alike: that of a system's epochs
-    if it is reported, otherwise the first metric.
+    """Return the metric of early stopping of baselines.
+
+    It is the selection metric of a system if that is reported, so that all models of a report are selected by one metric, and
+    the first metric otherwise.
 
     >>> selection_of(["recall@20", "recall@40", "ndcg@100"]), selection_of(["recall@5", "ndcg@20"])
     ('recall@20+recall@40+ndcg@100', 'recall@5')
     """
-    for chosen in (system.selection for system in SYSTEMS.values()):
-        if set(chosen) <= set(metrics):
-            return "+".join(chosen)
+    for selection in (system.selection for system in SYSTEMS.values()):
+        if set(selection) <= set(metrics):
+            return "+".join(selection)
     return metrics[0]
 
 
 def conditions(test_history: str, mask_validation: str) -> tuple[Condition, ...]:
-    """Return the protocols that are compared.
+    """Return the conditions of full ranking.
 
     Raises:
-        InputError: a value that is not allowed.
+        InputError: a value is not allowed.
 
     >>> conditions("both", "no")[1]
     Condition(test_history='train+validation', mask='train+validation', negatives=0)
@@ -246,39 +256,39 @@ def conditions(test_history: str, mask_validation: str) -> tuple[Condition, ...]
             raise InputError(f"{name} is {value!r}; allowed are {', '.join(allowed)}")
     given = ["train", "train+validation"] if test_history == "both" else [test_history]
     masks = {"no": ["train"], "yes": ["train+validation"], "both": ["train", "train+validation"]}[mask_validation]
-    found = [Condition(history, mask) for history in given for mask in (masks if history == "train" else [history])]
-    return tuple(found)
+    # Items of the input are always masked, so a history with validation items has one mask.
+    return tuple(Condition(history, mask) for history in given for mask in (masks if history == "train" else [history]))
 
 
-def claim(folder: Path, setting: BenchmarkConfig) -> None:
-    """Make a report folder, or go on in one of the same setting.
+def claim(folder: Path, config: BenchmarkConfig) -> None:
+    """Create a report folder, or continue in one of the same configuration.
 
     Raises:
-        ExistingFileError: the folder holds something else.
-        InputError: it is the report of other data or of another protocol; the message says what differs.
+        ExistingFileError: the folder is no report folder.
+        InputError: it is the report of other data or of another protocol; the differences are named.
     """
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / SETTING_FILE).is_file()):
-        raise ExistingFileError(f"output: {folder} is there and is no report folder; choose another --output")
-    if (folder / SETTING_FILE).is_file():
-        there, here = (dataclasses.asdict(one) for one in (BenchmarkConfig.load(folder), setting))
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG_FILE).is_file()):
+        raise ExistingFileError(f"output: {folder} exists and is no report folder; choose another output")
+    if (folder / CONFIG_FILE).is_file():
+        there, here = (dataclasses.asdict(values) for values in (BenchmarkConfig.load(folder), config))
         if there["data_sha256"] != here["data_sha256"]:
             raise InputError(
                 f"output: {folder} is a report of other data ({there['dataset']}: {there['splitting']}) than "
-                f"{here['dataset']} ({here['splitting']}); choose another --output, or pass --overwrite"
+                f"{here['dataset']} ({here['splitting']}); choose another output, or pass overwrite=True"
             )
         changed = {key: (there[key], value) for key, value in here.items() if there[key] != value and key != "dataset"}
         if changed:
             raise InputError(
                 f"output: {folder} was measured under another protocol (then, now): {changed}; numbers of both cannot share "
-                "one table: choose another --output, or pass --overwrite"
+                "one table: choose another output, or pass overwrite=True"
             )
         return
     folder.mkdir(parents=True, exist_ok=True)
-    setting.save(folder)
+    config.save(folder)
 
 
 def fingerprint(values: Mapping[str, Any]) -> str:
-    """SHA-256 of values as JSON.
+    """Return the SHA-256 of values as JSON.
 
     >>> fingerprint({"b": 1, "a": (2,)}) == fingerprint({"a": [2], "b": 1})
     True
@@ -287,7 +297,7 @@ def fingerprint(values: Mapping[str, Any]) -> str:
 
 
 def file_name(name: str) -> str:
-    """Return a name for files: letters, digits, dots and hyphens stay.
+    """Return a name for files of letters, digits, dots, hyphens and underscores; other characters become hyphens.
 
     >>> file_name("lambda_c=0.1")
     'lambda_c-0.1'
@@ -301,13 +311,12 @@ def shown(path: str | Path) -> str:
     >>> shown("/home/ann/data/beauty"), shown("data/beauty"), shown(Path.cwd() / "runs" / "beauty")
     ('beauty', 'data/beauty', 'runs/beauty')
     """
-    place = Path(os.path.abspath(path))  # links are not followed: a data folder may be one
-    return place.relative_to(Path.cwd()).as_posix() if place.is_relative_to(Path.cwd()) else place.name
+    absolute = Path(os.path.abspath(path))  # links are not followed, because a data folder may be one
+    return absolute.relative_to(Path.cwd()).as_posix() if absolute.is_relative_to(Path.cwd()) else absolute.name
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Write JSON, whole or not at all."""
+    """Write a JSON file that is complete or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The names of `--models` as jobs: baselines, systems to be trained, trained folders."""
+"""The names of `--models` as jobs: baselines, recipes of systems, trained folders."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from modeling_cllm4rec.baselines import BASELINES, baseline_settings, get_baseline, members
+from modeling_cllm4rec.baselines.registry import LISTS
 from modeling_cllm4rec.benchmark import budgets
 from modeling_cllm4rec.benchmark.jobs import Job, shown
 from modeling_cllm4rec.benchmark.recipes import Recipes, adjusted, check_recipe, recipe_names, set_by_jobs
 from modeling_cllm4rec.core.errors import InputError, MissingFileError
+from modeling_cllm4rec.corpora.readers import checksum
 from modeling_cllm4rec.hub.model_card import read_records
 from modeling_cllm4rec.hub.reproduction import NOT_REPEATED
 from modeling_cllm4rec.systems import SYSTEMS, Recipe
@@ -23,29 +25,32 @@ ENSEMBLE = "sum of their scores, standardized by row, each with its own settings
 
 
 def title(model: str) -> str:
-    """Return a model's name in tables.
+    """Return the name of a model in tables.
 
-    >>> title("ease+ials"), title("mine")
-    ('EASE + iALS', 'mine')
+    >>> title("ease+ials"), title("mine"), title("lists:runs/other.parquet"), title("ease+package.module:Mine")
+    ('EASE + iALS', 'mine', 'runs/other.parquet', 'EASE + package.module:Mine')
     """
+    if model.startswith(LISTS):
+        return model.removeprefix(LISTS)
     titles = {name: row.title for name, row in BASELINES.items()}
     titles.update((name, recipe.title) for name, recipe in recipes_of_systems().items())
     parts = model.split("+")
-    return " + ".join(titles[part] for part in parts) if set(parts) <= set(titles) else model
+    known = all(part in titles or ":" in part for part in parts)
+    return " + ".join(titles.get(part, part) for part in parts) if known else model
 
 
 def recipes_of_systems() -> dict[str, Recipe]:
-    """Return how the recipes of all systems are shown, by their names."""
+    """Return the recipes of all systems by their names."""
     return {name: recipe for system in SYSTEMS.values() for name, recipe in system.recipes.items()}
 
 
 def model_names() -> list[str]:
-    """Return the names of all models: baselines, and recipes of systems."""
+    """Return the names of all models: baselines and recipes of systems."""
     return [*BASELINES, *recipe_names()]
 
 
 def summary(model: str) -> str:
-    """Return what a model is, in a few words; a sum of baselines has one, too."""
+    """Return the description of a model, also of a sum of baselines."""
     recipes = recipes_of_systems()
     if model in recipes:
         return recipes[model].summary
@@ -53,13 +58,19 @@ def summary(model: str) -> str:
 
 
 def baselines_of(recipe: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the recipe of each baseline whose scores are added up; of a single baseline its own, alone.
+    """Return the recipe of each baseline of a sum, or the recipe of a single baseline.
 
     >>> baselines_of({"name": "ease+ials", "settings": {"ease": {"regularization": 7.0}, "ials": {}}})[0]
     {'name': 'ease', 'settings': {'regularization': 7.0}}
     """
-    parts = recipe["name"].split("+")
-    return [recipe] if len(parts) == 1 else [{"name": part, "settings": recipe["settings"][part]} for part in parts]
+    parts = members(recipe["name"])
+    if len(parts) == 1:
+        return [recipe]
+    hashes = recipe.get("sha256", {})
+    return [
+        {"name": part, "settings": recipe["settings"][part], **({"sha256": {part: hashes[part]}} if part in hashes else {})}
+        for part in parts
+    ]
 
 
 def make_jobs(
@@ -76,51 +87,47 @@ def make_jobs(
     """Return the jobs of a comparison.
 
     Args:
-        models: names of baselines and systems, `ease+ials` for the sum of several baselines, and `name=folder` for trained
-            models; one name with several folders is one model trained several times.
-        seeds: of everything that is trained and not deterministic.
-        recipes: how to train.
+        models: names of baselines and recipes, `ease+ials` for the sum of several baselines, `package.module:Class` and
+            `lists:FILE` for baselines of your own, and `name=folder` for trained models; one name with several folders is
+            one model that was trained several times.
+        seeds: seeds of all models that are trained and not deterministic.
+        recipes: settings of baselines, and recipes of systems.
         backbone: language model in place of the recipes'.
         epochs_share: share of the recipes' epochs.
-        hold_out: also measure held-out users; trained folders were trained on all users and are left out there.
-        selection: what baselines that train by epochs stop early by, where their settings do not say; empty leaves the default.
-        command: how the program was called, without models and seeds.
+        hold_out: also measure held-out users. Trained folders and files of ranked lists are left out there, because they may
+            have used all users.
+        selection: metric of early stopping of baselines whose settings name none; empty leaves their default.
+        command: command line of the program without models and seeds.
 
     Raises:
-        InputError: a name that is none (the nearest ones), one twice, a system without a recipe, a baseline that needs a
-            backbone and has none, or folders of one name that were trained with different settings.
-        MissingFileError: a trained folder that is not there.
+        InputError: there is no such model (the nearest names are listed), one is named twice, a recipe is missing, a baseline
+            needs a backbone and has none, or folders of one name were trained with different settings.
+        MissingFileError: there is no such trained folder or file of lists.
     """
     if not models:
         raise InputError(f"models is empty; name some of {', '.join(model_names())}, or name=folder of a trained model")
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise InputError(f"seeds are {list(seeds)}; there must be at least one, each 0 or more and there once")
+        raise InputError(f"seeds are {list(seeds)}; there must be at least one, each 0 or more and named once")
     jobs: list[Job] = []
     for word in models:
         name, is_folder, path = word.partition("=")
-        if is_folder:
+        if is_folder and not word.startswith(LISTS):
             jobs.append(_folder_job(name, path, jobs, recipes, command))
-            continue
-        _check_name(name)
-        recipe = _recipe(name, recipes, backbone, epochs_share, selection)
-        chosen = recipes.chosen.get(name, budgets.RECIPE) if name in recipe_names() else budgets.of_baseline(name, recipes.chosen)
-        deterministic = name not in recipe_names() and all(get_baseline(part).deterministic for part in members(name))
-        for seed in seeds[:1] if deterministic else seeds:
-            system: Any = name if name in recipe_names() else "baseline"
-            about = summary(name) + (", deterministic" if deterministic else "")
-            run = f"{command} --models {name} --seed {seed}"
-            jobs.append(Job(name, system, seed, recipe, about=about, chosen=chosen, command=run))
+        elif word in recipe_names():
+            jobs += _recipe_jobs(word, seeds, recipes, backbone, epochs_share, command)
+        else:
+            jobs += _baseline_jobs(word, seeds, recipes, backbone, selection, command)
     keys = [job.key for job in jobs]
     for key in keys:
         if keys.count(key) > 1:
             raise InputError(f"models names {key.rpartition('-seed')[0]} twice; name each once")
     if hold_out:
-        jobs += [_unseen(job) for job in jobs if job.system != "folder"]
+        jobs += [_unseen(job) for job in jobs if job.system != "folder" and not job.model.startswith(LISTS)]
     return jobs
 
 
 def folder_sha256(folder: Path) -> str:
-    """SHA-256 of a saved model: its configuration and weights."""
+    """Return the SHA-256 of a saved model: its configuration and weights."""
     digest = hashlib.sha256()
     for path in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
         digest.update(path.name.encode())
@@ -129,56 +136,113 @@ def folder_sha256(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _check_name(name: str) -> None:
-    if ":" in name:  # a class of the user's own, or a file of ranked lists
-        get_baseline(name)
-        return
-    joined = "+" in name
-    allowed = tuple(BASELINES) if joined else tuple(model_names())
-    for part in name.split("+"):
-        if part in allowed:
-            continue
-        near = difflib.get_close_matches(part, allowed, n=3, cutoff=0.5)
-        hint = "; only baselines are joined by +" if joined else " (or name=folder, package.module:Class, lists:FILE)"
-        raise InputError(f"models: there is no {part!r}; nearest: {', '.join(near or allowed)}{hint}")
+def _baseline_jobs(
+    word: str, seeds: Sequence[int], recipes: Recipes, backbone: str | None, selection: str, command: str
+) -> list[Job]:
+    """Return the jobs of a baseline or of a sum of baselines."""
+    _check_name(word)
+    parts = members(word)
+    settings = {part: _baseline_settings(part, recipes, backbone, selection) for part in parts}
+    recipe = {"name": word, "settings": settings if len(parts) > 1 else settings[word]}
+    sources = {part: get_baseline(part).source for part in parts}
+    if hashes := {part: _sha256(source) for part, source in sources.items() if source is not None}:
+        recipe["sha256"] = hashes  # so that a changed file of the user's own is fitted again
+    # A path is shown as far as it can be published; the recipe has the path itself.
+    name = f"{LISTS}{shown(word.removeprefix(LISTS))}" if word.startswith(LISTS) else word
+    deterministic = all(get_baseline(part).deterministic for part in parts)
+    about = summary(word) + (", deterministic" if deterministic else "")
+    chosen = budgets.of_baseline(word, recipes.chosen)
+    return [
+        Job(
+            name,
+            "baseline",
+            seed,
+            recipe,
+            about=about,
+            chosen=chosen,
+            command=f"{command} --models {shlex.quote(name)} --seed {seed}",
+        )
+        for seed in (seeds[:1] if deterministic else seeds)
+    ]
 
 
-def _recipe(name: str, recipes: Recipes, backbone: str | None, epochs_share: float, selection: str) -> dict[str, Any]:
-    if "+" in name:
-        parts = {part: _recipe(part, recipes, backbone, epochs_share, selection)["settings"] for part in members(name)}
-        return {"name": name, "settings": parts}
-    if name not in recipe_names():
-        settings, known = recipes.baselines.get(name, {}), baseline_settings(name)
-        if "metric" in known and selection:
-            settings = {"metric": selection, **settings}
-        if "backbone" in known:
-            settings = settings if backbone is None else {**settings, "backbone": backbone}
-            if not settings.get("backbone"):
-                raise InputError(
-                    f"models: {name} needs a language model; name one by --backbone, or in the YAML file of --config as "
-                    f"baselines: {{{name}: {{backbone: NAME}}}}"
-                )
-        return {"name": name, "settings": settings}
+def _baseline_settings(name: str, recipes: Recipes, backbone: str | None, selection: str) -> dict[str, Any]:
+    """Return the settings of a baseline: those of the YAML file, the metric of early stopping, and the backbone.
+
+    Raises:
+        InputError: it needs a backbone, and none is named.
+    """
+    settings, known = recipes.baselines.get(name, {}), baseline_settings(name)
+    if "metric" in known and selection:
+        settings = {"metric": selection, **settings}
+    if "backbone" in known:
+        settings = settings if backbone is None else {**settings, "backbone": backbone}
+        if not settings.get("backbone"):
+            raise InputError(
+                f"models: {name} needs a language model; pass backbone=NAME, or write baselines: {{{name}: {{backbone: NAME}}}} "
+                "into the YAML file of the benchmark"
+            )
+    return settings
+
+
+def _recipe_jobs(
+    name: str, seeds: Sequence[int], recipes: Recipes, backbone: str | None, epochs_share: float, command: str
+) -> list[Job]:
+    """Return the jobs of a system that is trained by a recipe.
+
+    Raises:
+        InputError: there is no such recipe, or a setting is not allowed.
+    """
     if name not in recipes.systems:
         raise InputError(
-            f"models: {name} is trained by a recipe, and there is none for it; name a YAML file with {name}: by --config, or a "
-            f"trained model by {name}=folder"
+            f"models: {name} is trained by a recipe, and there is none for it; pass config=FILE with the key {name}, or name a "
+            f"trained model as {name}=folder"
         )
     recipe = adjusted(recipes.systems[name], name, backbone, epochs_share)
     check_recipe(recipe, name)
-    return recipe
+    chosen = recipes.chosen.get(name, budgets.RECIPE)
+    return [
+        Job(name, name, seed, recipe, about=summary(name), chosen=chosen, command=f"{command} --models {name} --seed {seed}")
+        for seed in seeds
+    ]
+
+
+def _sha256(source: str) -> str:
+    try:
+        return checksum(source)
+    except OSError as error:
+        raise MissingFileError(f"models: {source} cannot be read ({error})") from error
+
+
+def _check_name(word: str) -> None:
+    """Check that a word names baselines.
+
+    Raises:
+        InputError: it does not; the nearest names are listed.
+    """
+    joined = "+" in word
+    known = tuple(BASELINES) if joined else tuple(model_names())
+    for part in [word] if word.startswith(LISTS) else word.split("+"):
+        if part in known:
+            continue
+        if ":" in part:  # a class of the user's own, or a file of ranked lists
+            get_baseline(part)
+            continue
+        near = difflib.get_close_matches(part, known, n=3, cutoff=0.5)
+        hint = "; only baselines are joined by +" if joined else " (or name=folder, package.module:Class, lists:FILE)"
+        raise InputError(f"models: there is no {part!r}; nearest: {', '.join(near or known)}{hint}")
 
 
 def _folder_job(name: str, path: str, others: Sequence[Job], recipes: Recipes, command: str) -> Job:
     folder = Path(path)
     if name in BASELINES or not name:
-        raise InputError(f"models: {name}={path}: a baseline is fitted, not read; give a trained model another name")
+        raise InputError(f"models: {name}={path}: a baseline is fitted, not loaded; give the trained model another name")
     if not (folder / "config.json").is_file():
         raise MissingFileError(f"models: {name}={path}: there is no saved model in {path}")
     records = list(read_records(folder).values())
     taken = [job.seed for job in others if job.model == name]
     seed = int(records[-1]["arguments"]["seed"]) if records else 0
-    while seed in taken:
+    while seed in taken:  # two folders may have been trained with one seed on different machines
         seed += 1
     digest = folder_sha256(folder)
     settings = _settings_of_training(folder, digest)
@@ -201,7 +265,7 @@ def _settings_of_training(folder: Path, digest: str) -> dict[str, Any]:
 
 
 def _chosen_of_folder(settings: dict[str, dict[str, Any]], recipes: Recipes) -> str:
-    """How the settings of a trained folder were chosen: known if a recipe of the YAML file, whatever its backbone, made it."""
+    """Describe how the settings of a trained folder were chosen, if they are those of a recipe, apart from its backbone."""
     for system, recipe in recipes.systems.items():
         stages = [stage for stage in recipe if stage in settings]
         wanted = {(stage, name): value for stage in stages for name, value in recipe[stage].items() if name != "backbone"}
@@ -211,20 +275,20 @@ def _chosen_of_folder(settings: dict[str, dict[str, Any]], recipes: Recipes) -> 
 
 
 def _check_same_training(name: str, first: dict[str, Any], second: dict[str, Any]) -> None:
-    """Refuse to take two trainings of different settings for seeds of one model.
+    """Check that two folders of one name are seeds of one training.
 
     Raises:
-        InputError: naming what differs.
+        InputError: their settings differ; the differences are named.
     """
     there, here = (
-        {f"{stage}: {key}": value for stage, settings in one["settings"].items() for key, value in settings.items()}
-        for one in (first, second)
+        {f"{stage}: {key}": value for stage, settings in recipe["settings"].items() for key, value in settings.items()}
+        for recipe in (first, second)
     )
     differs = {key: (there.get(key), here.get(key)) for key in {**there, **here} if there.get(key) != here.get(key)}
     if differs:
         raise InputError(
             f"models: the folders {shown(first['path'])} and {shown(second['path'])} of {name} are not seeds of one training: "
-            f"{differs}; give each a name of its own"
+            f"{differs}; give each its own name"
         )
 
 

@@ -7,23 +7,26 @@ from pathlib import Path
 from typing import Any
 
 from modeling_cllm4rec.benchmark.measurement import HISTORY_LENGTH, POPULARITY
-from modeling_cllm4rec.benchmark.report import CASES, SLICES, table_key
-from modeling_cllm4rec.benchmark.results import Table
-from modeling_cllm4rec.core.errors import InputError
+from modeling_cllm4rec.benchmark.results import CASES, SLICES, Table
+from modeling_cllm4rec.core.errors import MissingPackageError
 
 COSTS = {"train_seconds": "training, seconds", "milliseconds_per_user": "milliseconds per user"}
 LEAST_COST = 1e-3
-"""What a cost of nothing is drawn as on the logarithmic axis."""
+"""Smallest cost on the logarithmic axis; a cost of 0 is drawn there."""
 
 
 def check_plots() -> None:
-    """Raise InputError if matplotlib, which draws the plots, is not installed."""
+    """Check that matplotlib, which draws the plots, is installed.
+
+    Raises:
+        MissingPackageError: it is not.
+    """
     if importlib.util.find_spec("matplotlib") is None:
-        raise InputError("plots: matplotlib is not installed; run: pip install matplotlib, or pass --no-plots")
+        raise MissingPackageError("plots: matplotlib is not installed; run: pip install matplotlib, or pass no_plots=True")
 
 
 def draw(folder: Path, tables: list[Table]) -> dict[str, list[str]]:
-    """Draw the plots of every table that has numbers.
+    """Draw the plots of every table with numbers.
 
     Returns:
         Key of a table -> its plots, relative to the folder.
@@ -37,9 +40,9 @@ def draw(folder: Path, tables: list[Table]) -> dict[str, list[str]]:
         if not table.condition.negatives:
             figures |= {POPULARITY: _slice(table, POPULARITY), HISTORY_LENGTH: _slice(table, HISTORY_LENGTH)}
         for name, figure in figures.items():
-            place = f"plots/{table_key(table)}-{name}.png"
+            place = f"plots/{table.key}-{name}.png"
             figure.savefig(folder / place, dpi=120)
-            drawn.setdefault(table_key(table), []).append(place)
+            drawn.setdefault(table.key, []).append(place)
     return drawn
 
 
@@ -52,7 +55,7 @@ def _figure(table: Table, columns: int, height: float) -> tuple[Any, Any]:
 
 
 def _metrics(table: Table) -> Any:
-    """Draw a panel for each metric, a row for each model: mean and 95% interval over users."""
+    """Draw a panel per metric and a row per model: mean and 95% interval over users."""
     rows = table.measured[::-1]
     figure, axes = _figure(table, len(table.metrics), 1.2 + 0.3 * len(rows))
     for number, (axis, metric) in enumerate(zip(axes, table.metrics, strict=True)):
@@ -87,7 +90,7 @@ def _costs(table: Table) -> Any:
 
 
 def _slice(table: Table, name: str) -> Any:
-    """Plot the first metric in each bin, a line for each model."""
+    """Plot the first metric in each bin, a line per model."""
     figure, (axis,) = _figure(table, 1, 3.6)
     for number, row in enumerate(table.measured):
         parts = row.slices[name]

@@ -1,4 +1,4 @@
-"""What the benchmark trains and how: a YAML file of baselines' settings and of recipes for both systems."""
+"""The YAML file of a benchmark: settings of baselines, and recipes of systems."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from modeling_cllm4rec.systems import SYSTEMS, Stage, resolve, system_of_recipe
 from modeling_cllm4rec.training.arguments import TrainingArguments, read_yaml, shared_by, stage_settings
 
 SET_BY_JOBS = ("data", "output", "seed", "resume", "overwrite", "stop_after_steps", "stop_after_epochs")
-"""Arguments that the benchmark sets, whatever a recipe holds; `set_by_jobs` adds those that take the stage before."""
+"""Arguments that the benchmark sets for every job; `set_by_jobs` adds those that name the folder of the previous stage."""
 EPOCHS = ("epochs", "warmup_epochs")
 
 Recipe = dict[str, dict[str, Any]]
@@ -25,10 +25,12 @@ Recipe = dict[str, dict[str, Any]]
 
 
 class Recipes(NamedTuple):
-    """A benchmark's YAML file, read: settings of baselines, and of each system that it has a recipe for.
+    """Content of the YAML file of a benchmark.
 
     Attributes:
-        chosen: baseline or system -> how its settings were chosen, in words.
+        baselines: baseline -> settings.
+        systems: name of a recipe -> the recipe.
+        chosen: baseline or name of a recipe -> how its settings were chosen, in words.
     """
 
     baselines: dict[str, dict[str, Any]]
@@ -37,33 +39,23 @@ class Recipes(NamedTuple):
 
 
 def read_recipes(path: Path | None) -> Recipes:
-    """Read a benchmark's YAML file; None is an empty one.
+    """Read the YAML file of a benchmark; None is an empty one.
 
-    `baselines:` holds a mapping of settings for each, or the list of a file's name and of a key in it; `tuned:` among a
-    baseline's settings says how they were searched for. `cllm4rec:` holds what a file for `pretrain` and `finetune` holds, or
-    such a file's name; `lcrec:` (and the other names of `INDEXED`) has `index:` and `align:`, each likewise. `chosen:` says of
-    each system how its recipe was chosen. File names are relative to the file that names them.
+    `baselines:` is a mapping of baselines to settings, or a list of two: the name of a file, and a key in it. `tuned:` in the
+    settings of a baseline is the budget of their search. A recipe of a system whose stages share keys, such as `cllm4rec:`, has
+    the content of the file of its stages, or the name of such a file. Another recipe, such as `lcrec:`, has a section for each
+    stage (`index:`, `align:`), also inline or as the name of a file. `chosen:` describes how each recipe was chosen. File names
+    are relative to the file in which they are written.
 
     Raises:
         MissingFileError: there is no such file.
-        InputError: a key that does not exist (the nearest names), or a value that is not allowed.
+        InputError: there is no such key (the nearest names are listed), or a value is not allowed.
     """
     if path is None:
         return Recipes({}, {})
     content = read_yaml(path)
     _refuse_unknown(path, content, ("baselines", "chosen", *recipe_names()))
-    chosen: dict[str, str] = {}
-    value, data = content.get("baselines") or {}, ""
-    if isinstance(value, list):
-        data = str(value[-1])
-    baselines = {name: dict(settings or {}) for name, settings in _baselines(path, value).items()}
-    for name, settings in baselines.items():
-        place, budget = f"{path}: {name}: tuned", settings.pop("tuned", None)
-        check_settings(name, settings)
-        chosen[name] = budgets.OWN
-        if budget is not None:
-            _refuse_unknown(place, budget, budgets.TUNED_KEYS)
-            chosen[name] = budgets.tuned_in_words(place, budget, data)
+    baselines, chosen = _read_baselines(path, content.get("baselines") or {})
     systems: dict[str, Recipe] = {}
     for name in (name for name in recipe_names() if content.get(name)):
         section, place = _section(path, content[name], name)
@@ -94,22 +86,22 @@ def set_by_jobs() -> set[str]:
 
 
 def shares_keys(name: str) -> bool:
-    """Return whether the stages of a recipe share keys at the top of its section, as one YAML file for both stages does."""
+    """Return whether the stages of a recipe share keys at the top of its section, as in one YAML file for all stages."""
     return bool(shared_by(resolve(system_of_recipe(name).stages[0].arguments))[0])
 
 
 def read_one_recipe(path: Path) -> tuple[str, Recipe]:
-    """Read the only recipe of a YAML file, its name and its settings.
+    """Read the only recipe of a YAML file and return its name and settings.
 
-    The file is that of a benchmark, or one for the stages of a system that share keys.
+    The file is that of a benchmark, or that of the stages of a system that share keys.
 
     Raises:
-        InputError: it has recipes of several systems, or one that cannot be read.
+        InputError: the file has recipes of several systems, or the recipe cannot be read.
     """
     content = read_yaml(path)
     found = [name for name in SYSTEMS if content.get(name)]
     if len(found) > 1:
-        raise InputError(f"{path} has recipes of {' and '.join(found)}, and variants are of one; name a file with one of them")
+        raise InputError(f"{path} has recipes of {' and '.join(found)}, and an ablation is of one; name a file with one of them")
     if found:
         return found[0], read_recipes(path).systems[found[0]]
     name = next(name for name in recipe_names() if shares_keys(name))
@@ -122,32 +114,32 @@ def shared_recipe(name: str, content: Mapping[str, Any], place: str) -> Recipe:
 
 
 def adjusted(recipe: Recipe, name: str, backbone: str | None, epochs_share: float) -> Recipe:
-    """Return a recipe with another backbone, and with a share of its epochs (at least one where it has any).
+    """Return a recipe with another backbone and with a share of its epochs, at least one.
 
-    A recipe that trains a decoder from scratch has no backbone, and gets none.
+    A recipe that trains a decoder from scratch has no backbone, so it keeps none.
 
     Args:
-        name: of the recipe.
+        name: name of the recipe.
     """
     changed: Recipe = {}
     for stage in system_of_recipe(name).stages:
         settings = dict(recipe[stage.section])
-        known = {one.name: one.default for one in fields(resolve(stage.arguments))}
+        known = {argument.name: argument.default for argument in fields(resolve(stage.arguments))}
         if backbone is not None and "backbone" in known and not settings.get("scratch_layers"):
             settings["backbone"] = backbone
         if epochs_share < 1:
-            for setting in EPOCHS:
-                if known.get(setting, MISSING) is not MISSING:
-                    settings[setting] = math.ceil(epochs_share * settings.get(setting, known[setting]))
+            for key in EPOCHS:
+                if known.get(key, MISSING) is not MISSING:
+                    settings[key] = math.ceil(epochs_share * settings.get(key, known[key]))
         changed[stage.section] = settings
     return changed
 
 
 def check_recipe(recipe: Mapping[str, Mapping[str, Any] | None], name: str) -> None:
-    """Build the arguments of each stage, as training will, so that a mistake is found before anything runs.
+    """Build the arguments of each stage as the training does, so that a mistake is found before anything runs.
 
     Raises:
-        InputError: a value that is not allowed, or no backbone.
+        InputError: a value is not allowed, or there is no backbone.
     """
     stages = system_of_recipe(name).stages
     built = [arguments_of(stage, settings) for stage in stages if (settings := recipe[stage.section]) is not None]
@@ -157,13 +149,28 @@ def check_recipe(recipe: Mapping[str, Mapping[str, Any] | None], name: str) -> N
 
 
 def arguments_of(stage: Stage, settings: Mapping[str, Any]) -> Any:
-    """Return the arguments of a stage, in no folder yet."""
+    """Return the arguments of a stage with placeholders for its folders."""
     previous = {stage.previous: stage.previous} if stage.previous else {}
     return resolve(stage.arguments)(**settings, data="data", output="output", **previous)
 
 
+def _read_baselines(path: Path, value: Any) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Return baseline -> settings, and baseline -> how they were chosen, of the key `baselines:`."""
+    data = str(value[-1]) if isinstance(value, list) and value else ""
+    baselines = {name: dict(settings or {}) for name, settings in _baselines(path, value).items()}
+    chosen: dict[str, str] = {}
+    for name, settings in baselines.items():
+        place, budget = f"{path}: {name}: tuned", settings.pop("tuned", None)
+        check_settings(name, settings)
+        chosen[name] = budgets.OWN
+        if budget is not None:
+            _refuse_unknown(place, budget, budgets.TUNED_KEYS)
+            chosen[name] = budgets.tuned_in_words(place, budget, data)
+    return baselines, chosen
+
+
 def _baselines(path: Path, value: Any) -> dict[str, Any]:
-    """Read settings by baseline, inline or under a key of another file."""
+    """Return baseline -> settings, inline or under a key of another file."""
     place = f"{path}: baselines"
     if isinstance(value, list):
         if len(value) != 2:
@@ -173,7 +180,8 @@ def _baselines(path: Path, value: Any) -> dict[str, Any]:
         if value[1] not in content:
             raise InputError(f"{file} has no key {value[1]!r}; it has {', '.join(map(str, content))}")
         value = content[value[1]]
-    _refuse_unknown(place, value, tuple(BASELINES))
+    own = [name for name in value if ":" in str(name)] if isinstance(value, dict) else []  # package.module:Class
+    _refuse_unknown(place, value, (*BASELINES, *own))
     return dict(value)
 
 
@@ -183,7 +191,7 @@ def _settings(content: Mapping[str, Any], place: str, stage: Stage) -> dict[str,
 
 
 def _section(path: Path, value: Any, name: str) -> tuple[dict[str, Any], str]:
-    """Read a section, inline or in a file of its own, and return its place too."""
+    """Return a section, inline or in a separate file, and its place for errors."""
     if isinstance(value, str):
         return read_yaml(path.parent / value), str(path.parent / value)
     if not isinstance(value, dict):

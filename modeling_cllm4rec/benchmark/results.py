@@ -1,4 +1,4 @@
-"""From the results in a report folder to rows: means over seeds, intervals over users, paired differences, verdicts."""
+"""Tables of the results in a report folder: means over seeds, intervals over users, paired differences, verdicts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from modeling_cllm4rec.baselines import BASELINES
 from modeling_cllm4rec.benchmark.ablation import RECIPE, variant_names
-from modeling_cllm4rec.benchmark.jobs import BenchmarkConfig, Case, Condition, training_fingerprint
+from modeling_cllm4rec.benchmark.jobs import BenchmarkConfig, Condition, UserGroup, training_fingerprint
 from modeling_cllm4rec.benchmark.measurement import HISTORY_LENGTH, POPULARITY
 from modeling_cllm4rec.benchmark.models import title
 from modeling_cllm4rec.benchmark.slices import quarter_bins
@@ -23,6 +23,17 @@ from modeling_cllm4rec.evaluation.intervals import bootstrap_interval, paired_di
 from modeling_cllm4rec.evaluation.protocol import Protocol
 
 FloatArray = npt.NDArray[np.float64]
+
+CASES = {
+    "everyone": "Everyone",
+    "unseen-people": "Users held out of training",
+}
+"""Evaluated users -> heading."""
+SLICES = {
+    POPULARITY: "by popularity of the items that are to be found (training interactions of an item)",
+    HISTORY_LENGTH: "by length of the given history (items)",
+}
+"""Slices of the users or items -> heading."""
 
 
 class Estimate(NamedTuple):
@@ -36,23 +47,26 @@ class Estimate(NamedTuple):
 
 @dataclass
 class Row:
-    """One model in one table.
+    """A model in a table.
 
     Attributes:
-        model: its name on the command line; `title`: in tables.
-        is_baseline: whether it is one that others are compared with.
-        chosen: how its settings were chosen, in words.
-        seeds: those that are in the numbers.
+        model: name on the command line.
+        title: name in tables.
+        is_baseline: whether other rows are compared with this one.
+        about: description in a few words.
+        command: command line of the row.
+        chosen: how the settings were chosen, in words.
+        seeds: seeds of the numbers.
         means: metric -> mean over seeds.
-        deviations: metric -> standard deviation over seeds (n - 1); only where there are several.
-        estimates: metric -> of each user's mean over seeds, with its interval; coverage has none.
-        differences: metric -> to the reference, paired by user.
-        to_baselines: metric -> title of each baseline -> the difference to it, paired by user; baselines have none.
+        deviations: metric -> standard deviation over seeds (n - 1), if there are several.
+        estimates: metric -> mean over users of their mean over seeds, with its interval; coverage has none.
+        differences: metric -> difference to the reference, paired by user.
+        to_baselines: metric -> title of each baseline -> difference to it, paired by user; baselines have none.
         slices: name of slices -> label -> estimate of the first metric.
-        resources: those of `RESOURCES`: the mean over seeds, of memory the most; None where nobody knows.
-        settings: of the training, of the first seed.
-        errors: what went wrong, by seed.
-        left_out: seeds that were run otherwise than the others, and how.
+        resources: cost -> mean over seeds, or the maximum for memory; None if it is unknown. See `RESOURCES`.
+        settings: settings of the training of the first seed.
+        errors: seed -> error.
+        left_out: seed -> why its result is not in the numbers.
     """
 
     model: str
@@ -83,53 +97,58 @@ class Table:
     """All models under one condition.
 
     Attributes:
-        references: metric -> title of the row that the others are compared with: the best baseline, or the recipe itself.
+        references: metric -> title of the reference row: the best baseline, or the recipe of an ablation.
     """
 
-    case: Case
+    case: UserGroup
     condition: Condition
     metrics: tuple[str, ...]
     rows: list[Row]
     references: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def key(self) -> str:
+        """Name in file names."""
+        return f"{self.case}-{self.condition.key}"
+
     def label(self, metric: str) -> str:
-        """Return a metric's name in tables and sentences, marked if it is sampled."""
+        """Return the name of a metric in tables and sentences, marked if it is sampled."""
         return f"{metric} (sampled)" if self.condition.negatives else metric
 
     @property
     def measured(self) -> list[Row]:
-        """The rows with numbers."""
+        """Rows with numbers."""
         return [row for row in self.rows if row.seeds]
 
 
 def read_tables(folder: Path, n_resamples: int = 1000) -> tuple[BenchmarkConfig, list[Table]]:
-    """All tables of a report folder.
+    """Read all tables of a report folder.
 
     Raises:
-        MissingFileError: it is no report folder, or holds no result.
-        InputError: a file cannot be read, or two results are of other users.
+        MissingFileError: the folder is no report folder, or has no result.
+        InputError: a file cannot be read, or two results are of different users.
     """
-    setting = BenchmarkConfig.load(folder)
+    config = BenchmarkConfig.load(folder)
     results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / "jobs").glob("*.json"))]
     if not results:
         raise MissingFileError(f"{folder} holds no result yet; run the benchmark that writes into it")
     tables = []
-    for case in get_args(Case):
+    for case in get_args(UserGroup):
         of_case = [result for result in results if result["job"]["case"] == case]
-        for condition in setting.conditions if of_case else ():
+        for condition in config.conditions if of_case else ():
             models = sorted({result["job"]["model"] for result in of_case if not result.get("stale")}, key=_order)
             rows = [
-                _row(folder, [one for one in of_case if one["job"]["model"] == model], condition, setting, n_resamples)
+                _row(folder, [one for one in of_case if one["job"]["model"] == model], condition, config, n_resamples)
                 for model in models
             ]
-            table = Table(case, condition, setting.metrics, rows)
+            table = Table(case, condition, config.metrics, rows)
             _compare(table, n_resamples)
             tables.append(table)
-    return setting, tables
+    return config, tables
 
 
 def verdicts(table: Table) -> list[str]:
-    """One plain sentence for each metric and each model that is no baseline (of an ablation: each variant)."""
+    """Return a sentence for each metric and each model that is no baseline, or each variant of an ablation."""
     return [
         verdict(row.title, table.references[metric], difference, table.label(metric))
         for row in table.measured
@@ -151,11 +170,11 @@ def summary_of(row: Row, table: Table) -> str:
         relation = "above" if low > 0 else "below" if high < 0 else "no significant difference from"
         number = f"{'+' if mean > 0 else ''}{short(mean)} [{short(low)}, {short(high)}]"
         groups.setdefault(f"{relation} {table.references[metric]}", []).append(f"{table.label(metric)} ({number})")
-    return "; ".join(f"{who} on {', '.join(metrics)}" for who, metrics in groups.items())
+    return "; ".join(f"{relation} on {', '.join(metrics)}" for relation, metrics in groups.items())
 
 
 def verdict(name: str, reference: str, difference: Estimate, metric: str) -> str:
-    """State whether a model is above or below another by the interval of their difference.
+    """Return whether a model is above or below another by the interval of their difference, in words.
 
     >>> verdict("CLLM4Rec", "EASE", Estimate(0.0102, 0.0031, 0.0174, 100), "recall@20")
     'CLLM4Rec is above EASE by .0102 (95% interval .0031 to .0174) on recall@20.'
@@ -174,7 +193,7 @@ def verdict(name: str, reference: str, difference: Estimate, metric: str) -> str
 
 
 def short(value: float) -> str:
-    """Format a share with four digits and no leading zero; a number that rounds to zero has no sign.
+    """Format a number with four digits and no leading zero; a number that rounds to zero has no sign.
 
     >>> short(0.187), short(-0.0012), short(1.0), short(-1e-5)
     ('.1870', '-.0012', '1.0000', '.0000')
@@ -184,17 +203,17 @@ def short(value: float) -> str:
 
 
 def _order(model: str) -> tuple[int, str]:
-    """Sort baselines and variants by their lists, sums after the last of their baselines, then all others by name."""
+    """Return the sort key of a model: baselines and variants by their tables, sums after their baselines, others by name."""
     known = [*BASELINES, *(name for names in variant_names().values() for name in names)]
     parts = [model] if model in known else model.split("+")
     return (max(known.index(part) if part in known else len(known) for part in parts), model)
 
 
-def _row(folder: Path, found: list[dict[str, Any]], condition: Condition, setting: BenchmarkConfig, n_resamples: int) -> Row:
+def _row(folder: Path, found: list[dict[str, Any]], condition: Condition, config: BenchmarkConfig, n_resamples: int) -> Row:
     results = [one for one in found if not one.get("stale")]
     job = results[0]["job"]
-    is_baseline = job["system"] == "baseline" if setting.kind == "quality" else job["model"] == RECIPE
-    row = Row(job["model"], title(job["model"]) if setting.kind == "quality" else job["model"], is_baseline, job["about"], "")
+    is_baseline = job["system"] == "baseline" if config.kind == "quality" else job["model"] == RECIPE
+    row = Row(job["model"], title(job["model"]) if config.kind == "quality" else job["model"], is_baseline, job["about"], "")
     done = sorted((one for one in results if one["status"] == "done"), key=lambda one: one["job"]["seed"])
     row.errors = {one["job"]["seed"]: one["error"] for one in results if one["status"] == "failed"}
     row.left_out = {one["job"]["seed"]: one["stale"] for one in found if one.get("stale")}
@@ -203,17 +222,17 @@ def _row(folder: Path, found: list[dict[str, Any]], condition: Condition, settin
     if not done:
         return row
     if len({training_fingerprint(one["job"]) for one in done}) > 1:
-        raise InputError(f"{folder}: seeds of {row.title} have different settings; run all of them again, or pass --overwrite")
+        raise InputError(f"{folder}: seeds of {row.title} have different settings; run all of them again, or pass overwrite=True")
     measured = [next(one for one in result["measured"] if tuple(one["condition"]) == condition) for result in done]
     tables = [pq.read_table(folder / one["per_user"]) for one in measured]
     for table in tables[1:]:
         if not table["user_index"].equals(tables[0]["user_index"]):
-            raise InputError(f"{folder}: the seeds of {row.title} were measured on other users; pass --overwrite")
+            raise InputError(f"{folder}: the seeds of {row.title} were measured on different users; pass overwrite=True")
     row.protocol = Protocol.from_dict(measured[0]["protocol"])
     row.machines = [f"{one['machine']}, {one['threads']} threads" for one in done]
     row.versions, row.settings, row.chosen = done[0]["versions"], done[0]["settings"], done[0]["job"].get("chosen", "")
     row.per_user = {"user_index": tables[0]["user_index"].to_numpy()}
-    for metric in setting.metrics:
+    for metric in config.metrics:
         of_seeds = [one["metrics"][metric] for one in measured]
         row.means[metric] = float(np.mean(of_seeds))
         if len(of_seeds) > 1:
@@ -221,14 +240,14 @@ def _row(folder: Path, found: list[dict[str, Any]], condition: Condition, settin
         if metric in tables[0].column_names:
             row.per_user[metric] = _mean_over_seeds(tables, metric)
             row.estimates[metric] = _estimate(row.per_user[metric], n_resamples)
-    row.slices = _slices(tables, setting.metrics[0], n_resamples)
-    known = [{**one, "milliseconds_per_user": asked["milliseconds_per_user"]} for one, asked in zip(done, measured, strict=True)]
-    row.resources = {name: join([one.get(name) for one in known]) for name, join in RESOURCES.items()}
+    row.slices = _slices(tables, config.metrics[0], n_resamples)
+    costs = [{**one, "milliseconds_per_user": part["milliseconds_per_user"]} for one, part in zip(done, measured, strict=True)]
+    row.resources = {name: join([cost.get(name) for cost in costs]) for name, join in RESOURCES.items()}
     return row
 
 
 def _slices(tables: list[pa.Table], metric: str, n_resamples: int) -> dict[str, dict[str, Estimate]]:
-    """Return the first metric by popularity of the true items, and by the length of the given history."""
+    """Return the first metric by popularity of the true items, and by length of the given history."""
     popularity = {}
     for column in tables[0].column_names:
         if column.startswith(f"{POPULARITY}:"):
@@ -244,33 +263,33 @@ def _slices(tables: list[pa.Table], metric: str, n_resamples: int) -> dict[str, 
 
 
 def _compare(table: Table, n_resamples: int) -> None:
-    """Choose the reference of each metric; measure the difference of each other row to it, and of models to all baselines."""
-    candidates = [row for row in table.measured if row.is_baseline]
+    """Set the reference of each metric, the differences of all rows to it, and those of models to all baselines."""
+    baselines = [row for row in table.measured if row.is_baseline]
     for metric in table.metrics:
-        able = [row for row in candidates if metric in row.estimates]
-        if not able:
+        comparable = [row for row in baselines if metric in row.estimates]
+        if not comparable:
             continue
-        best = max(able, key=lambda row: row.means[metric])
+        best = max(comparable, key=lambda row: row.means[metric])
         table.references[metric] = best.title
         for row in table.measured:
             if row.is_baseline and row is not best:
                 row.differences[metric] = _difference(row, best, metric, n_resamples)
             elif not row.is_baseline:
-                row.to_baselines[metric] = {other.title: _difference(row, other, metric, n_resamples) for other in able}
+                row.to_baselines[metric] = {other.title: _difference(row, other, metric, n_resamples) for other in comparable}
                 row.differences[metric] = row.to_baselines[metric][best.title]
 
 
 def _difference(row: Row, other: Row, metric: str, n_resamples: int) -> Estimate:
-    """Of two rows, paired by user."""
+    """Return the difference of two rows, paired by user."""
     if not np.array_equal(row.per_user["user_index"], other.per_user["user_index"]):
-        raise InputError(f"{row.title} and {other.title} were measured on other users; pass --overwrite")
+        raise InputError(f"{row.title} and {other.title} were measured on different users; pass overwrite=True")
     ours, theirs = row.per_user[metric], other.per_user[metric]
     ends = paired_difference_interval(ours, theirs, n_resamples=n_resamples)
     return Estimate(float(np.mean(ours - theirs)), *ends, len(ours))
 
 
 def _command(jobs: list[dict[str, Any]]) -> str:
-    """Return the command of a row: that of its first job, with all seeds, or with all folders of a trained model."""
+    """Return the command line of a row: that of its first job with all seeds, or with all folders of a trained model."""
     jobs = sorted(jobs, key=lambda job: job["seed"])
     flag = "--models " if jobs[0]["system"] == "folder" else "--seed "
     command = jobs[0]["command"].partition(flag)[0]
@@ -284,7 +303,7 @@ def _estimate(values: FloatArray, n_resamples: int) -> Estimate:
 
 
 def _mean_over_seeds(tables: list[pa.Table], column: str) -> FloatArray:
-    """(users,) the mean over seeds, NaN where a user has no value."""
+    """Return the (users,) means over seeds, NaN if a user has no value."""
     values: FloatArray = np.mean([table[column].to_numpy() for table in tables], axis=0)
     return values
 
@@ -302,5 +321,5 @@ RESOURCES = {
     **dict.fromkeys(("train_seconds", "milliseconds_per_user", "wall_seconds"), _mean),
     **dict.fromkeys(("train_peak_bytes", "train_peak_device_bytes", "peak_bytes", "peak_device_bytes"), _most),
 }
-"""What a model costs -> how that of several seeds is one number. `train_` is of the training, whenever it was; `wall_seconds` and
-the other memory are of the process that made the row: it trains, if nobody did before, and scores."""
+"""Cost of a model -> function that joins the costs of several seeds. `train_` is the cost of the training, also an earlier one.
+`wall_seconds` and the other memory are costs of the process of the row, which trains if there is no trained model, and scores."""

@@ -1,4 +1,4 @@
-"""Run jobs, each in a process of its own; what is finished is not run again, and what fails does not stop the others."""
+"""Runs jobs in separate processes. Finished jobs are not run again, and a failed job does not stop the others."""
 
 from __future__ import annotations
 
@@ -17,8 +17,17 @@ from typing import Any, NamedTuple
 from tqdm.auto import tqdm
 
 from modeling_cllm4rec import __version__
+from modeling_cllm4rec.baselines import get_baseline
 from modeling_cllm4rec.benchmark import budgets
-from modeling_cllm4rec.benchmark.jobs import BenchmarkConfig, Case, Job, fingerprint, training_fingerprint, write_json
+from modeling_cllm4rec.benchmark.jobs import (
+    BenchmarkConfig,
+    Job,
+    UserGroup,
+    file_name,
+    fingerprint,
+    training_fingerprint,
+    write_json,
+)
 from modeling_cllm4rec.benchmark.models import baselines_of
 
 logger = logging.getLogger(__name__)
@@ -27,46 +36,51 @@ PACKAGE_FOLDER = Path(__file__).parents[2]
 WORKER = (sys.executable, "-m", "modeling_cllm4rec.benchmark.worker")
 
 
-class Place(NamedTuple):
-    """Where a case's models are trained, and where those are who ask."""
+class DataFolders(NamedTuple):
+    """Data folders of a group of evaluated users.
 
-    train_data: Path
-    asking_data: Path
+    Attributes:
+        training: data of the training users.
+        evaluation: data of the evaluated users.
+    """
+
+    training: Path
+    evaluation: Path
 
 
 def run_jobs(
     jobs: Sequence[Job],
-    setting: BenchmarkConfig,
+    config: BenchmarkConfig,
     output: Path,
-    places: dict[Case, Place],
+    folders: dict[UserGroup, DataFolders],
     *,
     batch_size: int = 256,
     keep_models: bool = False,
     progress: bool = True,
 ) -> int:
-    """Run what is not finished yet; results are files in `jobs/`, of failed jobs with their `error`.
+    """Run all jobs that are not finished and write their results into `jobs/`, those of failed jobs with their `error`.
 
-    Earlier results of the same models that were made otherwise are set aside, see `set_aside`.
+    Earlier results of the same models with other settings are marked, see `mark_stale`.
 
     Args:
         output: the report folder.
-        places: the data of each case.
-        batch_size: users scored at a time.
-        keep_models: leave trained language models in `runs/`; otherwise they go when all jobs are done.
-        progress: show a bar of jobs.
+        folders: evaluated users -> their data folders.
+        batch_size: users per batch.
+        keep_models: keep trained language models in `runs/`; otherwise they are deleted when all jobs are finished.
+        progress: show a progress bar of jobs.
 
     Returns:
         Number of failed jobs.
     """
     failed = 0
     (output / "logs").mkdir(exist_ok=True)
-    set_aside(jobs, output)
+    mark_stale(jobs, output)
     with tqdm(total=len(jobs), desc="benchmark", unit="job", disable=not progress) as bar:
         for job in jobs:
             bar.set_postfix_str(job.key)
             result = output / "jobs" / f"{job.key}.json"
-            if not is_finished(result, job.fingerprint(setting)):
-                error = _run_job(job, setting, output, places[job.case], batch_size)
+            if not is_finished(result, job.fingerprint(config)):
+                error = _run_job(job, config, output, folders[job.case], batch_size)
                 if error:
                     failed += 1
                     logger.warning("%s failed: %s (log: %s)", job.key, error, _log(output, job.key))
@@ -77,8 +91,8 @@ def run_jobs(
     return failed
 
 
-def set_aside(jobs: Sequence[Job], output: Path) -> None:
-    """Mark results that cannot be seeds of one row with these jobs: `stale` says why. Those that can be again lose the mark."""
+def mark_stale(jobs: Sequence[Job], output: Path) -> None:
+    """Mark results that cannot share a row with these jobs, with the reason in `stale`, and unmark those that can again."""
     wanted = {(job.model, job.case): training_fingerprint(dataclasses.asdict(job)) for job in jobs}
     for path in sorted((output / "jobs").glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
@@ -94,7 +108,7 @@ def set_aside(jobs: Sequence[Job], output: Path) -> None:
 
 
 def is_finished(result: Path, wanted: str) -> bool:
-    """Whether a result is there and was made by equal settings on equal data, with this version of the package."""
+    """Return whether there is a result of equal settings, equal data and this version of the package."""
     if not result.is_file():
         return False
     found = json.loads(result.read_text(encoding="utf-8"))
@@ -103,49 +117,52 @@ def is_finished(result: Path, wanted: str) -> bool:
     return bool(found["fingerprint"] == wanted and found["versions"]["cllm4rec"] == __version__)
 
 
-def _run_job(job: Job, setting: BenchmarkConfig, output: Path, place: Place, batch_size: int) -> str:
-    """Run one job, after the search for its settings where there is one to do; the error, or nothing."""
+def _run_job(job: Job, config: BenchmarkConfig, output: Path, data: DataFolders, batch_size: int) -> str:
+    """Run the search for the settings of a job, if there is one, and the job; return the error, or an empty text."""
     task: dict[str, Any] = {
         "job": dataclasses.asdict(job),
-        "setting": dataclasses.asdict(setting),
-        "train_data": str(place.train_data),
-        "asking_data": str(place.asking_data),
+        "config": dataclasses.asdict(config),
+        "training_data": str(data.training),
+        "evaluation_data": str(data.evaluation),
         "output": str(output),
         "batch_size": batch_size,
         "tuned": None,
         "tunes": False,
     }
-    if setting.tune and job.system == "baseline":
+    if config.tune and job.system == "baseline":
         searched: dict[str, dict[str, Any]] = {}
         chosen: dict[str, str] = {}
         for recipe in baselines_of(job.recipe):
-            found, error = _search(dataclasses.replace(job, recipe=recipe), setting, output, task)
+            if not get_baseline(recipe["name"]).space:
+                searched[recipe["name"]] = recipe["settings"]
+                continue
+            found, error = _search(dataclasses.replace(job, recipe=recipe), config, output, task)
             if error:
                 return f"the search for its settings failed: {error}"
             searched[recipe["name"]] = {**recipe["settings"], **found["settings"]}
-            budget = {"trials": len(found["trials"]), "metric": setting.tune_metric}
+            budget = {"trials": len(found["trials"]), "metric": config.tune_metric}
             chosen[recipe["name"]] = budgets.tuned_in_words(recipe["name"], budget)
         task["tuned"] = searched.get(job.recipe["name"], searched)
         task["job"]["chosen"] = budgets.of_baseline(job.recipe["name"], chosen)
-    task |= {"fingerprint": job.fingerprint(setting), "result": str(output / "jobs" / f"{job.key}.json")}
+    task |= {"fingerprint": job.fingerprint(config), "result": str(output / "jobs" / f"{job.key}.json")}
     Path(task["result"]).parent.mkdir(exist_ok=True)
     return _run_process(task, _log(output, job.key))
 
 
-def _search(job: Job, setting: BenchmarkConfig, output: Path, task: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """Return the result of the search for a baseline's settings, run once for all jobs; or the error."""
-    place = output / "tuning" / f"{job.recipe['name']}-{job.case}.json"
-    mark = fingerprint({"recipe": job.recipe, "case": job.case, "setting": dataclasses.asdict(setting)})
-    if not is_finished(place, mark):
-        place.parent.mkdir(exist_ok=True)
-        changed = {"job": dataclasses.asdict(job), "tunes": True, "fingerprint": mark, "result": str(place)}
-        if error := _run_process({**task, **changed}, _log(output, place.stem)):
+def _search(job: Job, config: BenchmarkConfig, output: Path, task: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Return the result of the search for the settings of a baseline, which runs once for all jobs, or the error."""
+    result = output / "tuning" / f"{file_name(job.recipe['name'])}-{job.case}.json"
+    mark = fingerprint({"recipe": job.recipe, "case": job.case, "setting": dataclasses.asdict(config)})
+    if not is_finished(result, mark):
+        result.parent.mkdir(exist_ok=True)
+        changed = {"job": dataclasses.asdict(job), "tunes": True, "fingerprint": mark, "result": str(result)}
+        if error := _run_process({**task, **changed}, _log(output, result.stem)):
             return {}, error
-    return json.loads(place.read_text(encoding="utf-8")), ""
+    return json.loads(result.read_text(encoding="utf-8")), ""
 
 
 def _run_process(task: dict[str, Any], log: Path) -> str:
-    """Return the last line of a failed process's output, or how it ended; nothing on success."""
+    """Run a task in a separate process; return the last line of its output or its signal if it failed, or an empty text."""
     path = os.pathsep.join(filter(None, [str(PACKAGE_FOLDER), os.environ.get("PYTHONPATH")]))
     with log.open("w", encoding="utf-8") as file:
         done = subprocess.run(
@@ -161,7 +178,7 @@ def _run_process(task: dict[str, Any], log: Path) -> str:
         return ""
     if done.returncode < 0:
         return f"ended by signal {signal.Signals(-done.returncode).name}" + (
-            ", perhaps for want of memory" if -done.returncode == signal.SIGKILL else ""
+            ", perhaps for lack of memory" if -done.returncode == signal.SIGKILL else ""
         )
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return lines[-1] if lines else f"ended with code {done.returncode}"

@@ -1,4 +1,4 @@
-"""Bins of whole numbers: of items by popularity, of users by the length of their history."""
+"""Bins of integers: of items by popularity, and of users by the length of their history."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ import numpy as np
 import numpy.typing as npt
 
 COLD = 5
-"""Items with fewer training interactions are a bin of their own."""
+"""Items with fewer training interactions have a separate bin."""
 QUARTERS = (0.25, 0.5, 0.75)
 
 
 class Bin(NamedTuple):
-    """Whole numbers from `low` to `high`, both included."""
+    """Integers from `low` to `high`, both included."""
 
     low: int
     high: int
 
     @property
     def label(self) -> str:
-        """Its name: `5-9`, or `5`."""
+        """Name, such as `5-9` or `5`."""
         return str(self.low) if self.low == self.high else f"{self.low}-{self.high}"
 
 
 def quarter_bins(values: npt.NDArray[np.integer]) -> list[Bin]:
-    """Four bins of about as many values each; fewer where many values are equal.
+    """Return four bins of about equal numbers of values; fewer if many values are equal.
 
     >>> quarter_bins(np.array([1, 1, 1, 2, 3, 4, 5, 9]))
     [Bin(low=1, high=1), Bin(low=2, high=2), Bin(low=3, high=4), Bin(low=5, high=9)]
@@ -39,7 +39,7 @@ def quarter_bins(values: npt.NDArray[np.integer]) -> list[Bin]:
 
 
 def popularity_bins(counts: npt.NDArray[np.integer]) -> list[Bin]:
-    """Bins of items by their training interactions: below 5, then quarters of the other items.
+    """Return bins of items by their training interactions: below 5, and quarters of the other items.
 
     >>> [part.label for part in popularity_bins(np.array([0, 4, 5, 6, 7, 30]))]
     ['0-4', '5', '6', '7', '8-30']

@@ -1,4 +1,4 @@
-"""Strong generalization: random users of a data folder are held out of training, or are the only users."""
+"""Strong generalization: data folders without some random users, or with these users only."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.preparation import count_statistics
 
 DRAW_SEED = 0
-"""Seed of the draw of users: the same for every model."""
+"""Seed of the random users, the same for every model."""
 
 
-def hold_out_people(data: RecommendationData, share: float, folder: Path) -> tuple[RecommendationData, RecommendationData]:
-    """Split a data folder by users: those to train on, and those to recommend to. Both keep the whole catalogue.
+def hold_out_users(data: RecommendationData, share: float, folder: Path) -> tuple[RecommendationData, RecommendationData]:
+    """Split a data folder by users, into training users and held-out users. Both parts keep the whole catalogue.
 
-    Only users with train and test interactions are drawn. An item without any other interactions stays in the catalogue.
+    Only users with train and test interactions are held out. An item without further interactions stays in the catalogue.
 
     Args:
         data: the data folder.
-        share: of the users, between 0 and 1, both excluded.
-        folder: where the two data folders are written, as `known` and `unseen`; what is there already is read.
+        share: share of the held-out users, between 0 and 1, both excluded.
+        folder: folder for the two data folders `known` and `unseen`; existing ones are loaded.
 
     Returns:
         The data of the training users, and of the held-out users.
@@ -35,9 +35,9 @@ def hold_out_people(data: RecommendationData, share: float, folder: Path) -> tup
     """
     if not 0 < share < 1:
         raise InputError(f"hold_out_users is {share}; it must lie between 0 and 1, both excluded")
-    places = (folder / "known", folder / "unseen")
-    if all(place.is_dir() for place in places):
-        return RecommendationData.load(places[0]), RecommendationData.load(places[1])
+    known_folder, unseen_folder = folder / "known", folder / "unseen"
+    if known_folder.is_dir() and unseen_folder.is_dir():
+        return RecommendationData.load(known_folder), RecommendationData.load(unseen_folder)
     lengths = [np.diff(data.histories(split).indptr) for split in ("train", "test")]
     candidates = np.flatnonzero((lengths[0] > 0) & (lengths[1] > 0))
     count = round(share * len(candidates))
@@ -45,19 +45,18 @@ def hold_out_people(data: RecommendationData, share: float, folder: Path) -> tup
         raise InputError(f"hold_out_users is {share}, which is {count} of {data.num_users} users; choose another share")
     drawn = np.zeros(data.num_users, dtype=bool)
     drawn[np.random.default_rng(DRAW_SEED).choice(candidates, count, replace=False)] = True
-    known, unseen = (_of_users(data, chosen).save(place, True) for chosen, place in zip((~drawn, drawn), places, strict=True))
-    return known, unseen
+    return _of_users(data, ~drawn).save(known_folder, True), _of_users(data, drawn).save(unseen_folder, True)
 
 
-def draw_people(data: RecommendationData, count: int) -> RecommendationData:
-    """Draw the data of random users, as if there were no others. The whole catalogue stays.
+def sample_users(data: RecommendationData, count: int) -> RecommendationData:
+    """Return the data of random users, as if there were no others. The whole catalogue stays.
 
     Args:
         data: the data folder.
         count: number of users.
 
     Returns:
-        Data named after the folder and the count, not written yet.
+        Data named after the folder and the count, not saved yet.
 
     Raises:
         InputError: `count` is below 1, or leaves no user out.
@@ -67,12 +66,13 @@ def draw_people(data: RecommendationData, count: int) -> RecommendationData:
     drawn = np.zeros(data.num_users, dtype=bool)
     drawn[np.random.default_rng(DRAW_SEED).choice(data.num_users, count, replace=False)] = True
     sample = _of_users(data, drawn)
-    place = data.folder.resolve()
-    return dataclasses.replace(sample, folder=place.with_name(f"{place.name}-{count}-people"))  # codespell:ignore people
+    folder = data.folder.resolve()
+    # The name and the line of the protocol are part of existing reports.
+    return dataclasses.replace(sample, folder=folder.with_name(f"{folder.name}-{count}-people"))  # codespell:ignore people
 
 
 def _of_users(data: RecommendationData, chosen: np.ndarray) -> RecommendationData:
-    """Return the data of chosen users, whose indices become 0, 1, ...; the catalogue stays as it is."""
+    """Return the data of chosen users, whose indices become 0, 1, ...; the catalogue is not changed."""
     users = data.interactions["user_index"].to_numpy()
     table = data.interactions.filter(pa.array(chosen[users]))
     renumbered = (np.cumsum(chosen) - 1).astype(np.int32)[table["user_index"].to_numpy()]

@@ -1,4 +1,4 @@
-"""From a job to a recommender: fit a baseline, train a language model by its recipe, or read a trained folder."""
+"""The recommender of a job: a fitted baseline, a system that is trained by its recipe, or a trained folder."""
 
 from __future__ import annotations
 
@@ -28,15 +28,16 @@ from modeling_cllm4rec.training.progress import Progress
 
 FINISHED_FILE = "finished.json"
 NO_SETTINGS = ("progress", "device", "planned_pairs", "max_hours")
-"""Settings of a baseline that change none of its numbers."""
+"""Settings of baselines without an effect on numbers."""
 
 
 class Cost(NamedTuple):
-    """What a training took; None where nobody wrote it down.
+    """Cost of a training; None if it was not recorded.
 
     Attributes:
-        seconds: of all stages; of a resumed one, all of its runs.
-        peak_bytes: most memory that a process held up to the end of a stage; peak_device_bytes: on the accelerator.
+        seconds: time of all stages, including all runs of a resumed stage.
+        peak_bytes: peak memory of a process up to the end of a stage.
+        peak_device_bytes: the same on the accelerator.
     """
 
     seconds: float | None = None
@@ -44,24 +45,24 @@ class Cost(NamedTuple):
     peak_device_bytes: int | None = None
 
     def and_then(self, later: Cost) -> Cost:
-        """Of two stages: the seconds of both, the memory of the one that takes more; unknown where one of them is.
+        """Return the cost of two stages: the sum of seconds, the maximum of memory, and None if one of them is None.
 
         >>> Cost(2.0, 100, 0).and_then(Cost(3.0, 70, None))
         Cost(seconds=5.0, peak_bytes=100, peak_device_bytes=None)
         """
         seconds = None if self.seconds is None or later.seconds is None else self.seconds + later.seconds
         pairs = zip(self[1:], later[1:], strict=True)
-        return Cost(seconds, *(None if one is None or other is None else max(one, other) for one, other in pairs))
+        return Cost(seconds, *(None if first is None or second is None else max(first, second) for first, second in pairs))
 
 
 class Trained(NamedTuple):
-    """A recommender and what it took.
+    """A trained recommender.
 
     Attributes:
-        recommender: scores or searches.
-        cost: of its training.
-        settings: what it was trained with.
-        batch_size: users at a time, if fewer than set.
+        recommender: a `Recommender` or a `Searcher`.
+        cost: cost of the training.
+        settings: settings of the training.
+        batch_size: largest number of users per batch; None is no limit.
     """
 
     recommender: Any
@@ -70,68 +71,76 @@ class Trained(NamedTuple):
     batch_size: int | None = None
 
 
-def tune_baseline(job: Job, setting: BenchmarkConfig, data: RecommendationData) -> dict[str, Any]:
-    """Search the best settings of a baseline on validation, and all trials, ready for JSON.
+def tune_baseline(job: Job, config: BenchmarkConfig, data: RecommendationData) -> dict[str, Any]:
+    """Search for the best settings of a baseline on validation, and return them and all trials as JSON values.
 
-    What the recipe sets and no trial draws holds in each trial, as it will in the training.
+    Settings of the recipe that are not drawn are the same in each trial as in the training.
     """
     start = time.perf_counter()
     name, drawn = job.recipe["name"], get_baseline(job.recipe["name"]).space
     fixed = {key: value for key, value in job.recipe["settings"].items() if key not in drawn}
-    found = tune(name, data, setting.tune, 0, setting.tune_metric, fixed=fixed, max_users=setting.max_users)
+    found = tune(name, data, config.tune, 0, config.tune_metric, fixed=fixed, max_users=config.max_users)
     return {"settings": found.settings, "trials": found.trials.to_pylist(), "seconds": time.perf_counter() - start}
 
 
 def train(
-    job: Job, setting: BenchmarkConfig, data: RecommendationData, runs: Path, tuned: dict[str, Any] | None = None
+    job: Job, config: BenchmarkConfig, data: RecommendationData, runs: Path, tuned: dict[str, Any] | None = None
 ) -> Trained:
-    """Make the recommender of a job.
+    """Train the recommender of a job.
 
     Args:
-        data: what it is trained on.
-        runs: folder for language models that are trained. What an earlier, interrupted run left there is gone on with.
+        data: the training data.
+        runs: folder for trained language models; an interrupted training in it is resumed.
         tuned: settings of a baseline in place of the recipe's.
 
     Raises:
-        InputError: what training refuses.
+        InputError: the training refuses a setting.
     """
     if job.system == "baseline":
-        name, settings = job.recipe["name"], {**job.recipe["settings"], **(tuned or {})}
-        known = baseline_settings(name)
-        planned = {"planned_pairs": pairs_to_score(setting, data)} if "planned_pairs" in known else {}
-        start = time.perf_counter()
-        recommender = fit_baseline(name, data, seed=job.seed, **planned, **settings)
-        cost = Cost(time.perf_counter() - start, peak_memory(), peak_device_memory())
-        return Trained(recommender, cost, all_settings(name, settings))
+        return train_baseline(job, config, data, tuned)
     if job.system == "folder":
-        return _read_folder(Path(job.recipe["path"]), data, setting)
+        return _load_folder(Path(job.recipe["path"]), data, config)
+    return _train_and_load_system(job, config, data, runs)
+
+
+def train_baseline(job: Job, config: BenchmarkConfig, data: RecommendationData, tuned: dict[str, Any] | None = None) -> Trained:
+    """Fit the baseline of a job, or the sum of baselines."""
+    name, settings = job.recipe["name"], {**job.recipe["settings"], **(tuned or {})}
+    planned = {"planned_pairs": pairs_to_score(config, data)} if "planned_pairs" in baseline_settings(name) else {}
+    start = time.perf_counter()
+    recommender = fit_baseline(name, data, seed=job.seed, **planned, **settings)
+    cost = Cost(time.perf_counter() - start, peak_memory(), peak_device_memory())
+    return Trained(recommender, cost, all_settings(name, settings))
+
+
+def _train_and_load_system(job: Job, config: BenchmarkConfig, data: RecommendationData, runs: Path) -> Trained:
     folder, cost = train_system(job, data, runs)
     recommender = load_recommender(folder)
     system = system_of_recipe(job.system)
     if job.recipe[system.stages[-1].section] is None:
         resolve(system.recommend_early)(recommender, job.recipe[system.stages[0].section], folder)
-    return _ready(recommender, setting, cost, dict(job.recipe))
+    return _ready(recommender, config, cost, dict(job.recipe))
 
 
 def all_settings(name: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Every setting of a baseline that its numbers depend on, those at their defaults too; of several joined by +, of each."""
+    """Return the settings of a baseline with an effect on numbers, with their defaults; of several joined by +, of each."""
     if len(parts := members(name)) > 1:
         return {part: all_settings(part, settings[part]) for part in parts}
     return {key: value for key, value in baseline_settings(name).items() if key not in NO_SETTINGS} | settings
 
 
-def pairs_to_score(setting: BenchmarkConfig, data: RecommendationData) -> int:
-    """How many pairs of a user and an item are scored in all conditions: what costs most where each is a pass of its own."""
+def pairs_to_score(config: BenchmarkConfig, data: RecommendationData) -> int:
+    """Return the number of pairs of a user and an item that are scored in all conditions."""
     users = int((np.diff(data.histories("test").indptr) > 0).sum())
-    asking = users if setting.max_users is None else min(users, setting.max_users)
-    return sum(asking * (way.negatives + 1 if way.negatives else data.num_items) for way in setting.conditions)
+    evaluated = users if config.max_users is None else min(users, config.max_users)
+    return sum(evaluated * (one.negatives + 1 if one.negatives else data.num_items) for one in config.conditions)
 
 
 def train_system(job: Job, data: RecommendationData, runs: Path) -> tuple[Path, Cost]:
-    """Run the stages of a system, each from the result of the one before; jobs with the same first stages share them.
+    """Run the stages of a system, each from the result of the previous one. Jobs with the same first stages share them.
 
     Returns:
-        Folder of the model (of the last stage that the recipe has), and the cost of all stages.
+        Folder of the model of the last stage that the recipe has, and the cost of all stages.
     """
     system = system_of_recipe(job.system)
     sections: list[str] = []
@@ -152,18 +161,18 @@ def train_system(job: Job, data: RecommendationData, runs: Path) -> tuple[Path, 
 
 
 def _run_stage(stage: Stage, arguments: dict[str, Any]) -> float:
-    """Run a stage and return its seconds; of one that the training loop ran, those of all runs that it was resumed from."""
+    """Run a stage and return its seconds, including those of earlier runs from which it was resumed."""
     start = time.perf_counter()
     _, progress = resolve(stage.run)(resolve(stage.arguments)(**arguments))
     return progress.seconds if isinstance(progress, Progress) else time.perf_counter() - start
 
 
 def finished(folder: Path, work: Callable[[], float]) -> Cost:
-    """Return the cost of a stage: run now, or found complete in its folder. Its checkpoints go when it is done.
+    """Run a stage unless its folder is finished, delete its checkpoints, and return its cost.
 
     Args:
-        folder: of the stage.
-        work: does it, and gives its seconds.
+        folder: folder of the stage.
+        work: function that runs the stage and returns its seconds.
     """
     record = folder / FINISHED_FILE
     if not record.is_file():
@@ -173,27 +182,27 @@ def finished(folder: Path, work: Callable[[], float]) -> Cost:
     return Cost(**json.loads(record.read_text(encoding="utf-8")))
 
 
-def _read_folder(folder: Path, data: RecommendationData, setting: BenchmarkConfig) -> Trained:
+def _load_folder(folder: Path, data: RecommendationData, config: BenchmarkConfig) -> Trained:
     recommender = load_recommender(folder)
     check_same_ids(recommender, data, str(folder))
     records = read_records(folder)
     costs = [Cost(*(record.get(name) for name in Cost._fields)) for record in records.values()]
     cost = reduce(Cost.and_then, costs) if costs else Cost()
     settings = {stage: record["arguments"] for stage, record in records.items()}
-    return _ready(recommender, setting, cost, settings)
+    return _ready(recommender, config, cost, settings)
 
 
-def _ready(model: Any, setting: BenchmarkConfig, cost: Cost, settings: dict[str, Any]) -> Trained:
-    """On the accelerator, if there is one; LC-Rec with as many beams as the longest list has places."""
+def _ready(model: Any, config: BenchmarkConfig, cost: Cost, settings: dict[str, Any]) -> Trained:
+    """Move a model to the accelerator, if there is one; a search gets at least as many beams as the longest list has ranks."""
     if torch.cuda.is_available():
         model.to("cuda")
     if not model.scores_catalogue:
-        longest = max(request.k for request in parse_metrics(setting.metrics, model.num_items))
+        longest = max(request.k for request in parse_metrics(config.metrics, model.num_items))
         beams = max(longest, model.config.search_beams)
         return Trained(SearchingRecommender(model, {"num_beams": beams}), cost, settings, model.default_batch_size)
     return Trained(model, cost, settings)
 
 
 def _short_name(job: Job, *stages: str) -> str:
-    """Return a name for the result of some stages of a recipe, with this seed and these users."""
+    """Return a name for the result of stages of a recipe, with this seed and these users."""
     return fingerprint({"case": job.case, "seed": job.seed, **{stage: job.recipe[stage] for stage in stages}})[:12]

@@ -1,4 +1,4 @@
-"""The process of one job: `python -m modeling_cllm4rec.benchmark.worker`, with a task as JSON on its standard input."""
+"""The process of a job: `python -m modeling_cllm4rec.benchmark.worker` with a task as JSON on standard input."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from modeling_cllm4rec import __version__
 from modeling_cllm4rec.benchmark.jobs import BenchmarkConfig, Job, write_json
 from modeling_cllm4rec.benchmark.measurement import measure
 from modeling_cllm4rec.benchmark.training import train, tune_baseline
+from modeling_cllm4rec.corpora.atomic_files import atomic_file
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.hub.machine import peak_device_memory, peak_memory
 from modeling_cllm4rec.hub.model_card import LIBRARIES, machine
@@ -29,22 +30,23 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
     """Do a task and write its result into the report folder.
 
     Args:
-        task: `job`, `setting`, `train_data`, `asking_data` (folders), `output`, `batch_size`, `tuned` (settings or null), and
-            `result`, the file to be written; with `"tunes": true` the settings of the job's baseline are searched for instead.
+        task: `job`, `config`, `training_data` and `evaluation_data` (folders), `output`, `batch_size`, `tuned` (settings or
+            null), and `result`, the file of the result. With `"tunes": true` the settings of the job's baseline are searched for
+            instead.
 
     Returns:
-        What was written.
+        The content of the result file.
     """
-    job, setting, output = Job(**task["job"]), BenchmarkConfig.from_dict(task["setting"]), Path(task["output"])
-    begun = time.perf_counter()
-    data = RecommendationData.load(task["train_data"])
+    job, config, output = Job(**task["job"]), BenchmarkConfig.from_dict(task["config"]), Path(task["output"])
+    start = time.perf_counter()
+    data = RecommendationData.load(task["training_data"])
     result: dict[str, Any] = {"fingerprint": task["fingerprint"], "status": "done"}
     if task["tunes"]:
-        result |= tune_baseline(job, setting, data)
+        result |= tune_baseline(job, config, data)
     else:
-        result |= _trained_and_measured(job, setting, data, task, output)
+        result |= _train_and_measure(job, config, data, task, output)
     result |= {
-        "wall_seconds": time.perf_counter() - begun,
+        "wall_seconds": time.perf_counter() - start,
         "peak_bytes": peak_memory(),
         "peak_device_bytes": peak_device_memory(),
         "machine": machine(),
@@ -55,29 +57,30 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _trained_and_measured(
-    job: Job, setting: BenchmarkConfig, data: RecommendationData, task: dict[str, Any], output: Path
+def _train_and_measure(
+    job: Job, config: BenchmarkConfig, data: RecommendationData, task: dict[str, Any], output: Path
 ) -> dict[str, Any]:
-    trained = train(job, setting, data, output / "runs", task["tuned"])
-    asking = data if task["asking_data"] == task["train_data"] else RecommendationData.load(task["asking_data"])
+    trained = train(job, config, data, output / "runs", task["tuned"])
+    same = task["evaluation_data"] == task["training_data"]
+    evaluated = data if same else RecommendationData.load(task["evaluation_data"])
     counts = np.bincount(data.histories("train").items, minlength=data.num_items)
     batch_size = min(task["batch_size"], trained.batch_size or task["batch_size"])
     (output / "per_user").mkdir(exist_ok=True)
     measured = []
-    for condition in setting.conditions:
-        one = measure(trained.recommender, asking, setting, condition, counts, anonymous=job.anonymous, batch_size=batch_size)
-        place = f"per_user/{job.key}.{condition.key}.parquet"
-        pq.write_table(one.per_user, output / f"{place}.unfinished")
-        (output / f"{place}.unfinished").replace(output / place)
+    for condition in config.conditions:
+        found = measure(trained.recommender, evaluated, config, condition, counts, anonymous=job.anonymous, batch_size=batch_size)
+        per_user = f"per_user/{job.key}.{condition.key}.parquet"
+        with atomic_file(output / per_user) as temporary:
+            pq.write_table(found.per_user, temporary)
         measured.append(
             {
                 "condition": list(condition),
-                "protocol": one.protocol.to_dict(),
-                "metrics": one.metrics,
-                "seconds": one.seconds,
-                "milliseconds_per_user": 1e3 * one.seconds / one.protocol.users,
+                "protocol": found.protocol.to_dict(),
+                "metrics": found.metrics,
+                "seconds": found.seconds,
+                "milliseconds_per_user": 1e3 * found.seconds / found.protocol.users,
                 "batch_size": batch_size,
-                "per_user": place,
+                "per_user": per_user,
             }
         )
     return {
@@ -89,11 +92,11 @@ def _trained_and_measured(
 
 
 def main() -> int:
-    """Do the task on standard input; on an exception, the last line of the error output names it."""
+    """Do the task on standard input; after an exception, the last line of the error output names it."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
     try:
         work(json.load(sys.stdin))
-    except Exception as error:  # named in the report's table, while the other models go on
+    except Exception as error:  # the report names it, and the other jobs go on
         traceback.print_exc()
         print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1

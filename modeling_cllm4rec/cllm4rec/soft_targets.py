@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Self, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from modeling_cllm4rec.baselines import baseline_settings, fit_baseline, members
 from modeling_cllm4rec.cllm4rec.arguments import TeacherArguments
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.evaluation.evaluator import Recommender
 
@@ -42,7 +43,7 @@ class Teacher:
         """Fit the baselines that the arguments name on the splits `fit_on`.
 
         Raises:
-            InputError: there is no such baseline or setting; the nearest names are listed.
+            InputError: there is no such baseline or setting (the nearest names are listed), or the teacher has no scores.
             MissingPackageError: a baseline needs a package that is not installed.
             MemoryLimitError: a baseline needs a matrix of items by items, and the catalogue is too large for it.
         """
@@ -52,7 +53,9 @@ class Teacher:
             if "fit_on" in baseline_settings(part):
                 part_settings.setdefault("fit_on", fit_on)
         recommender = fit_baseline(arguments.teacher, data, seed=arguments.seed, **settings)
-        return cls(recommender, arguments.teacher_items, arguments.teacher_power)
+        if not hasattr(recommender, "score_histories"):
+            raise InputError(f"teacher: {arguments.teacher} has lists and no scores; soft targets need scores")
+        return cls(cast(Recommender, recommender), arguments.teacher_items, arguments.teacher_power)
 
     def soft_targets(self, histories: list[np.ndarray]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         """Return the soft targets of a batch of histories.

@@ -1,4 +1,4 @@
-"""Histories as sparse matrices: what the linear baselines are fitted on and multiply."""
+"""Histories as sparse matrices, for fitting and scoring of linear baselines."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 
 FitOn = Literal["train", "train+validation"]
-"""Splits that a baseline may be fitted on; those that choose their best epoch on validation know `train` only."""
+"""Splits that a baseline is fitted on. A baseline with early stopping on validation is fitted on `train` only."""
 
 
 def fitting_histories(data: RecommendationData, fit_on: FitOn) -> Histories:
     """Return the histories that a baseline is fitted on.
 
     Raises:
-        InputError: `fit_on` is neither of the two.
+        InputError: `fit_on` has another value.
     """
     if fit_on not in get_args(FitOn):
         raise InputError(f"fit_on is {fit_on!r}; allowed are {' and '.join(map(repr, get_args(FitOn)))}")
@@ -27,12 +27,12 @@ def fitting_histories(data: RecommendationData, fit_on: FitOn) -> Histories:
 
 
 def interaction_matrix(histories: Histories, num_items: int, recency: float = 0.0) -> sparse.csr_array:
-    """One row per history; an item that occurs twice in it counts twice.
+    """Return the matrix with one row per history; an item that occurs twice is counted twice.
 
     Args:
-        histories: (batch,) item indices, oldest first.
+        histories: (batch,) histories, oldest item first.
         num_items: size of the catalogue, J.
-        recency: the item t steps before the last one has the value (1 + t) ** -recency; 0: all have 1.
+        recency: the item t steps before the last one has the value (1 + t) ** -recency, which is 1 for recency 0.
 
     Returns:
         (batch, J) float32.
@@ -54,7 +54,7 @@ def interaction_matrix(histories: Histories, num_items: int, recency: float = 0.
 
 
 def check_items(histories: Histories, num_items: int) -> None:
-    """Refuse histories of another catalogue.
+    """Check that histories are of a catalogue of `num_items` items.
 
     Raises:
         InputError: an item index is not in [0, num_items).

@@ -84,7 +84,7 @@ class Searcher(TypingProtocol):
         """Return the k best unseen items for each of (batch,) histories.
 
         Returns:
-            (batch, k) item indices, best first; -1 where fewer were found, `ranking.NO_ITEM` where the search found a sequence
+            (batch, k) item indices, best first; -1 where fewer were found, `top_items.NO_ITEM` where the search found a sequence
             that is no item.
         """
         ...

@@ -13,16 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from modeling_cllm4rec.core.errors import InputError
+from modeling_cllm4rec.core.top_items import PADDING
 from modeling_cllm4rec.corpora.data_folder import Histories
 
 BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.integer]
-
-PADDING = -1
-"""In a ranked list, an empty rank at the end of a list that has fewer items; it is ignored."""
-NO_ITEM = -2
-"""In a ranked list, a rank where the recommender produced something that is no item; it counts as an illegal item."""
 
 
 def hits(ranked: IntArray, truth: Histories) -> BoolArray:

@@ -20,7 +20,7 @@ from modeling_cllm4rec.core.errors import ExistingFileError, InputError
 from modeling_cllm4rec.core.saved_folder import CURVES_FILE
 from modeling_cllm4rec.corpora.data_folder import INFO_FILE, RecommendationData
 from modeling_cllm4rec.corpora.item_embeddings import item_embeddings
-from modeling_cllm4rec.evaluation.training_curves import RECORD_FILE as TRAINING_FILE
+from modeling_cllm4rec.evaluation.training_curves import RECORD_FILE
 from modeling_cllm4rec.hub.model_card import save_record, training_record
 from modeling_cllm4rec.lcrec.arguments import INDEX_FILE, WITHOUT_EMBEDDINGS, IndexArguments
 from modeling_cllm4rec.lcrec.configuration_rqvae import RQVAEConfig
@@ -45,11 +45,11 @@ from modeling_cllm4rec.lcrec.semantic_ids import (
     squared_distances_to,
 )
 from modeling_cllm4rec.training.estimates import check_memory, indexing_memory
+from modeling_cllm4rec.training.loop import RUN_FILE
 
 logger = logging.getLogger(__name__)
 
 SETTINGS_FILE, EMBEDDINGS_FILE = "index.json", "embeddings.parquet"
-RECORD_FILE = "run.json"
 STAGE = "index-items"
 NOT_PART_OF_AN_INDEX = ("resume", "overwrite", "stop_after_epochs", "save_every", "output", "data", "plots", "max_memory")
 
@@ -218,7 +218,7 @@ def _identity(arguments: IndexArguments, items: IdMap) -> dict[str, Any]:
 def _check_folder(arguments: IndexArguments, identity: Mapping[str, Any]) -> None:
     """Raise if the output folder holds something else, or an index that is neither resumed nor overwritten."""
     folder = arguments.folder
-    record = folder / RECORD_FILE
+    record = folder / RUN_FILE
     if (folder / INFO_FILE).exists():
         raise ExistingFileError(f"output: {folder} is a data folder, which is never written into; choose another output")
     if not record.exists():
@@ -253,14 +253,14 @@ def _check_same(record: Path, identity: Mapping[str, Any]) -> None:
 def _claim(arguments: IndexArguments, identity: Mapping[str, Any]) -> None:
     """Remove the files of an overwritten index, and record the arguments of this one."""
     folder = arguments.folder
-    record = folder / RECORD_FILE
+    record = folder / RUN_FILE
     if record.exists() and arguments.resume:
         _check_same(record, identity)
         return
     if record.exists():
         for name in (CHECKPOINTS, INDEXER_FOLDER):
             shutil.rmtree(folder / name, ignore_errors=True)
-        for name in (INDEX_FILE, SETTINGS_FILE, *REPORT_FILES, TRAINING_FILE, CURVES_FILE, RECORD_FILE):
+        for name in (INDEX_FILE, SETTINGS_FILE, *REPORT_FILES, RECORD_FILE, CURVES_FILE, RUN_FILE):
             (folder / name).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = record.with_name(record.name + ".unfinished")

@@ -53,7 +53,8 @@ NOT_PART_OF_A_RUN = (
 """Arguments that a resumed run may change: they do not change the result, or their content is compared instead."""
 
 
-RECORD_FILE = "run.json"
+RUN_FILE = "run.json"
+"""Arguments of the run of a folder, which a resumed run is compared with. Its costs are in `RECORD_FILE`, `training.json`."""
 
 
 class Step(NamedTuple):
@@ -155,7 +156,7 @@ def check_folder(stage: str, arguments: TrainingArguments, data: RecommendationD
         InputError: `resume` is set, but the run in the folder had other arguments or data, which are listed.
     """
     folder = stage_folder(stage, arguments)
-    record = folder / RECORD_FILE
+    record = folder / RUN_FILE
     if (arguments.run_folder / INFO_FILE).exists():
         raise ExistingFileError(
             f"output: {arguments.run_folder} is a data folder, which is never written into; choose another output"
@@ -183,7 +184,7 @@ def claim_folder(stage: str, arguments: TrainingArguments, data: RecommendationD
     """Record the identity of this run in its folder, after deleting a run to be overwritten; raises as `check_folder`."""
     check_folder(stage, arguments, data)
     folder = stage_folder(stage, arguments)
-    record = folder / RECORD_FILE
+    record = folder / RUN_FILE
     if arguments.overwrite:
         shutil.rmtree(folder, ignore_errors=True)
     if record.exists():

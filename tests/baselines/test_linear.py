@@ -113,7 +113,7 @@ def test_ease_refuses_catalogues_beyond_its_memory():
     data = Splits([[0]], num_items=20_000)
     with pytest.raises(MemoryError, match=r"20000 items needs 4.5 GiB .* max_memory_gib is 4.0; .*float32' \(1.5 GiB\)"):
         EASERecommender.fit(data, max_memory_gib=4.0)
-    with pytest.raises(MemoryError, match="raise max_memory_gib to 1 where"):
+    with pytest.raises(MemoryError, match="raise max_memory_gib to 1 if"):
         EASERecommender.fit(data, max_memory_gib=1.0, precision="float32")
     assert memory_gib(1024, "float32") == 1 / 256
 

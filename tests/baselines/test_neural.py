@@ -12,9 +12,9 @@ from modeling_cllm4rec.baselines.sasrec import (
     IGNORE_INDEX,
     SASRec,
     SASRecRecommender,
-    inclusion_chances,
+    inclusion_probabilities,
     sampled_nll,
-    training_pieces,
+    training_segments,
 )
 from modeling_cllm4rec.core.losses import multinomial_nll
 from modeling_cllm4rec.evaluation.ranking import histories_from_lists
@@ -61,8 +61,8 @@ def test_cosine_ignores_the_length_of_item_rows():
 def test_sampling_every_item_is_the_full_softmax():
     torch.manual_seed(0)
     hidden, table, targets = torch.randn(7, 4, requires_grad=True), torch.randn(9, 4, requires_grad=True), torch.arange(7)
-    chances = torch.from_numpy(inclusion_chances(np.arange(9), num_samples=9, power=0.5))
-    sampled = sampled_nll(hidden, table.__getitem__, targets, chances, torch.Generator())
+    probabilities = torch.from_numpy(inclusion_probabilities(np.arange(9), num_samples=9, power=0.5))
+    sampled = sampled_nll(hidden, table.__getitem__, targets, probabilities, torch.Generator())
     full = F.cross_entropy(hidden @ table.T, targets, reduction="none")
     assert torch.allclose(sampled, full, atol=1e-5)
     assert torch.allclose(multinomial_nll(hidden, table, targets[:, None]), full, atol=1e-5)
@@ -74,10 +74,10 @@ def test_sampling_every_item_is_the_full_softmax():
 def test_the_sampled_denominator_has_the_right_mean(power):
     torch.manual_seed(0)
     hidden, table, targets = torch.randn(2, 4), torch.randn(30, 4), torch.tensor([3, 8])
-    chances = torch.from_numpy(inclusion_chances(np.arange(30) ** 2, num_samples=10, power=power))
+    probabilities = torch.from_numpy(inclusion_probabilities(np.arange(30) ** 2, num_samples=10, power=power))
     generator = torch.Generator().manual_seed(1)
     own = (hidden * table[targets]).sum(1)
-    losses = torch.stack([sampled_nll(hidden, table.__getitem__, targets, chances, generator) for _ in range(3000)])
+    losses = torch.stack([sampled_nll(hidden, table.__getitem__, targets, probabilities, generator) for _ in range(3000)])
     estimates = (losses + own).exp()
     exact = (hidden @ table.T).exp().sum(1)
     error = estimates.std(0) / 3000**0.5
@@ -86,18 +86,18 @@ def test_the_sampled_denominator_has_the_right_mean(power):
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("num_samples", [1, 7, 49, 50, 500])
-def test_chances_sum_to_the_sample(power, num_samples):
+def test_probabilities_sum_to_the_sample(power, num_samples):
     counts = np.random.default_rng(0).zipf(1.5, 50)
-    chances = inclusion_chances(counts, num_samples, power)
-    assert chances.sum() == pytest.approx(min(num_samples, 50), rel=1e-5)
-    assert (chances > 0).all() and (chances <= 1).all()
-    assert (np.diff(chances[np.argsort(counts)]) >= 0).all()
+    probabilities = inclusion_probabilities(counts, num_samples, power)
+    assert probabilities.sum() == pytest.approx(min(num_samples, 50), rel=1e-5)
+    assert (probabilities > 0).all() and (probabilities <= 1).all()
+    assert (np.diff(probabilities[np.argsort(counts)]) >= 0).all()
 
 
 def test_long_histories_are_cut_into_pieces():
     histories = histories_from_lists([[1, 2, 3, 4, 5], [], [6, 7]])
-    assert [piece.tolist() for piece in training_pieces(histories, 2)] == [[4, 5], [2, 3], [1], [6, 7]]
-    assert [piece.tolist() for piece in training_pieces(histories, 9)] == [[1, 2, 3, 4, 5], [6, 7]]
+    assert [segment.tolist() for segment in training_segments(histories, 2)] == [[4, 5], [2, 3], [1], [6, 7]]
+    assert [segment.tolist() for segment in training_segments(histories, 9)] == [[1, 2, 3, 4, 5], [6, 7]]
 
 
 def test_sasrec_reads_the_last_items(data):

@@ -87,10 +87,10 @@ def test_questions_of_an_epoch() -> None:
     histories = histories_from_lists([[4, 2, 7], [1], [], [0, 5]])
     examples = training_examples(histories, 9, positives=99, negatives=2, seed=1, epoch=0)
     assert examples.labels.tolist() == [1.0] * 3 + [0.0] * 6
-    asked = list(zip(examples.users.tolist(), examples.lengths.tolist(), examples.items.tolist(), strict=True))
-    assert asked[:3] == [(0, 1, 2), (0, 2, 7), (3, 1, 5)]
-    assert [row[:2] for row in asked[3:]] == [(0, 1), (0, 1), (0, 2), (0, 2), (3, 1), (3, 1)]
-    assert not {item for user, _, item in asked[3:] if user == 0} & {4, 2, 7}
+    drawn = list(zip(examples.users.tolist(), examples.lengths.tolist(), examples.items.tolist(), strict=True))
+    assert drawn[:3] == [(0, 1, 2), (0, 2, 7), (3, 1, 5)]
+    assert [row[:2] for row in drawn[3:]] == [(0, 1), (0, 1), (0, 2), (0, 2), (3, 1), (3, 1)]
+    assert not {item for user, _, item in drawn[3:] if user == 0} & {4, 2, 7}
     again, other = (training_examples(histories, 9, positives=2, negatives=1, seed=1, epoch=epoch) for epoch in (0, 3))
     assert len(again.items) == 4 and again.items.tolist() != other.items.tolist()
 
@@ -139,7 +139,10 @@ class TestBadInput:
             ({"negatives": 0}, "negatives is 0; it must be 1 or more"),
             ({"lr": 0.0}, "lr is 0.0; it must be above 0"),
             ({"max_hours": 0.0}, "max_hours is 0.0; it must be above 0"),
-            ({"max_history": 50}, "a prompt of 50 titles and a candidate may take [0-9]+ tokens, but the backbone reads 128"),
+            (
+                {"max_history": 50},
+                "a prompt of 50 titles and a candidate may take [0-9]+ tokens, but the backbone's context has 128",
+            ),
             ({"precision": "fp8"}, "precision is 'fp8'; allowed are 'no' and 'bf16'"),
         ],
     )
@@ -165,14 +168,14 @@ class TestBadInput:
         assert "10000000 pairs of a history and an item at" in caplog.text
 
     def test_nobody_has_a_next_item(self) -> None:
-        with pytest.raises(ValueError, match="nobody has two training items"):
+        with pytest.raises(ValueError, match="no user has two training items"):
             training_examples(histories_from_lists([[1], []]), 5, 3, 1, 0, 0)
         with pytest.raises(ValueError, match="user 0 has all 2 items"):
             training_examples(histories_from_lists([[1, 0]]), 2, 3, 1, 0, 0)
 
     def test_answers_that_begin_alike(self, tiny_backbones: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("modeling_cllm4rec.baselines.yes_no_prompts.NO", "Yet")
-        with pytest.raises(ValueError, match="the tokenizer writes Yes as tokens .* which begin alike; choose a backbone"):
+        with pytest.raises(ValueError, match="the tokenizer encodes Yes as .* with the same first token; choose a backbone"):
             make(tiny_backbones["gpt2"])
 
     def test_candidates_of_another_catalogue(self, tiny_backbones: dict[str, Path]) -> None:

@@ -11,7 +11,7 @@ import pytest
 from accelerate.state import AcceleratorState
 
 from modeling_cllm4rec.benchmark import runner as running
-from modeling_cllm4rec.benchmark.jobs import BenchmarkConfig, make_setting
+from modeling_cllm4rec.benchmark.jobs import BenchmarkConfig, make_config
 from modeling_cllm4rec.benchmark.worker import work
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 
@@ -20,7 +20,7 @@ METRICS = ("recall@5", "ndcg@10", "coverage@5")
 
 @pytest.fixture
 def setting(data: RecommendationData) -> BenchmarkConfig:
-    return make_setting(data, metrics=METRICS)
+    return make_config(data, metrics=METRICS)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from modeling_cllm4rec.benchmark.jobs import BenchmarkConfig, Condition, Job, claim, conditions, make_setting, selection_of
+from modeling_cllm4rec.benchmark.jobs import BenchmarkConfig, Condition, Job, claim, conditions, make_config, selection_of
 from modeling_cllm4rec.cllm4rec import finetuning
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.lcrec import alignment
@@ -25,7 +25,7 @@ def test_conditions_side_by_side() -> None:
 
 
 def test_sampled_metrics_are_measured_beside_full_ranking(data: RecommendationData) -> None:
-    found = make_setting(data, metrics=("recall@5",), sampled_negatives=7).conditions
+    found = make_config(data, metrics=("recall@5",), sampled_negatives=7).conditions
     assert found == (Condition("train", "train"), Condition("train", "train", 7))
     assert len({condition.key for condition in found}) == 2
 
@@ -33,7 +33,7 @@ def test_sampled_metrics_are_measured_beside_full_ranking(data: RecommendationDa
 def test_data_split_by_time_is_asked_with_validation(data: RecommendationData) -> None:
     protocol = {**data.info["protocol"], "split": "leave-one-out"}
     ordered = dataclasses.replace(data, info={**data.info, "protocol": protocol})
-    made = make_setting(ordered)
+    made = make_config(ordered)
     assert made.conditions == (Condition("train+validation", "train+validation"),)
     assert made.metrics == ("recall@10", "recall@20", "ndcg@10")
 
@@ -61,7 +61,7 @@ def test_what_all_models_are_chosen_by() -> None:
 )
 def test_values_that_are_not_allowed(data: RecommendationData, values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        make_setting(data, **{"metrics": ("recall@5",), **values})
+        make_config(data, **{"metrics": ("recall@5",), **values})
 
 
 def test_setting_comes_back_from_its_file(setting: BenchmarkConfig, tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_setting_comes_back_from_its_file(setting: BenchmarkConfig, tmp_path: Pa
 
 def test_folder_of_other_data_is_refused(setting: BenchmarkConfig, tmp_path: Path) -> None:
     claim(tmp_path / "report", dataclasses.replace(setting, data_sha256="other", dataset="books"))
-    with pytest.raises(ValueError, match=r"is a report of other data \(books: .*choose another --output, or pass --overwrite"):
+    with pytest.raises(ValueError, match=r"is a report of other data \(books: .*choose another output, or pass overwrite=True"):
         claim(tmp_path / "report", setting)
 
 
@@ -84,7 +84,7 @@ def test_folder_of_another_protocol_is_refused(setting: BenchmarkConfig, tmp_pat
 
 def test_folder_with_something_else_is_refused(setting: BenchmarkConfig, tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("dear")
-    with pytest.raises(FileExistsError, match="is no report folder; choose another --output"):
+    with pytest.raises(FileExistsError, match="is no report folder; choose another output"):
         claim(tmp_path, setting)
 
 

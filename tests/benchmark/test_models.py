@@ -87,7 +87,7 @@ def test_folders_that_are_no_seeds_of_one_model_are_refused(tmp_path: Path) -> N
     first, second = saved_model(tmp_path / "a", seed=42), saved_model(tmp_path / "b", b"v", seed=43)
     record = {"finetune": {"arguments": {"seed": 43, "output": "elsewhere", "lr": 0.1}, "seconds": 2.0}}
     (second / "training.json").write_text(json.dumps(record))
-    message = r"folders a and b of mine are not seeds of one training: \{'finetune: lr': \(None, 0.1\)\}; give each a name"
+    message = r"folders a and b of mine are not seeds of one training: \{'finetune: lr': \(None, 0.1\)\}; give each its own"
     with pytest.raises(ValueError, match=message):
         make_jobs([f"mine={first}", f"mine={second}"], [1], NONE)
     assert len(make_jobs([f"mine={first}", f"other={second}"], [1], NONE)) == 2
@@ -117,10 +117,10 @@ def test_a_folder_is_of_a_recipe_if_its_training_was(tmp_path: Path) -> None:
         (["ease+cllm4rec"], [1], "there is no 'cllm4rec'; .*only baselines are joined by"),
         (["ease+ease"], [1], "names ease twice"),
         ([], [1], "models is empty"),
-        (["cllm4rec"], [1], "cllm4rec is trained by a recipe, and there is none for it; .*--config.*cllm4rec=folder"),
+        (["cllm4rec"], [1], "cllm4rec is trained by a recipe, and there is none for it; .*config=FILE.*cllm4rec=folder"),
         (["tiger"], [1], "tiger is trained by a recipe, and there is none for it"),
-        (["tallrec"], [1], "tallrec needs a language model; name one by --backbone, .*tallrec: {backbone: NAME}"),
-        (["ease=folder"], [1], "a baseline is fitted, not read"),
+        (["tallrec"], [1], "tallrec needs a language model; pass backbone=NAME, .*tallrec: {backbone: NAME}"),
+        (["ease=folder"], [1], "a baseline is fitted, not loaded"),
         (["random"], [1, 1], r"seeds are \[1, 1\]"),
         (["random"], [], r"seeds are \[\]"),
     ],

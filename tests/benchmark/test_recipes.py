@@ -78,5 +78,5 @@ def test_recipe_of_an_ablation(tmp_path: Path) -> None:
     assert plain == read_one_recipe(tmp_path / "benchmark.yaml")
     assert plain == ("cllm4rec", {"pretrain": {"lr": 0.002, "backbone": "gpt2"}, "finetune": {"lr": 0.002, "epochs": 3}})
     assert read_one_recipe(CONFIGS / "scientific_benchmark.yaml")[0] == "lcrec"
-    with pytest.raises(ValueError, match="has recipes of cllm4rec and lcrec, and variants are of one; name a file with one"):
+    with pytest.raises(ValueError, match="has recipes of cllm4rec and lcrec, and an ablation is of one; name a file with one"):
         read_one_recipe(CONFIGS / "benchmark.yaml")

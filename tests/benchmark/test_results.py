@@ -228,14 +228,14 @@ def test_no_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     from modeling_cllm4rec.benchmark import plots
 
     monkeypatch.setattr(plots.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"not installed; run: pip install matplotlib, or pass --no-plots"):
+    with pytest.raises(ImportError, match=r"not installed; run: pip install matplotlib, or pass no_plots=True"):
         plots.check_plots()
 
 
 def test_seeds_of_other_users_or_settings_do_not_mix(folder: Path, write: Write) -> None:
     write("random", "baseline", 1, EASE)
     place = write("random", "baseline", 2, EASE, users=USERS + 1)
-    with pytest.raises(ValueError, match="the seeds of random were measured on other users"):
+    with pytest.raises(ValueError, match="the seeds of random were measured on different users"):
         read_tables(folder)
     place.unlink()
     write("random", "baseline", 2, EASE, other="setting")
@@ -246,7 +246,7 @@ def test_seeds_of_other_users_or_settings_do_not_mix(folder: Path, write: Write)
 def test_models_of_other_users_do_not_compare(folder: Path, write: Write) -> None:
     write("ease", "baseline", 1, EASE)
     write("popularity", "baseline", 1, POPULAR, users=USERS + 1)
-    with pytest.raises(ValueError, match="popularity and EASE were measured on other users"):
+    with pytest.raises(ValueError, match="popularity and EASE were measured on different users"):
         read_tables(folder)
 
 

@@ -12,11 +12,11 @@ import pytest
 from modeling_cllm4rec import __version__
 from modeling_cllm4rec.benchmark import runner as running
 from modeling_cllm4rec.benchmark.jobs import BenchmarkConfig, Job, write_json
-from modeling_cllm4rec.benchmark.runner import Place, is_finished, run_jobs
+from modeling_cllm4rec.benchmark.runner import DataFolders, is_finished, run_jobs
 
 JOBS = [Job(name, "baseline", 1, {"name": name, "settings": {}}) for name in ("first", "second")]
 ENDINGS = {
-    "import os; os.kill(os.getpid(), 9)": "ended by signal SIGKILL, perhaps for want of memory",
+    "import os; os.kill(os.getpid(), 9)": "ended by signal SIGKILL, perhaps for lack of memory",
     "import os; os.kill(os.getpid(), 15)": "ended by signal SIGTERM",
     "raise ValueError('too warm')": "ValueError: too warm",
     "import sys; sys.exit(3)": "ended with code 3",
@@ -25,7 +25,7 @@ ENDINGS = {
 
 def run(setting: BenchmarkConfig, output: Path) -> int:
     output.mkdir(exist_ok=True)
-    return run_jobs(JOBS, setting, output, {"everyone": Place(Path("data"), Path("data"))}, progress=False)
+    return run_jobs(JOBS, setting, output, {"everyone": DataFolders(Path("data"), Path("data"))}, progress=False)
 
 
 @pytest.mark.parametrize(("code", "error"), ENDINGS.items())
@@ -78,8 +78,10 @@ def test_results_of_another_version_are_made_again(
 
 def test_a_search_that_fails_is_said(monkeypatch: pytest.MonkeyPatch, setting: BenchmarkConfig, tmp_path: Path) -> None:
     monkeypatch.setattr(running, "WORKER", (sys.executable, "-c", "raise ValueError('no')"))
-    assert run(dataclasses.replace(setting, tune=2), tmp_path) == 2
-    result = json.loads((tmp_path / "jobs" / "first-seed1.json").read_text())
+    jobs = [Job("ease", "baseline", 1, {"name": "ease", "settings": {}})]
+    folders = {"everyone": DataFolders(Path("data"), Path("data"))}
+    assert run_jobs(jobs, dataclasses.replace(setting, tune=2), tmp_path, folders, progress=False) == 1
+    result = json.loads((tmp_path / "jobs" / "ease-seed1.json").read_text())
     assert result["error"] == "the search for its settings failed: ValueError: no"
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from modeling_cllm4rec.benchmark.strong_generalization import draw_people, hold_out_people
+from modeling_cllm4rec.benchmark.strong_generalization import hold_out_users, sample_users
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 
 
 def test_people_are_parted_and_the_catalogue_stays(data: RecommendationData, tmp_path: Path) -> None:
-    known, unseen = hold_out_people(data, 0.2, tmp_path)
+    known, unseen = hold_out_users(data, 0.2, tmp_path)
     assert (known.num_users, unseen.num_users) == (48, 12)
     assert known.items.equals(data.items) and unseen.items.equals(data.items)
     everyone = [str(one) for one in data.users["user_id"].to_pylist()]
@@ -30,8 +30,8 @@ def test_people_are_parted_and_the_catalogue_stays(data: RecommendationData, tmp
 
 
 def test_what_is_there_is_read_again(data: RecommendationData, tmp_path: Path) -> None:
-    first = hold_out_people(data, 0.2, tmp_path)[1]
-    assert hold_out_people(data, 0.2, tmp_path)[1].users.equals(first.users)
+    first = hold_out_users(data, 0.2, tmp_path)[1]
+    assert hold_out_users(data, 0.2, tmp_path)[1].users.equals(first.users)
 
 
 @pytest.mark.parametrize(
@@ -40,16 +40,16 @@ def test_what_is_there_is_read_again(data: RecommendationData, tmp_path: Path) -
 )
 def test_shares_that_are_not_allowed(data: RecommendationData, tmp_path: Path, share: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        hold_out_people(data, share, tmp_path)
+        hold_out_users(data, share, tmp_path)
 
 
 def test_some_people_as_if_there_were_no_others(data: RecommendationData) -> None:
-    few = draw_people(data, 25)
+    few = sample_users(data, 25)
     few.validate()
     assert (few.num_users, few.num_items, few.folder.name) == (25, data.num_items, "small-world-25-people")
     assert few.info["statistics"]["train"] == len(few.histories("train").items) < len(data.histories("train").items)
     assert "25 of 60 people, drawn with seed 0" in few.info["protocol"]["line"]  # codespell:ignore people
-    assert draw_people(data, 25).users.equals(few.users)
+    assert sample_users(data, 25).users.equals(few.users)
     for count in (0, 60):
         with pytest.raises(ValueError, match=f"train_users is {count}; it must be 1 or more and below the 60 users"):
-            draw_people(data, count)
+            sample_users(data, count)

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from modeling_cllm4rec.baselines import fit_baseline
 from modeling_cllm4rec.baselines.validation import validate
-from modeling_cllm4rec.benchmark.jobs import BenchmarkConfig, Job, make_setting
+from modeling_cllm4rec.benchmark.jobs import BenchmarkConfig, Job, make_config
 from modeling_cllm4rec.benchmark.measurement import measure
 from modeling_cllm4rec.benchmark.training import finished, pairs_to_score, train, tune_baseline
 from modeling_cllm4rec.cllm4rec.prompts import Prompts, next_item_segments, tokenize_template
@@ -62,7 +62,7 @@ def test_lcrec_is_indexed_aligned_and_searched_wide_enough(
             "on_missing_text": "title-only",
         },
     }
-    setting = make_setting(data, metrics=("recall@20",))
+    setting = make_config(data, metrics=("recall@20",))
     trained = train(Job("lcrec", "lcrec", 1, recipe), setting, data, tmp_path)
     assert isinstance(trained.recommender, SearchingRecommender)
     assert trained.recommender.settings["num_beams"] == 20 and trained.batch_size == 64
@@ -96,7 +96,7 @@ def test_tiger_trains_from_scratch_on_an_index(data: RecommendationData, setting
 def test_text_only_is_fitted_and_asked_about_candidates_only(
     data: RecommendationData, tiny_backbones: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    setting = make_setting(data, metrics=("recall@5",), sampled_negatives=7, max_users=3)
+    setting = make_config(data, metrics=("recall@5",), sampled_negatives=7, max_users=3)
     assert pairs_to_score(setting, data) == 3 * data.num_items + 3 * 8
     settings = {
         "backbone": str(tiny_backbones["gpt2"]),
@@ -119,11 +119,11 @@ def test_text_only_is_fitted_and_asked_about_candidates_only(
 def test_a_trained_folder_of_other_people_is_refused(
     data: RecommendationData, setting: BenchmarkConfig, tiny_backbones: dict[str, Path], tmp_path: Path
 ) -> None:
-    from modeling_cllm4rec.benchmark.strong_generalization import hold_out_people
+    from modeling_cllm4rec.benchmark.strong_generalization import hold_out_users
 
     train(Job("x", "cllm4rec", 1, cllm4rec(tiny_backbones["gpt2"])), setting, data, tmp_path / "runs")
     folder = next((tmp_path / "runs").glob("*/pretrained"))
-    known = hold_out_people(data, 0.2, tmp_path / "data")[0]
+    known = hold_out_users(data, 0.2, tmp_path / "data")[0]
     with pytest.raises(ValueError, match="is a checkpoint of other users"):
         train(Job("mine", "folder", 1, {"path": str(folder), "sha256": ""}), setting, known, tmp_path)
 
