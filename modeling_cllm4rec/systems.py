@@ -119,7 +119,7 @@ class System:
 
 SYSTEMS: dict[str, System] = {}
 AFTER_REGISTRATION: list[Callable[[], None]] = []
-"""Functions to call when a row was added, such as the one that tells the Auto classes."""
+"""Functions to call when a row was added, such as the one that registers the Auto classes."""
 
 
 def register_system(system: System) -> System:

@@ -1,6 +1,6 @@
-"""CLLM4Rec (arXiv 2311.01343): a causal language model that knows users and items as tokens.
+"""CLLM4Rec (arXiv 2311.01343): a causal language model with tokens for users and items.
 
-This file and its flat siblings stand alone: they are copied into every saved folder.
+This file and its flat siblings are self-contained because they are copied into every saved folder.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ class CLLM4RecPreTrainedModel(RecommenderModel):
         seed: int = 0,
         **config_arguments: Any,
     ) -> Any:
-        """A fresh model around a pretrained causal language model.
+        """Build a new model around a pretrained causal language model.
 
         Args:
             name_or_path: what `AutoModelForCausalLM.from_pretrained` takes.
@@ -168,7 +168,7 @@ class CLLM4RecPreTrainedModel(RecommenderModel):
             config_arguments: further fields of `CLLM4RecConfig`.
 
         Raises:
-            InputError: a count and ids, or neither; ids that mix types or stand twice; a field that the configuration does
+            InputError: a count and ids, or neither; ids that mix types or occur twice; a field that the configuration does
                 not have; a backbone whose shape or output layer cannot be used, or an adapter.
 
         Example:
