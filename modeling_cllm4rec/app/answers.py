@@ -1,4 +1,4 @@
-"""What the page asks the models, and what they answer: plain functions, without anything of the page itself."""
+"""Requests of the page and answers of the models, independent of the page itself."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """What one model says.
+    """The answer of one model.
 
     Attributes:
         rows: the list, best first.
@@ -96,12 +96,12 @@ class ShownModel:
 
     @property
     def reads_words(self) -> bool:
-        """Whether it answers queries."""
+        """Return whether it answers queries."""
         return self.model.reads_queries
 
     @property
     def score_name(self) -> str:
-        """What its scores are."""
+        """Return the meaning of its scores."""
         return self.model.score_name
 
 
@@ -150,7 +150,7 @@ class ShownModels:
 
     @property
     def read_words(self) -> bool:
-        """Whether any model answers queries."""
+        """Return whether any model answers queries."""
         return any(one.reads_words for one in self.shown)
 
     @property

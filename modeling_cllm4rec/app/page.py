@@ -37,7 +37,7 @@ SHOWN_AT_ONCE = 8
 
 
 class Page:
-    """What the events of the page do, between the models and the components; knows no layout.
+    """The event handlers of the page, which connect models and components, independent of the layout.
 
     Args:
         models: the models.

@@ -14,7 +14,7 @@ from modeling_cllm4rec.core.errors import InputError
 
 
 class Found(NamedTuple):
-    """What a search found.
+    """The result of a search.
 
     Attributes:
         items: item indices, best first, as many as were asked for.

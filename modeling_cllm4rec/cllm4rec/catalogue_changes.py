@@ -48,7 +48,7 @@ def add_items(
 
     Args:
         items: `item_id` and text columns; lists of strings count as one text.
-        start: what an item's rows on both sides start from. `"words"`: the mean row of its words, as rows start before
+        start: initial values of an item's rows on both sides. `"words"`: the mean row of its words, as rows start before
             training. `"regression"`: the prediction of a ridge regression from the mean word rows of each column to trained
             rows, fitted on the items that the model has, because training moves rows far from those of words.
         prediction_scale: of a regression, from 0 to 1. Predicted rows are nearer to the mean row than trained ones,

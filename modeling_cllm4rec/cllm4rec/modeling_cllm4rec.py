@@ -36,7 +36,7 @@ SIDES: tuple[Side, Side] = ("collaborative", "content")
 
 @dataclass
 class RecommendationOutput(ModelOutput):
-    """What `CLLM4RecForRecommendation` returns.
+    """Outputs of `CLLM4RecForRecommendation`.
 
     Attributes:
         loss: () mean over the batch of the multinomial negative log-likelihood, when `labels` were given.
@@ -160,7 +160,7 @@ class CLLM4RecPreTrainedModel(RecommenderModel):
         """Build a new model around a pretrained causal language model.
 
         Args:
-            name_or_path: what `AutoModelForCausalLM.from_pretrained` takes.
+            name_or_path: folder or name on the Hub, as for `AutoModelForCausalLM.from_pretrained`.
             num_users, users: number of users, or their external ids (a `KnownUsers` keeps histories too).
             num_items, catalogue: number of items, or their external ids (a `Catalogue` keeps titles too).
             dtype: type of the weights; training wants float32 (with bf16 autocast).

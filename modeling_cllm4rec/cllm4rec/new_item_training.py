@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class NewRowTraining:
-    """How content rows of new items are settled: by passes over their texts.
+    """Settings of the training of new items' content rows on their texts.
 
     It changes what the content LM writes of them. No recommendation changes: those read the collaborative rows, which get worse
     where the regularization moves them, too (docs/measurements.md, "Items that come later").

@@ -168,7 +168,7 @@ class KnownUsers:
 
     @property
     def has_histories(self) -> bool:
-        """Whether histories are stored."""
+        """Return whether histories are stored."""
         return self.indptr is not None
 
     def history(self, user_index: int) -> np.ndarray:
@@ -281,7 +281,7 @@ def new_ids(ids: Any, known: IdMap) -> IdMap:
 
 
 def is_text_type(kind: pa.DataType) -> bool:
-    """Whether a column holds strings or lists of strings."""
+    """Return whether a column holds strings or lists of strings."""
     inner = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
     return bool(pa.types.is_string(inner) or pa.types.is_large_string(inner) or pa.types.is_null(inner))
 

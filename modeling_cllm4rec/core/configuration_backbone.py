@@ -1,4 +1,4 @@
-"""What the configurations of both systems have in common: a causal language model inside, under `text_config`.
+"""Base of both systems' configurations: a causal language model inside, under `text_config`.
 
 This file is self-contained because it is copied into every saved folder.
 """

@@ -123,7 +123,7 @@ def pad_prompts(prompts: Sequence[np.ndarray], device: torch.device) -> tuple[to
 
 
 def greedy_generation(own: GenerationConfig, tokenizer: PreTrainedTokenizerBase | None) -> GenerationConfig:
-    """How a model writes by default: always the likeliest word, up to the token that closes a text.
+    """Return the default generation settings: always the likeliest word, up to the token that closes a text.
 
     Of the backbone's own settings, which may sample, only its tokens are taken. Where it names none, its tokenizer does:
     the end of text, else the separator (BERT), as in the documents that it is trained on.
@@ -139,7 +139,7 @@ def greedy_generation(own: GenerationConfig, tokenizer: PreTrainedTokenizerBase 
 
 
 def is_left_padded(attention_mask: torch.Tensor | None) -> bool:
-    """Whether a (B, T) mask has padding before some row's first token."""
+    """Return whether a (B, T) mask has padding before some row's first token."""
     return attention_mask is not None and attention_mask.dim() == 2 and not bool(attention_mask[:, 0].all())
 
 

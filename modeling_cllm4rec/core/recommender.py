@@ -121,7 +121,7 @@ class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
 
     @property
     def reads_queries(self) -> bool:
-        """Whether the model answers queries in words by `search`."""
+        """Return whether the model answers queries in words by `search`."""
         return False
 
     def warm_up(self) -> None:

@@ -98,7 +98,7 @@ class LCRecForRecommendation(RecommenderModel):
 
     @property
     def reads_queries(self) -> bool:
-        """Whether the model was aligned on queries and answers them by `search`."""
+        """Return whether the model was aligned on queries and answers them by `search`."""
         return self.config.query_prompts is not None
 
     @cached_property
@@ -394,7 +394,7 @@ class LCRecForRecommendation(RecommenderModel):
         """Build a new model around a pretrained causal language model; the rows of its semantic ID tokens are random.
 
         Args:
-            name_or_path: what `AutoModelForCausalLM.from_pretrained` takes.
+            name_or_path: folder or name on the Hub, as for `AutoModelForCausalLM.from_pretrained`.
             semantic_ids: the codes of all items; first_index_token: what `tokenization_lcrec.add_semantic_id_tokens` returned.
             catalogue: the items in the order of the index, as external ids, a table, or a `Catalogue`.
             users: known users and their histories.

@@ -240,7 +240,7 @@ def check_memory(estimate: MemoryEstimate, limit_gb: float | None, advice: str, 
 
     Args:
         limit_gb: `max_memory` in GB (10^9 bytes), or None.
-        advice: what would take less.
+        advice: how to use less memory.
         device: whose memory counts; None means that of the processor.
 
     Raises:
