@@ -86,7 +86,7 @@ def __dir__() -> list[str]:
 
 
 def _installed_version() -> str:
-    """The version that setup.cfg gave to the installed distribution."""
+    """Return the version that setup.cfg gave to the installed distribution."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:

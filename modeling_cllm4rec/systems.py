@@ -52,7 +52,7 @@ class Recipe:
 
     Attributes:
         title: name in tables.
-        summary: what is trained, in a few words.
+        summary: the trained parts, in a few words.
     """
 
     title: str
@@ -63,7 +63,7 @@ class RecipeVariant(NamedTuple):
     """A recipe with some settings replaced, as a row of an ablation study.
 
     Attributes:
-        about: what differs, in a few words.
+        about: the difference, in a few words.
         recipe: section of a stage -> its settings; None leaves a stage out.
         anonymous: the user is withheld from the model.
     """
@@ -119,7 +119,7 @@ class System:
 
 SYSTEMS: dict[str, System] = {}
 AFTER_REGISTRATION: list[Callable[[], None]] = []
-"""Functions to call when a row was added, such as the one that tells the Auto classes."""
+"""Functions to call when a row was added, such as the one that registers the Auto classes."""
 
 
 def register_system(system: System) -> System:

@@ -1,4 +1,4 @@
-"""What the page asks the models, and what they answer: plain functions, without anything of the page itself."""
+"""Requests of the page and answers of the models, independent of the page itself."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EMPTY_HISTORY = "The history is empty. Find an item by its title and add it, or 
 
 
 class Near(NamedTuple):
-    """An item of the history that lies near a recommended one, and the cosine of their vectors."""
+    """An item of the history near a recommended one, and the cosine of their vectors."""
 
     title: str
     cosine: float
@@ -39,15 +39,15 @@ class Recommended(NamedTuple):
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked.
+    """A request of the page.
 
     Attributes:
         history: external item ids, oldest first.
-        user: external id of a known user, as text; None for somebody else.
+        user: external id of a known user, as text; None for an unknown user.
         k: how many.
         exclude_seen: recommend nothing of the history.
         candidates: external item ids to choose from; None for the whole catalogue.
-        query: what is looked for, in words, which LC-Rec reads; "" for none.
+        query: text query, which LC-Rec reads; "" for none.
         num_beams: beams of LC-Rec's search; None for the model's own number.
     """
 
@@ -62,7 +62,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """What one model says.
+    """The answer of one model.
 
     Attributes:
         rows: the list, best first.
@@ -96,12 +96,12 @@ class ShownModel:
 
     @property
     def reads_words(self) -> bool:
-        """Whether it answers queries."""
+        """Return whether it answers queries."""
         return self.model.reads_queries
 
     @property
     def score_name(self) -> str:
-        """What its scores are."""
+        """Return the meaning of its scores."""
         return self.model.score_name
 
 
@@ -150,7 +150,7 @@ class ShownModels:
 
     @property
     def read_words(self) -> bool:
-        """Whether any model answers queries."""
+        """Return whether any model answers queries."""
         return any(one.reads_words for one in self.shown)
 
     @property
@@ -216,7 +216,7 @@ class ShownModels:
             raise InputError(EMPTY_HISTORY)
 
     def answer(self, one: ShownModel, question: Question) -> Answer:
-        """What one model answers; a question that it cannot answer gets a sentence, not an exception."""
+        """Return the answer of one model; a request that it cannot answer gets a message instead of an exception."""
         try:
             started = time.perf_counter()
             table, message = _recommend(one, question)
@@ -240,7 +240,7 @@ class ShownModels:
         return tuple(found)
 
     def write(self, one: ShownModel, item: Any, user: str | None) -> str:
-        """A sentence of a model's content LM about an item."""
+        """Return a sentence of a model's content LM about an item."""
         assert one.writer is not None
         index = int(self.catalogue.ids.indices_of([item])[0])
         written = one.writer.write(index, user_index(one.model.users, user))
@@ -264,7 +264,11 @@ def user_index(users: KnownUsers | None, user: str | None) -> int | None:
 
 
 def _recommend(one: ShownModel, question: Question) -> tuple[Recommendations, str]:
-    """The list and a remark on it; ValueError in a sentence for the page where the model cannot answer."""
+    """Return the list and a remark on it.
+
+    Raises:
+        InputError: the model cannot answer; the message is a sentence for the page.
+    """
     model = one.model
     shared: dict[str, Any] = {"k": question.k, "exclude_seen": question.exclude_seen, "candidates": question.candidates}
     history = [list(question.history)]
@@ -305,6 +309,6 @@ def _check_same_items(first: ShownModel, other: ShownModel) -> None:
     shared = len(set(ours.ids.array.to_pylist()) & set(theirs.ids.array.to_pylist()))
     raise InputError(
         f"--model: {first.name} and {other.name} recommend from different catalogues ({len(ours)} and {len(theirs)} items, "
-        f"{shared} in common), so their lists cannot stand side by side; train both on one data folder, or show them one at "
+        f"{shared} in common), so their lists cannot be shown side by side; train both on one data folder, or show them one at "
         "a time"
     )

@@ -31,7 +31,7 @@ def button(action: str, item: Any, label: str, content: str, kind: str, pressed:
     """Return a button for an action on an item.
 
     Args:
-        label: what a screen reader says; content: what is seen, as HTML; kind: its CSS class.
+        label: text for screen readers; content: visible HTML; kind: its CSS class.
         pressed: state of a button that switches something on and off.
     """
     state = "" if pressed is None else f' aria-pressed="{str(pressed).lower()}"'
@@ -74,7 +74,7 @@ def answer_lists(answers: Sequence[tuple[ShownModel, Answer]], written: Mapping[
     """Return the lists of all models side by side.
 
     Args:
-        answers: what each model said.
+        answers: the answer of each model.
         written: sentences of content LMs by (number of the model, external id as text).
     """
     ranks = [{row.item: row.rank for row in answer.rows} for _, answer in answers]

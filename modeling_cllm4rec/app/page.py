@@ -1,4 +1,4 @@
-"""The page: its layout and events in Gradio; what is asked and answered lies in `answers`, how it looks in `markup`."""
+"""The page: its layout and events in Gradio; requests and answers are in `answers`, HTML is in `markup`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SHOWN_AT_ONCE = 8
 
 
 class Page:
-    """What the events of the page do, between the models and the components; knows no layout.
+    """The event handlers of the page, which connect models and components, independent of the layout.
 
     Args:
         models: the models.
@@ -208,8 +208,8 @@ def _html(value: str = "", **settings: Any) -> gr.HTML:
 
 def _head(models: ShownModels) -> str:
     named = ", ".join(f"{one.system} <b>{escape(one.name)}</b>" for one in models.shown)
-    people = f" · {len(models.users):,} users" if models.users is not None else ""
-    return f"<h1>cllm4rec</h1><p>{named} · {len(models.catalogue):,} items{people}</p>"
+    users = f" · {len(models.users):,} users" if models.users is not None else ""
+    return f"<h1>cllm4rec</h1><p>{named} · {len(models.catalogue):,} items{users}</p>"
 
 
 def _of(user: str | None) -> str:

@@ -14,7 +14,7 @@ from modeling_cllm4rec.core.errors import InputError
 
 
 class Found(NamedTuple):
-    """What a search found.
+    """The result of a search.
 
     Attributes:
         items: item indices, best first, as many as were asked for.
@@ -73,7 +73,7 @@ class TitleSearch:
         return np.asarray(np.flatnonzero(matches.to_numpy(zero_copy_only=False)))
 
     def knows_a_word(self, query: str) -> bool:
-        """Whether any word of a text stands in any title: if none does, it may well be nonsense.
+        """Return whether any word of a text is in any title; a text without one is probably nonsense.
 
         Example:
             >>> TitleSearch(Catalogue(["b1"])).knows_a_word("qqq")

@@ -6,7 +6,7 @@ stored histories and `config` change together, so the model itself needs nothing
 again, and so must the tokenizer: `CLLM4RecTokenizer.from_pretrained(folder, num_users=config.num_users,
 num_items=config.num_items)`.
 
-This file stands alone: it is copied into every saved folder.
+This file is self-contained because it is copied into every saved folder.
 """
 
 from __future__ import annotations
@@ -48,18 +48,18 @@ def add_items(
 
     Args:
         items: `item_id` and text columns; lists of strings count as one text.
-        start: what an item's rows on both sides start from. `"words"`: the mean row of its words, as rows start before
-            training. `"regression"`: what a ridge regression from the mean word rows of each column to trained rows says of
-            it, fitted on the items that the model has: training takes rows far from those of words.
-        prediction_scale: of a regression, from 0 to 1. Predicted rows lie nearer to the mean row than trained ones, so that
-            new items
-            seldom reach the top of a list (0). Stretched to the same distance (1) they stand there as often as old ones, or
-            more often, on less evidence. The distance is multiplied by the ratio of the two to the power of prediction_scale.
+        start: initial values of an item's rows on both sides. `"words"`: the mean row of its words, as rows start before
+            training. `"regression"`: the prediction of a ridge regression from the mean word rows of each column to trained
+            rows, fitted on the items that the model has, because training moves rows far from those of words.
+        prediction_scale: of a regression, from 0 to 1. Predicted rows are nearer to the mean row than trained ones,
+            so new items seldom reach the top of a list (0). Stretched to the same distance (1), they are there as often as
+            old ones, or more often, on less evidence. The distance is multiplied by the ratio of the two distances to the
+            power of `prediction_scale`.
         columns: the text columns that count, where the items have them.
         tokenizer: the backbone's or the model's own; None reads that of the folder from which the model came.
 
     Raises:
-        InputError: no `item_id`, an id that the catalogue has already or that stands twice, an item without any text, a
+        InputError: no `item_id`, an id that is already in the catalogue or given twice, an item without any text, a
             column that holds no texts, a catalogue without texts to fit the regression on.
 
     Example:
@@ -81,16 +81,16 @@ def add_items(
                 f"start is 'regression', but the catalogue has none of the texts {list(columns)} that the new items have: "
                 "there is nothing to fit it on; choose start='words'"
             )
-    _check_all_told(new, used)
+    _check_texts(new, used)
     words = tokenizer if tokenizer is not None else _folder_tokenizer(model)
     word_rows = model.get_input_embeddings().weight.detach().float().cpu().numpy()
     both = [model.tables(side)[1] for side in ("collaborative", "content")]
     if start == "words":
         new_rows = [mean_word_rows(new, words, word_rows, used)] * 2
     else:
-        told = [[mean_word_rows(one, words, word_rows, [name]) for name in used] for one in (catalogue.table, new)]
+        features = [[mean_word_rows(one, words, word_rows, [name]) for name in used] for one in (catalogue.table, new)]
         trained = [table.weight.detach().float().cpu().numpy() for table in both]
-        new_rows = [regress_rows(np.hstack(told[0]), rows, np.hstack(told[1]), prediction_scale) for rows in trained]
+        new_rows = [regress_rows(np.hstack(features[0]), rows, np.hstack(features[1]), prediction_scale) for rows in trained]
     for table, rows in zip(both, new_rows, strict=True):
         append_rows(table, torch.from_numpy(rows))
     _set_catalogue(model, together)
@@ -100,8 +100,8 @@ def add_items(
 def add_users(model: Any, histories: Mapping[Any, Iterable[Any]]) -> None:
     """Give new users an ID token by their histories; rows of old users and of all items stay the same to the bit.
 
-    A new user's rows are the mean rows of the users that the model has: who this is, is not known yet, and what the
-    history says, the prompt says. (Rows started from the items of a history would count it twice.)
+    A new user's rows are the mean rows of the users that the model has, because nothing but the history is known yet. The
+    prompt contains the history, so rows started from its items would count it twice.
 
     Args:
         histories: external user id -> external item ids, oldest first. Kept with the users where the model keeps
@@ -135,7 +135,7 @@ def add_users(model: Any, histories: Mapping[Any, Iterable[Any]]) -> None:
 
 @torch.no_grad()
 def add_user_rows(model: Any, count: int) -> None:
-    """Put mean rows for so many new users behind those of the others; `take_users` then says who they are."""
+    """Append mean rows for `count` new users; `take_users` then sets their ids."""
     for side in ("collaborative", "content"):
         table = model.tables(side)[0]
         append_rows(table, table.weight.float().mean(0, keepdim=True).expand(count, -1))
@@ -166,7 +166,7 @@ def _set_catalogue(model: Any, catalogue: Catalogue) -> None:
 
 
 def _folder_tokenizer(model: Any) -> PreTrainedTokenizerBase:
-    """The words of the folder from which the model came; its ID tokens are not needed here."""
+    """Return the tokenizer of the folder from which the model was loaded, without ID tokens, which are not needed here."""
     file = None
     place = model.config.name_or_path
     if place:
@@ -179,7 +179,7 @@ def _folder_tokenizer(model: Any) -> PreTrainedTokenizerBase:
 def mean_word_rows(
     items: pa.Table, tokenizer: PreTrainedTokenizerBase, word_rows: np.ndarray, columns: Iterable[str]
 ) -> np.ndarray:
-    """The mean word row of each item's texts.
+    """Return the mean word row of each item's texts.
 
     Args:
         items: text columns; word_rows: (N, K) word embeddings of the backbone.
@@ -199,7 +199,7 @@ def mean_word_rows(
 
 
 def regress_rows(features: np.ndarray, targets: np.ndarray, asked: np.ndarray, prediction_scale: float = 0.0) -> np.ndarray:
-    """What a ridge regression with intercept, fitted in closed form, says.
+    """Return the predictions of a ridge regression with intercept, fitted in closed form.
 
     The penalty is that of the grid with the least generalized cross-validation error. Time grows with F^3.
 
@@ -208,8 +208,7 @@ def regress_rows(features: np.ndarray, targets: np.ndarray, asked: np.ndarray, p
         targets: (J, K).
         asked: (new, F).
         prediction_scale: the predictions' distance from the mean target is multiplied by r ** prediction_scale, where r is
-            the distance
-            of targets from it over that of fitted ones (root mean squares).
+            the distance of targets from it over that of fitted ones (root mean squares).
 
     Returns:
         (new, K) float32.
@@ -232,7 +231,7 @@ def regress_rows(features: np.ndarray, targets: np.ndarray, asked: np.ndarray, p
     values = values.clip(min=0)
     answers = vectors.T @ (x.T @ z)  # (F, K)
     energy, all_energy = np.square(answers).sum(1), np.square(z).sum()
-    count, best = len(x), (np.inf, np.inf)  # without variance nothing is told apart: the mean
+    count, best = len(x), (np.inf, np.inf)  # features without variance predict the mean
     for ridge in RIDGES * values.mean() if values.any() else ():
         shrunk = values / (values + ridge)
         left = all_energy - (energy * (values + 2 * ridge) / np.square(values + ridge)).sum()
@@ -260,7 +259,7 @@ def _replace_weight(table: nn.Embedding, weight: torch.Tensor) -> None:
     table.num_embeddings = len(weight)
 
 
-def _check_all_told(items: pa.Table, columns: Sequence[str]) -> None:
+def _check_texts(items: pa.Table, columns: Sequence[str]) -> None:
     """Raise InputError for items without text, or text columns that hold no texts."""
     for name in columns:
         if not is_text_type(items[name].type):

@@ -1,6 +1,6 @@
 """Configuration of CLLM4Rec (arXiv 2311.01343): a causal language model with user and item ID tokens.
 
-This file stands alone: it is copied into every saved folder.
+This file is self-contained because it is copied into every saved folder.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class CLLM4RecConfig(BackboneConfig):
         id_offset: number N of text token ids, at least the backbone's vocabulary size (default: exactly that).
         initializer_range: standard deviation of fresh ID rows (0.02 in the released code).
         recommendation_prompts: the finetuning prompt (section 3.4 of the paper) cut into token ids, under `"known"`
-            (with the user's token) and `"anonymous"` (for a person without one); see `prompt_assembly.py`.
+            (with the user's token) and `"anonymous"` (for a user without one); see `prompt_assembly.py`.
         max_history_tokens: longest prompt in tokens, items included; `None` means the backbone's context.
         catalogue_fingerprint: SHA-256 of the item ids in their order, so that a checkpoint knows its catalogue.
 

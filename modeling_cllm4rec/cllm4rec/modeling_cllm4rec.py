@@ -1,6 +1,6 @@
-"""CLLM4Rec (arXiv 2311.01343): a causal language model that knows users and items as tokens.
+"""CLLM4Rec (arXiv 2311.01343): a causal language model with tokens for users and items.
 
-This file and its flat siblings stand alone: they are copied into every saved folder.
+This file and its flat siblings are self-contained because they are copied into every saved folder.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SIDES: tuple[Side, Side] = ("collaborative", "content")
 
 @dataclass
 class RecommendationOutput(ModelOutput):
-    """What `CLLM4RecForRecommendation` returns.
+    """Outputs of `CLLM4RecForRecommendation`.
 
     Attributes:
         loss: () mean over the batch of the multinomial negative log-likelihood, when `labels` were given.
@@ -157,10 +157,10 @@ class CLLM4RecPreTrainedModel(RecommenderModel):
         seed: int = 0,
         **config_arguments: Any,
     ) -> Any:
-        """A fresh model around a pretrained causal language model.
+        """Build a new model around a pretrained causal language model.
 
         Args:
-            name_or_path: what `AutoModelForCausalLM.from_pretrained` takes.
+            name_or_path: folder or name on the Hub, as for `AutoModelForCausalLM.from_pretrained`.
             num_users, users: number of users, or their external ids (a `KnownUsers` keeps histories too).
             num_items, catalogue: number of items, or their external ids (a `Catalogue` keeps titles too).
             dtype: type of the weights; training wants float32 (with bf16 autocast).
@@ -168,7 +168,7 @@ class CLLM4RecPreTrainedModel(RecommenderModel):
             config_arguments: further fields of `CLLM4RecConfig`.
 
         Raises:
-            InputError: a count and ids, or neither; ids that mix types or stand twice; a field that the configuration does
+            InputError: a count and ids, or neither; ids that mix types or occur twice; a field that the configuration does
                 not have; a backbone whose shape or output layer cannot be used, or an adapter.
 
         Example:

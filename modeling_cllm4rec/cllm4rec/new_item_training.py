@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class NewRowTraining:
-    """How content rows of new items are settled: by passes over their texts.
+    """Settings of the training of new items' content rows on their texts.
 
     It changes what the content LM writes of them. No recommendation changes: those read the collaborative rows, which get worse
     where the regularization moves them, too (docs/measurements.md, "Items that come later").
@@ -90,7 +90,7 @@ def add_items(
 
 
 def resized_tokenizer(tokenizer: PreTrainedTokenizerBase, model: CLLM4RecForRecommendation) -> CLLM4RecTokenizer:
-    """A saved model's tokenizer with the model's numbers of users and items."""
+    """Return a saved model's tokenizer with the model's numbers of users and items."""
     config = model.config
     return CLLM4RecTokenizer.from_pretrained(tokenizer.name_or_path, num_users=config.num_users, num_items=config.num_items)
 
@@ -107,7 +107,7 @@ def train_new_rows(
 
     Each step is a C step (section 3.3): next words, and the pull of the content rows towards the collaborative ones. There is no
     L step: without interactions it would have only the pull the other way, and end in the content row, while trained
-    collaborative rows stand far from theirs.
+    collaborative rows are far from theirs.
 
     Args:
         model: the catalogue's table holds the texts of these items.

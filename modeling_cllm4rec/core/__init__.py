@@ -1,1 +1,1 @@
-"""What every recommender system is made of: these files travel with saved folders and import nothing else of ours."""
+"""Base of every recommender system: these files are copied into saved folders and import no other part of the package."""

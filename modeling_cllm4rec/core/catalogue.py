@@ -1,6 +1,6 @@
 """External ids at the edge, dense indices inside: the catalogue, the known users, and the table of recommendations.
 
-This file stands alone: it is copied into every saved folder.
+This file is self-contained because it is copied into every saved folder.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ OnUnknown = Literal["raise", "skip"]
 CATALOGUE_FILE = "catalogue.parquet"
 USERS_FILE = "users.parquet"
 SAVED_COLUMNS = ("item_id", "title", "brand", "categories", "codes")
-"""Of the columns of a catalogue, those that stand in its file; longer texts stay with the data."""
-NO_HISTORIES = "this model was saved without its users' histories; pass histories= beside users="
+"""Columns of a catalogue that are saved in its file; longer texts stay with the data."""
+NO_HISTORIES = "this model was saved without its users' histories; pass histories= together with users="
 
 
 class IdMap:
@@ -132,7 +132,7 @@ class Catalogue:
         return list(self.table["title"].take(pa.array(np.asarray(indices, dtype=np.int64))).to_pylist())
 
     def save(self, folder: str | Path) -> None:
-        """Write `catalogue.parquet`: ids and, where there are, what tells items apart in a word, and codes (LC-Rec)."""
+        """Write `catalogue.parquet`: ids and, where present, title, brand, categories and codes (LC-Rec)."""
         columns = [name for name in SAVED_COLUMNS if name in self.table.column_names]
         pq.write_table(self.table.select(columns), Path(folder) / CATALOGUE_FILE)
 
@@ -168,7 +168,7 @@ class KnownUsers:
 
     @property
     def has_histories(self) -> bool:
-        """Whether histories are stored."""
+        """Return whether histories are stored."""
         return self.indptr is not None
 
     def history(self, user_index: int) -> np.ndarray:
@@ -184,11 +184,11 @@ class KnownUsers:
         return np.asarray(self.indptr[user_indices + 1] - self.indptr[user_indices])
 
     def without_histories(self) -> KnownUsers:
-        """The same users with no history stored."""
+        """Return the same users with no history stored."""
         return KnownUsers(self.ids.array)
 
     def renumbered(self, place: np.ndarray) -> KnownUsers:
-        """The same users with item j named place[j] in their histories; items at -1 leave them.
+        """Return the same users with item j named place[j] in their histories; items at -1 leave them.
 
         Example:
             >>> users = KnownUsers(["ann"], np.array([0, 3]), np.array([0, 1, 2], dtype=np.int32))
@@ -223,7 +223,7 @@ class KnownUsers:
 def extended_catalogue(
     catalogue: Catalogue, items: pa.Table | pd.DataFrame | Sequence[Mapping[str, Any]]
 ) -> tuple[Catalogue, pa.Table]:
-    """A catalogue with new items behind its own.
+    """Append new items to a catalogue.
 
     Args:
         items: `item_id` and any columns.
@@ -232,7 +232,7 @@ def extended_catalogue(
         The catalogue, with the columns of both (null where an item has none), and the new items as a table.
 
     Raises:
-        InputError: rows that are no dicts, no `item_id`, ids of another type, an id that is there already or stands twice,
+        InputError: rows that are no dicts, no `item_id`, ids of another type, an id that is already there or given twice,
             columns of another type.
 
     Example:
@@ -281,7 +281,7 @@ def new_ids(ids: Any, known: IdMap) -> IdMap:
 
 
 def is_text_type(kind: pa.DataType) -> bool:
-    """Whether a column holds strings or lists of strings."""
+    """Return whether a column holds strings or lists of strings."""
     inner = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
     return bool(pa.types.is_string(inner) or pa.types.is_large_string(inner) or pa.types.is_null(inner))
 

@@ -1,6 +1,6 @@
-"""What the configurations of both systems have in common: a causal language model inside, under `text_config`.
+"""Base of both systems' configurations: a causal language model inside, under `text_config`.
 
-This file stands alone: it is copied into every saved folder.
+This file is self-contained because it is copied into every saved folder.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ class BackboneConfig(PreTrainedConfig):
 
     def __init__(self, text_config: PreTrainedConfig | dict[str, Any] | None = None, **kwargs: Any) -> None:
         self.text_config = self.read_text_config(text_config)
-        kwargs["tie_word_embeddings"] = False  # ties are the language model's own affair: text_config.tie_word_embeddings
+        kwargs["tie_word_embeddings"] = False  # text_config.tie_word_embeddings decides on ties
         super().__init__(**kwargs)
 
     @staticmethod
     def read_text_config(text_config: PreTrainedConfig | dict[str, Any] | None) -> PreTrainedConfig:
-        """The configuration of the language model, given as such or as a dict with `model_type`."""
+        """Return the configuration of the language model, given as such or as a dict with `model_type`."""
         if isinstance(text_config, dict):
             return AutoConfig.for_model(**text_config)
         if text_config is None:  # transformers builds a default config when it compares configs for printing

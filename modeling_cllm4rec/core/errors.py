@@ -3,7 +3,7 @@
 Each subclass is also the built-in exception that a caller would expect, so `except ValueError` catches an `InputError`.
 Anything else that is raised is a programming error and keeps its traceback on the command line.
 
-This file stands alone: it is copied into every saved folder.
+This file is self-contained because it is copied into every saved folder.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Questions as JSON in, items with titles and scores out: what Inference Endpoints and `cllm4rec serve` answer.
+"""Requests as JSON in, items with titles and scores out, for Inference Endpoints and `cllm4rec serve`.
 
-This file stands alone: it is copied into every saved folder. Inference Endpoints load it by its path and not as part of a
-package, so it imports none of the other files.
+This file is self-contained because it is copied into every saved folder. Inference Endpoints load it by its path and not as
+part of a package, so it imports none of the other files.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ FIELDS = ("users", "histories", "k", "exclude_seen", "candidates")
 SEARCH_FIELDS = ("query", "num_beams")
 """Fields that only a model that searches (LC-Rec) reads."""
 MOST_PEOPLE, MOST_ITEMS, MOST_BEAMS = 256, 1000, 200
-"""Largest number of people in a question, `k`, and `num_beams`: one question must not take the machine from all others."""
+"""Largest number of users in a request, `k`, and `num_beams`, so that one request does not block all others."""
 DEFAULT_K = 10
 _SHOWN = 200
 
 
 class BadRequest(ValueError):
-    """A question that cannot be answered as it stands.
+    """A request that cannot be answered.
 
     Attributes:
-        field: what is at fault.
-        got: what it holds; where that is long, the first 200 characters of its JSON.
-        allowed: what it may hold.
-        what_to_do: how to ask instead.
+        field: the wrong field.
+        got: its value; of a long one, the first 200 characters of its JSON.
+        allowed: the valid values.
+        what_to_do: how to correct the request.
 
     Example:
         >>> BadRequest("k", 0, "1 to 6", "choose another k").as_json()
@@ -45,18 +45,18 @@ class BadRequest(ValueError):
         super().__init__(f"{field}: got {shown[:_SHOWN]}; allowed: {allowed}; {what_to_do}")
 
     def as_json(self) -> dict[str, Any]:
-        """The four attributes."""
+        """Return the four attributes."""
         return {"field": self.field, "got": self.got, "allowed": self.allowed, "what_to_do": self.what_to_do}
 
 
 class Person(NamedTuple):
-    """Who asks.
+    """One user of a request.
 
     Attributes:
         name: external user id, or the history's number.
-        user_index: -1 for a person without one.
+        user_index: -1 for a user without one.
         history: (items,) item indices, oldest first.
-        query: what is looked for, in words; None for a recommendation.
+        query: text query; None for a recommendation.
     """
 
     name: Any
@@ -66,9 +66,9 @@ class Person(NamedTuple):
 
 
 class Question(NamedTuple):
-    """A checked question: `people` who each get `k` items, of `candidates` (sorted item indices) or of all."""
+    """A checked request: each of `users` gets `k` items, of `candidates` (sorted item indices) or of all."""
 
-    people: list[Person]
+    users: list[Person]
     k: int
     exclude_seen: bool
     candidates: np.ndarray | None
@@ -76,7 +76,7 @@ class Question(NamedTuple):
 
 
 def read_question(model: Any, given: Any) -> Question:
-    """Check a question of a client.
+    """Check a client's request.
 
     Args:
         model: a recommender of either system.
@@ -106,30 +106,32 @@ def read_question(model: Any, given: Any) -> Question:
     exclude_seen = given.get("exclude_seen", True)
     if not isinstance(exclude_seen, bool):
         raise BadRequest("exclude_seen", exclude_seen, "true or false", "send one of them, without quotes")
-    return Question(_read_people(model, given), k, exclude_seen, candidates, search)
+    return Question(_read_users_and_histories(model, given), k, exclude_seen, candidates, search)
 
 
-def _read_people(model: Any, given: dict[str, Any]) -> list[Person]:
+def _read_users_and_histories(model: Any, given: dict[str, Any]) -> list[Person]:
     users, histories, query = given.get("users"), given.get("histories"), given.get("query")
     if "query" in given and (not isinstance(query, str) or not query.strip()):
-        raise BadRequest("query", query, "a text with words", "say what is looked for")
+        raise BadRequest("query", query, "a text with words", "send words to search for")
     if users is None and histories is None:
         if query is None:
-            asked = '"users": [...] or "histories": [[...]]' + (' or "query": "..."' if not model.scores_catalogue else "")
-            raise BadRequest("body", sorted(given), asked, "say for whom")
+            expected = '"users": [...] or "histories": [[...]]' + (' or "query": "..."' if not model.scores_catalogue else "")
+            raise BadRequest("body", sorted(given), expected, "name users or histories")
         return [Person(0, -1, np.zeros(0, np.int64), query)]
     for name, value in (("users", users), ("histories", histories)):
         if value is not None and (not isinstance(value, list) or not 1 <= len(value) <= MOST_PEOPLE):
-            raise BadRequest(name, value, f"a list of 1 to {MOST_PEOPLE}", "split longer lists into several questions")
+            raise BadRequest(name, value, f"a list of 1 to {MOST_PEOPLE}", "split longer lists into several requests")
     if users is not None and histories is not None and len(users) != len(histories):
         raise BadRequest("histories", f"{len(histories)} histories, {len(users)} users", "as many", "give each user a history")
-    people: list[Any] = users if users is not None else histories or []
-    if query is not None and len(people) > 1:
-        raise BadRequest("query", f"a query for {len(people)} people", "one person", "ask for each of them alone")
-    indices = np.full(len(people), -1) if users is None else _read_users(model, users)
+    names: Sequence[Any] = users if users is not None else range(len(histories or []))
+    if query is not None and len(names) > 1:
+        raise BadRequest("query", f"a query for {len(names)} users", "one user", "send one request for each of them")
+    indices = np.full(len(names), -1) if users is None else _read_users(model, users)
     if histories is None:
         if model.users.items is None:
-            raise BadRequest("users", users, "users beside histories", "this model keeps no histories; give histories, too")
+            raise BadRequest(
+                "users", users, "users together with histories", "this model keeps no histories; also give histories"
+            )
         read = [model.users.history(int(index)) for index in indices]
     else:
         read = [_read_ids(model.catalogue.ids, f"histories[{row}]", history) for row, history in enumerate(histories)]
@@ -137,7 +139,6 @@ def _read_people(model: Any, given: dict[str, Any]) -> list[Person]:
         if not len(history) and (not model.reads_users or indices[row] < 0):
             where = f"users[{row}]" if histories is None else f"histories[{row}]"
             raise BadRequest(where, [], "a history with at least one item", "this model cannot read an empty one")
-    names = users if users is not None else range(len(people))
     return [Person(name, int(i), items, query) for name, i, items in zip(names, indices, read, strict=True)]
 
 
@@ -169,7 +170,7 @@ def _whole_number(field: str, value: Any, most: int) -> int:
 
 
 def _read_ids(ids: Any, field: str, given: Any) -> np.ndarray:
-    """Indices of external ids; `ids` is the catalogue's or the users' `IdMap`."""
+    """Return the indices of external ids; `ids` is the catalogue's or the users' `IdMap`."""
     if not isinstance(given, list):
         raise BadRequest(field, given, "a list of ids", "put the ids in [ ]")
     kind, words = (str, "strings") if ids.is_text else (int, "whole numbers")
@@ -185,73 +186,73 @@ def _read_ids(ids: Any, field: str, given: Any) -> np.ndarray:
 
 
 def answer(model: Any, questions: Sequence[Question], batch_size: int) -> list[dict[str, Any]]:
-    """Answer questions together: people with the same candidates and search settings share forward passes.
+    """Answer requests together: users with the same candidates and search settings share forward passes.
 
     Args:
         model: a recommender of either system.
-        questions: of any callers.
-        batch_size: people in one pass.
+        questions: requests of any clients.
+        batch_size: users in one pass.
 
     Returns:
-        For each question `{"results": [{"user", "items": [{"item", "title", "score"}, ...]}, ...]}`, people in the order asked,
-        items best first. Who has fewer unseen candidates than k gets fewer items. How the others of a pass pad it can move a
-        score by some 1e-6.
+        For each request `{"results": [{"user", "items": [{"item", "title", "score"}, ...]}, ...]}`, users in the order of the
+        request, items best first. A user with fewer unseen candidates than k gets fewer items. Padding in a shared pass can
+        change a score by about 1e-6.
 
     Raises:
         BadRequest: a query that does not fit into the context.
     """
-    results: list[list[Any]] = [[None] * len(question.people) for question in questions]
+    results: list[list[Any]] = [[None] * len(question.users) for question in questions]
     groups: dict[Any, list[tuple[int, int]]] = {}
     for number, question in enumerate(questions):
-        for row, person in enumerate(question.people):
-            if _has_choice(model, question, person):
-                groups.setdefault(_shared(question, person), []).append((number, row))
+        for row, user in enumerate(question.users):
+            if _has_choice(model, question, user):
+                groups.setdefault(_shared(question, user), []).append((number, row))
             else:
-                results[number][row] = _named(model, question, person, [], [])
+                results[number][row] = _named(model, question, user, [], [])
     for places in groups.values():
         for start in range(0, len(places), batch_size):
             part = places[start : start + batch_size]
-            asked = [(questions[number], questions[number].people[row]) for number, row in part]
-            for (number, row), (question, person), (items, scores) in zip(part, asked, _best(model, asked), strict=True):
-                results[number][row] = _named(model, question, person, items[: question.k], scores[: question.k])
-    return [{"results": people} for people in results]
+            batch = [(questions[number], questions[number].users[row]) for number, row in part]
+            for (number, row), (question, user), (items, scores) in zip(part, batch, _best(model, batch), strict=True):
+                results[number][row] = _named(model, question, user, items[: question.k], scores[: question.k])
+    return [{"results": rows} for rows in results]
 
 
-def _shared(question: Question, person: Person) -> tuple[Any, ...]:
-    """What the people of one pass have in common."""
+def _shared(question: Question, user: Person) -> tuple[Any, ...]:
+    """Return the key of users who can share a pass."""
     candidates = None if question.candidates is None else question.candidates.tobytes()
-    asking = None if person.query is None else (len(person.history) > 0, question.exclude_seen)
+    asking = None if user.query is None else (len(user.history) > 0, question.exclude_seen)
     return candidates, tuple(question.search.items()), asking
 
 
-def _has_choice(model: Any, question: Question, person: Person) -> bool:
-    """Whether anything is left when the person's own items are taken out."""
+def _has_choice(model: Any, question: Question, user: Person) -> bool:
+    """Return whether any candidate is left without the user's seen items."""
     if not question.exclude_seen:
         return True
-    seen = np.unique(person.history)
+    seen = np.unique(user.history)
     if question.candidates is None:
         return len(seen) < len(model.catalogue)
     return not bool(np.isin(question.candidates, seen).all())
 
 
-def _best(model: Any, asked: Sequence[tuple[Question, Person]]) -> Iterable[tuple[Any, Any]]:
-    """(items, scores) of each person, best first."""
-    first, someone = asked[0]
-    k = max(question.k for question, _ in asked)
-    if someone.query is not None:
-        return _searched(model, asked, k)
-    users = np.array([person.user_index for _, person in asked])
-    prompts = model.build_prompts(users, [person.history for _, person in asked])
-    seen = [person.history if question.exclude_seen else person.history[:0] for question, person in asked]
+def _best(model: Any, batch: Sequence[tuple[Question, Person]]) -> Iterable[tuple[Any, Any]]:
+    """Return (items, scores) of each user, best first."""
+    first, first_user = batch[0]
+    k = max(question.k for question, _ in batch)
+    if first_user.query is not None:
+        return _searched(model, batch, k)
+    users = np.array([user.user_index for _, user in batch])
+    prompts = model.build_prompts(users, [user.history for _, user in batch])
+    seen = [user.history if question.exclude_seen else user.history[:0] for question, user in batch]
     best, scores = model.best_items(prompts, seen, k, first.candidates, **first.search)
     return zip((row[row >= 0] for row in best), scores, strict=True)
 
 
-def _searched(model: Any, asked: Sequence[tuple[Question, Person]], k: int) -> Iterable[tuple[Any, Any]]:
-    first, someone = asked[0]
+def _searched(model: Any, batch: Sequence[tuple[Question, Person]], k: int) -> Iterable[tuple[Any, Any]]:
+    first, first_user = batch[0]
     ids = model.catalogue.ids
-    queries = [person.query for _, person in asked]
-    histories = [ids.ids_of(person.history) for _, person in asked] if len(someone.history) else None
+    queries = [user.query for _, user in batch]
+    histories = [ids.ids_of(user.history) for _, user in batch] if len(first_user.history) else None
     candidates = None if first.candidates is None else ids.ids_of(first.candidates)
     try:
         table = model.search(queries, k, histories, candidates, first.exclude_seen, **first.search).table
@@ -259,20 +260,20 @@ def _searched(model: Any, asked: Sequence[tuple[Question, Person]], k: int) -> I
         raise BadRequest("query", queries[0], "words that fit into the model's context", str(error)) from error
     user = table["user"].to_numpy()
     items, scores = ids.indices_of(table["item"].to_pylist()), table["score"].to_numpy()
-    return [(items[user == row], scores[user == row]) for row in range(len(asked))]
+    return [(items[user == row], scores[user == row]) for row in range(len(batch))]
 
 
-def _named(model: Any, question: Question, person: Person, items: Any, scores: Any) -> dict[str, Any]:
+def _named(model: Any, question: Question, user: Person, items: Any, scores: Any) -> dict[str, Any]:
     catalogue = model.catalogue
     rows = zip(catalogue.ids.ids_of(items), catalogue.titles(items), scores, strict=False)
     return {
-        "user": person.name,
+        "user": user.name,
         "items": [{"item": item, "title": title, "score": float(score)} for item, title, score in rows],
     }
 
 
 class EndpointHandler:
-    """What Inference Endpoints make of a model's folder once, and call for each request.
+    """The handler that Inference Endpoints build once from a model's folder and call for each request.
 
     Example:
         >>> handler = EndpointHandler("runs/beauty")  # doctest: +SKIP
@@ -290,17 +291,17 @@ class EndpointHandler:
         """Answer one request.
 
         Args:
-            data: `{"inputs": question}`; the question as in `read_question`.
+            data: `{"inputs": request}`; the request as in `read_question`.
 
         Returns:
             `{"results": [...]}` as in `answer`.
 
         Raises:
-            BadRequest: it names the field, what it got, what is allowed, and what to do.
+            BadRequest: with the field, its value, the valid values, and how to correct it.
         """
         if not isinstance(data, dict) or list(data) != ["inputs"]:
             got = sorted(data) if isinstance(data, dict) else data
-            raise BadRequest("body", got, '{"inputs": {...}}', "put the whole question under inputs")
+            raise BadRequest("body", got, '{"inputs": {...}}', "put the whole request under inputs")
         question = read_question(self.model, data["inputs"])
         return answer(self.model, [question], self.model.default_batch_size)[0]
 

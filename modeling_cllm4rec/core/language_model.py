@@ -1,6 +1,6 @@
 """The causal language model inside a recommender, whatever its architecture.
 
-This file stands alone: it is copied into every saved folder.
+This file is self-contained because it is copied into every saved folder.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from .prompt_assembly import pad_right
 
 
 def word_head(language_model: PreTrainedModel) -> nn.Module:
-    """What turns the decoder's states (..., K) into logits (..., N): BERT's has a layer more than GPT-2's.
+    """Return the module that maps the decoder's states (..., K) to logits (..., N); BERT's has a layer more than GPT-2's.
 
     Raises:
         InputError: a model with more parts than a decoder and its output layer.
@@ -41,13 +41,13 @@ def word_head(language_model: PreTrainedModel) -> nn.Module:
     heads = [module for module in language_model.children() if module is not body]
     if len(heads) != 1:
         raise InputError(
-            f"{type(language_model).__name__} has {len(heads)} parts beside its decoder; expected its output layer alone"
+            f"{type(language_model).__name__} has {len(heads)} parts in addition to its decoder; expected only its output layer"
         )
     return heads[0]
 
 
 def tokenizer_of(name_or_path: str | Path) -> PreTrainedTokenizerBase | None:
-    """The backbone's tokenizer, None if its folder has none (`AutoTokenizer` would make an empty one)."""
+    """Return the backbone's tokenizer, None if its folder has none (`AutoTokenizer` would make an empty one)."""
     for file in ("tokenizer_config.json", "tokenizer.json"):
         if cached_file(name_or_path, file, _raise_exceptions_for_missing_entries=False) is not None:
             return AutoTokenizer.from_pretrained(name_or_path)
@@ -123,7 +123,7 @@ def pad_prompts(prompts: Sequence[np.ndarray], device: torch.device) -> tuple[to
 
 
 def greedy_generation(own: GenerationConfig, tokenizer: PreTrainedTokenizerBase | None) -> GenerationConfig:
-    """How a model writes by default: always the likeliest word, up to the token that closes a text.
+    """Return the default generation settings: always the likeliest word, up to the token that closes a text.
 
     Of the backbone's own settings, which may sample, only its tokens are taken. Where it names none, its tokenizer does:
     the end of text, else the separator (BERT), as in the documents that it is trained on.
@@ -139,7 +139,7 @@ def greedy_generation(own: GenerationConfig, tokenizer: PreTrainedTokenizerBase 
 
 
 def is_left_padded(attention_mask: torch.Tensor | None) -> bool:
-    """Whether a (B, T) mask has padding before some row's first token."""
+    """Return whether a (B, T) mask has padding before some row's first token."""
     return attention_mask is not None and attention_mask.dim() == 2 and not bool(attention_mask[:, 0].all())
 
 

@@ -1,6 +1,6 @@
 """Losses over catalogues and vocabularies of any size, and the mutual regularization that ties the two embeddings of an ID.
 
-This file stands alone: it is copied into every saved folder.
+This file is self-contained because it is copied into every saved folder.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def sampled_log_partition(
 ) -> torch.Tensor:
     """Estimate of the log partition from the positives and a uniform sample of other items, shared by all rows.
 
-    A sampled item stands for (J - P) / S items, where P of a row's items are its distinct positives and S of the sample are
+    A sampled item represents (J - P) / S items, where P of a row's items are its distinct positives and S of the sample are
     none of them: exp of the result is an unbiased estimate of the denominator, if more items are drawn than P.
 
     Args:
@@ -197,7 +197,7 @@ def word_nll(head: nn.Module, hidden: torch.Tensor, words: torch.Tensor, chunk_s
 
 
 def first_occurrence(ids: torch.Tensor) -> torch.Tensor:
-    """(B, T) True where a token id stands for the first time in its row: a document's distinct tokens.
+    """Return a (B, T) mask, True at the first occurrence of a token id in its row: a document's distinct tokens.
 
     Example:
         >>> first_occurrence(torch.tensor([[5, 7, 5]])).tolist()

@@ -1,6 +1,6 @@
 """Prompts as token ids: text segments are tokenized once, and ID tokens are inserted between them by arithmetic.
 
-This file stands alone: it is copied into every saved folder.
+This file is self-contained because it is copied into every saved folder.
 """
 
 from __future__ import annotations

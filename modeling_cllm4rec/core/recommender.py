@@ -1,6 +1,6 @@
 """The base class of every recommender: one question in external ids, one saved folder, one language model inside.
 
-This file stands alone: it is copied into every saved folder.
+This file is self-contained because it is copied into every saved folder.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
         score_name: meaning of a recommendation's score, as in the header of a table.
         paper_metrics: metrics that the system's paper reports.
         catalogue: the items that the model recommends, None where they have no external ids.
-        users: the users whom the model knows, None where they have no external ids.
+        users: the known users, None where they have no external ids.
         card: text of the model card, None before there is one.
         training_curves: picture (PNG) that the card shows, None where none was drawn.
         backbone: the causal language model inside.
@@ -121,7 +121,7 @@ class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
 
     @property
     def reads_queries(self) -> bool:
-        """Whether the model answers queries in words by `search`."""
+        """Return whether the model answers queries in words by `search`."""
         return False
 
     def warm_up(self) -> None:
@@ -285,7 +285,7 @@ class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
         """Score all items for histories, in evaluation mode.
 
         Args:
-            user_indices: (B,) user indices, -1 for a user whom the model does not know; None for unknown users only.
+            user_indices: (B,) user indices, -1 for an unknown user; None for unknown users only.
             histories: item indices as compressed rows (`indptr`, `items`), oldest first.
 
         Returns:
@@ -340,25 +340,25 @@ class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
         batch_size: int | None = None,
         **search: Any,
     ) -> Recommendations:
-        """The k best items for users, for histories, or for users with histories given beside them.
+        """Return the k best items for users, for histories, or for users with given histories.
 
         Args:
             users: external user ids; without `histories`, their stored histories are read.
-            histories: external item ids, oldest first, one list a person. With `users` the given history counts, without
-                they are people whom the model never met. More items than the context holds: the last ones are read.
-            k: how many, at most the number of candidates. Who has fewer unseen candidates gets fewer rows.
-            exclude_seen: do not recommend what stands in the history.
+            histories: external item ids, oldest first, one list per user. They replace the stored histories of `users`.
+                Without `users` they are histories of unknown users. Of more items than the context holds, the last are read.
+            k: number of items, at most the number of candidates. A user with fewer unseen candidates gets fewer rows.
+            exclude_seen: do not recommend items of the history.
             candidates: external item ids to choose from; None means the whole catalogue.
             on_unknown: `"raise"` names unknown ids; `"skip"` leaves unknown users, items and candidates out, and known users
-                of whom the model can read nothing (LC-Rec: those whose history is empty).
-            batch_size: people scored in one pass.
+                that the model cannot read (LC-Rec: those with an empty history).
+            batch_size: users scored in one pass.
             search: settings of the model's own search, where it has one (LC-Rec: `num_beams`, `scoring`).
 
         Returns:
             `Recommendations` with columns user, item, rank, score.
 
         Raises:
-            InputError: unknown ids, an empty history of a person without an ID token, k out of range; before anything is scored.
+            InputError: unknown ids, an empty history of a user without an ID token, k out of range; before anything is scored.
         """
         tables = list(self.iter_recommendations(users, histories, k, exclude_seen, candidates, on_unknown, batch_size, **search))
         return Recommendations(pa.concat_tables(tables))
@@ -375,7 +375,7 @@ class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
         progress: bool = False,
         **search: Any,
     ) -> Iterator[pa.Table]:
-        """As `recommend`, a table a batch, in the order asked: constant memory for millions of people."""
+        """Yield recommendations as in `recommend`, one table per batch, in the given order, in constant memory."""
         catalogue, known = self.require_catalogue(), self.users
         if users is None and histories is None:
             raise InputError("recommend needs users=, histories=, or both")
@@ -428,7 +428,7 @@ class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
     def readable(
         self, user_indices: np.ndarray, lengths: np.ndarray | None = None, on_unknown: OnUnknown = "raise"
     ) -> np.ndarray:
-        """Which known users can be recommended to.
+        """Return which known users can get recommendations.
 
         Args:
             user_indices: (users,) user indices; lengths: (users,) items of the histories given for them, None for those stored.
@@ -437,7 +437,7 @@ class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
             (users,) bool; all True for a model whose users have tokens, or with `on_unknown="raise"`.
 
         Raises:
-            InputError: a user of whom there is nothing to read, with `on_unknown="raise"` (the first five are named).
+            InputError: a user with an empty history, with `on_unknown="raise"` (the first five are named).
         """
         known = self.users
         if self.reads_users or known is None:
@@ -469,7 +469,7 @@ class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
         indices = self.require_catalogue().ids.indices_of(history, on_unknown)
         indices = indices[indices >= 0]
         if anonymous and not len(indices):
-            raise InputError(f"histories[{row}] is empty: a person without an ID token needs at least one known item")
+            raise InputError(f"histories[{row}] is empty: a user without an ID token needs at least one known item")
         return indices
 
     def _as_table(self, labels: pa.Array, best: np.ndarray, scores: np.ndarray) -> pa.Table:

@@ -1,6 +1,6 @@
 """The folder of a model: weights, catalogue, users, generation settings, card and code, saved, loaded and uploaded together.
 
-This file stands alone: it is copied into every saved folder.
+This file is self-contained because it is copied into every saved folder.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
 from .catalogue import CATALOGUE_FILE, USERS_FILE, Catalogue, KnownUsers
 from .errors import ExistingFileError, InputError
-from .handler import EndpointHandler  # noqa: F401 (what is imported is what travels: Inference Endpoints look for handler.py)
+from .handler import EndpointHandler  # noqa: F401 (imported files are copied: Inference Endpoints look for handler.py)
 
 CARD_FILE, CURVES_FILE, REQUIREMENTS_FILE = "README.md", "training_curves.png", "requirements.txt"
 REQUIREMENTS = ("pandas>=2.2.3", "pyarrow>=18.0", "safetensors>=0.8", "torch>=2.13", "transformers>=5.20,<6")
@@ -117,8 +117,8 @@ def flat_code(model_class: type) -> dict[str, bytes]:
     """Return the Python files that a saved folder needs to load a class without this package.
 
     They are the closure of relative imports, as transformers computes it when it loads code from a folder. transformers looks
-    for every module beside the one that imports it, so the imports are flattened: `from ..core.catalogue import IdMap` is
-    written as `from .catalogue import IdMap`. On code that was itself loaded from a saved folder this changes nothing.
+    for every module in the folder of the one that imports it, so the imports are flattened: `from ..core.catalogue import
+    IdMap` is written as `from .catalogue import IdMap`. Code that was itself loaded from a saved folder stays the same.
 
     Args:
         model_class: a class whose module imports the others of ours by relative imports only.

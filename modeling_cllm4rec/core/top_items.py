@@ -1,6 +1,6 @@
 """Exact, deterministic top-k over a catalogue.
 
-This file stands alone: it is copied into every saved folder.
+This file is self-contained because it is copied into every saved folder.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ NO_ITEM = -2
 
 
 def top_items(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k best items of each row; of equal scores the lower item index comes first.
+    """Return the k best items of each row; of equal scores the lower item index comes first.
 
     Each score becomes an integer of the same order with the item index in its lower half. All these keys differ, so a
     partial sort has one possible result, also where equal scores cross the k-th place.
@@ -76,7 +76,7 @@ def top_candidates(
 
 
 def _ordered_bits(bits: torch.Tensor) -> torch.Tensor:
-    """The bits of float32 numbers as integers of the same order; applied twice, the bits again."""
+    """Return the bits of float32 numbers as integers of the same order; applied twice, it returns the bits again."""
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 

@@ -1,1 +1,1 @@
-"""What a saved folder shows on the Hub."""
+"""Model cards and loading for the Hub."""

@@ -26,8 +26,8 @@ PROBE_SECONDS = 10.0
 def load_recommender(name: str | Path) -> RecommenderModel:
     """Load the recommender of a folder or of a name on the Hub.
 
-    What can only be a path is not looked for on the Hub. The Hub is asked once, since the libraries would ask a Hub that is not
-    reached for about a minute; what lies in its cache is then loaded from there.
+    A name that can only be a path is not looked up on the Hub. The Hub gets one request first, because the libraries would retry
+    an unreachable Hub for about a minute. If it fails, the model is loaded from the cache.
 
     Raises:
         MissingFileError: there is none.
@@ -49,15 +49,15 @@ def load_recommender(name: str | Path) -> RecommenderModel:
 
 
 def _hub_unreached(name: str) -> Exception | None:
-    """Why the Hub does not give a model of this name; None if it does.
+    """Return why the Hub has no model of this name; None if it has one.
 
     Raises:
         MissingFileError: the name can only be a path, or begins with a folder that is here.
     """
     path = Path(name)
     if name.startswith((".", "/", "~", "\\")) or len(path.parts) > 2 or (len(path.parts) == 2 and path.parent.is_dir()):
-        beside = [one.name for one in path.parent.iterdir() if one.is_dir()] if path.parent.is_dir() else []
-        near = difflib.get_close_matches(path.name, beside, n=1)
+        siblings = [one.name for one in path.parent.iterdir() if one.is_dir()] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, siblings, n=1)
         hint = f"did you mean {path.parent / near[0]}?" if near else "name the folder of a run, or a model on the Hub"
         raise MissingFileError(f"--model: {name} is no folder with a model: there is no such folder; {hint}")
     try:

@@ -1,4 +1,4 @@
-"""The model card, generated from what was really run; nothing in it is typed by hand."""
+"""The model card, generated from the records of runs; nothing in it is typed by hand."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "p
 
 
 def machine() -> str:
-    """The machine in words: processor kind, cores, accelerator."""
+    """Describe the machine: processor kind, cores, accelerator."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no accelerator"
     return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {device}"
 
 
 def training_record(arguments: Any, progress: Any) -> dict[str, Any]:
-    """What a stage was asked to do and what came out: arguments, epochs, seconds, history, versions, machine, backbone.
+    """Return the record of a stage: arguments, epochs, seconds, history, versions, machine, backbone.
 
     `peak_bytes` and `peak_device_bytes` are the most memory that the process held up to here, of several the first one.
     """
@@ -73,7 +73,7 @@ def save_record(folder: Path, stage: str, record: dict[str, Any], earlier: Path 
 
 
 def read_records(folder: Path) -> dict[str, Any]:
-    """The contents of a folder's `training.json`: stage -> record; empty where there is none."""
+    """Return the contents of a folder's `training.json`: stage -> record; empty where there is none."""
     path = folder / RECORD_FILE
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
@@ -86,7 +86,7 @@ def make_card(
     reports: Sequence[EvaluationReport] = (),
     curves: bool = False,
 ) -> str:
-    """The card's text, YAML header with `model-index` included.
+    """Return the card's text, YAML header with `model-index` included.
 
     Args:
         name: the model's name.
@@ -94,7 +94,7 @@ def make_card(
         records: contents of `training.json`, stage by stage.
         data_info: contents of the data folder's `dataset.json`.
         reports: evaluations of this model.
-        curves: show the picture of the training curves, which lies beside the card.
+        curves: show the picture of the training curves, which is in the card's folder.
     """
     backbone = next((record["backbone"] for record in reversed(records.values()) if "backbone" in record), None)
     header: dict[str, Any] = {"library_name": "transformers", "tags": ["recommendation", system.card_tag]}
@@ -118,9 +118,9 @@ def make_card(
 
 
 def _results(report: EvaluationReport) -> list[EvalResult]:
-    """The entries of the `model-index`; what a number's interval is stands among its arguments.
+    """Return the entries of the `model-index`; a number's interval is among its arguments.
 
-    A number of other conditions than the usual ones is none of them: it stands in the text, with its protocol.
+    Numbers of an unusual protocol are excluded. The text of the card shows them with their protocol.
     """
     results: list[EvalResult] = []
     if report.protocol.departures:
@@ -155,8 +155,8 @@ def _use_section(use: str) -> list[str]:
         "",
         "## Intended use",
         "",
-        f"To rank the items of its catalogue {use}. It is meant for research and for lists of suggestions that a person "
-        "looks at, on people and items like those of its data; not for decisions about people.",
+        f"To rank the items of its catalogue {use}. It is meant for research and for lists of suggestions that a user "
+        "reviews, for users and items like those of its data; not for decisions about users.",
         "",
     ]
 
@@ -185,7 +185,7 @@ def _stage_section(stage: str, record: dict[str, Any]) -> list[str]:
 
 
 def _reproduce_section(records: dict[str, Any], reports: Sequence[EvaluationReport]) -> list[str]:
-    """The commands of all stages and evaluations; a record of an earlier version names all of its arguments."""
+    """Return the commands of all stages and evaluations; a record of an earlier version names all of its arguments."""
     commands = [
         training_command(stage, record.get("changed", record["arguments"]), record.get("processes", 1))
         for stage, record in records.items()
@@ -236,7 +236,7 @@ def update_card(folder: Path, data: RecommendationData) -> str:
 
 
 def give_card(model: RecommenderModel, folder: Path, data: RecommendationData) -> None:
-    """Renew the card of a run's folder, and let the model that was trained there hold it, with its curves."""
+    """Update the card of a run's folder, and set it and the curves on the model that was trained there."""
     model.card = update_card(folder, data)
     curves = folder / CURVES_FILE
     model.training_curves = curves.read_bytes() if curves.is_file() else None

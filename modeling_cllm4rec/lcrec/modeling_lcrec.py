@@ -1,6 +1,6 @@
 """LC-Rec (arXiv 2311.09049): a causal language model that writes the semantic index of the next item, and only real ones.
 
-This file and its flat siblings stand alone: they are copied into every saved folder.
+This file and its flat siblings are self-contained because they are copied into every saved folder.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from .semantic_ids import SemanticIds, codes_of, nearest_free_codes
 Scoring = Literal["beam", "all"]
 INDEXER_FOLDER = "rqvae"
 ENCODES_TEXTS = "modeling_cllm4rec.corpora.item_embeddings"
-"""What turns item texts into vectors; saved folders stand alone and come without it."""
+"""The module that encodes item texts; saved folders are self-contained and do not include it."""
 
 
 class LCRecForRecommendation(RecommenderModel):
@@ -98,12 +98,12 @@ class LCRecForRecommendation(RecommenderModel):
 
     @property
     def reads_queries(self) -> bool:
-        """Whether the model was aligned on queries and answers them by `search`."""
+        """Return whether the model was aligned on queries and answers them by `search`."""
         return self.config.query_prompts is not None
 
     @cached_property
     def semantic_ids(self) -> SemanticIds:
-        """The codes of all items; read anew after a change of the catalogue.
+        """The codes of all items; read again after a change of the catalogue.
 
         Raises:
             InputError: the model has no catalogue with codes.
@@ -115,7 +115,7 @@ class LCRecForRecommendation(RecommenderModel):
 
     @cached_property
     def trie(self) -> ItemTrie:
-        """The indices of all items as a tree; made anew after a change of the catalogue."""
+        """The semantic IDs of all items as a tree; built again after a change of the catalogue."""
         return ItemTrie(self.semantic_ids.codes, self.config.codebook_size)
 
     @cached_property
@@ -137,7 +137,7 @@ class LCRecForRecommendation(RecommenderModel):
         self._trie_here()
 
     def set_indexer(self, indexer: RQVAEModel | None) -> None:
-        """Keep an indexer beside the model; it is no part of it: it has a folder of its own and does not train here."""
+        """Attach an indexer that is no submodule of the model: it has its own folder and is not trained here."""
         self.__dict__["indexer"] = indexer
 
     def check_catalogue(self) -> None:
@@ -155,7 +155,7 @@ class LCRecForRecommendation(RecommenderModel):
     def build_prompts(
         self, user_indices: np.ndarray | None, histories: Iterable[np.ndarray], template: int = 0
     ) -> list[np.ndarray]:
-        """Token ids of the prompt for each history (item indices, oldest first); who the person is does not matter.
+        """Return the token ids of the prompt for each history (item indices, oldest first); the user does not matter.
 
         Args:
             template: number of the template of sequential item prediction.
@@ -202,7 +202,7 @@ class LCRecForRecommendation(RecommenderModel):
         scoring: Scoring = "beam",
         **search: Any,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The k best items of each prompt; the score is ln p of an item's index after the prompt.
+        """Return the k best items of each prompt; the score is ln p of an item's semantic ID after the prompt.
 
         Args:
             num_beams: beams of the search, at least k (default: the configuration's); it is never changed silently. Only for
@@ -233,7 +233,7 @@ class LCRecForRecommendation(RecommenderModel):
         candidates: np.ndarray | None = None,
         num_beams: int | None = None,
     ) -> FoundItems:
-        """The k best items of each prompt by a beam search, with the codes that it wrote; errors as `best_items`."""
+        """Return the k best items of each prompt by a beam search, with the generated codes; errors as in `best_items`."""
         beams = self.config.search_beams if num_beams is None else num_beams
         if beams < 1:
             raise InputError(f"num_beams is {beams}; it must be 1 or more")
@@ -257,7 +257,7 @@ class LCRecForRecommendation(RecommenderModel):
             return score_all(self.backbone, ids, mask, self._trie_here(), self.config.first_index_token)
 
     def _trie_here(self) -> ItemTrie:
-        """The tree on the model's device, moved once."""
+        """Return the tree on the model's device, moved once."""
         if self.trie.device != self.device:
             self.__dict__["trie"] = self.trie.to(self.device)
         return self.trie
@@ -318,14 +318,14 @@ class LCRecForRecommendation(RecommenderModel):
         batch_size: int = 64,
         **search: Any,
     ) -> Recommendations:
-        """The k best items for what people say they look for (intention tasks, section III-C.2 of the paper).
+        """Return the k best items for text queries (intention tasks, section III-C.2 of the paper).
 
         Args:
-            queries: a text for each person.
+            queries: one text per user.
             k: how many.
-            histories: external item ids of each person, oldest first; None for people without a history.
+            histories: external item ids of each user, oldest first; None for users without a history.
             candidates: external item ids to choose from; None means the whole catalogue.
-            exclude_seen: do not recommend what stands in the history.
+            exclude_seen: do not recommend items of the history.
             template: number of the template.
             on_unknown: `"raise"` names unknown items; `"skip"` leaves them out of histories and candidates.
             batch_size: queries searched for in one pass.
@@ -335,7 +335,7 @@ class LCRecForRecommendation(RecommenderModel):
             `Recommendations`; the user is the query's number.
 
         Raises:
-            InputError: an empty query, a history for some people only, an empty history, unknown items, k out of range, or
+            InputError: an empty query, a history for some users only, an empty history, unknown items, k out of range, or
                 settings as in `best_items`; before anything is searched.
 
         Example:
@@ -391,10 +391,10 @@ class LCRecForRecommendation(RecommenderModel):
         seed: int = 0,
         **config_arguments: Any,
     ) -> LCRecForRecommendation:
-        """A fresh model around a pretrained causal language model; the rows of its index tokens are random.
+        """Build a new model around a pretrained causal language model; the rows of its semantic ID tokens are random.
 
         Args:
-            name_or_path: what `AutoModelForCausalLM.from_pretrained` takes.
+            name_or_path: folder or name on the Hub, as for `AutoModelForCausalLM.from_pretrained`.
             semantic_ids: the codes of all items; first_index_token: what `tokenization_lcrec.add_semantic_id_tokens` returned.
             catalogue: the items in the order of the index, as external ids, a table, or a `Catalogue`.
             users: known users and their histories.
@@ -488,7 +488,7 @@ class LCRecForRecommendation(RecommenderModel):
             weight[borne.to(weight.device)] = rows.to(weight)
 
     def require_indexer(self) -> RQVAEModel:
-        """What gives new items their codes.
+        """Return the indexer, which assigns codes to new items.
 
         Raises:
             InputError: there is none, because the index was not made from texts, or its folder is lost.
@@ -537,12 +537,12 @@ class LCRecForRecommendation(RecommenderModel):
             made = "; encoder is not that of the index" if embeddings is None else ""
             raise InputError(f"embeddings have shape {vectors.shape}; {new.num_rows} items need ({new.num_rows}, {width}){made}")
         if not np.isfinite(vectors).all():
-            raise InputError("embeddings hold NaN or infinite values; make them anew")
+            raise InputError("embeddings hold NaN or infinite values; compute them again")
         free = nearest_free_codes(indexer.latents(vectors), indexer.codebook_array, self.semantic_ids.codes)
         self._set_items(together, np.concatenate([self.semantic_ids.codes, free]))
 
     def _embedded(self, items: pa.Table, encoder: str | None, progress: bool) -> np.ndarray:
-        """(new, d) vectors of texts, made as those of the model's items."""
+        """Return (new, d) vectors of texts, made as those of the model's items."""
         settings = dict(self.config.item_encoder or {})
         if not settings:
             raise InputError(

@@ -61,10 +61,10 @@ class Batcher:
             QueueFull: the queue is full.
             BadRequest: the question is invalid.
         """
-        if self.users_waiting + len(question.people) > self.capacity:
+        if self.users_waiting + len(question.users) > self.capacity:
             raise QueueFull(self.users_waiting, self.capacity)
         waiting = Waiting(question, asyncio.get_running_loop().create_future())
-        self.users_waiting += len(question.people)
+        self.users_waiting += len(question.users)
         self._queue.append(waiting)
         self._arrived.set()
         return await waiting.answered
@@ -84,13 +84,13 @@ class Batcher:
         batch: list[Waiting] = []
         users = 0
         while self._queue and (
-            not batch or (self.batching and users + len(self._queue[0].question.people) <= self.max_batch_size)
+            not batch or (self.batching and users + len(self._queue[0].question.users) <= self.max_batch_size)
         ):
             waiting = self._queue.popleft()
-            self.users_waiting -= len(waiting.question.people)
+            self.users_waiting -= len(waiting.question.users)
             if not waiting.answered.cancelled():
                 batch.append(waiting)
-                users += len(waiting.question.people)
+                users += len(waiting.question.users)
         if not self._queue:
             self._arrived.clear()
         return batch

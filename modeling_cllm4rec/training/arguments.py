@@ -16,7 +16,7 @@ from modeling_cllm4rec.core.errors import InputError, MissingFileError, nearest
 
 @dataclass
 class TrainingArguments:
-    """What all training shares."""
+    """Arguments of all training stages."""
 
     data: str = field(default="", metadata={"help": "data folder written by `cllm4rec prepare`"})
     output: str = field(default="", metadata={"help": "folder of the run: the finished model, and checkpoints/ of each stage"})
@@ -92,7 +92,7 @@ class TrainingArguments:
         return Path(self.output)
 
     def fingerprints(self) -> dict[str, str]:
-        """What a run reads beside data and backbone, by content, so that it is not resumed with something else."""
+        """Return hashes of further inputs of a run, so that it is not resumed with other inputs."""
         return {}
 
 
@@ -101,7 +101,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 def read_config(path: str | Path, kind: type[Any], section: str) -> dict[str, Any]:
-    """The keys of a YAML file that concern one stage.
+    """Read the settings of one stage from a YAML file.
 
     Raises:
         MissingFileError: no such file.
@@ -111,12 +111,12 @@ def read_config(path: str | Path, kind: type[Any], section: str) -> dict[str, An
 
 
 def packaged_configs() -> list[str]:
-    """Names of the YAML files that the package brings, those of recipes/configs."""
+    """Return the names of the YAML files that the package brings, those of recipes/configs."""
     return sorted(file.name for file in CONFIGS.glob("*.yaml"))
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The keys and values of a YAML file: of that path, or else of that name among those of the package.
+    """Read the keys and values of a YAML file at a path, or else of a packaged file of that name.
 
     Raises:
         MissingFileError: no such file.
@@ -137,10 +137,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def stage_settings(content: Mapping[str, Any], path: str | Path, kind: type[Any], section: str) -> dict[str, Any]:
-    """The keys of what a YAML file holds that concern one stage.
+    """Return the settings of one stage from the content of a YAML file.
 
     Args:
-        path: where they stand, for messages.
+        path: the file, for messages.
 
     Raises:
         InputError: an unknown key (the nearest names are listed), or a value of another type than the field's.

@@ -1,4 +1,4 @@
-"""What a training will hold in memory and how long it will take, said before and while it runs.
+"""Estimates of the memory and the time that a training takes, logged before and while it runs.
 
 Sizes of weights, moments, copies and logits follow from shapes. What a layer keeps for the backward pass depends on the
 architecture, so it is counted on three short sequences of the model itself. The few factors that remain were measured;
@@ -38,7 +38,7 @@ LOGIT_COPIES = 3
 SCORE_COPIES = 3
 """Scores of a validation batch: logits, in 32 bits, as an array."""
 ACTIVATION_SLACK = 1.3
-"""Beside what is kept lie the gradients of the layer at hand, and the gaps that batches of many lengths leave."""
+"""Factor on kept activations for the gradients of the current layer and for gaps between batches of many lengths."""
 PROBE_LENGTHS = (8, 16, 32)
 FEWER_ROWS = "leave rare items out by prepare --k-core, or use a backbone of a smaller width"
 
@@ -61,11 +61,11 @@ class LargestBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """What a process will hold at most.
+    """The peak memory of a process.
 
     Attributes:
-        held: what it holds all the time: part -> bytes.
-        phases: what the phases of a run hold beside it: phase -> part -> bytes.
+        held: constant parts: part -> bytes.
+        phases: further parts in each phase of a run: phase -> part -> bytes.
 
     Example:
         >>> MemoryEstimate({"weights": 3 * GB}, {"step": {"logits": GB}, "checkpoint": {"copies": 2 * GB}}).line()
@@ -91,15 +91,15 @@ class MemoryEstimate:
         return sum(self.parts.values())
 
     def line(self) -> str:
-        """The estimate in words, the largest parts first."""
+        """Return the estimate in words, the largest parts first."""
         largest = sorted(self.parts.items(), key=lambda part: -part[1])
-        told = ", ".join(f"{name} {size / GB:.1f} GB" for name, size in largest if size >= GB // 20) or "all parts are small"
+        shown = ", ".join(f"{name} {size / GB:.1f} GB" for name, size in largest if size >= GB // 20) or "all parts are small"
         phase = f", most in {self.peak_phase}" if self.peak_phase else ""
-        return f"{self.total / GB:.1f} GB of memory{phase}: {told}"
+        return f"{self.total / GB:.1f} GB of memory{phase}: {shown}"
 
 
 def training_memory(stage: Any, device: torch.device) -> MemoryEstimate:
-    """What a stage of training will hold on its device, counted from what its process holds now.
+    """Estimate the memory of a training stage on its device, starting from the memory that its process holds now.
 
     Args:
         stage: a `loop.Stage` whose model is built, on its device, its trainable weights chosen.
@@ -119,13 +119,13 @@ def training_memory(stage: Any, device: torch.device) -> MemoryEstimate:
             "word logits": word_loss_bytes(model, batch.word_states),
         }
     phases["validation"] = {**gradients, "scores of all items": SCORE_COPIES * stage.scores_at_once * _num_items(model) * FLOAT}
-    if device.type == "cpu":  # elsewhere a checkpoint's copies lie in another memory than the training
+    if device.type == "cpu":  # elsewhere a checkpoint's copies are in another memory than the training
         phases["checkpoints"] = {**gradients, "copies": weights + 2 * weights + average}
     return MemoryEstimate(held, phases)
 
 
 def id_table_memory(num_users: int, num_items: int, width: int, average: bool = False) -> MemoryEstimate:
-    """What the ID rows of CLLM4Rec alone will take on CPU, known before a model is made.
+    """Estimate the memory of the ID rows of CLLM4Rec on CPU before a model is built.
 
     Args:
         width: K, width of the backbone's states.
@@ -143,7 +143,7 @@ def id_table_memory(num_users: int, num_items: int, width: int, average: bool = 
 
 
 def item_loss_bytes(num_items: int, states: int, item_loss: ItemLoss) -> int:
-    """Logits of a batch over the catalogue: all at once, some at a time, or of a sample; see `losses.multinomial_nll`.
+    """Return the bytes of a batch's logits over all items, over some at a time, or over a sample; see `losses.multinomial_nll`.
 
     Example:
         >>> item_loss_bytes(1_000_000, 64, "exact"), item_loss_bytes(1_000_000, 64, "sampled")
@@ -154,20 +154,20 @@ def item_loss_bytes(num_items: int, states: int, item_loss: ItemLoss) -> int:
 
 
 def item_head_bytes(num_items: int, width: int, states: int, item_loss: ItemLoss) -> int:
-    """A table of items, its gradient, which is summed from two of its size, and the logits: a training step of the head alone."""
+    """Return the bytes of a training step of the head alone: table, gradient (summed from two of its size) and logits."""
     table = num_items * width * FLOAT
     return table + 2 * table + item_loss_bytes(num_items, states, item_loss)
 
 
 def word_loss_bytes(model: RecommenderModel, states: int) -> int:
-    """Logits over the words: some states at a time where the head is frozen; see `losses.word_nll`."""
+    """Return the bytes of the logits over the words: some states at a time where the head is frozen; see `losses.word_nll`."""
     trains = any(weight.requires_grad for weight in model.word_head.parameters())
     words = int(model.backbone.get_input_embeddings().weight.shape[0])
     return LOGIT_COPIES * (states if trains else min(states, WORD_CHUNK)) * words * FLOAT
 
 
 def activation_bytes(model: RecommenderModel, arguments: TrainingArguments) -> tuple[float, float]:
-    """What the backbone keeps of a row of n tokens for its backward pass: a n + b n^2 bytes, counted on short rows.
+    """Measure on short rows the a n + b n^2 bytes that the backbone keeps of n tokens for its backward pass.
 
     Returns:
         a, and b, which is 0 where attention keeps no matrix of weights. What is kept whatever the length (weights cast to 16
@@ -215,7 +215,7 @@ class SavedBytes:
 
 
 def indexing_memory(num_items: int, width: int, codebook_size: int, latent_dim: int) -> MemoryEstimate:
-    """What indexing the items of a catalogue will hold: embeddings, latents, and distances of all items to a level's codes.
+    """Estimate the memory of indexing a catalogue: embeddings, latents, and distances of all items to a level's codes.
 
     Args:
         width: of the embeddings; codebook_size: K codes of a level; latent_dim: width of what is quantized.
@@ -240,7 +240,7 @@ def check_memory(estimate: MemoryEstimate, limit_gb: float | None, advice: str, 
 
     Args:
         limit_gb: `max_memory` in GB (10^9 bytes), or None.
-        advice: what would take less.
+        advice: how to use less memory.
         device: whose memory counts; None means that of the processor.
 
     Raises:
@@ -254,7 +254,7 @@ def check_memory(estimate: MemoryEstimate, limit_gb: float | None, advice: str, 
 
 
 def advice_for(estimate: MemoryEstimate, arguments: TrainingArguments) -> str:
-    """What would make the largest part of the peak smaller."""
+    """Return advice on how to make the largest part of the peak smaller."""
     part = max((name for name in estimate.parts if name != "held now"), key=lambda name: estimate.parts[name])
     if part == "activations":
         spare = "" if arguments.gradient_checkpointing else ", or --gradient_checkpointing"
@@ -268,7 +268,7 @@ def advice_for(estimate: MemoryEstimate, arguments: TrainingArguments) -> str:
 
 
 class Pace:
-    """Documents a second, measured on the steps themselves, and what is left by that: told early, and again when it is surer.
+    """The rate in documents a second, measured on the steps, and the ETA, logged early and again when it is more certain.
 
     Args:
         documents: kind of step -> documents in the whole run.
@@ -285,7 +285,7 @@ class Pace:
     FIRST = 2
     """Steps that are left out of the measurement: they warm caches up."""
     TOLD_AFTER = (3, 12)
-    """Measured steps after which something is said."""
+    """Numbers of measured steps after which the rate is logged."""
 
     def __init__(self, documents: Mapping[str, int], done: Mapping[str, int] | None = None) -> None:
         self.to_go = Counter(dict(documents))
@@ -303,37 +303,37 @@ class Pace:
             self._seconds[kind] = self._seconds.get(kind, 0.0) + seconds
 
     def is_new(self) -> bool:
-        """Whether some kind of step has just been measured often enough to be told."""
+        """Return whether some kind of step has just been measured often enough to be logged."""
         return any(steps - self.FIRST in self.TOLD_AFTER for steps in self.steps.values())
 
     def left(self) -> str:
-        """Documents a second of each kind, what is to go, and how long it takes; validation and saving not counted."""
-        told, total = [], 0.0
+        """Return the rate of each kind, the documents left, and the ETA; validation and saving are not counted."""
+        parts, total = [], 0.0
         for kind, number in self.to_go.items():
             if self.steps[kind] < self.FIRST + self.TOLD_AFTER[0]:
-                told.append(f"{kind} not measured yet, {number:,} documents to go")
+                parts.append(f"{kind} not measured yet, {number:,} documents to go")
                 continue
             rate = self._documents[kind] / self._seconds[kind]
             total += number / rate
-            told.append(f"{kind} {rate:,.0f} documents a second, {number:,} to go")
-        return f"{'; '.join(told)}: {in_words(total)}"
+            parts.append(f"{kind} {rate:,.0f} documents a second, {number:,} to go")
+        return f"{'; '.join(parts)}: {in_words(total)}"
 
 
 class Stopwatch:
-    """Seconds between looks at it."""
+    """A timer of laps."""
 
     def __init__(self) -> None:
         self._last = time.perf_counter()
 
     def lap(self) -> float:
-        """Seconds since it was made or last asked."""
+        """Return the seconds since the last lap, or since the start."""
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
         return seconds
 
 
 def in_words(seconds: float) -> str:
-    """A time for people.
+    """Format a duration in seconds, minutes or hours.
 
     Example:
         >>> in_words(42), in_words(600), in_words(9000)

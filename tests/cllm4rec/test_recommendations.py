@@ -245,8 +245,8 @@ def test_scores_of_histories(recommender):
         ({"histories": [["ä"], ["item 1", "item 77"]]}, r"1 unknown item_id: \['item 77'\]; the model knows 12"),
         ({"users": ["ann"], "candidates": ["ä", "x"], "k": 1}, r"1 unknown item_id: \['x'\]"),
         ({"users": ["ann"], "on_unknown": "ignore"}, "on_unknown is 'ignore'; allowed are 'raise' and 'skip'"),
-        ({"histories": [["ä"], []]}, r"histories\[1\] is empty: a person without an ID token needs at least one known item"),
-        ({"histories": [["x"]], "on_unknown": "skip"}, r"histories\[0\] is empty: a person without an ID token"),
+        ({"histories": [["ä"], []]}, r"histories\[1\] is empty: a user without an ID token needs at least one known item"),
+        ({"histories": [["x"]], "on_unknown": "skip"}, r"histories\[0\] is empty: a user without an ID token"),
     ],
 )
 def test_questions_that_are_refused(recommender, question, message):

@@ -161,7 +161,7 @@ def test_users_without_histories(tmp_path):
     loaded = KnownUsers.load(tmp_path / USERS_FILE)
     assert len(loaded) == 2
     assert not loaded.has_histories
-    with pytest.raises(ValueError, match="saved without its users' histories; pass histories= beside users="):
+    with pytest.raises(ValueError, match="saved without its users' histories; pass histories= together with users="):
         loaded.history(0)
 
 

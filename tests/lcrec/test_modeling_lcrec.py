@@ -332,7 +332,7 @@ class TestBadInput:
         with pytest.raises(ValueError, match=r"histories\[1\] is empty"):
             gpt2.recommend(histories=[["item 1"], []], k=1, batch_size=1)
         gpt2.users = gpt2.users.without_histories()
-        with pytest.raises(ValueError, match="saved without its users' histories; pass histories= beside users="):
+        with pytest.raises(ValueError, match="saved without its users' histories; pass histories= together with users="):
             gpt2.recommend(users=["ann"], k=1)
 
     def test_empty_histories_and_queries(self, gpt2):

@@ -92,7 +92,7 @@ def test_who_has_seen_all_candidates_gets_none(system, request):
 
 BAD = [
     ([], "body: got .*; allowed: a JSON object; send"),
-    ({}, 'body: got .*; allowed: "users".* say for whom'),
+    ({}, 'body: got .*; allowed: "users".* name users or histories'),
     ({"usrs": [7]}, "body: got \"usrs\"; allowed: users, histories.*did you mean 'users'"),
     ({"xyz": 1}, "leave it out"),
     ({"users": [7], "query": "soap"}, "reads no queries.*ask an LC-Rec model"),
@@ -129,7 +129,7 @@ def test_a_bad_question_is_told_what_is_wrong(cllm4rec, question, words):
         ({"query": " "}, "query: got .*a text with words"),
         ({"query": 5}, "query: got 5"),
         ({"query": None}, "query: got null"),
-        ({"query": "soap", "users": ["ann", "user 1"]}, "query: got .*one person"),
+        ({"query": "soap", "users": ["ann", "user 1"]}, "query: got .*one user"),
         ({"users": ["ann"], "num_beams": 0}, "num_beams: got 0; allowed: a whole number from 1 to 200"),
         ({"users": ["ann"], "num_beams": 10**6}, "num_beams: got 1000000"),
         ({"users": ["ann"], "k": 6}, "k: got 6; allowed: 1 to num_beams, 5; give num_beams of 6"),
@@ -157,7 +157,7 @@ def test_a_model_without_users_or_without_their_histories(cllm4rec):
     known = cllm4rec.users
     try:
         cllm4rec.users = known.without_histories()
-        with pytest.raises(BadRequest, match="keeps no histories; give histories"):
+        with pytest.raises(BadRequest, match="keeps no histories; also give histories"):
             read_question(cllm4rec, {"users": [7], "k": 3})
         assert items(asked(cllm4rec, {"users": [7], "histories": [["ä"]], "k": 3})[0])
         cllm4rec.users = None
@@ -181,7 +181,7 @@ def test_the_handler_of_inference_endpoints(cllm4rec, monkeypatch):
     handler.model = cllm4rec
     assert items(handler({"inputs": {"users": [7], "k": 3}})) == expected(cllm4rec, users=[7])
     for data in ({}, [], {"inputs": {"users": [7]}, "parameters": {"k": 3}}):
-        with pytest.raises(BadRequest, match="put the whole question under inputs"):
+        with pytest.raises(BadRequest, match="put the whole request under inputs"):
             handler(data)
 
 
