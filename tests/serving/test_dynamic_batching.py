@@ -12,8 +12,8 @@ from modeling_cllm4rec.core.handler import BadRequest, Person, Question
 from modeling_cllm4rec.serving.dynamic_batching import Batcher, QueueFull
 
 
-def question(number: int, people: int = 1) -> Question:
-    return Question([Person(number, -1, np.zeros(0, np.int64), None)] * people, 1, True, None, {})
+def question(number: int, users: int = 1) -> Question:
+    return Question([Person(number, -1, np.zeros(0, np.int64), None)] * users, 1, True, None, {})
 
 
 class Answers:
@@ -84,10 +84,10 @@ def test_calls_that_arrive_within_the_wait_share_a_turn():
     running(scenario, wait_s=0.05)
 
 
-def test_a_call_with_more_people_than_a_turn_holds_goes_alone():
+def test_a_call_with_more_users_than_a_batch_is_computed_alone():
     async def scenario(batcher, answers):
         first = await first_in_work(batcher, answers)
-        rest = [asyncio.create_task(batcher.ask(question(number, people))) for number, people in ((1, 1), (2, 6), (3, 1))]
+        rest = [asyncio.create_task(batcher.ask(question(number, users))) for number, users in ((1, 1), (2, 6), (3, 1))]
         await asyncio.sleep(0.01)
         answers.gate.set()
         await asyncio.gather(first, *rest)
