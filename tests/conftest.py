@@ -57,7 +57,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.fixture(scope="session")
 def synthetic_dataset() -> SyntheticDataset:
-    """60 people, 40 items, about 8 interactions each, ids of awkward shape."""
+    """60 users, 40 items, about 8 interactions each, ids of awkward shape."""
     return make_synthetic_dataset(num_users=60, num_items=40, seed=0, interactions_per_user=8)
 
 

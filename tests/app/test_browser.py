@@ -1,4 +1,4 @@
-"""The page in a real browser: found, clicked, typed and read as a person does. Skips where no browser or no gradio is."""
+"""The page in a real browser: controlled by clicks and typed text. Skipped without a browser or gradio."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lists as HTML: what people wrote is escaped, and what is a list or a button is one."""
+"""Lists as HTML: texts of users and items are escaped, and lists and buttons have their HTML elements."""
 
 from html.parser import HTMLParser
 

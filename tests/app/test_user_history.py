@@ -13,7 +13,7 @@ USERS = KnownUsers([17, 4], np.array([0, 2, 2]), np.array([2, 0], np.int32))
 
 
 @given(st.lists(st.sampled_from("abcd"), max_size=12))
-def test_an_item_stands_in_a_history_if_it_was_toggled_an_odd_number_of_times(items):
+def test_an_item_is_in_a_history_if_it_was_toggled_an_odd_number_of_times(items):
     user_history = UserHistory(user="ann")
     for item in items:
         user_history = user_history.toggled(item)

@@ -162,7 +162,7 @@ class TestBadInput:
             slow.score_histories(None, histories_from_lists([[0]] * 400))
         slow.score_histories(None, histories_from_lists([[0]]))  # few pairs are never refused
 
-    def test_a_long_one_is_told(self, tiny_backbones: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:
+    def test_cost_without_a_limit_is_logged(self, tiny_backbones: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:
         recommender = make(tiny_backbones["gpt2"], max_hours=None)
         recommender.check_cost(10**7, histories_from_lists([[0], []]))
         assert "10000000 pairs of a history and an item at" in caplog.text

@@ -99,7 +99,7 @@ LCREC: dict[str, dict[str, Any]] = {
 }
 
 
-def test_rungs_of_lcrec() -> None:
+def test_variants_of_lcrec() -> None:
     """The tasks of the recipe up to each step, with its shares; steps without a task of the recipe are left out."""
     jobs, found = make_variant_jobs(LCREC, None, [3], name="lcrec", command="program ablation")
     tasks = {job.model: job.recipe["align"]["tasks"] for job in jobs}
@@ -117,7 +117,7 @@ def test_rungs_of_lcrec() -> None:
     assert jobs[1].command == "program ablation --variants SEQ --seed 3"
 
 
-def test_rungs_that_are_the_recipe_are_not_run() -> None:
+def test_variants_equal_to_the_recipe_are_not_run() -> None:
     sequences = {**LCREC, "align": {**LCREC["align"], "tasks": ["seqrec"]}}
     jobs, found = make_variant_jobs(sequences, None, [1], name="lcrec")
     assert found["same_as_recipe"] == ("SEQ",)

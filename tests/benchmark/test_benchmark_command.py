@@ -237,7 +237,7 @@ lcrec:
 """
 
 
-def test_ladder_of_lcrec_on_some_people(
+def test_ablation_of_lcrec_on_a_sample_of_users(
     in_process: list[str], data_folder: Path, tiny_backbones: dict[str, Path], tmp_path: Path
 ) -> None:
     """One index for all steps, one without meaning; on a sample of the users."""

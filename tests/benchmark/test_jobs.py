@@ -24,7 +24,7 @@ def test_conditions_side_by_side() -> None:
     )
 
 
-def test_sampled_metrics_are_measured_beside_full_ranking(data: RecommendationData) -> None:
+def test_sampled_metrics_are_measured_with_full_ranking(data: RecommendationData) -> None:
     found = make_config(data, metrics=("recall@5",), sampled_negatives=7).conditions
     assert found == (Condition("train", "train"), Condition("train", "train", 7))
     assert len({condition.key for condition in found}) == 2
@@ -96,7 +96,7 @@ def test_broken_protocol_file(tmp_path: Path) -> None:
         BenchmarkConfig.load(tmp_path)
 
 
-def test_fingerprint_tells_what_numbers_depend_on(setting: BenchmarkConfig) -> None:
+def test_fingerprint_covers_all_settings_of_the_numbers(setting: BenchmarkConfig) -> None:
     job = Job("ease", "baseline", 1, {"name": "ease", "settings": {}})
     same = dataclasses.replace(job, command="another", about="words")
     assert same.fingerprint(setting) == job.fingerprint(setting)

@@ -65,7 +65,7 @@ def test_baselines_stop_early_by_what_is_reported() -> None:
     assert settings["ease"] == {} and settings["ease+multvae"] == {"ease": {}, "multvae": {"metric": "recall@5"}}
 
 
-def test_unseen_people_have_jobs_of_their_own(tmp_path: Path) -> None:
+def test_unseen_users_have_separate_jobs(tmp_path: Path) -> None:
     trained = saved_model(tmp_path / "m")
     jobs = make_jobs(["ease", f"mine={trained}"], [1], NONE, hold_out=True)
     assert [(job.key, job.anonymous) for job in jobs] == [

@@ -12,7 +12,7 @@ counts = st.lists(st.integers(0, 40), min_size=1, max_size=60).map(np.array)
 
 
 @given(counts)
-def test_each_value_lies_in_exactly_one_bin(values: np.ndarray) -> None:
+def test_each_value_is_in_exactly_one_bin(values: np.ndarray) -> None:
     for bins in (quarter_bins(values), popularity_bins(values)):
         inside = sum(((values >= part.low) & (values <= part.high)).astype(int) for part in bins)
         assert (inside == 1).all()

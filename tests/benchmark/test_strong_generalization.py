@@ -11,7 +11,7 @@ from modeling_cllm4rec.benchmark.strong_generalization import hold_out_users, sa
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 
 
-def test_people_are_parted_and_the_catalogue_stays(data: RecommendationData, tmp_path: Path) -> None:
+def test_users_are_split_and_the_catalogue_stays(data: RecommendationData, tmp_path: Path) -> None:
     known, unseen = hold_out_users(data, 0.2, tmp_path)
     assert (known.num_users, unseen.num_users) == (48, 12)
     assert known.items.equals(data.items) and unseen.items.equals(data.items)
@@ -43,7 +43,7 @@ def test_shares_that_are_not_allowed(data: RecommendationData, tmp_path: Path, s
         hold_out_users(data, share, tmp_path)
 
 
-def test_some_people_as_if_there_were_no_others(data: RecommendationData) -> None:
+def test_a_sample_of_users_is_independent_of_the_others(data: RecommendationData) -> None:
     few = sample_users(data, 25)
     few.validate()
     assert (few.num_users, few.num_items, few.folder.name) == (25, data.num_items, "small-world-25-people")

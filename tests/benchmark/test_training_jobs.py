@@ -116,7 +116,7 @@ def test_text_only_is_fitted_and_asked_about_candidates_only(
     assert sampled.protocol.candidates.startswith("SAMPLED") and sampled.metrics["recall@5"] >= whole.metrics["recall@5"]
 
 
-def test_a_trained_folder_of_other_people_is_refused(
+def test_a_trained_folder_of_other_users_is_refused(
     data: RecommendationData, setting: BenchmarkConfig, tiny_backbones: dict[str, Path], tmp_path: Path
 ) -> None:
     from modeling_cllm4rec.benchmark.strong_generalization import hold_out_users
@@ -128,7 +128,7 @@ def test_a_trained_folder_of_other_people_is_refused(
         train(Job("mine", "folder", 1, {"path": str(folder), "sha256": ""}), setting, known, tmp_path)
 
 
-def test_a_search_holds_what_the_recipe_sets_beside_the_space(data: RecommendationData, setting: BenchmarkConfig) -> None:
+def test_a_search_keeps_recipe_values_outside_the_space(data: RecommendationData, setting: BenchmarkConfig) -> None:
     """As the training will: of what no trial draws, the recipe's value, not the default."""
     recipe = {"name": "itemknn", "settings": {"fit_on": "train+validation", "shrink": 8.0}}
     setting = dataclasses.replace(setting, tune=2, tune_metric="ndcg@5")

@@ -306,7 +306,7 @@ def test_users_without_a_history_have_no_document() -> None:
 @given(rows=ROWS, seed=st.integers(0, 2**32), epoch=st.integers(0, 100))
 def test_reordering_is_a_permutation_that_seed_epoch_and_user_fix(rows: list[list[int]], seed: int, epoch: int) -> None:
     corpus, again = HistoryCorpus(histories(*rows), seed), HistoryCorpus(histories(*rows), seed)
-    for user in reversed(range(len(rows))):  # whoever else is read before
+    for user in reversed(range(len(rows))):  # independent of the order of reading
         again.reordered(user, epoch)
     for user, row in enumerate(rows):
         order = corpus.reordered(user, epoch).tolist()
@@ -364,7 +364,7 @@ def test_holdout_sizes_by_hand() -> None:
     assert [len(corpus.split_holdout(user, 0, 0.2)[1]) for user in range(4)] == [1, 1, 2, 3]
 
 
-def test_every_item_is_held_out_as_often_and_anew() -> None:
+def test_every_item_is_held_out_equally_often() -> None:
     corpus = HistoryCorpus(histories(list(range(5))), seed=1)
     held = [corpus.split_holdout(0, epoch, 0.2)[1][0] for epoch in range(1000)]
     assert min(np.bincount(held, minlength=5)) > 140  # 200 are expected

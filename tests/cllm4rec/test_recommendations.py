@@ -21,7 +21,7 @@ gpt2_only = pytest.mark.parametrize("backbone", ["gpt2"], indirect=True)
 
 @torch.no_grad()
 def brute_force(model, tokenizer, user: str | None, history: list[int], allowed: list[int], k: int) -> list[dict]:
-    """One person: the prompt as text, one forward pass without padding, one score after the other, sorted."""
+    """One user: the prompt as text, one forward pass without padding, one score after the other, sorted."""
     who = "Someone" if user is None else f"<user_{USERS.index(user)}>"
     text = f"{who} chose:{''.join(f' <item_{item}>' for item in history)}. Next:"
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -213,7 +213,7 @@ def test_scores_of_histories(recommender):
         np.testing.assert_allclose(
             [scores[number, ITEMS.index(row["item"])] for row in rows], [row["score"] for row in rows], **CLOSE
         )
-    mixed = recommender.score_histories(np.array([-1, 1, -1, 3]), histories)  # -1: a person without a token
+    mixed = recommender.score_histories(np.array([-1, 1, -1, 3]), histories)  # -1: a user without an ID token
     anonymous = recommender.score_histories(None, Histories(histories.indptr[:4], histories.items))
     np.testing.assert_allclose(mixed[[0, 2]], anonymous[[0, 2]], **CLOSE)
     np.testing.assert_allclose(mixed[[1, 3]], scores[[1, 3]], **CLOSE)

@@ -10,7 +10,7 @@ from modeling_cllm4rec.core.prompt_assembly import build_input_ids, pad_right
 SEGMENTS = [[1, 2], "user", [3], "items", [4, 5]]
 
 
-def test_pieces_stand_in_their_order():
+def test_pieces_keep_their_order():
     assert build_input_ids(SEGMENTS, user=10, items=[20, 21]).tolist() == [1, 2, 10, 3, 20, 21, 4, 5]
     assert build_input_ids(["user", [7], "item"], user=10, item=30).tolist() == [10, 7, 30]
     assert build_input_ids(SEGMENTS, user=10).tolist() == [1, 2, 10, 3, 4, 5]  # an empty history

@@ -75,7 +75,7 @@ def test_items_without_text_are_counted_and_named() -> None:
             item_texts(items, on_missing_text=choice)  # type: ignore[arg-type]
 
 
-def test_items_without_description_are_an_error_unless_titles_may_stand_alone() -> None:
+def test_items_without_description_are_an_error_unless_titles_suffice() -> None:
     items = catalogue(title=["Lamp", "Tea"], description=["Red.", None])
     message = "1 of 2 items have no description: 'i1'; .*on_missing_text='title-only' to use their titles only"
     with pytest.raises(ValueError, match=message):

@@ -202,7 +202,7 @@ def test_select_users():
 
 
 class Beams:
-    """A search that finds what it is told: lists of items for users 0, 1, 2."""
+    """A search with given results: lists of items for users 0, 1, 2."""
 
     num_items = 6
     decoding = "constrained search with 3 beams"

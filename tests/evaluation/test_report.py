@@ -27,7 +27,7 @@ def report():
     )
 
 
-def test_models_that_decode_otherwise_stand_in_one_table_and_it_is_said(report):
+def test_models_with_other_decoding_share_a_table_with_a_note(report):
     protocol = dataclasses.replace(PROTOCOL, decoding="constrained search with 9 beams")
     beams = dataclasses.replace(report, protocol=protocol, illegal_items=0)
     table = comparison_table({"a": report, "b": beams})

@@ -1,4 +1,4 @@
-"""ONNX: the graph alone, with what stands in its folder, recommends as the model does."""
+"""ONNX: the graph and its folder alone give the model's recommendations."""
 
 from __future__ import annotations
 

@@ -57,9 +57,9 @@ def test_the_query_encoder_is_a_model_of_its_own_without_histories(exported, mod
 
 
 def test_batches_of_like_lengths_change_nothing(model):
-    people = np.arange(20)
-    alone = np.concatenate([encode_histories(model, people[i : i + 1], [model.users.history(i)]) for i in people])
-    np.testing.assert_allclose(encode_users(model, people, batch_size=6), alone, atol=1e-5)
+    users = np.arange(20)
+    alone = np.concatenate([encode_histories(model, users[i : i + 1], [model.users.history(i)]) for i in users])
+    np.testing.assert_allclose(encode_users(model, users, batch_size=6), alone, atol=1e-5)
 
 
 def test_an_index_finds_the_nearest(exported):

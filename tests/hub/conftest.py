@@ -25,7 +25,7 @@ NO_PACKAGE = '''
 import importlib, json, sys
 
 class NotInstalled:
-    """Stands before all other finders, also those of an editable installation."""
+    """Comes before all other finders, also those of an editable installation."""
 
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] == "modeling_cllm4rec":

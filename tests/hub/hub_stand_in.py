@@ -45,7 +45,7 @@ class Repository:
         return name
 
     def resolve(self, revision: str) -> str | None:
-        """The commit that a branch or a commit name stands for."""
+        """Return the commit of a branch or commit name."""
         return revision if revision in self.states else self.branches.get(revision)
 
 
@@ -282,7 +282,7 @@ def git_blob_id(content: bytes) -> str:
 
 
 def object_id(path: str, content: bytes) -> str:
-    """What tells whether a file has changed: SHA-256 of a large file, git's name of another."""
+    """Return the hash that changes with the file: SHA-256 of a large file, git's blob hash of any other."""
     return hashlib.sha256(content).hexdigest() if path.endswith(LARGE) else git_blob_id(content)
 
 

@@ -50,7 +50,7 @@ def test_a_moved_folder_answers(tiny_backbones, make_folder, run, tmp_path):
         here = EndpointHandler(folders[name])
         expected[name] = [here({"inputs": question}) for question in questions]
         for question, got in zip(questions, expected[name], strict=True):
-            assert {len(person["items"]) for person in got["results"]} == {question["k"]}
+            assert {len(result["items"]) for result in got["results"]} == {question["k"]}
     found = run(USE, asked={name: (folders[name], questions) for name, questions in asked.items()})
     for name, (answers, module) in found.items():
         assert answers[:-1] == expected[name] and module == "transformers_modules"

@@ -63,7 +63,7 @@ def test_the_model_index_holds_every_metric_with_its_protocol():
     assert {result.task_type for result in data.eval_results} == {"recommendation"}
 
 
-def test_other_conditions_than_the_usual_stand_in_the_text_only():
+def test_unusual_conditions_are_in_the_text_only():
     few = report()
     few.protocol = dataclasses.replace(few.protocol, users=5, sample="a random sample of 10, seed 0")
     unmasked = report()
@@ -100,7 +100,7 @@ def test_a_model_that_was_not_evaluated():
     assert "Not evaluated yet: run `cllm4rec evaluate`." in card.text
 
 
-def test_records_of_stages_stand_beside_each_other(record, tmp_path):
+def test_records_of_stages_are_kept_together(record, tmp_path):
     save_record(tmp_path, "pretrain", record)
     save_record(tmp_path, "finetune", {**record, "steps": 31})
     save_record(tmp_path, "finetune", {**record, "steps": 32})  # a later run counts
@@ -127,7 +127,7 @@ def test_the_card_of_a_folder(data: RecommendationData, record, tmp_path):
     assert update_card(folder, data) == text  # nothing in it depends on when it was written
 
 
-def test_intervals_stand_in_the_text_and_in_the_model_index():
+def test_intervals_are_in_the_text_and_in_the_model_index():
     card = ModelCard(make_card("mine", CLLM4REC, {}, INFO, [report()]))
     arguments = {result.metric_type: result.metric_args for result in card.data.eval_results}
     assert arguments == {"recall@20": {"interval_95": [0.05, 0.2], "bootstrap_resamples": 100}, "ndcg@10": None}
@@ -170,7 +170,7 @@ def test_licences_use_and_sources(record):
     assert ModelCard(make_card("mine", CLLM4REC, here, INFO)).data.base_model is None
 
 
-def test_curves_stand_in_the_card_where_they_were_drawn(data: RecommendationData, record, tmp_path):
+def test_curves_are_in_the_card_if_they_were_drawn(data: RecommendationData, record, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "cllm4rec"}', encoding="utf-8")
     assert "training_curves.png" not in update_card(tmp_path, data)
     (tmp_path / "training_curves.png").write_bytes(b"a picture")

@@ -72,7 +72,7 @@ def test_new_items_never_take_what_is_taken(world, count):
 
 
 @given(st.integers(0, 30), st.integers(1, 4), st.sampled_from([1, 2, 3, 2**31 - 1]), st.integers(0, 100))
-def test_shared_codes_are_those_that_stand_twice(items, levels, size, seed):
+def test_shared_codes_are_those_that_occur_twice(items, levels, size, seed):
     generator = np.random.default_rng(seed)
     codes = generator.integers(0, size, (items, levels)).astype(np.int32)
     codes = codes[generator.integers(0, items, items)] if items and seed % 2 else codes

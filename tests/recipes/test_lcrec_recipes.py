@@ -20,7 +20,7 @@ Mains = dict[str, Callable[..., int]]
 
 @pytest.fixture(scope="module")
 def run(mains: Mains, data_folder: Path, tiny_backbones: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run and, beside it, its index."""
+    """A finished run, with its semantic IDs next to it."""
     folder = tmp_path_factory.mktemp("runs")
     index = {
         "data": str(data_folder),
@@ -88,9 +88,9 @@ def test_evaluate(mains: Mains, run: Path, data_folder: Path, tmp_path: Path, ca
 def test_recommend(mains: Mains, run: Path, data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = RecommendationData.load(data_folder)
     items = data.items["item_id"].to_pylist()
-    pq.write_table(pa.table({"history": [items[:3], items[5:6]]}), tmp_path / "people.parquet")
+    pq.write_table(pa.table({"history": [items[:3], items[5:6]]}), tmp_path / "users.parquet")
     shared = ("--model", run, "--k", "4")
-    assert mains["recommend"](*shared, "--histories", tmp_path / "people.parquet", "--output", tmp_path / "recs.parquet") == 0
+    assert mains["recommend"](*shared, "--histories", tmp_path / "users.parquet", "--output", tmp_path / "recs.parquet") == 0
     table = pq.read_table(tmp_path / "recs.parquet").to_pandas()
     assert table["user"].tolist() == [0] * 4 + [1] * 4 and set(table["item"]) <= set(items)
     capsys.readouterr()

@@ -79,11 +79,11 @@ def test_all_sources_give_the_same_folder(recipe: ModuleType, sources: dict[str,
 def test_columns_users_and_given_split(recipe: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = "".join(f"{user},{item},{fold}\n" for user in "ab" for item, fold in enumerate(("train", "validation", "test")))
     (tmp_path / "r.csv").write_text("who,what,fold\n" + rows)
-    (tmp_path / "people.csv").write_text("name,biography,age\nb,reads,9\na,,8\n")
+    (tmp_path / "users.csv").write_text("name,biography,age\nb,reads,9\na,,8\n")
     arguments = [
         *("--interactions", str(tmp_path / "r.csv"), "--user-column", "who", "--item-column", "what"),
         *("--split", "given", "--split-column", "fold", "--output", str(tmp_path / "data")),
-        *("--users", str(tmp_path / "people.csv"), "--users-id-column", "name", "--user-columns", "biography"),
+        *("--users", str(tmp_path / "users.csv"), "--users-id-column", "name", "--user-columns", "biography"),
     ]
     assert recipe.main(arguments) == 0
     data = RecommendationData.load(tmp_path / "data")
@@ -163,9 +163,9 @@ def test_as_a_script_from_another_folder(sources: dict[str, str], tmp_path: Path
         command = [sys.executable, str(RECIPE), *arguments]
         return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=60)
 
-    told = run("--help")
-    assert told.returncode == 0
-    assert "cllm4rec prepare --interactions reviews.parquet" in told.stdout
+    ended = run("--help")
+    assert ended.returncode == 0
+    assert "cllm4rec prepare --interactions reviews.parquet" in ended.stdout
     failed = run("--interactions", "r.jsonl", "--item-column", "thing", "--output", "data")
     assert failed.returncode == 2
     assert "cllm4rec prepare: error: r.jsonl: no column 'thing'" in failed.stderr

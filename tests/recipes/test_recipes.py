@@ -72,10 +72,10 @@ def run(config: Path, pretrain: Main, finetune: Main, tmp_path_factory: pytest.T
 
 def assert_one_line(capsys: pytest.CaptureFixture[str], message: str) -> None:
     """The error is one line and the last one, with no traceback; libraries may have shown progress before."""
-    told = capsys.readouterr().err.splitlines()
-    assert sum(": error: " in line for line in told) == 1, told
-    assert re.search(message, told[-1]), told[-1]
-    assert not any("Traceback" in line for line in told)
+    lines = capsys.readouterr().err.splitlines()
+    assert sum(": error: " in line for line in lines) == 1, lines
+    assert re.search(message, lines[-1]), lines[-1]
+    assert not any("Traceback" in line for line in lines)
 
 
 # ---- training ----
@@ -132,10 +132,10 @@ def test_stop_and_resume(config: Path, run: Path, finetune: Main, tmp_path: Path
     assert not (tmp_path / "run" / "model.safetensors").exists()
     capsys.readouterr()
     assert finetune(*argv, "--resume", "--json") == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["model"] == told["output"] == str(tmp_path / "run") and told["finished"] and told["step"] > 1
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["model"] == printed["output"] == str(tmp_path / "run") and printed["finished"] and printed["step"] > 1
     record = json.loads((tmp_path / "run" / "training.json").read_text())["finetune"]
-    assert told["metrics"] == record["history"][record["best_epoch"]]
+    assert printed["metrics"] == record["history"][record["best_epoch"]]
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
 
 
@@ -311,7 +311,7 @@ def test_recommendations_for_a_file_of_histories(
     items, users = data.items["item_id"].to_pylist(), data.users["user_id"].to_pylist()
     histories = [items[2:5], [items[7]], items[:6]]
     rows = [{"history": history} | ({"user_id": users[9 - n]} if named else {}) for n, history in enumerate(histories)]
-    path = tmp_path / f"people.{kind}"
+    path = tmp_path / f"users.{kind}"
     if kind == "parquet":
         pq.write_table(pa.Table.from_pylist(rows), path)
     else:
@@ -324,7 +324,7 @@ def test_recommendations_for_a_file_of_histories(
         assert table[name].to_pylist() == expected[name].to_pylist()
 
 
-def test_names_of_people_come_back(
+def test_user_ids_are_returned(
     run: Path,
     data: RecommendationData,
     model: CLLM4RecForRecommendation,
@@ -333,19 +333,19 @@ def test_names_of_people_come_back(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Three people, two at a time: with names, and with the numbers of their rows; what is not read is said."""
+    """Three users in batches of two, with user ids and with row numbers. Unread columns are logged."""
     monkeypatch.setattr(recommend_command, "USERS_AT_ONCE", 2)
     items = data.items["item_id"].to_pylist()
     histories = [items[2:5], [items[7]], items[:6]]
     expected = model.recommend(histories=histories, k=2).table["item"].to_pylist()
     for names in (["zoë", "b", "a"], None):
         table = pa.table({"history": histories, "age": [30, 40, 50]} | ({"user": names} if names else {}))
-        pq.write_table(table, tmp_path / "people.parquet")
-        assert recommend("--model", run, "--histories", tmp_path / "people.parquet", "--k", 2, "--output", tmp_path / "out") == 0
+        pq.write_table(table, tmp_path / "users.parquet")
+        assert recommend("--model", run, "--histories", tmp_path / "users.parquet", "--k", 2, "--output", tmp_path / "out") == 0
         answer = pq.read_table(tmp_path / "out")
         assert answer["item"].to_pylist() == expected
         assert answer["user"].to_pylist() == [name for name in names or range(3) for _ in range(2)]
-    assert "people.parquet that are not read: age" in caplog.text
+    assert "users.parquet that are not read: age" in caplog.text
 
 
 def test_recommendations_for_everyone(
@@ -383,9 +383,9 @@ def test_bad_questions_are_one_line(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", r"--histories: .*people\.jsonl is neither Parquet nor JSON lines|is empty"),
-        ("not json\n", r"--histories: .*people\.jsonl is neither Parquet nor JSON lines"),
-        ('{"items": ["a"]}\n', r"people\.jsonl has columns \['items'\]; it needs 'history'"),
+        ("", r"--histories: .*users\.jsonl is neither Parquet nor JSON lines|is empty"),
+        ("not json\n", r"--histories: .*users\.jsonl is neither Parquet nor JSON lines"),
+        ('{"items": ["a"]}\n', r"users\.jsonl has columns \['items'\]; it needs 'history'"),
         ('{"history": []}\n', r"histor.* empty|needs 'history'"),
         ('{"history": ["nothing"]}\n', r"1 unknown item_id: \['nothing'\]"),
         ('{"history": null}\n', r"histor"),
@@ -398,7 +398,7 @@ def test_bad_questions_are_one_line(
 def test_bad_histories_are_one_line(
     content: str, message: str, run: Path, recommend: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = tmp_path / "people.jsonl"
+    path = tmp_path / "users.jsonl"
     path.write_text(content)
     assert recommend("--model", run, "--histories", path) == 2
     assert_one_line(capsys, f"cllm4rec recommend: error: .*({message})")

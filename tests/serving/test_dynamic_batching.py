@@ -84,7 +84,7 @@ def test_calls_that_arrive_within_the_wait_share_a_turn():
     running(scenario, wait_s=0.05)
 
 
-def test_a_call_with_more_users_than_a_turn_holds_goes_alone():
+def test_a_call_with_more_users_than_a_batch_is_computed_alone():
     async def scenario(batcher, answers):
         first = await first_in_work(batcher, answers)
         rest = [asyncio.create_task(batcher.ask(question(number, users))) for number, users in ((1, 1), (2, 6), (3, 1))]

@@ -14,24 +14,24 @@ def asked(model, *questions, batch_size=256):
 
 
 def expected(model, k=3, **arguments):
-    """Items of each person as `recommend` gives them."""
+    """Return the items of each user from `recommend`."""
     table = model.recommend(k=k, **arguments)
-    people = arguments.get("users") or range(len(arguments["histories"]))
-    return [table.items(person) for person in people]
+    users = arguments.get("users") or range(len(arguments["histories"]))
+    return [table.items(user) for user in users]
 
 
 def items(reply):
-    return [[one["item"] for one in person["items"]] for person in reply["results"]]
+    return [[row["item"] for row in result["items"]] for result in reply["results"]]
 
 
 def test_users_histories_and_both_are_answered_as_by_recommend(cllm4rec):
     for who in ({"users": [1, 7, 3]}, {"histories": [["ä"], ["6", "5"]]}, {"users": [3, 7], "histories": [[], ["ä", "5"]]}):
         (reply,) = asked(cllm4rec, {**who, "k": 3})
         assert items(reply) == expected(cllm4rec, **who)
-        assert [person["user"] for person in reply["results"]] == list(who.get("users", range(2)))
+        assert [result["user"] for result in reply["results"]] == list(who.get("users", range(2)))
 
 
-def test_titles_and_scores_stand_beside_the_items(cllm4rec):
+def test_titles_and_scores_come_with_the_items(cllm4rec):
     (reply,) = asked(cllm4rec, {"users": [7], "k": 2, "exclude_seen": False})
     rows = cllm4rec.recommend(users=[7], k=2, exclude_seen=False).to_pylist()
     for found, row in zip(reply["results"][0]["items"], rows, strict=True):
@@ -40,7 +40,7 @@ def test_titles_and_scores_stand_beside_the_items(cllm4rec):
         assert found["score"] == pytest.approx(row["score"], abs=1e-5)
 
 
-PEOPLE = st.one_of(
+INPUTS = st.one_of(
     st.fixed_dictionaries({"users": st.lists(st.sampled_from([7, 1, 3]), min_size=1, max_size=3)}),
     st.fixed_dictionaries(
         {"histories": st.lists(st.lists(st.sampled_from(["B00 1", "ä", "6"]), min_size=1, max_size=4), min_size=1, max_size=3)}
@@ -53,7 +53,7 @@ SETTINGS = st.fixed_dictionaries(
 
 
 @settings(max_examples=25)
-@given(st.lists(st.builds(lambda who, how: {**who, **how}, PEOPLE, SETTINGS), min_size=1, max_size=5), st.integers(1, 4))
+@given(st.lists(st.builds(lambda who, how: {**who, **how}, INPUTS, SETTINGS), min_size=1, max_size=5), st.integers(1, 4))
 def test_together_or_alone_the_answers_are_the_same(cllm4rec, questions, batch_size):
     together = asked(cllm4rec, *questions, batch_size=batch_size)
     for question, reply in zip(questions, together, strict=True):
@@ -118,7 +118,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("question", "words"), BAD)
-def test_a_bad_question_is_told_what_is_wrong(cllm4rec, question, words):
+def test_a_bad_question_gets_the_reason(cllm4rec, question, words):
     with pytest.raises(BadRequest, match=words):
         read_question(cllm4rec, {"k": 3, **question} if isinstance(question, dict) else question)
 

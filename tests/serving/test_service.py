@@ -12,8 +12,8 @@ import pytest
 pytest.importorskip("starlette", reason="needs the extra serve")
 pytest.importorskip("uvicorn", reason="needs the extra serve")
 
-from modeling_cllm4rec.serving import error_responses as refusals  # noqa: E402
-from modeling_cllm4rec.serving.service import ServiceSettings, make_service  # noqa: E402
+from modeling_cllm4rec.serving import error_responses as refusals
+from modeling_cllm4rec.serving.service import ServiceSettings, make_service
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def error_of(reply):
 
 
 def items(body):
-    return [[one["item"] for one in person["items"]] for person in body["results"]]
+    return [[row["item"] for row in result["items"]] for result in body["results"]]
 
 
 def test_recommend(server, cllm4rec):

@@ -1,4 +1,4 @@
-"""The guide about serving, block by block: its commands and its Python run as they stand."""
+"""The guide about serving, block by block: its commands and its Python run unchanged."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_what_is_asked_by_curl(folder, start):
             assert status == 200, answer
             if body:
                 wanted = json.loads(body)
-                assert [len(person["items"]) for person in answer["results"]] == [wanted["k"]] * len(answer["results"])
+                assert [len(result["items"]) for result in answer["results"]] == [wanted["k"]] * len(answer["results"])
 
 
 def test_the_server_has_the_flags():

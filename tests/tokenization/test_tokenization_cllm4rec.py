@@ -303,7 +303,7 @@ def test_split_special_tokens_makes_id_words_text(kind):
     assert tokenizer(text)["input_ids"] == expected
 
 
-def test_stand_ins_never_show(kind, tokenizer, tmp_path):
+def test_placeholders_are_never_visible(kind, tokenizer, tmp_path):
     vocabulary = tokenizer.get_vocab()
     assert vocabulary == backbone(kind).get_vocab()
     assert vocabulary == tokenizer.vocab
@@ -377,7 +377,7 @@ def test_encodings_speak_of_the_original_text():
     assert output[0].ids == output["input_ids"]
     assert len(output[0]) == len(tokens)
     assert output.sequence_ids() == [0] * len(tokens)
-    assert pickle.loads(pickle.dumps(output)).tokens() == tokens  # noqa: S301
+    assert pickle.loads(pickle.dumps(output)).tokens() == tokens
     with pytest.raises(AttributeError, match="return_overflowing_tokens=True"):
         _ = output[0].overflowing
 
@@ -676,7 +676,7 @@ def test_folders_that_cannot_be_loaded(tmp_path):
 
 def test_pickle_and_deepcopy(kind, tokenizer):
     text = "the <user_1> bought <item_100>"
-    for other in (pickle.loads(pickle.dumps(tokenizer)), copy.deepcopy(tokenizer)):  # noqa: S301
+    for other in (pickle.loads(pickle.dumps(tokenizer)), copy.deepcopy(tokenizer)):
         assert other(text).data == tokenizer(text).data
         assert other.decode(other(text)["input_ids"]) == tokenizer.decode(tokenizer(text)["input_ids"])
         assert len(other) == len(tokenizer)

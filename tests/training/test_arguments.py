@@ -130,7 +130,7 @@ def test_every_argument_has_a_help_text(kind: type[Any]) -> None:
         ("qqqq: 3", r"unknown key 'qqqq'; known are .*warmup_share"),
         ("pretrain:\n  warmup_epoch: 3", r"pretrain: unknown key 'warmup_epoch'; did you mean 'warmup_epochs'"),
         ("pretrain:\n  mask_share: 0.5", r"pretrain: unknown key 'mask_share'"),
-        ("warmup_epochs: 3", r"unknown key 'warmup_epochs'"),  # a key of one stage stands under its name
+        ("warmup_epochs: 3", r"unknown key 'warmup_epochs'"),  # a key of one stage belongs under its name
         ("pretain:\n  epochs: 3", r"unknown key 'pretain'"),
         ("epochs: 5.0", r"epochs is 5\.0 \(float\); it must be int"),
         ("epochs: '5'", r"epochs is '5' \(str\); it must be int"),

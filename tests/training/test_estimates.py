@@ -166,12 +166,12 @@ def test_a_limit_may_change_in_a_resumed_run(
 
 def test_pace_is_measured_for_each_kind() -> None:
     pace = Pace({"L": 300, "C": 1000}, done={"L": 100})
-    told = []
+    estimates = []
     for step in range(14):
         pace.count("L", 10, 100.0 if step < Pace.FIRST else 0.5)  # the first ones are slow and do not count
         if pace.is_new():
-            told.append((step + 1, pace.left()))
-    assert told == [
+            estimates.append((step + 1, pace.left()))
+    assert estimates == [
         (5, "L 20 documents a second, 150 to go; C not measured yet, 1,000 documents to go: 8 s"),
         (14, "L 20 documents a second, 60 to go; C not measured yet, 1,000 documents to go: 3 s"),
     ]
@@ -180,7 +180,7 @@ def test_pace_is_measured_for_each_kind() -> None:
     assert pace.left() == "L 20 documents a second, 60 to go; C 100 documents a second, 860 to go: 12 s"
 
 
-def test_steps_are_told_first_and_time_after_five(
+def test_steps_are_shown_first_and_time_after_five(
     pretrain_arguments: Callable[..., PretrainArguments], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):

@@ -63,9 +63,7 @@ def test_bad_tables(tmp_path: Path) -> None:
         train_recommender(tmp_path / "none.csv", "gpt2", tmp_path / "run")
 
 
-def test_texts_are_cut_unless_told_otherwise(
-    synthetic_dataset: SyntheticDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_texts_are_cut_by_default(synthetic_dataset: SyntheticDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A single long review would end the run, so this call cuts texts by default; the commands do not."""
     lengths = []
     monkeypatch.setattr(own_data, "pretrain", lambda arguments: lengths.append(arguments.max_text_tokens))

@@ -102,7 +102,7 @@ def test_a_resumed_run_reads_its_checkpoint_and_leaves_it_as_it_was(finetune_arg
     assert (folder / "tensors.safetensors").read_bytes() == content
 
 
-def test_resuming_without_a_checkpoint_begins_anew(
+def test_resuming_without_a_checkpoint_starts_over(
     finetune_arguments: MakeFinetune, tmp_path: Path, read_weights: Read, assert_same_bits: Same
 ) -> None:
     """A run killed before its first checkpoint, or `--resume` given from the start."""

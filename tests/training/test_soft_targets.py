@@ -97,7 +97,7 @@ def spans(histories: Histories) -> list[tuple[int, int]]:
     return list(zip(histories.indptr[:-1].tolist(), histories.indptr[1:].tolist(), strict=True))
 
 
-def test_settings_of_no_teacher_are_told(finetune_arguments: MakeFinetune, caplog: pytest.LogCaptureFixture) -> None:
+def test_settings_without_a_teacher_are_logged(finetune_arguments: MakeFinetune, caplog: pytest.LogCaptureFixture) -> None:
     """A flag that leaves out the teacher of a YAML file leaves its settings behind."""
     finetune(finetune_arguments(teacher_settings=["shrink=3"], epochs=1))
     assert "there is no teacher: teacher_settings ['shrink=3'] are not used" in caplog.text

@@ -142,7 +142,7 @@ def test_a_context_that_holds_no_item(pretrain_arguments: MakePretrain, data: Re
     ("every", "kinds"),
     [(0, "rrrr"), (1, "rcrcrcrc"), (2, "rrcrrc"), (3, "rrrcr"), (9, "rrrr")],
 )
-def test_content_steps_stand_between_recommendation_steps(
+def test_content_steps_come_between_recommendation_steps(
     every: int, kinds: str, finetune_arguments: MakeFinetune, data: RecommendationData
 ) -> None:
     stage = finetuning(finetune_arguments(content_every=every), data)
