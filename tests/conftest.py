@@ -44,11 +44,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail a run with `--every-extra` in which a test was skipped for lack of an extra, and say which."""
+    """Fail a run in which a test file was not imported, or with `--every-extra` a test was skipped for lack of an extra."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    if reporter is None or not session.config.getoption("every_extra"):
+    if reporter is None:
         return
     skipped = [(report.nodeid, report.longrepr[2]) for report in reporter.stats.get("skipped", ())]
+    # --doctest-ignore-import-errors skips a test file with a broken import, and importlib mode then collects nothing from it.
+    broken = [name for name, reason in skipped if "unable to import module" in reason and Path(name).name.startswith("test_")]
+    if broken:
+        reporter.write_line("\nthese test files cannot be imported, run them alone:\n" + "\n".join(broken), red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    if not session.config.getoption("every_extra"):
+        return
     missing = [f"{name}: {reason}" for name, reason in skipped if NO_EXTRA.search(reason)]
     if missing:
         reporter.write_line("\n--every-extra, but these were skipped:\n" + "\n".join(missing), red=True)
