@@ -70,7 +70,7 @@ def synthetic_dataset() -> SyntheticDataset:
 
 @pytest.fixture(scope="session")
 def data_folder(synthetic_dataset: SyntheticDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small world as a prepared folder (random split, seed 0): read it, do not write into it."""
+    """Return the small world as a prepared folder (random split, seed 0): read it, do not write into it."""
     folder = tmp_path_factory.mktemp("data") / "small-world"
     prepare_tables(
         synthetic_dataset.interactions, synthetic_dataset.items, synthetic_dataset.users, folder, split="random", seed=0
@@ -80,7 +80,7 @@ def data_folder(synthetic_dataset: SyntheticDataset, tmp_path_factory: pytest.Te
 
 @pytest.fixture(scope="session")
 def data(data_folder: Path) -> RecommendationData:
-    """What `data_folder` holds."""
+    """Return the contents of `data_folder`."""
     return RecommendationData.load(data_folder)
 
 

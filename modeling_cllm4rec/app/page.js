@@ -1,5 +1,5 @@
-// Runs once for each list. Buttons send their action and item to the server; after a list was drawn anew, the keyboard's
-// focus returns to where it was, or to the neighbour of what is gone.
+// Runs once for each list. Buttons send their action and item to the server; after a list was drawn again, the keyboard
+// focus returns to its element, or to the neighbour of a removed one.
 let asked = null;
 element.addEventListener('click', (event) => {
   const button = event.target.closest('button[data-action]');

@@ -73,7 +73,12 @@ OPENINGS = {
 }
 CLOSINGS = {
     "happy": ("Five stars from me.", "I will buy it again.", "My friends ask for it.", "Warmly recommended.", ""),
-    "mixed": ("It may suit somebody else better.", "Fair for the price.", "I might try another one.", ""),
+    "mixed": (
+        "It may suit somebody else better.",  # codespell:ignore somebody
+        "Fair for the price.",
+        "I might try another one.",
+        "",
+    ),
     "unhappy": ("I would not buy it again.", "Look elsewhere.", "It now sits in a cupboard.", ""),
 }
 SYLLABLES = ("ba", "cor", "del", "fi", "gra", "ho", "kel", "lu", "mar", "ni", "or", "pe", "ri", "sol", "tam", "ve")
@@ -285,7 +290,7 @@ def _description(items: _Items, j: int, rng: np.random.Generator) -> str:
         (
             "{article} {first} {noun} in {style} style, made by {brand}.",
             "{brand} presents a {style} {noun}, {first} and {second}.",
-            "The {style} {noun} for people who like things {first}.",
+            "The {style} {noun} for people who like things {first}.",  # codespell:ignore people
         ),
         rng,
     )

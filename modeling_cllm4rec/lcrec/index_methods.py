@@ -148,7 +148,7 @@ def co_occurrence_graph(histories: Histories, num_items: int) -> sparse.csr_arra
     [[0.0, 2.0, 1.0], [2.0, 0.0, 1.0], [1.0, 1.0, 0.0]]
     """
     chosen = interaction_matrix(Histories(histories.indptr.copy(), histories.items), num_items)
-    chosen.sum_duplicates()  # in place, hence the copy
+    chosen.sum_duplicates()  # works in place and would change the caller's array
     chosen.data[:] = 1  # a user who chose an item twice counts once
     graph = sparse.csr_array(chosen.T @ chosen)
     graph.setdiag(0)

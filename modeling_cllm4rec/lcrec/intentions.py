@@ -39,8 +39,9 @@ _STOP_WORDS = frozenset(
     "rather really right said same say says see seem seems several shall she should simply since so some something soon still "
     "such sure take takes than that the their them then there these they thing things this those though through thus to today "
     "together too took toward try two under until up upon us use used using very want wanted was way we well went were what "
-    "when where whether which while who whole whom whose why will with within without works would yet you your yours".split()
-)
+    "when where whether which while "
+    "who whole whom whose why will with within without works would yet you your yours"  # codespell:ignore whom
+).split()
 _REQUESTS = ("I am looking for {kind}: {words}.", "I need {kind}, with {words} in mind.", "Do you have {kind}? {words}.")
 _REQUESTS_OF_NO_KIND = ("I am looking for {words}.", "Do you have anything with {words}?", "I need this: {words}.")
 _TASTES = (

@@ -1,6 +1,6 @@
 """Semantic IDs of a catalogue: H codes for each item, all different (section III-B of arXiv 2311.09049).
 
-Besides the table of codes: quantization of latents to codes, uniform semantic mapping (Sinkhorn), and unique assignment.
+The table of codes, and quantization of latents to codes, uniform semantic mapping (Sinkhorn), and unique assignment.
 
 This file is copied into every saved folder.
 """
@@ -178,7 +178,7 @@ def row_numbers(codes: np.ndarray, codebook_size: int) -> np.ndarray:
 def squared_distances_to(points: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     """Return the (n, K) squared distances of points (n, d) to code vectors (K, d), in float64."""
     points, vectors = np.asarray(points, dtype=np.float64), np.asarray(vectors, dtype=np.float64)
-    # Expanded into products of matrices, which need no (n, K, d) array; rounding may leave -1e-16 for 0, hence the maximum.
+    # Expanded into products of matrices, which need no (n, K, d) array; rounding may leave -1e-16 for 0, so clip at 0.
     squares = (points**2).sum(1)[:, None] + (vectors**2).sum(1)[None] - 2 * points @ vectors.T
     return np.maximum(squares, 0.0)
 

@@ -69,7 +69,7 @@ def models(cllm4rec, lcrec) -> ShownModels:
 
 @pytest.fixture(scope="session")
 def saved(cllm4rec, tiny_backbones, tmp_path_factory) -> Path:
-    """The CLLM4Rec model as a folder: read it, do not write into it."""
+    """Return the CLLM4Rec model as a folder: read it, do not write into it."""
     folder = tmp_path_factory.mktemp("app") / "beauty"
     cllm4rec.model.save_pretrained(folder)
     cllm4rec.writer.tokenizer.save_pretrained(folder)

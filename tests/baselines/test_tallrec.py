@@ -31,7 +31,7 @@ def make(folder: Path, titles: list[str] | None = None, **settings: Any) -> TALL
 
 @torch.no_grad()
 def plain_scores(recommender: TALLRecRecommender, history: list[int]) -> list[float]:
-    """A whole prompt for each item, without any cache."""
+    """Score a whole prompt for each item, without any cache."""
     prompts, found = recommender.prompts, []
     for item in range(recommender.num_items):
         ids = np.concatenate([prompts.prefix(np.array(history, dtype=np.int64)), prompts.suffix(item)])

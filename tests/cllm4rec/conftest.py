@@ -34,7 +34,7 @@ def backbone(request, tiny_backbones) -> Path:
 
 @pytest.fixture(scope="session")
 def saved(backbone, tmp_path_factory) -> Path:
-    """A folder with model and tokenizer: read it, do not write into it."""
+    """Return a folder with model and tokenizer: read it, do not write into it."""
     folder = tmp_path_factory.mktemp("saved") / "model"
     save(new_model(backbone), backbone, folder)
     return folder

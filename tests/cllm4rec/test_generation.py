@@ -22,7 +22,7 @@ def prompt(tokenizer) -> torch.Tensor:
 
 @torch.no_grad()
 def by_hand(model: CLLM4RecForCausalLM, ids: torch.Tensor, words: int) -> torch.Tensor:
-    """The likeliest word, again and again, each time reading the whole text."""
+    """Append the likeliest word again and again, each time reading the whole text."""
     for _ in range(words):
         ids = torch.cat([ids, model(ids).logits[:, -1].argmax(-1, keepdim=True)], dim=1)
     return ids

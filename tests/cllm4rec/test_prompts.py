@@ -21,7 +21,7 @@ NUM_USERS, NUM_ITEMS = 12, 30
 
 @pytest.fixture(scope="module")
 def words() -> CLLM4RecTokenizer:
-    """A tokenizer whose ids can be read off: chose 2, : 3, says 4, of 5, title 6, user i 8 + i, item j 20 + j."""
+    """Return a tokenizer whose ids can be read off: chose 2, : 3, says 4, of 5, title 6, user i 8 + i, item j 20 + j."""
     vocabulary = ["[PAD]", "[UNK]", "chose", ":", "says", "of", "title", "."]
     backend = Tokenizer(models.WordLevel({word: number for number, word in enumerate(vocabulary)}, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -159,7 +159,7 @@ def test_storing_in_16_bits(dtype, backbone, saved, tmp_path):
 
 @pytest.fixture
 def copy(backbone, saved, tmp_path) -> Path:
-    """A folder to break."""
+    """Return a folder to break."""
     for path in saved.iterdir():
         if path.is_file():
             (tmp_path / path.name).write_bytes(path.read_bytes())

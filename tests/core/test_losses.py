@@ -209,7 +209,7 @@ def test_squared_distances_by_hand():
 
 
 def word_case(trains: bool) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
-    """A head of two layers as BERT's, states, and words."""
+    """Return a head of two layers as BERT's, states, and words."""
     generator = torch.Generator().manual_seed(3)
     head = nn.Sequential(nn.Linear(6, 6), nn.GELU(), nn.Linear(6, 13)).requires_grad_(trains)
     for weight in head.parameters():

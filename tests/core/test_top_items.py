@@ -14,7 +14,7 @@ FEW = st.sampled_from([-np.inf, -1.0, -0.0, 0.0, 1e-45, 1.0, np.inf])  # many ti
 
 
 def full_sort(scores: np.ndarray, k: int) -> tuple[list, list]:
-    """Indices by falling score, then rising index; -1 for what may not be recommended."""
+    """Return indices by falling score, then rising index; -1 for items that are not candidates."""
     rows = [sorted(range(scores.shape[1]), key=lambda item, row=row: (-row[item], item))[:k] for row in scores]
     values = [[float(row[item]) for item in order] for row, order in zip(scores, rows, strict=True)]
     return [

@@ -30,7 +30,7 @@ DESCRIPTIONS = ["Bright and warm.", None, "It writes. " * 4, "Smells of <a_12> [
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A BERT of width 16 with random weights and a WordPiece tokenizer, as a folder."""
+    """Return a BERT of width 16 with random weights and a WordPiece tokenizer, as a folder."""
     backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     backend.normalizer, backend.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]

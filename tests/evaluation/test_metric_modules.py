@@ -22,7 +22,7 @@ EXPECTED = {
 
 @pytest.fixture
 def load(tmp_path):
-    """Loads a metric by its name, with its files in a folder of the test."""
+    """Return a loader of metrics by name, with its files in a folder of the test."""
     return lambda name: evaluate.load(metric_path(name), cache_dir=str(tmp_path))
 
 

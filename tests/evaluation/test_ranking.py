@@ -24,7 +24,7 @@ def measure(metric, ranked, truth_lists, k):
 
 @st.composite
 def worlds(draw):
-    """A catalogue, a full ranking of it for each user, and one to all true items for each user."""
+    """Return a catalogue, a full ranking of it for each user, and one to all true items for each user."""
     num_items = draw(st.integers(1, 12))
     users = draw(st.integers(1, 6))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))

@@ -19,7 +19,7 @@ def scores_of(rows):
 
 
 def plain_top_k(scores, k, seen):
-    """The definition: sort by score downwards, then by index upwards."""
+    """Sort by score downwards, then by index upwards, as in the definition."""
     indices, values = [], []
     for row, items in zip(scores.tolist(), seen, strict=True):
         left = [(-score, item) for item, score in enumerate(row) if item not in items and score != -INF]

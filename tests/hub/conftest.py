@@ -48,7 +48,7 @@ Run = Callable[..., Any]
 
 @pytest.fixture
 def run(tmp_path) -> Run:
-    """Runs code in a fresh process in an empty folder; it reads `arguments` and prints its result as the last line, in JSON."""
+    """Return a runner of code in a fresh process; the code reads `arguments` and prints its result in JSON as its last line."""
 
     def run_code(code: str, *, package: bool = False, environment: dict[str, str] | None = None, **arguments: Any) -> Any:
         folder = tmp_path / "elsewhere"
@@ -74,7 +74,7 @@ def run(tmp_path) -> Run:
 
 @pytest.fixture(scope="session")
 def make_folder() -> Callable[[Path, Path], Path]:
-    """Saves a small model with its tokenizer over a backbone."""
+    """Save a small model with its tokenizer over a backbone."""
 
     def make(backbone: Path, folder: Path) -> Path:
         model = CLLM4RecForRecommendation.from_backbone(

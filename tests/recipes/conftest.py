@@ -13,7 +13,7 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 def main_of(name: str) -> Callable[..., int]:
-    """`main` of a recipe, each time with a fresh accelerate state."""
+    """Return `main` of a recipe, each time with a fresh accelerate state."""
     spec = importlib.util.spec_from_file_location(f"{name}_recipe", RECIPES / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -14,7 +14,7 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 
 @pytest.fixture(scope="module")
 def benchmark() -> Iterator[Any]:
-    """The recipe's module."""
+    """Return the recipe's module."""
     sys.path.insert(0, str(RECIPES))
     import benchmark
 

@@ -42,7 +42,7 @@ def withheld(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Hel
 
 @pytest.fixture(scope="module")
 def cllm4rec(withheld: HeldOutItems, tiny_backbones: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained model of the data without the withheld items."""
+    """Return an untrained model of the data without the withheld items."""
     folder = tmp_path_factory.mktemp("cllm4rec")
     values: dict[str, Any] = {"data": str(withheld.data.folder), "backbone": str(tiny_backbones["gpt2"])}
     for part in new_model(withheld.data, PretrainArguments(**values, output=str(folder))):
@@ -55,7 +55,7 @@ def cllm4rec(withheld: HeldOutItems, tiny_backbones: dict[str, Path], tmp_path_f
 
 @pytest.fixture(scope="module")
 def lcrec(withheld: HeldOutItems, tiny_backbones: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained LC-Rec over the same data, two levels of eight codes."""
+    """Return an untrained LC-Rec over the same data, two levels of eight codes."""
     folder, backbone, data = tmp_path_factory.mktemp("lcrec"), tiny_backbones["gpt2"], withheld.data
     tokenizer = AutoTokenizer.from_pretrained(backbone)
     numbers = np.random.default_rng(0).permutation(64)[: data.num_items]
@@ -84,7 +84,7 @@ def new_items(withheld: HeldOutItems, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def run_main() -> Callable[[str], Callable[..., int]]:
-    """`main` of a recipe, called with any values as words."""
+    """Return `main` of a recipe, called with any values as words."""
 
     def find(name: str) -> Callable[..., int]:
         spec = importlib.util.spec_from_file_location(f"{name}_growth_recipe", RECIPES / f"{name}.py")

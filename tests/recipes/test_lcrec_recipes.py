@@ -20,7 +20,7 @@ Mains = dict[str, Callable[..., int]]
 
 @pytest.fixture(scope="module")
 def run(mains: Mains, data_folder: Path, tiny_backbones: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run, with its semantic IDs next to it."""
+    """Return a finished run, with its semantic IDs next to it."""
     folder = tmp_path_factory.mktemp("runs")
     index = {
         "data": str(data_folder),

@@ -46,7 +46,7 @@ def recipe() -> ModuleType:
 
 @pytest.fixture
 def sources(tmp_path: Path) -> dict[str, str]:
-    """The same interactions in every kind of file."""
+    """Write the same interactions in every kind of file."""
     table = pa.Table.from_pylist(ROWS)
     pq.write_table(table, tmp_path / "r.parquet")
     pq.write_table(pa.Table.from_pylist(ITEMS), tmp_path / "items.parquet")

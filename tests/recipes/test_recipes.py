@@ -63,7 +63,7 @@ def config(data_folder: Path, tiny_backbones: dict[str, Path], tmp_path_factory:
 
 @pytest.fixture(scope="module")
 def run(config: Path, pretrain: Main, finetune: Main, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run: read it, and evaluate it with `--output` elsewhere."""
+    """Return a finished run: read it, and evaluate it with `--output` elsewhere."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     assert pretrain("--config", config, "--output", folder) == 0
     assert finetune("--config", config, "--output", folder) == 0
@@ -71,7 +71,7 @@ def run(config: Path, pretrain: Main, finetune: Main, tmp_path_factory: pytest.T
 
 
 def assert_one_line(capsys: pytest.CaptureFixture[str], message: str) -> None:
-    """The error is one line and the last one, with no traceback; libraries may have shown progress before."""
+    """Check that the error is one line, the last one, with no traceback; libraries may have shown progress before."""
     lines = capsys.readouterr().err.splitlines()
     assert sum(": error: " in line for line in lines) == 1, lines
     assert re.search(message, lines[-1]), lines[-1]

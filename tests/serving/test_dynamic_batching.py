@@ -52,7 +52,7 @@ def running(scenario, answers=None, **settings):
 
 
 async def first_in_work(batcher, answers):
-    """A call that is being computed behind the closed gate, so that the next ones wait."""
+    """Start a call that is computed behind the closed gate, so that the next ones wait."""
     answers.gate.clear()
     first = asyncio.create_task(batcher.ask(question(0)))
     while batcher.users_waiting or not first.get_coro().cr_frame:

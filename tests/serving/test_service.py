@@ -154,7 +154,7 @@ def test_a_client_that_hangs_up_while_sending(server, caplog):
 
 
 def send(server, question):
-    """A connection that asks and does not wait."""
+    """Open a connection that asks and does not wait."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     connection.request("POST", "/recommend", json.dumps(question))
     return connection

@@ -27,7 +27,7 @@ COMMANDS = [shlex.split(line) for language, code in BLOCKS if language == "bash"
 
 @pytest.fixture(scope="module")
 def folder(tiny_backbones, tmp_path_factory) -> Path:
-    """A folder with `runs/mine`: user ann, items B1 to B30."""
+    """Return a folder with `runs/mine`: user ann, items B1 to B30."""
     folder = tmp_path_factory.mktemp("guide")
     items = [f"B{number}" for number in range(1, 31)]
     model = CLLM4RecForRecommendation.from_backbone(

@@ -27,7 +27,7 @@ def _plain_accelerator() -> None:
 
 @pytest.fixture(scope="session")
 def still_backbone(tiny_backbones: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny GPT-2 without dropout: the same training in other clothes must then give the same weights."""
+    """Return the tiny GPT-2 without dropout: the same training, divided otherwise, must then give the same weights."""
     folder = tmp_path_factory.mktemp("still") / "gpt2"
     shutil.copytree(tiny_backbones["gpt2"], folder)
     config = json.loads((folder / "config.json").read_text())
@@ -98,7 +98,7 @@ def finetune_arguments(data_folder: Path, pretrained: Path, tmp_path: Path) -> C
 
 @pytest.fixture(scope="session")
 def read_weights() -> Callable[[Path | str], Weights]:
-    """The tensors of a saved model, copied: safetensors maps the file, which some tests write over."""
+    """Return the tensors of a saved model, copied: safetensors maps the file, which some tests overwrite."""
 
     def read(folder: Path | str) -> Weights:
         return {name: one.clone() for name, one in load_file(Path(folder) / "model.safetensors").items()}

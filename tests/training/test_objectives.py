@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Converting a tensor with require
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
 def model(request: pytest.FixtureRequest, tiny_backbones: dict[str, Path]) -> CLLM4RecForRecommendation:
-    """A tiny model in evaluation mode, its four tables large enough to matter and all different."""
+    """Return a tiny model in evaluation mode, its four tables large enough to matter and all different."""
     model = CLLM4RecForRecommendation.from_backbone(
         tiny_backbones[request.param], num_users=NUM_USERS, num_items=NUM_ITEMS, initializer_range=0.5, seed=3
     )

@@ -35,7 +35,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def other_random_state(number: int) -> None:
-    """A resumed process starts with other global random numbers; nothing may depend on them."""
+    """Change the global random numbers as a resumed process does; nothing may depend on them."""
     torch.manual_seed(number)
     np.random.seed(number)
 

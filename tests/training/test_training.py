@@ -53,7 +53,7 @@ def assert_close(ours: Weights, theirs: Weights, tolerance: float) -> None:
 
 
 def with_silent_users(data: RecommendationData, count: int, folder: Path) -> RecommendationData:
-    """The same data with no biography and no review of the first users."""
+    """Return the same data with no biography and no review of the first users."""
     texts = data.users["biography"].to_pylist()
     users = data.users.set_column(1, "biography", pa.array([None] * count + texts[count:], pa.large_string()))
     silent = pc.less(data.interactions["user_index"], count)
@@ -527,7 +527,7 @@ def test_pretraining_from_a_folder_that_is_no_language_model(pretrain_arguments:
 
 
 def other_ids(data: RecommendationData, folder: Path, table: str) -> Path:
-    """The same interactions with the first two users or items swapped."""
+    """Return the same interactions with the first two users or items swapped."""
     rows = getattr(data, table)
     order = [1, 0, *range(2, rows.num_rows)]
     dataclasses.replace(data, **{table: rows.take(order)}).save(folder)

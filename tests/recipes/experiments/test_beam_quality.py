@@ -21,7 +21,7 @@ from modeling_cllm4rec.tokenization.tokenization_lcrec import add_semantic_id_to
 
 @pytest.fixture(scope="module")
 def model(data: RecommendationData, tiny_backbones: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained LC-Rec: its beams disagree with exact scoring."""
+    """Return an untrained LC-Rec: its beams disagree with exact scoring."""
     folder, train = tmp_path_factory.mktemp("lcrec"), data.histories("train")
     tokenizer = AutoTokenizer.from_pretrained(tiny_backbones["gpt2"])
     numbers = np.random.default_rng(0).permutation(64)[: data.num_items]
