@@ -29,20 +29,18 @@ TOP_WORDS = 6
 _WORD = re.compile(r"(?<!\w)[^\W\d_]+(?:[-'’][^\W\d_]+)*(?!\w)")
 _SENTENCE = re.compile(r"[^.!?]+[.!?]*")
 _STOP_WORDS = frozenset(
-    (
-        "a about above after again against all almost also although always am among an and another any anything are around as at "
-        "away back be became because been before being below best better between both but by came can cannot come comes could did "
-        "do does doing done down during each either else enough etc even ever every everything few find first for from full get "
-        "gets getting give given gives go goes going good got great had has have having he her here hers him his how however i if "
-        "in including inside instead into is it its itself just keep know last least less let like little long look looking lot "
-        "made make makes making many may me might mine more most much must my need needs never new next no none nor not nothing now "
-        "of off often old on once one only or other others our ours out outside over own per perfect perhaps please put quite "
-        "rather really right said same say says see seem seems several shall she should simply since so some something soon still "
-        "such sure take takes than that the their them then there these they thing things this those though through thus to today "
-        "together too took toward try two under until up upon us use used using very want wanted was way we well went were what "
-        "when where whether which while "
-        "who whole whom whose why will with within without works would yet you your yours"  # codespell:ignore whom
-    ).split()
+    "a about above after again against all almost also although always am among an and another any anything are around as at "
+    "away back be became because been before being below best better between both but by came can cannot come comes could did "
+    "do does doing done down during each either else enough etc even ever every everything few find first for from full get "
+    "gets getting give given gives go goes going good got great had has have having he her here hers him his how however i if "
+    "in including inside instead into is it its itself just keep know last least less let like little long look looking lot "
+    "made make makes making many may me might mine more most much must my need needs never new next no none nor not nothing now "
+    "of off often old on once one only or other others our ours out outside over own per perfect perhaps please put quite "
+    "rather really right said same say says see seem seems several shall she should simply since so some something soon still "
+    "such sure take takes than that the their them then there these they thing things this those though through thus to today "
+    "together too took toward try two under until up upon us use used using very want wanted was way we well went were what "
+    "when where whether which while who whole whom whose "  # codespell:ignore whom
+    "why will with within without works would yet you your yours".split()
 )
 _REQUESTS = ("I am looking for {kind}: {words}.", "I need {kind}, with {words} in mind.", "Do you have {kind}? {words}.")
 _REQUESTS_OF_NO_KIND = ("I am looking for {words}.", "Do you have anything with {words}?", "I need this: {words}.")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from lcrec_models import new_lcrec
 
 from modeling_cllm4rec.app.answers import ShownModel, ShownModels
 from modeling_cllm4rec.cllm4rec.content_writer import ContentWriter
@@ -16,11 +16,6 @@ from modeling_cllm4rec.cllm4rec.prompts import Prompts, recommendation_segments
 from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers
 from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds
 from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
-
-_spec = importlib.util.spec_from_file_location("lcrec_models_for_app", Path(__file__).parents[1] / "lcrec" / "lcrec_models.py")
-assert _spec is not None and _spec.loader is not None
-lcrec_models = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(lcrec_models)
 
 ITEMS = [f"B{number}" for number in range(13)] + ['<i>"x"</i>', "🎸"]
 AWKWARD = ["Crème brûlée", "<img src=x onerror=alert(1)> ${1+1} {{value}}", None]
@@ -51,7 +46,7 @@ def cllm4rec(tiny_backbones) -> ShownModel:
 
 @pytest.fixture(scope="session")
 def lcrec(tiny_backbones) -> ShownModel:
-    model, tokenizer = lcrec_models.new_lcrec(
+    model, tokenizer = new_lcrec(
         tiny_backbones["gpt2"],
         semantic_ids=SemanticIds(CODES, 5),
         catalogue=catalogue(),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from guide_files import FILES
 from pages import ROOT, blocks, run_page
-from test_guides import FILES
 
 RUN = {"metrics"}
 """Pages that run in an empty folder."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
+from lcrec_models import new_lcrec
 
 from modeling_cllm4rec.exports.command import main
 from modeling_cllm4rec.exports.output_folder import new_output_folder, require_scoring_model
@@ -34,12 +33,7 @@ def test_space_is_imported_when_it_is_asked_for(monkeypatch):
 
 
 def test_lcrec_has_no_vectors(tiny_backbones):
-    file = Path(__file__).parents[1] / "lcrec" / "lcrec_models.py"
-    spec = importlib.util.spec_from_file_location("lcrec_models_for_exports", file)
-    assert spec is not None and spec.loader is not None
-    models = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(models)
-    model, _ = models.new_lcrec(tiny_backbones["gpt2"])
+    model, _ = new_lcrec(tiny_backbones["gpt2"])
     with pytest.raises(ValueError, match="export onnx: got a LCRecForRecommendation, which finds items by a search"):
         require_scoring_model(model, "export onnx")
 

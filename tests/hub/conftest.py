@@ -17,8 +17,6 @@ from modeling_cllm4rec.cllm4rec.prompts import Prompts, recommendation_segments
 from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers
 from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 
-sys.path.append(str(Path(__file__).parent))  # for hub_stand_in
-
 ROOT = Path(__file__).parents[2]
 ITEMS = ["B00 1", "<item_0>", "🎸", "ä", "5", "6"]
 NO_PACKAGE = '''

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import configparser
-import importlib.util
 from pathlib import Path
 
+import lcrec_models
 from packaging.requirements import Requirement
 
 from modeling_cllm4rec.core.handler import EndpointHandler
 
 ROOT = Path(__file__).parents[2]
-_spec = importlib.util.spec_from_file_location("lcrec_models_for_handler", ROOT / "tests" / "lcrec" / "lcrec_models.py")
-assert _spec is not None and _spec.loader is not None
-lcrec_models = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(lcrec_models)
-
 USE = """
 import importlib.util
 

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 from pathlib import Path
 
+import lcrec_models
 import pytest
 
 from modeling_cllm4rec.core.saved_folder import flat_code
 from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
 
 ROOT = Path(__file__).parents[2]
-_spec = importlib.util.spec_from_file_location("lcrec_models_for_hub", ROOT / "tests" / "lcrec" / "lcrec_models.py")
-assert _spec is not None and _spec.loader is not None
-lcrec_models = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(lcrec_models)
-
 USE = """
 import numpy as np
 import pyarrow as pa

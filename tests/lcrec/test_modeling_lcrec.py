@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
 
+import lcrec_models
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from lcrec_models import CODES, HISTORIES, ITEMS, LEVELS, USERS, WIDTH
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from modeling_cllm4rec.core.saved_folder import flat_code
@@ -25,13 +26,6 @@ from modeling_cllm4rec.lcrec.modeling_rqvae import RQVAEModel
 from modeling_cllm4rec.lcrec.prompts import semantic_id_tokens
 from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds
 
-_spec = importlib.util.spec_from_file_location("lcrec_models", Path(__file__).with_name("lcrec_models.py"))
-assert _spec is not None and _spec.loader is not None
-lcrec_models = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(lcrec_models)
-CODES, HISTORIES, ITEMS, LEVELS, USERS, WIDTH = (
-    getattr(lcrec_models, name) for name in ("CODES", "HISTORIES", "ITEMS", "LEVELS", "USERS", "WIDTH")
-)
 BACKBONES = ["gpt2", "gpt2-untied", "llama", "llama-tied", "qwen2"]
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from cold_items import HeldOutItems, hold_out_items
+from recipe_modules import main_of
 from transformers import AutoTokenizer
 
 from modeling_cllm4rec.cllm4rec.arguments import PretrainArguments
@@ -82,25 +80,11 @@ def new_items(withheld: HeldOutItems, tmp_path: Path) -> Path:
     return tmp_path / "new.parquet"
 
 
-@pytest.fixture(scope="session")
-def run_main() -> Callable[[str], Callable[..., int]]:
-    """Return `main` of a recipe, called with any values as words."""
-
-    def find(name: str) -> Callable[..., int]:
-        spec = importlib.util.spec_from_file_location(f"{name}_growth_recipe", RECIPES / f"{name}.py")
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return lambda *argv: module.main([str(word) for word in argv])
-
-    return find
-
-
 def test_add_items_to_cllm4rec(
-    run_main: Any, cllm4rec: Path, new_items: Path, withheld: HeldOutItems, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    cllm4rec: Path, new_items: Path, withheld: HeldOutItems, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "grown"
-    assert run_main("add_items")("--model", cllm4rec, "--items", new_items, "--output", output, "--json") == 0
+    assert main_of("add_items")("--model", cllm4rec, "--items", new_items, "--output", output, "--json") == 0
     assert json.loads(capsys.readouterr().out) == {"output": str(output), "added": 8, "items": 36}
     old, grown = load_recommender(cllm4rec), load_recommender(output)
     assert (old.num_items, grown.num_items) == (28, 36)
@@ -113,11 +97,11 @@ def test_add_items_to_cllm4rec(
 
 
 def test_add_items_to_lcrec(
-    run_main: Any, lcrec: Path, new_items: Path, withheld: HeldOutItems, tiny_backbones: dict[str, Path], tmp_path: Path
+    lcrec: Path, new_items: Path, withheld: HeldOutItems, tiny_backbones: dict[str, Path], tmp_path: Path
 ) -> None:
     output = tmp_path / "grown"
     flags = ("--model", lcrec, "--items", new_items, "--output", output, "--encoder", tiny_backbones["gpt2"])
-    assert run_main("add_items")(*flags) == 0
+    assert main_of("add_items")(*flags) == 0
     grown, expected = load_recommender(output), load_recommender(lcrec)
     vectors = embed_items(withheld.part("report"), encoder=str(tiny_backbones["gpt2"]), fields=["title"], max_text_tokens=20)
     expected.add_items(withheld.part("report"), vectors)
@@ -125,7 +109,6 @@ def test_add_items_to_lcrec(
 
 
 def test_split_and_measure_both_systems(
-    run_main: Any,
     data_folder: Path,
     cllm4rec: Path,
     lcrec: Path,
@@ -134,7 +117,7 @@ def test_split_and_measure_both_systems(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    main = run_main("experiments/new_items")
+    main = main_of("experiments/new_items")
     shares = ("--share", 0.2, "--tuning-share", 0.1)
     assert main("split", "--data", data_folder, "--output", tmp_path / "rest", *shares) == 0
     assert "28 items and " in capsys.readouterr().out
@@ -150,15 +133,14 @@ def test_split_and_measure_both_systems(
     assert all(0 <= value <= 1 for result in results.values() for value in result["recall"].values())
 
 
-def test_update_names_its_model(run_main: Any, lcrec: Path, data_folder: Path, tmp_path: Path, capsys: Any) -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
+def test_update_names_its_model(lcrec: Path, data_folder: Path, tmp_path: Path, capsys: Any) -> None:
     flags = ("--start", lcrec, "--data", data_folder, "--output", tmp_path / "now")
-    assert run_main("update")(*flags) == 2
+    assert main_of("update")(*flags) == 2
     assert "is no CLLM4Rec model; train an LC-Rec model again on the new data" in capsys.readouterr().err
 
 
 def test_one_line_for_bad_input(
-    run_main: Any, cllm4rec: Path, new_items: Path, data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    cllm4rec: Path, new_items: Path, data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bare = tmp_path / "bare.csv"
     bare.write_text("id,title\n1,lamp\n")
@@ -181,11 +163,11 @@ def test_one_line_for_bad_input(
         ("update", ("--data", data_folder, "--output", tmp_path / "out"), "start is not set"),
     ]
     for name, flags, message in cases:
-        assert run_main(name)(*flags) == 2, name
+        assert main_of(name)(*flags) == 2, name
         assert message in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_integer_ids_of_a_csv_file(run_main: Any, cllm4rec: Path, tmp_path: Path) -> None:
+def test_integer_ids_of_a_csv_file(cllm4rec: Path, tmp_path: Path) -> None:
     model, tokenizer = load_recommender(cllm4rec), CLLM4RecTokenizer.from_pretrained(cllm4rec)
     model.catalogue = Catalogue(model.catalogue.table.set_column(0, "item_id", pa.array(range(28))))
     model.config.catalogue_fingerprint = model.catalogue.ids.fingerprint
@@ -193,5 +175,5 @@ def test_integer_ids_of_a_csv_file(run_main: Any, cllm4rec: Path, tmp_path: Path
     tokenizer.save_pretrained(tmp_path / "numbered")
     (tmp_path / "new.csv").write_text("item_id,title\n1001,red lamp\n")
     flags = ("--model", tmp_path / "numbered", "--items", tmp_path / "new.csv", "--output", tmp_path / "out", "--passes", "0")
-    assert run_main("add_items")(*flags) == 0
+    assert main_of("add_items")(*flags) == 0
     assert load_recommender(tmp_path / "out").catalogue.ids.indices_of([1001]).tolist() == [28]

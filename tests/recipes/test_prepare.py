@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import importlib.util
 import json
 import re
 import subprocess
@@ -16,6 +15,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from recipe_modules import load_recipe
 
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 
@@ -36,12 +36,7 @@ ITEMS = [{"item_id": f"item {item}", "title": f"Title, {item}", "tags": ["a", "b
 
 @pytest.fixture(scope="module")
 def recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("prepare_recipe", RECIPE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_recipe("prepare")
 
 
 @pytest.fixture

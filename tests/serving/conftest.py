@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import importlib.util
 import json
 import socket
 import threading
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from lcrec_models import new_lcrec
 
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
 from modeling_cllm4rec.cllm4rec.prompts import Prompts, recommendation_segments
@@ -25,15 +25,6 @@ from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokeniz
 
 ITEMS = ["B00 1", "<item_0>", "🎸", "ä", "5", "6"]
 TITLES = ["Soft Cream", "Hard Soap", None, "Cream for a SOFT skin", "100% (cream)", "Ölbad"]
-
-
-def _lcrec_models() -> Any:
-    file = Path(__file__).parents[1] / "lcrec" / "lcrec_models.py"
-    spec = importlib.util.spec_from_file_location("lcrec_models_for_serving", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +50,7 @@ def cllm4rec_folder(tiny_backbones, tmp_path_factory) -> Path:
 def lcrec_folder(tiny_backbones, tmp_path_factory) -> Path:
     """Users ann, user 1 and a guitar; twelve items `item 0` ..., five beams."""
     folder = tmp_path_factory.mktemp("served") / "lcrec"
-    model, tokenizer = _lcrec_models().new_lcrec(tiny_backbones["gpt2"])
+    model, tokenizer = new_lcrec(tiny_backbones["gpt2"])
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
 
+import load_test
 import pytest
-
-FILE = Path(__file__).parents[2] / "recipes" / "experiments" / "load_test.py"
-_spec = importlib.util.spec_from_file_location("load_test_recipe", FILE)
-assert _spec is not None and _spec.loader is not None
-load_test = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(load_test)
 
 
 def test_a_cell_counts_what_the_server_answered(start, cllm4rec):
