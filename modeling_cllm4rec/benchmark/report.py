@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 from modeling_cllm4rec.benchmark import budgets
 from modeling_cllm4rec.benchmark.jobs import BenchmarkConfig, selection_of, shown
 from modeling_cllm4rec.benchmark.recipes import set_by_jobs
-from modeling_cllm4rec.benchmark.results import CASES, RESOURCES, SLICES, Estimate, Row, Table, read_tables, short, verdicts
+from modeling_cllm4rec.benchmark.results import CASES, RESOURCES, SLICES, Row, Table, read_tables, verdicts
 from modeling_cllm4rec.corpora.atomic_files import atomic_file
+from modeling_cllm4rec.evaluation.verdicts import Estimate, short
 from modeling_cllm4rec.systems import SYSTEMS
 
 REPORT_FILE, RESULTS_FILE = "report.md", "results.parquet"

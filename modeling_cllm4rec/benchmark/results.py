@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +19,9 @@ from modeling_cllm4rec.benchmark.measurement import HISTORY_LENGTH, POPULARITY
 from modeling_cllm4rec.benchmark.models import title
 from modeling_cllm4rec.benchmark.slices import quarter_bins
 from modeling_cllm4rec.core.errors import InputError, MissingFileError
-from modeling_cllm4rec.evaluation.intervals import bootstrap_interval, paired_difference_interval
+from modeling_cllm4rec.evaluation.intervals import bootstrap_interval
 from modeling_cllm4rec.evaluation.protocol import Protocol
+from modeling_cllm4rec.evaluation.verdicts import Estimate, paired_difference, short, verdict
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -34,15 +35,6 @@ SLICES = {
     HISTORY_LENGTH: "by length of the given history (items)",
 }
 """Slices of the users or items -> heading."""
-
-
-class Estimate(NamedTuple):
-    """A mean over users and its 95% bootstrap interval."""
-
-    mean: float
-    low: float
-    high: float
-    users: int
 
 
 @dataclass
@@ -173,35 +165,6 @@ def summary_of(row: Row, table: Table) -> str:
     return "; ".join(f"{relation} on {', '.join(metrics)}" for relation, metrics in groups.items())
 
 
-def verdict(name: str, reference: str, difference: Estimate, metric: str) -> str:
-    """Return whether a model is above or below another by the interval of their difference, in words.
-
-    >>> verdict("CLLM4Rec", "EASE", Estimate(0.0102, 0.0031, 0.0174, 100), "recall@20")
-    'CLLM4Rec is above EASE by .0102 (95% interval .0031 to .0174) on recall@20.'
-    >>> verdict("CLLM4Rec", "EASE", Estimate(-0.01, -0.02, 0.001, 100), "ndcg@10")
-    'CLLM4Rec and EASE do not differ significantly on ndcg@10: the difference is -.0100 (95% interval -.0200 to .0010).'
-    """
-    mean, low, high = difference[:3]
-    if low > 0:
-        return f"{name} is above {reference} by {short(mean)} (95% interval {short(low)} to {short(high)}) on {metric}."
-    if high < 0:
-        return f"{name} is below {reference} by {short(-mean)} (95% interval {short(-high)} to {short(-low)}) on {metric}."
-    return (
-        f"{name} and {reference} do not differ significantly on {metric}: the difference is {short(mean)} "
-        f"(95% interval {short(low)} to {short(high)})."
-    )
-
-
-def short(value: float) -> str:
-    """Format a number with four digits and no leading zero; a number that rounds to zero has no sign.
-
-    >>> short(0.187), short(-0.0012), short(1.0), short(-1e-5)
-    ('.1870', '-.0012', '1.0000', '.0000')
-    """
-    text = f"{round(value, 4) + 0.0:.4f}"
-    return text.replace("0.", ".", 1) if abs(value) < 1 and text.lstrip("-").startswith("0.") else text
-
-
 def _order(model: str) -> tuple[int, str]:
     """Return the sort key of a model: baselines and variants by their tables, sums after their baselines, others by name."""
     known = [*BASELINES, *(name for names in variant_names().values() for name in names)]
@@ -283,9 +246,7 @@ def _difference(row: Row, other: Row, metric: str, n_resamples: int) -> Estimate
     """Return the difference of two rows, paired by user."""
     if not np.array_equal(row.per_user["user_index"], other.per_user["user_index"]):
         raise InputError(f"{row.title} and {other.title} were measured on different users; pass overwrite=True")
-    ours, theirs = row.per_user[metric], other.per_user[metric]
-    ends = paired_difference_interval(ours, theirs, n_resamples=n_resamples)
-    return Estimate(float(np.mean(ours - theirs)), *ends, len(ours))
+    return paired_difference(row.per_user[metric], other.per_user[metric], n_resamples)
 
 
 def _command(jobs: list[dict[str, Any]]) -> str:

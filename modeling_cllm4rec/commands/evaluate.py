@@ -19,6 +19,7 @@ from modeling_cllm4rec.corpora.id_checks import check_same_ids
 from modeling_cllm4rec.evaluation.evaluator import EvaluationReport, comparison_table, evaluate
 from modeling_cllm4rec.evaluation.protocol import Protocol
 from modeling_cllm4rec.evaluation.searching import evaluate_templates
+from modeling_cllm4rec.evaluation.verdicts import verdicts
 from modeling_cllm4rec.hub.loading import load_recommender
 from modeling_cllm4rec.hub.model_card import update_card
 from modeling_cllm4rec.systems import system_of
@@ -152,6 +153,8 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.json:
             print_json({name: report.to_dict() for name, report in reports.items()})
         else:
+            title = next(reversed(reports))  # the model is measured last
             print(comparison_table(reports))
+            print("\n".join(["", *verdicts(reports, title, [name for name in reports if name != title])]))
 
     return flags.run(arguments, work)

@@ -17,8 +17,9 @@ import pytest
 from modeling_cllm4rec.benchmark.jobs import BenchmarkConfig, Condition, Job, file_name
 from modeling_cllm4rec.benchmark.page import HEAD, HEAD_END, head_of, write_page
 from modeling_cllm4rec.benchmark.report import MARKER, without_paths, write_report
-from modeling_cllm4rec.benchmark.results import Estimate, read_tables, short, summary_of, verdict, verdicts
+from modeling_cllm4rec.benchmark.results import read_tables, summary_of, verdicts
 from modeling_cllm4rec.evaluation.intervals import bootstrap_interval, paired_difference_interval
+from modeling_cllm4rec.evaluation.verdicts import Estimate, short
 
 USERS = np.arange(40, dtype=np.int32)
 GENERATOR = np.random.default_rng(0)
@@ -150,18 +151,6 @@ def test_the_verdicts_of_a_row_in_one_line(filled: Path) -> None:
 def test_verdicts_of_systems_only(filled: Path) -> None:
     (line,) = verdicts(read_tables(filled, 50)[1][0])
     assert line.startswith("CLLM4Rec is above EASE by .1") and line.endswith("on recall@5.")
-
-
-@pytest.mark.parametrize(
-    ("difference", "wanted"),
-    [
-        ((0.01, 0.001, 0.02), "A is above B by .0100 (95% interval .0010 to .0200) on m."),
-        ((-0.01, -0.02, -0.001), "A is below B by .0100 (95% interval .0010 to .0200) on m."),
-        ((0.01, 0.0, 0.02), "A and B do not differ significantly on m: the difference is .0100 (95% interval .0000 to .0200)."),
-    ],
-)
-def test_verdict(difference: tuple[float, float, float], wanted: str) -> None:
-    assert verdict("A", "B", Estimate(*difference, 9), "m") == wanted
 
 
 def test_report_says_what_it_must(filled: Path) -> None:
