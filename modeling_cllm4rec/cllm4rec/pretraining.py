@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from modeling_cllm4rec.cllm4rec.objectives import LossTerms, RegularizationConfi
 from modeling_cllm4rec.cllm4rec.parameters import choose_trainable
 from modeling_cllm4rec.cllm4rec.prompts import next_item_segments, recommendation_segments, tokenize_template
 from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers
-from modeling_cllm4rec.core.errors import InputError, MissingFileError
+from modeling_cllm4rec.core.errors import CLLM4RecError, InputError, MissingFileError
 from modeling_cllm4rec.core.language_model import reject_adapter
 from modeling_cllm4rec.core.prompt_assembly import build_input_ids
 from modeling_cllm4rec.corpora.batches import Batch, collate, plan_batches
@@ -180,11 +181,10 @@ def new_model(data: RecommendationData, arguments: PretrainArguments) -> tuple[C
         MemoryLimitError: the ID tables need more memory than `max_memory`.
     """
     train = data.histories("train")
-    try:
-        reject_adapter(arguments.backbone)
-        width = _hidden_size(arguments.backbone)
-        rows = id_table_memory(data.num_users, data.num_items, width, bool(arguments.average_decay))
-        check_memory(rows, arguments.max_memory, FEWER_ROWS)
+    width = check_backbone(arguments.backbone)
+    rows = id_table_memory(data.num_users, data.num_items, width, bool(arguments.average_decay))
+    check_memory(rows, arguments.max_memory, FEWER_ROWS)
+    with _readable(arguments.backbone):
         model = CLLM4RecForRecommendation.from_backbone(
             arguments.backbone,
             users=KnownUsers(data.users["user_id"], train.indptr, train.items),
@@ -192,10 +192,6 @@ def new_model(data: RecommendationData, arguments: PretrainArguments) -> tuple[C
             seed=arguments.seed,
             max_history_tokens=arguments.max_history_tokens,
         )
-    except OSError as error:
-        raise MissingFileError(
-            f"backbone: {arguments.backbone} is no folder with a language model and could not be read from the Hub ({error})"
-        ) from error
     tokenizer = CLLM4RecTokenizer.from_backbone(
         arguments.backbone, num_users=data.num_users, num_items=data.num_items, id_offset=model.config.id_offset
     )
@@ -207,12 +203,32 @@ def new_model(data: RecommendationData, arguments: PretrainArguments) -> tuple[C
     return model, tokenizer
 
 
-def _hidden_size(backbone: str) -> int:
-    """Return the width of a backbone, from its configuration alone."""
+def check_backbone(backbone: str) -> int:
+    """Check from its configuration that a backbone can be read, and return its width; no weights are loaded.
+
+    Raises:
+        MissingFileError: there is no such backbone.
+        InputError: it is only an adapter, or no language model that transformers can load.
+    """
+    with _readable(backbone):
+        reject_adapter(backbone)
+        try:
+            return int(AutoConfig.from_pretrained(backbone).get_text_config().hidden_size)
+        except (ValueError, AttributeError) as error:
+            raise InputError(f"backbone: {backbone} is no causal language model that transformers can load ({error})") from error
+
+
+@contextlib.contextmanager
+def _readable(backbone: str) -> Iterator[None]:
+    """Turn the error of a backbone that cannot be read into one that names the argument."""
     try:
-        return int(AutoConfig.from_pretrained(backbone).get_text_config().hidden_size)
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"backbone: {backbone} is no causal language model that transformers can load ({error})") from error
+        yield
+    except CLLM4RecError:
+        raise
+    except OSError as error:
+        raise MissingFileError(
+            f"backbone: {backbone} is no folder with a language model and could not be read from the Hub ({error})"
+        ) from error
 
 
 def _randomize_backbone(model: CLLM4RecForRecommendation, seed: int) -> None:

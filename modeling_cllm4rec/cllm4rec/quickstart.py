@@ -2,51 +2,83 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import pandas as pd
 import pyarrow as pa
 
+from modeling_cllm4rec.baselines import fit_baseline
 from modeling_cllm4rec.cllm4rec.arguments import INIT_COLUMNS, FinetuneArguments, PretrainArguments
 from modeling_cllm4rec.cllm4rec.finetuning import finetune
-from modeling_cllm4rec.cllm4rec.pretraining import pretrain
-from modeling_cllm4rec.core.errors import InputError
+from modeling_cllm4rec.cllm4rec.pretraining import check_backbone, pretrain
+from modeling_cllm4rec.cllm4rec.prompts import Prompts
+from modeling_cllm4rec.core.errors import ExistingFileError, InputError, MissingFileError
+from modeling_cllm4rec.corpora.atomic_files import atomic_file, atomic_folder
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.interactions import read_interactions, read_texts
 from modeling_cllm4rec.corpora.preparation import prepare_tables
+from modeling_cllm4rec.corpora.readers import HUB_PREFIX, checksum
+from modeling_cllm4rec.evaluation.evaluator import comparison_table, evaluate
+from modeling_cllm4rec.evaluation.verdicts import verdicts
 from modeling_cllm4rec.hub.loading import load_recommender
+from modeling_cllm4rec.training.backbones import train_backbone, training_texts, untrained_backbone
 
 if TYPE_CHECKING:
     from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
 
+logger = logging.getLogger(__name__)
+
 TableLike: TypeAlias = pd.DataFrame | pa.Table | str | Path
 """A table in memory, or a file or data set that `readers.read_table` reads."""
+RECORD = "quickstart.json"
+"""Fingerprints of the tables and arguments that OUTPUT/data was prepared from."""
+COMPARED_METRICS = ("recall@20", "ndcg@10")
+REFERENCES = ("popularity", "ease")
+LARGEST_EASE = 20_000
+"""Items up to which EASE is fitted for the comparison; its matrix takes 8 bytes a pair of items."""
 
 
 def train_recommender(
     interactions: TableLike,
-    backbone: str,
     output: str | Path,
     *,
+    backbone: str | None = None,
     items: TableLike | None = None,
     users: TableLike | None = None,
     prepare: Mapping[str, Any] | None = None,
     pretraining: Mapping[str, Any] | None = None,
     finetuning: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    verbose: bool = True,
     **shared: Any,
 ) -> CLLM4RecForRecommendation:
-    """Prepare a table of interactions, pretrain and finetune CLLM4Rec on it, and return the recommender.
+    """Prepare a table of interactions, pretrain and finetune CLLM4Rec on it, compare it with baselines, and return it.
+
+    A second call with the same arguments goes on where the first one was stopped. Prepared data is used again as long as its
+    tables and its arguments are the same.
 
     Args:
         interactions: one row per interaction: `user_id`, `item_id`, and optionally `rating`, `timestamp`, `review`, `split`.
-        backbone: name or path of a causal language model.
         output: folder of the run, where the model is saved; the data folder is written to `OUTPUT/data`.
+        backbone: name or path of a causal language model, such as `gpt2`. By default a GPT-2 of about one million parameters is
+            trained on the texts of the data (without texts: drawn at random), which needs no download and takes a minute or two;
+            a pretrained model is slower and usually better.
         items: `item_id` and texts (`title`, `brand`, `categories`, `description`).
         users: `user_id` and `biography`.
         prepare: arguments of `preparation.prepare_tables`, such as `{"split": "temporal", "k_core": 5}`.
         pretraining, finetuning: arguments of one stage, fields of `PretrainArguments` and `FinetuneArguments`.
+        overwrite: whether to replace an earlier run in `output` that had other tables or arguments, and to train again from the
+            beginning.
+        verbose: whether to print estimates, progress and the comparison to standard error, unless logging is set up already.
         shared: arguments of both stages, such as `epochs=5, batch_size=64`. The default of `max_text_tokens` is 128 here, because
             without a limit a single long review ends the run; the commands have no limit by default.
 
@@ -54,50 +86,206 @@ def train_recommender(
         The finished model, loaded from `output`.
 
     Raises:
-        InputError: the tables have another form than `prepare_tables` needs, or an argument has a value that is not allowed.
-        ExistingFileError: `output` holds a run already.
+        InputError: the tables have another form than `prepare_tables` needs, an argument has a value that is not allowed, or
+            `output` holds a run with other arguments.
+        MissingFileError: there is no such backbone or file.
+        ExistingFileError: `output` holds data prepared from other tables or with other arguments.
 
     Example:
         >>> frame = pd.DataFrame({"user_id": ["ann"] * 3, "item_id": [1, 2, 3]})
-        >>> model = train_recommender(frame, "gpt2", "runs/mine")  # doctest: +SKIP
+        >>> model = train_recommender(frame, "runs/mine", backbone="gpt2")  # doctest: +SKIP
         >>> model.recommend(users=["ann"], k=10).to_pandas()  # doctest: +SKIP
     """
-    settings = dict(prepare or {})
-    if isinstance(interactions, (str, Path)):
-        pairs = read_interactions(interactions, with_split=settings.get("split") == "given")
-    else:
-        pairs = _table(interactions)
-    texts = {name: _texts(table, name) for name, table in (("item_id", items), ("user_id", users))}
-    data = prepare_tables(pairs, texts["item_id"], texts["user_id"], Path(output) / "data", **settings)
-    common = {"data": str(data.folder), "output": str(output), "max_text_tokens": 128, **shared}
-    first_stage = {"init_ids": "text" if _has_words(data) else "random", **common, **(pretraining or {})}
-    pretrain(PretrainArguments(backbone=backbone, **first_stage))
-    finetune(FinetuneArguments(**{**common, **(finetuning or {})}))
-    return cast("CLLM4RecForRecommendation", load_recommender(output))
+    output = Path(output)
+    common = {
+        "data": str(output / "data"),
+        "output": str(output),
+        "max_text_tokens": 128,
+        "resume": not overwrite,
+        "overwrite": overwrite,
+        **shared,
+    }
+    for given in (shared, pretraining or {}, finetuning or {}):
+        if given.get("stop_after_steps") is not None:
+            raise InputError(
+                "stop_after_steps ends a stage early, but train_recommender needs both whole; call the stages instead"
+            )
+    with _shown_log(verbose):
+        # What can be checked without the data is checked before anything is written.
+        pretrain_arguments = PretrainArguments(**{"backbone": backbone or "one of its own", **common, **(pretraining or {})})
+        finetune_arguments = FinetuneArguments(**{**common, **(finetuning or {})})
+        if backbone is not None:
+            check_backbone(backbone)
+        data = _prepared(output, {"interactions": interactions, "items": items, "users": users}, prepare or {}, overwrite)
+        pretrain_arguments.backbone = backbone or str(_own_backbone(data, output / "backbone", pretrain_arguments.seed))
+        if "init_ids" not in {**shared, **(pretraining or {})}:
+            pretrain_arguments.init_ids = "text" if _has_words(data) else "random"
+        pretrain(pretrain_arguments)
+        finetune(finetune_arguments)
+        model = cast("CLLM4RecForRecommendation", load_recommender(output))
+        _log_comparison(model, data)
+    return model
 
 
-def _table(source: pd.DataFrame | pa.Table) -> pa.Table:
+def _prepared(
+    output: Path, tables: Mapping[str, TableLike | None], prepare: Mapping[str, Any], overwrite: bool
+) -> RecommendationData:
+    """Prepare OUTPUT/data, or load it where it was prepared from the same tables with the same arguments.
+
+    Raises:
+        ExistingFileError: it was prepared from others, and `overwrite` is not set.
+        InputError: as `prepare_tables`, or `prepare` has an argument that this function sets.
+    """
+    own = sorted({"output", "overwrite", "sources"} & set(prepare))
+    if own:
+        raise InputError(f"prepare has {own[0]!r}, which train_recommender sets; pass it to train_recommender, or remove it")
+    folder = output / "data"
+    given = {name: _table(table) if isinstance(table, pd.DataFrame) else table for name, table in tables.items()}
+    sources = [_source(name, table) for name, table in given.items() if table is not None]
+    record = json.loads(json.dumps({"sources": sources, "prepare": dict(prepare)}, default=str))
+    if folder.exists():
+        before = _read_record(output / RECORD)
+        if before == record:
+            logger.info("%s is used again: it was prepared from the same tables with the same arguments", folder)
+            return RecommendationData.load(folder)
+        if not overwrite:
+            changed = [name for name in record if before.get(name) != record[name]] if before else ["the record is missing"]
+            raise ExistingFileError(
+                f"output: {folder} was prepared from other tables or with other arguments ({', '.join(changed)} differ); pass "
+                "overwrite=True to prepare and train again, or choose another output"
+            )
+    data = prepare_tables(
+        _interactions(given["interactions"], prepare),
+        _texts(given["items"], "item_id"),
+        _texts(given["users"], "user_id"),
+        folder,
+        overwrite=overwrite,
+        sources=sources,
+        **prepare,
+    )
+    shutil.rmtree(output / "backbone", ignore_errors=True)  # trained on the texts of other data
+    with atomic_file(output / RECORD) as temporary:
+        temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    return data
+
+
+def _source(name: str, table: pa.Table | str | Path) -> dict[str, str]:
+    """Return the record of a source: its table, its file and its SHA-256."""
+    if isinstance(table, (str, Path)):
+        if not str(table).startswith(HUB_PREFIX) and not Path(table).exists():
+            raise MissingFileError(f"{name}: there is no such file: {table}")
+        return {"table": name, "file": Path(table).name, "sha256": checksum(table)}
+    digest = hashlib.sha256()
+    sink = pa.PythonFile(_Digest(digest), mode="w")
+    with pa.ipc.new_stream(sink, table.schema.remove_metadata()) as writer:
+        writer.write_table(table.replace_schema_metadata(None).combine_chunks())
+    return {"table": name, "file": "a table in memory", "sha256": digest.hexdigest()}
+
+
+class _Digest:
+    """A file that only computes the hash of what is written."""
+
+    closed = False
+
+    def __init__(self, digest: Any) -> None:
+        self.digest = digest
+
+    def write(self, block: bytes) -> int:
+        self.digest.update(block)
+        return len(block)
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """Read the record of prepared data; empty where there is none."""
+    if not path.is_file():
+        return {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _interactions(source: pa.Table | str | Path, prepare: Mapping[str, Any]) -> pa.Table:
+    """Read the interactions from a file, or return a table as it is."""
+    if isinstance(source, (str, Path)):
+        return read_interactions(source, with_split=prepare.get("split") == "given")
+    return source
+
+
+def _table(source: pd.DataFrame) -> pa.Table:
     """Convert a data frame to an Arrow table.
 
     Raises:
         InputError: a column mixes types.
     """
-    if not isinstance(source, pd.DataFrame):
-        return source
     try:
         return pa.Table.from_pandas(source, preserve_index=False)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise InputError(f"a column of the table mixes types ({error}); convert it to one type first") from error
 
 
-def _texts(source: TableLike | None, name: str) -> pa.Table | None:
-    """Read a table of texts from a file, or convert one in memory."""
-    if source is None:
-        return None
-    return read_texts(source, id_column=name, name=name) if isinstance(source, (str, Path)) else _table(source)
+def _texts(source: pa.Table | str | Path | None, name: str) -> pa.Table | None:
+    """Read a table of texts from a file, or return a table as it is."""
+    return read_texts(source, id_column=name, name=name) if isinstance(source, (str, Path)) else source
 
 
 def _has_words(data: RecommendationData) -> bool:
     """Check whether any item has a text that its row can be initialized from."""
     present = [name for name in INIT_COLUMNS if name in data.items.column_names]
     return any(data.items[name].null_count < data.num_items for name in present)
+
+
+def _own_backbone(data: RecommendationData, folder: Path, seed: int) -> Path:
+    """Make a small GPT-2: trained on the texts of the data, or, without texts, with random weights."""
+    if (folder / "config.json").is_file():
+        return folder
+    with atomic_folder(folder) as temporary:
+        if next(training_texts(data), None) is None:
+            logger.info("no backbone is named and the data has no texts: a small GPT-2 with random weights is the backbone")
+            untrained_backbone(data, temporary, dataclasses.asdict(Prompts()).values(), seed=seed)
+        else:
+            logger.info(
+                "no backbone is named: a small GPT-2 is trained on the texts of the data; name one, such as gpt2, to use it"
+            )
+            train_backbone(data, temporary, seed=seed)
+    return folder
+
+
+def _log_comparison(model: CLLM4RecForRecommendation, data: RecommendationData) -> None:
+    """Log the metrics of the model and of two baselines on validation, and their differences in words."""
+    if not len(data.histories("validation").items):
+        logger.info("the data has no validation interactions, so the model is not compared with baselines")
+        return
+    metrics = tuple(name for name in COMPARED_METRICS if int(name.partition("@")[2]) <= data.num_items)
+    references = REFERENCES if data.num_items <= LARGEST_EASE else REFERENCES[:1]
+    recommenders = {name: fit_baseline(name, data) for name in references} | {"CLLM4Rec": model}
+    reports = {
+        name: evaluate(recommender, data, "validation", metrics=metrics, progress=False)
+        for name, recommender in recommenders.items()
+    }
+    logger.info("on validation:\n%s\n\n%s", comparison_table(reports), "\n".join(verdicts(reports, "CLLM4Rec", references)))
+
+
+@contextlib.contextmanager
+def _shown_log(shown: bool) -> Iterator[None]:
+    """Print the log of this package to standard error, unless logging is set up already."""
+    package = logging.getLogger(__name__.partition(".")[0])
+    if not shown or package.hasHandlers():
+        yield
+        return
+    handler, level = logging.StreamHandler(sys.stderr), package.level
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    package.addHandler(handler)
+    package.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        package.setLevel(level)

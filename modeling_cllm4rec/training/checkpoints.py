@@ -52,6 +52,11 @@ def read(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         ) from error
 
 
+def any_saved(folder: Path) -> bool:
+    """Check whether a stage has saved anything that a new run would lose: a checkpoint of a step, or the best epoch."""
+    return latest(folder) is not None or any(folder.glob("best*"))
+
+
 def latest(folder: Path) -> Path | None:
     """Return the newest whole checkpoint of a stage, None if there is none."""
     steps = _steps(folder)

@@ -161,7 +161,8 @@ def check_folder(stage: str, arguments: TrainingArguments, data: RecommendationD
         raise ExistingFileError(
             f"output: {arguments.run_folder} is a data folder, which is never written into; choose another output"
         )
-    if not record.exists() or arguments.overwrite:
+    # A run that was killed before its first checkpoint has nothing to lose or to go on with.
+    if not record.exists() or arguments.overwrite or not checkpoints.any_saved(folder):
         return
     if not arguments.resume:
         raise ExistingFileError(
@@ -187,7 +188,7 @@ def claim_folder(stage: str, arguments: TrainingArguments, data: RecommendationD
     record = folder / RUN_FILE
     if arguments.overwrite:
         shutil.rmtree(folder, ignore_errors=True)
-    if record.exists():
+    if record.exists() and checkpoints.any_saved(folder):
         return
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_file(record) as temporary:

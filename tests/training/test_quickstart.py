@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 
 from modeling_cllm4rec import train_recommender
 from modeling_cllm4rec.cllm4rec import quickstart as own_data
-from modeling_cllm4rec.core.errors import InputError
+from modeling_cllm4rec.core.errors import ExistingFileError, InputError, MissingFileError
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.synthetic import SyntheticDataset
 
@@ -23,7 +25,7 @@ def test_five_lines(synthetic_dataset: SyntheticDataset, tiny_backbones: dict[st
     frame = synthetic_dataset.interactions.to_pandas()[["user_id", "item_id"]]
     frame["user_id"] = pd.factorize(frame["user_id"])[0] * 7 + 3
 
-    model = train_recommender(frame, str(tiny_backbones["gpt2"]), tmp_path / "run", **SHORT)
+    model = train_recommender(frame, tmp_path / "run", backbone=str(tiny_backbones["gpt2"]), **SHORT)
     best = model.recommend(users=[3, 10], k=5).to_pandas()
 
     assert best["user"].tolist() == [3] * 5 + [10] * 5 and best["rank"].tolist() == [1, 2, 3, 4, 5] * 2
@@ -38,8 +40,8 @@ def test_tables_files_and_settings(synthetic_dataset: SyntheticDataset, tiny_bac
     items: pa.Table = synthetic_dataset.items.select(["item_id", "title"])
     model = train_recommender(
         tmp_path / "pairs.parquet",
-        str(tiny_backbones["gpt2"]),
         tmp_path / "run",
+        backbone=str(tiny_backbones["gpt2"]),
         items=items,
         users=synthetic_dataset.users,
         prepare={"split": "temporal", "temporal_cuts": (0.6, 0.8)},
@@ -50,17 +52,15 @@ def test_tables_files_and_settings(synthetic_dataset: SyntheticDataset, tiny_bac
     assert data.info["protocol"]["split"] == "temporal" and data.items.column_names == ["item_id", "title"]
     assert data.users.column_names == ["user_id", "biography"] and data.reviews().num_rows
     assert model.catalogue is not None and model.catalogue.titles([0]) == [items["title"][0].as_py()]
-    with pytest.raises(FileExistsError, match="holds a data folder already"):
-        train_recommender(items, "nothing", tmp_path / "run")
 
 
 def test_bad_tables(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="interactions: no column 'user_id'; the columns are who, item_id"):
-        train_recommender(pd.DataFrame({"who": [1], "item_id": [2]}), "gpt2", tmp_path / "run")
+        train_recommender(pd.DataFrame({"who": [1], "item_id": [2]}), tmp_path / "run")
     with pytest.raises(InputError, match="a column of the table mixes types"):
-        train_recommender(pd.DataFrame({"user_id": [1, "a"], "item_id": [2, 3]}), "gpt2", tmp_path / "run")
+        train_recommender(pd.DataFrame({"user_id": [1, "a"], "item_id": [2, 3]}), tmp_path / "run")
     with pytest.raises(FileNotFoundError, match="there is no such file"):
-        train_recommender(tmp_path / "none.csv", "gpt2", tmp_path / "run")
+        train_recommender(tmp_path / "none.csv", tmp_path / "run")
 
 
 def test_texts_are_cut_by_default(synthetic_dataset: SyntheticDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,6 +69,119 @@ def test_texts_are_cut_by_default(synthetic_dataset: SyntheticDataset, tmp_path:
     monkeypatch.setattr(own_data, "pretrain", lambda arguments: lengths.append(arguments.max_text_tokens))
     monkeypatch.setattr(own_data, "finetune", lambda arguments: lengths.append(arguments.max_text_tokens))
     monkeypatch.setattr(own_data, "load_recommender", lambda folder: folder)
+    monkeypatch.setattr(own_data, "_own_backbone", lambda data, folder, seed: folder)
+    monkeypatch.setattr(own_data, "_log_comparison", lambda model, data: None)
     for number, settings in enumerate(({}, {"max_text_tokens": 64}, {"max_text_tokens": None})):
-        train_recommender(synthetic_dataset.interactions, "gpt2", tmp_path / str(number), prepare={"split": "random"}, **settings)
+        train_recommender(synthetic_dataset.interactions, tmp_path / str(number), prepare={"split": "random"}, **settings)
     assert lengths == [128, 128, 64, 64, None, None]
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Replace the stages by a list of their arguments: what is prepared, reused and refused comes before them."""
+    seen: list[Any] = []
+    monkeypatch.setattr(own_data, "pretrain", seen.append)
+    monkeypatch.setattr(own_data, "finetune", seen.append)
+    monkeypatch.setattr(own_data, "load_recommender", lambda folder: folder)
+    monkeypatch.setattr(own_data, "_log_comparison", lambda model, data: None)
+    return seen
+
+
+def test_a_wrong_backbone_leaves_nothing_behind(synthetic_dataset: SyntheticDataset, tmp_path: Path, calls: list[Any]) -> None:
+    with pytest.raises(MissingFileError, match="backbone: .*nothing is no folder with a language model"):
+        train_recommender(synthetic_dataset.interactions, tmp_path / "run", backbone=str(tmp_path / "nothing"))
+    assert not (tmp_path / "run").exists() and calls == []
+
+
+@pytest.mark.parametrize("bad", [{"epochs": -1}, {"finetuning": {"mask_share": 2}}, {"pretraining": {"warmup_epochs": -1}}])
+def test_a_wrong_argument_leaves_nothing_behind(
+    synthetic_dataset: SyntheticDataset, tmp_path: Path, calls: list[Any], bad: dict[str, Any]
+) -> None:
+    with pytest.raises(InputError, match="is -1|is 2"):
+        train_recommender(synthetic_dataset.interactions, tmp_path / "run", **bad)
+    assert not (tmp_path / "run").exists() and calls == []
+
+
+def test_prepared_data_is_used_again_until_its_tables_change(
+    synthetic_dataset: SyntheticDataset, tiny_backbones: dict[str, Path], tmp_path: Path, calls: list[Any]
+) -> None:
+    table = synthetic_dataset.interactions
+    settings: dict[str, Any] = {"backbone": str(tiny_backbones["gpt2"]), "prepare": {"seed": 1}}
+    train_recommender(table, tmp_path / "run", **settings)
+    written = (tmp_path / "run" / "data" / "dataset.json").stat().st_mtime_ns
+    train_recommender(pa.concat_tables([table.slice(0, 9), table.slice(9)]), tmp_path / "run", **settings)  # the same rows
+    train_recommender(table, tmp_path / "run", epochs=3, **settings)
+    assert (tmp_path / "run" / "data" / "dataset.json").stat().st_mtime_ns == written
+    assert [one.resume for one in calls] == [True] * 6 and not any(one.overwrite for one in calls)
+
+    with pytest.raises(ExistingFileError, match=r"prepared from other tables or with other arguments \(sources differ\); pass"):
+        train_recommender(table.slice(1), tmp_path / "run", **settings)
+    with pytest.raises(ExistingFileError, match=r"\(prepare differ\)"):
+        train_recommender(table, tmp_path / "run", **{**settings, "prepare": {"seed": 2}})
+    assert len(calls) == 6
+
+    train_recommender(table.slice(1), tmp_path / "run", overwrite=True, **settings)
+    assert RecommendationData.load(tmp_path / "run" / "data").info["statistics"]["interactions"] < table.num_rows
+    assert all(one.overwrite and not one.resume for one in calls[6:])
+
+
+def test_arguments_that_the_call_sets_itself(synthetic_dataset: SyntheticDataset, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="prepare has 'overwrite', which train_recommender sets"):
+        train_recommender(synthetic_dataset.interactions, tmp_path / "run", prepare={"overwrite": True})
+    with pytest.raises(InputError, match="stop_after_steps ends a stage early"):
+        train_recommender(synthetic_dataset.interactions, tmp_path / "run", finetuning={"stop_after_steps": 3})
+
+
+def interrupted(arguments: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_second_call_goes_on_and_other_arguments_are_named(
+    synthetic_dataset: SyntheticDataset,
+    tiny_backbones: dict[str, Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first call is stopped within pretraining, the second one is not, and a third one has another number of epochs."""
+    table = synthetic_dataset.interactions.select(["user_id", "item_id"])
+    settings: dict[str, Any] = {"backbone": str(tiny_backbones["gpt2"]), **SHORT}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(own_data, "finetune", interrupted)
+        train_recommender(table, tmp_path / "run", **settings)
+    with caplog.at_level("INFO", logger="modeling_cllm4rec"):
+        model = train_recommender(table, tmp_path / "run", **settings)
+    assert "resumed pretrain after step 2 of 2" in caplog.text
+    assert "CLLM4Rec" in caplog.text and "popularity" in caplog.text and "on recall@20." in caplog.text
+    assert model.num_items == 40
+    with pytest.raises(InputError, match=r"had other arguments \(then, now\): .'epochs': \(1, 2\).*pass overwrite=True"):
+        train_recommender(table, tmp_path / "run", **{**settings, "epochs": 2})
+    train_recommender(table, tmp_path / "run", **{**settings, "epochs": 2}, overwrite=True)
+
+
+@pytest.mark.parametrize("texts", [True, False])
+def test_a_backbone_of_its_own(synthetic_dataset: SyntheticDataset, tmp_path: Path, calls: list[Any], texts: bool) -> None:
+    columns = ["user_id", "item_id", "review"] if texts else ["user_id", "item_id"]
+    table = synthetic_dataset.interactions.select(columns)
+    for _ in range(2):
+        train_recommender(table, tmp_path / "run", items=synthetic_dataset.items if texts else None)
+    assert [one.init_ids for one in calls[::2]] == ["text" if texts else "random"] * 2
+    assert {one.backbone for one in calls[::2]} == {str(tmp_path / "run" / "backbone")}
+    assert (tmp_path / "run" / "backbone" / "model.safetensors").is_file()
+
+
+def test_progress_is_shown_unless_logging_is_set_up(
+    synthetic_dataset: SyntheticDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a process of its own, because pytest sets up logging."""
+    synthetic_dataset.interactions.to_pandas().to_parquet(tmp_path / "pairs.parquet")
+    code = (
+        "import sys, logging\nfrom modeling_cllm4rec.cllm4rec import quickstart\n"
+        "with quickstart._shown_log(sys.argv[1] == 'yes'):\n    logging.getLogger('modeling_cllm4rec.x').info('an estimate')\n"
+        "logging.getLogger('modeling_cllm4rec.x').info('after')\n"
+    )
+    shown = [
+        subprocess.run([sys.executable, "-c", code, word], capture_output=True, text=True, check=True).stderr
+        for word in ("yes", "no")
+    ]
+    assert shown[0].endswith("an estimate\n") and "after" not in shown[0] and shown[1] == ""
