@@ -32,6 +32,7 @@ COMMANDS = {
     "benchmark": Command("modeling_cllm4rec.benchmark.command:main", "models and baselines, ablations, a page of results"),
     "app": Command("modeling_cllm4rec.app.command:main", "a page in the browser to look at models"),
     "serve": Command("modeling_cllm4rec.serving.command:main", "answer recommendations over HTTP"),
+    "data": Command("modeling_cllm4rec.commands.data:main", "share a data folder on the Hub"),
     "export": Command("modeling_cllm4rec.exports.command:main", "a model as ONNX, as vectors, as a Space"),
     "add-items": Command("modeling_cllm4rec.commands.add_items:main", "new items for a trained model, by their texts alone"),
 }

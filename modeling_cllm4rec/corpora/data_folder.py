@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,17 +14,22 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import yaml
 
 from modeling_cllm4rec.core.errors import ExistingFileError, FileWriteError, InputError, MissingFileError
 from modeling_cllm4rec.corpora.atomic_files import atomic_folder
+from modeling_cllm4rec.corpora.hub_folders import download, is_hub_name, upload
 from modeling_cllm4rec.corpora.interactions import check_texts, first_of
 from modeling_cllm4rec.corpora.splits import SPLITS
 
-FORMAT = 1
-"""Version of the format of the folder."""
-TABLES = ("interactions", "items", "users")
+FORMAT = 2
+"""Version of the format of the folder. Format 1 had one file of interactions, with a column of splits and without ids."""
+TABLES = ("items", "users")
+"""Files of one row per item or user; the interactions have one file per split."""
 INFO_FILE = "dataset.json"
 README = "README.md"
+FILES = (README, INFO_FILE, *(f"{name}.parquet" for name in (*TABLES, *SPLITS)))
+"""All files of the folder."""
 ROW_GROUP = 100_000
 """Rows that a writer or a reader of a table holds in memory together."""
 INTERACTION_TYPES = {
@@ -33,7 +40,9 @@ INTERACTION_TYPES = {
     "timestamp": pa.int64(),
     "review": pa.large_string(),
 }
-"""The columns of `interactions.parquet`; the first three are required."""
+"""The columns of the interactions; the first three are required."""
+POSITION = "position"
+"""Column of the files: number of a row among all interactions of its user, from 0. It restores the order over the splits."""
 
 
 class Histories(NamedTuple):
@@ -81,15 +90,20 @@ class RecommendationData:
     def load(cls, folder: str | Path) -> RecommendationData:
         """Read a prepared folder.
 
+        Args:
+            folder: a path; or `hf:OWNER/NAME` or `hf:OWNER/NAME@REVISION`, a folder on the Hub, which is downloaded into the
+                cache of `huggingface_hub`.
+
         Raises:
-            MissingFileError: the folder or one of its files is missing.
+            MissingFileError: the folder or one of its files is missing, or cannot be downloaded.
             InputError: a file cannot be read or has another format, or the tables do not fit together.
         """
-        folder = Path(folder)
+        folder = download(str(folder)) if is_hub_name(folder) else Path(folder)
         if not folder.is_dir():
             raise MissingFileError(f"{folder}: there is no such data folder; make one with `cllm4rec prepare`")
         info = _read_info(folder / INFO_FILE)
-        data = cls(info=info, folder=folder, **{name: _read_parquet(folder / f"{name}.parquet") for name in TABLES})
+        tables = {name: _read_parquet(folder / f"{name}.parquet") for name in TABLES}
+        data = cls(info=info, folder=folder, interactions=_read_interactions(folder), **tables)
         data.validate()
         return data
 
@@ -115,16 +129,64 @@ class RecommendationData:
         try:
             # A unique name, because any other folder next to the data folder may belong to the user.
             with atomic_folder(place, unique=True) as temporary:
-                for name in TABLES:
-                    table, file = getattr(self, name), temporary / f"{name}.parquet"
-                    pq.write_table(table, file, compression="zstd", row_group_size=ROW_GROUP)
+                tables = {name: getattr(self, name) for name in TABLES} | {name: self.split(name) for name in SPLITS}
+                for name, table in tables.items():
+                    pq.write_table(table, temporary / f"{name}.parquet", compression="zstd", row_group_size=ROW_GROUP)
                 (temporary / INFO_FILE).write_text(json.dumps(self.info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-                (temporary / README).write_text(_readme(place.name, self.info), encoding="utf-8")
+                (temporary / README).write_text(dataset_card(place.name, self), encoding="utf-8")
         except OSError as error:
             raise FileWriteError(
                 f"the data folder {folder} could not be written ({error}); an earlier data folder is unchanged"
             ) from error
         return replace(self, folder=folder)
+
+    def push_to_hub(self, repo_id: str, *, private: bool = True, token: str | None = None, message: str | None = None) -> str:
+        """Upload the folder, with its card, to a dataset repository of the Hub.
+
+        The files hold the histories of all users, so a new repository is private by default.
+
+        Args:
+            repo_id: `OWNER/NAME`, or `NAME` in your own account; made if there is no such repository.
+            private: whether a new repository is private; an existing one stays as it is.
+            token: access token; None uses that of `hf auth login` or `HF_TOKEN`.
+            message: commit message.
+
+        Returns:
+            Address of the commit.
+
+        Raises:
+            MissingFileError: the folder does not exist, because it was not saved.
+        """
+        if not (self.folder / INFO_FILE).is_file():
+            raise MissingFileError(f"{self.folder} is no data folder on disk; save it first, then push it")
+        return upload(self.folder, FILES, repo_id, private=private, token=token, message=message)
+
+    def split(self, name: str) -> pa.Table:
+        """Return the interactions of a split as its file has them.
+
+        Args:
+            name: `train`, `validation` or `test`.
+
+        Returns:
+            `user_id`, `item_id`, the optional columns of `interactions`, `position` (int32, the number of the row among all
+            interactions of its user, from 0), `user_index` and `item_index`.
+
+        Raises:
+            InputError: there is no such split.
+        """
+        if name not in SPLITS:
+            raise InputError(f"name is {name!r}; a split must be one of {', '.join(SPLITS)}")
+        users = self.interactions["user_index"].to_numpy()
+        starts = np.searchsorted(users, np.arange(self.num_users))
+        positions = (np.arange(len(users)) - starts[users]).astype(np.int32)
+        rows = pc.equal(self.interactions["split"], name)
+        chosen = self.interactions.append_column(POSITION, pa.array(positions)).filter(rows)
+        ids = {
+            "user_id": self.users["user_id"].take(chosen["user_index"]),
+            "item_id": self.items["item_id"].take(chosen["item_index"]),
+        }
+        others = ("rating", "timestamp", "review", POSITION, "user_index", "item_index")
+        return pa.table(ids | {column: chosen[column] for column in others if column in chosen.column_names})
 
     def histories(self, *splits: str) -> Histories:
         """Return the items of each user in some splits, in the order of the file (by time, if there are timestamps).
@@ -223,15 +285,45 @@ def _read_info(path: Path) -> dict[str, Any]:
     return info
 
 
-def _read_parquet(path: Path) -> pa.Table:
-    """Read one table of the folder."""
+def _read_parquet(path: Path, choose: Callable[[list[str]], list[str]] | None = None) -> pa.Table:
+    """Read one table of the folder, all columns or those that `choose` returns of them."""
     if not path.is_file():
         raise MissingFileError(f"{path} is missing; prepare the folder again with `cllm4rec prepare`")
     try:
         with pq.ParquetFile(path) as file:
-            return file.read()
+            return file.read(None if choose is None else choose(file.schema_arrow.names))
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{path} is truncated or not Parquet ({error}); prepare the folder again") from error
+
+
+def _read_interactions(folder: Path) -> pa.Table:
+    """Read the interactions of the three splits, in the order of `RecommendationData.interactions`."""
+    parts = []
+    for name in SPLITS:
+        part = _read_parquet(folder / f"{name}.parquet", lambda columns: [one for one in columns if not one.endswith("_id")])
+        for column in (POSITION, "user_index", "item_index"):
+            if column not in part.column_names:
+                columns = ", ".join(part.column_names)
+                raise InputError(f"interactions: no column {column!r} in {name}.parquet; the columns are {columns}")
+        parts.append(part.append_column("split", pa.array([name] * part.num_rows, pa.string())))
+    try:
+        table = pa.concat_tables(parts)
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{folder}: the files of the splits have different columns ({error}); prepare it again") from error
+    missing = [name for name in (POSITION, "user_index") if table[name].null_count]
+    if missing:
+        raise InputError(f"interactions: {missing[0]} is null in {table[missing[0]].null_count} rows")
+    users, positions = table["user_index"].to_numpy(), table[POSITION].to_numpy()
+    order = np.lexsort((positions, users))
+    starts = np.flatnonzero(np.diff(users[order], prepend=-1))
+    numbered = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
+    if not np.array_equal(positions[order], numbered):
+        raise InputError(
+            f"{folder}: {POSITION} does not number the rows of each user from 0, so the files of the splits are not of one "
+            "folder; prepare it again"
+        )
+    table = table.take(pa.array(order))
+    return table.select([name for name in INTERACTION_TYPES if name in table.column_names])
 
 
 def _check_interactions_table(table: pa.Table, num_users: int, num_items: int) -> None:
@@ -262,23 +354,102 @@ def _check_interactions_table(table: pa.Table, num_users: int, num_items: int) -
             raise InputError(f"interactions: {leaked} pairs outside train have a review; only train pairs may")
 
 
-def _readme(name: str, info: dict[str, Any]) -> str:
-    """Return the README of the folder, whose YAML header lists the tables for the `datasets` library."""
-    configs = "\n".join(f"- config_name: {table}\n  data_files: {table}.parquet" for table in TABLES)
-    rows = "\n".join(f"| {key.replace('_', ' ')} | {value} |" for key, value in info["statistics"].items())
+def dataset_card(name: str, data: RecommendationData) -> str:
+    """Return the dataset card of a folder: statistics, protocol, sources, and the splits for the `datasets` library.
+
+    Args:
+        name: the title.
+        data: the contents of the folder.
+
+    Example:
+        >>> import tempfile
+        >>> from modeling_cllm4rec.corpora.preparation import prepare_tables
+        >>> pairs = pa.table({"user_id": ["ann"] * 3, "item_id": [10, 20, 30]})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     print(dataset_card("mine", prepare_tables(pairs, None, None, Path(folder, "data"))).splitlines()[1])
+        pretty_name: mine
+    """
+    info = data.info
+    counts = pc.value_counts(data.interactions["split"])
+    rows_of = dict(zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True))
+    # The `datasets` library cannot read a split without rows next to others.
+    splits = [{"split": split, "path": f"{split}.parquet"} for split in SPLITS if rows_of.get(split)]
+    configs = [
+        {"config_name": "interactions", "data_files": splits, "default": True},
+        *({"config_name": table, "data_files": f"{table}.parquet"} for table in TABLES),
+    ]
+    licence = info.get("license")
+    known = re.fullmatch(r"[a-z0-9][a-z0-9.-]*", licence or "") is not None
+    head = yaml.safe_dump(
+        {
+            "pretty_name": name,
+            **({} if not licence else {"license": licence} if known else {"license": "other", "license_name": licence}),
+            "tags": ["recommendation", "cllm4rec"],
+            "size_categories": [size_category(data.interactions.num_rows)],
+            "configs": configs,
+        },
+        sort_keys=False,
+        allow_unicode=True,
+    )
+    statistics = "\n".join(f"| {key.replace('_', ' ')} | {value:,} |" for key, value in info["statistics"].items())
+    columns = "\n".join(
+        f"| `{table}` | {', '.join(f'`{column}`' for column in names)} |"
+        for table, names in {
+            "interactions": data.split("train").column_names,
+            **{table: getattr(data, table).column_names for table in TABLES},
+        }.items()
+    )
+    sources = "\n".join(f"| {one.get('table')} | {one.get('file')} | `{one.get('sha256')}` |" for one in info["sources"])
     return f"""---
-configs:
-{configs}
----
+{head}---
 
 # {name}
 
-Interactions of users with items, prepared for CLLM4Rec: {info["protocol"]["line"]}.
+Interactions of users with items, prepared for recommendation with `cllm4rec`.
+
+- Split and filters: {info["protocol"]["line"]}.
+- Licence: {licence or "not stated"}.
+
+## Use
+
+```python
+from datasets import load_dataset
+
+interactions = load_dataset("{name}")  # train, validation, test
+items = load_dataset("{name}", "items", split="train")  # all items; `datasets` calls a single split train
+```
+
+`cllm4rec pretrain --data {name}` and the other commands read the folder. `user_index` and `item_index` are row numbers of the
+users and items, `position` numbers the interactions of a user over all splits. Only train pairs have a review.
+
+## Tables
+
+| table | columns |
+|---|---|
+{columns}
+
+## Statistics
 
 | | |
 |---|---|
-{rows}
+{statistics}
 
-`datasets.load_dataset(folder, "interactions")`, and likewise `"items"` and `"users"`, reads a table; `user_index` and
-`item_index` are row numbers of the users and items. Reviews are there for train pairs only.
+## Sources
+
+| table | file | SHA-256 |
+|---|---|---|
+{sources or "| tables in memory | | |"}
 """
+
+
+def size_category(rows: int) -> str:
+    """Return the Hub's name for a number of rows.
+
+    >>> size_category(999), size_category(1000), size_category(2_000_000_000)
+    ('n<1K', '1K<n<10K', '1B<n<10B')
+    """
+    if rows < 1000:
+        return "n<1K"
+    names = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
+    place = min(len(str(rows)) - 4, len(names) - 2)
+    return f"{names[place]}<n<{names[place + 1]}"

@@ -13,11 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from modeling_cllm4rec.corpora import data_folder
-from modeling_cllm4rec.corpora.data_folder import FORMAT, RecommendationData, check_output, is_written
+from modeling_cllm4rec.corpora.data_folder import FORMAT, RecommendationData, check_output, dataset_card, is_written
 
-FILES = ["README.md", "dataset.json", "interactions.parquet", "items.parquet", "users.parquet"]
+FILES = ["README.md", "dataset.json", "items.parquet", "test.parquet", "train.parquet", "users.parquet", "validation.parquet"]
 
 
 def make_data(**changes: Any) -> RecommendationData:
@@ -54,10 +55,39 @@ def test_round_trip(folder: Path) -> None:
     assert (read.folder, read.num_users, read.num_items) == (folder, 2, 4)
 
 
-@pytest.mark.parametrize("table", ["interactions", "items", "users"])
-def test_datasets_reads_it(folder: Path, tmp_path: Path, table: str) -> None:
+@pytest.mark.parametrize("table", ["items", "users"])
+def test_datasets_reads_items_and_users(folder: Path, tmp_path: Path, table: str) -> None:
     dataset = datasets.load_dataset(str(folder), table, split="train", cache_dir=str(tmp_path / "cache"))
     assert dataset.to_list() == getattr(make_data(), table).to_pylist()
+
+
+def test_datasets_reads_splits_with_the_ids_of_the_source(folder: Path, tmp_path: Path) -> None:
+    """Nobody who uses the habits of `datasets` trains on the test rows."""
+    found = datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
+    assert list(found) == ["train", "validation", "test"]
+    assert [(row["user_id"], row["item_id"]) for row in found["train"]] == [(7, "c"), (7, "d"), (5, "d")]
+    assert [(row["user_id"], row["item_id"]) for row in found["test"]] == [(7, "a")]
+    assert found["train"]["position"][:] == [0, 2, 0] and found["validation"]["position"][:] == [1]
+    assert found["train"]["review"][:] == ["fine", " \n", "good"] and found["test"]["review"][:] == [None]
+
+
+def test_datasets_reads_a_folder_without_test_rows(tmp_path: Path) -> None:
+    make_data(split=pa.array(["train"] * 5)).save(tmp_path / "data")
+    found = datasets.load_dataset(str(tmp_path / "data"), cache_dir=str(tmp_path / "cache"))
+    assert {name: part.num_rows for name, part in found.items()} == {"train": 5}
+
+
+def test_card(folder: Path) -> None:
+    data = make_data()
+    data.info["license"], data.info["sources"] = "CC BY 4.0", [{"table": "items", "file": "a.csv", "sha256": "0f"}]
+    text = dataset_card("mine", data)
+    head = yaml.safe_load(text.split("---")[1])
+    assert head["license"] == "other" and head["license_name"] == "CC BY 4.0" and head["size_categories"] == ["n<1K"]
+    assert head["configs"][0]["data_files"][0] == {"split": "train", "path": "train.parquet"}
+    assert "| interactions | 5 |" in text and "| items | a.csv | `0f` |" in text and "given split" in text
+    assert yaml.safe_load((folder / "README.md").read_text().split("---")[1])["pretty_name"] == "data"
+    data.info["license"] = "cc-by-4.0"
+    assert yaml.safe_load(dataset_card("mine", data).split("---")[1])["license"] == "cc-by-4.0"
 
 
 def test_histories(folder: Path) -> None:
@@ -167,9 +197,9 @@ def test_missing_folder_and_files(folder: Path) -> None:
 
 @pytest.mark.parametrize("size", [0, 20, -1])
 def test_truncated_parquet(folder: Path, size: int) -> None:
-    path = folder / "interactions.parquet"
+    path = folder / "validation.parquet"
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(ValueError, match="interactions.parquet is truncated or not Parquet"):
+    with pytest.raises(ValueError, match="validation.parquet is truncated or not Parquet"):
         RecommendationData.load(folder)
 
 
@@ -177,9 +207,9 @@ def test_truncated_parquet(folder: Path, size: int) -> None:
     ("text", "message"),
     [
         ("{", "dataset.json is not JSON"),
-        ("[]", "format must be 1, got None"),
-        ('{"format": 2}', "format must be 1, got 2; prepare the folder again with this version"),
-        ('{"format": 1, "statistics": {}}', "'protocol' is missing"),
+        ("[]", "format must be 2, got None"),
+        ('{"format": 1}', "format must be 2, got 1; prepare the folder again with this version"),
+        ('{"format": 2, "statistics": {}}', "'protocol' is missing"),
     ],
 )
 def test_bad_info(folder: Path, text: str, message: str) -> None:
@@ -212,11 +242,35 @@ def test_files_of_two_folders(folder: Path) -> None:
     ],
 )
 def test_bad_interactions(folder: Path, column: str, values: pa.Array, message: str) -> None:
-    bad = make_data(**{column: values})
     with pytest.raises(ValueError, match=message):
-        bad.save(folder.parent / "bad")
-    pq.write_table(bad.interactions, folder / "interactions.parquet")
+        make_data(**{column: values}).save(folder.parent / "bad")
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("item_index", pa.array([2, 4, 3], pa.int32()), r"item_index must be in \[0, 4\), got 0 to 4"),
+        ("user_index", pa.array([0, 0, 2], pa.int32()), r"user_index must be in \[0, 2\), got 0 to 2|does not number the rows"),
+        ("user_index", pa.array([0, 0, None], pa.int32()), "user_index is null in 1 rows"),
+        ("user_index", pa.array([0, 0, 1]), "the files of the splits have different columns"),
+        ("item_index", pa.array([2, 2, 3], pa.int32()), "pair occurs more than once"),
+        ("position", pa.array([0, 1, 0], pa.int32()), "position does not number the rows of each user from 0"),
+        ("timestamp", pa.array([1, 2, 3]), "the files of the splits have different columns"),
+    ],
+)
+def test_bad_files(folder: Path, column: str, values: pa.Array, message: str) -> None:
+    table = pq.read_table(folder / "train.parquet")
+    columns = {name: table[name] for name in table.column_names} | {column: values}
+    pq.write_table(pa.table(columns), folder / "train.parquet")
     with pytest.raises(ValueError, match=message):
+        RecommendationData.load(folder)
+
+
+def test_a_file_of_an_older_folder(folder: Path) -> None:
+    """A test file that was copied from elsewhere does not fit the positions of the others."""
+    table = pq.read_table(folder / "test.parquet")
+    pq.write_table(table.slice(0, 0), folder / "test.parquet")
+    with pytest.raises(ValueError, match="the files of the splits are not of one folder; prepare it again"):
         RecommendationData.load(folder)
 
 
@@ -226,12 +280,10 @@ def test_bad_interactions(folder: Path, column: str, values: pa.Array, message: 
         ("users", pa.table({"user": [7, 5]}), "users: no column 'user_id'"),
         ("items", pa.table({"item_id": ["a", "b", "a", "d"]}), "item_id is repeated: 'a'"),
         ("items", pa.table({"item_id": ["a", "b", None, "d"]}), "item_id is empty or NaN in row 3"),
-        ("interactions", pa.table({"user_index": [1]}), "no column 'item_index'"),
+        ("train", pa.table({"user_index": [1], "position": [0]}), "no column 'item_index' in train.parquet"),
     ],
 )
 def test_bad_tables(folder: Path, name: str, table: pa.Table, message: str) -> None:
-    if name == "interactions":
-        table = table.cast(pa.schema([("user_index", pa.int32())]))
     pq.write_table(table, folder / f"{name}.parquet")
     with pytest.raises(ValueError, match=message):
         RecommendationData.load(folder)

@@ -118,7 +118,7 @@ def test_statistics_and_protocol(tmp_path: Path) -> None:
     raw = pa.concat_tables([raw, raw.slice(1, 1)])
     data = prepare(tmp_path, raw, min_rating=4, k_core=2, split="temporal", temporal_cuts=(0.6, 0.8), sources=[{"a": "b"}])
     assert data.info == {
-        "format": 1,
+        "format": 2,
         "statistics": {
             "users": 3,
             "items": 3,

@@ -1,4 +1,4 @@
-"""A local stand-in of the Hub: the part of its HTTP interface that `huggingface_hub` uses to make, fill and read models.
+"""A local stand-in of the Hub: the part of its HTTP interface that `huggingface_hub` uses to make, fill and read repositories.
 
 Files are kept in memory, by commit, as git does: a commit is a whole state of a repository under a name that is computed
 from its content. Large files go the way of git LFS (xet must be switched off by `HF_HUB_DISABLE_XET=1`). What the real
@@ -21,7 +21,9 @@ import yaml
 
 OWNER = "someone"
 LARGE = (".safetensors", ".parquet")  # as `.gitattributes` of a new repository has it
-REPO = r"(?P<repo>[^/]+/[^/]+)"
+REPO = r"(?P<repo>(?:datasets/)?[^/]+/[^/]+)"
+"""The name of a repository; that of a dataset begins with `datasets/`, as in its address."""
+REPO_API = r"(?P<repo>(?:models|datasets)/[^/]+/[^/]+)"
 REVISION = r"(?P<revision>[^/]+)"
 
 
@@ -124,7 +126,10 @@ class Handler(BaseHTTPRequestHandler):
                 for method, pattern, route in ROUTES:
                     found = re.fullmatch(pattern, path)
                     if method == self.command and found:
-                        status, headers, body = route(self, **{name: unquote(part) for name, part in found.groupdict().items()})
+                        arguments = {name: unquote(part).removeprefix("models/") for name, part in found.groupdict().items()}
+                        status, headers, body = route(
+                            self, **{name: unquote(part).removeprefix("models/") for name, part in found.groupdict().items()}
+                        )
                         break
                 else:
                     raise Refused(404, "NotFound", f"the stand-in knows no {self.command} {path}")
@@ -165,7 +170,7 @@ class Handler(BaseHTTPRequestHandler):
     def create(self) -> Any:
         self.check_token()
         asked = self.json_body()
-        repo = f"{asked.get('organization') or OWNER}/{asked['name']}"
+        repo = f"{'datasets/' if asked.get('type') == 'dataset' else ''}{asked.get('organization') or OWNER}/{asked['name']}"
         url = f"{self.server.url}/{repo}"
         if repo in self.server.repositories:
             raise Refused(409, "Conflict", "You already created this model repo", url=url)
@@ -256,7 +261,9 @@ class Handler(BaseHTTPRequestHandler):
     def info(self, repo: str, revision: str = "main") -> Any:
         name = self.commit_name(repo, revision)
         siblings = [{"rfilename": path} for path in self.repository(repo).states[name]]
-        return reply({"id": repo, "modelId": repo, "sha": name, "private": self.repository(repo).private, "siblings": siblings})
+        private = self.repository(repo).private
+        known_as = repo.removeprefix("datasets/")
+        return reply({"id": known_as, "modelId": known_as, "sha": name, "private": private, "siblings": siblings})
 
     def tree(self, repo: str, revision: str) -> Any:
         files = self.repository(repo).states[self.commit_name(repo, revision)]
@@ -289,15 +296,15 @@ def object_id(path: str, content: bytes) -> str:
 ROUTES = (
     ("POST", "/api/repos/create", Handler.create),
     ("POST", "/api/validate-yaml", Handler.validate_card),
-    ("POST", f"/api/models/{REPO}/branch/{REVISION}", Handler.create_branch),
-    ("POST", f"/api/models/{REPO}/preupload/{REVISION}", Handler.preupload),
+    ("POST", f"/api/{REPO_API}/branch/{REVISION}", Handler.create_branch),
+    ("POST", f"/api/{REPO_API}/preupload/{REVISION}", Handler.preupload),
     ("POST", f"/{REPO}.git/info/lfs/objects/batch", Handler.large_file_batch),
     ("PUT", "/lfs/(?P<oid>[0-9a-f]{64})", Handler.upload_large_file),
     ("POST", "/lfs/(?P<oid>[0-9a-f]{64})/verify", Handler.verify_large_file),
-    ("POST", f"/api/models/{REPO}/commit/{REVISION}", Handler.commit),
-    ("GET", f"/api/models/{REPO}", Handler.info),
-    ("GET", f"/api/models/{REPO}/revision/{REVISION}", Handler.info),
-    ("GET", f"/api/models/{REPO}/tree/{REVISION}", Handler.tree),
+    ("POST", f"/api/{REPO_API}/commit/{REVISION}", Handler.commit),
+    ("GET", f"/api/{REPO_API}", Handler.info),
+    ("GET", f"/api/{REPO_API}/revision/{REVISION}", Handler.info),
+    ("GET", f"/api/{REPO_API}/tree/{REVISION}", Handler.tree),
     ("HEAD", f"/{REPO}/resolve/{REVISION}/(?P<path>.+)", Handler.resolve),
     ("GET", f"/{REPO}/resolve/{REVISION}/(?P<path>.+)", Handler.resolve),
 )

@@ -1,0 +1,54 @@
+"""`cllm4rec data push`: upload a data folder to the Hub."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from modeling_cllm4rec.commands.command_line import CommandParser, print_json
+from modeling_cllm4rec.core.errors import InputError
+from modeling_cllm4rec.corpora.data_folder import FILES, RecommendationData
+from modeling_cllm4rec.corpora.hub_folders import is_hub_name
+
+EPILOG = """example:
+  cllm4rec data push data/mine --to you/mine --dry-run
+  cllm4rec data push data/mine --to you/mine
+  cllm4rec pretrain --data hf:you/mine --backbone gpt2 --output runs/mine
+"""
+
+
+def parser() -> CommandParser:
+    """Parse the flags."""
+    flags = CommandParser("data", description="Share a data folder on the Hugging Face Hub.", epilog=EPILOG)
+    flags.add_argument("action", choices=["push"], help="push: upload the folder with its card")
+    flags.add_argument("folder", help="the data folder")
+    flags.add_argument("--to", required=True, metavar="OWNER/NAME", help="dataset repository, made if there is none")
+    flags.add_argument("--public", action="store_true", help="make a new repository public; it holds the histories of all users")
+    flags.add_argument("--message", help="commit message")
+    flags.add_argument("--dry-run", action="store_true", help="list the files and their sizes, and upload nothing")
+    flags.add_argument("--json", action="store_true", help="print repository, files and commit as JSON")
+    return flags
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    flags = parser()
+    arguments = flags.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+
+    def work() -> None:
+        if is_hub_name(arguments.folder):
+            raise InputError(f"folder: {arguments.folder} is on the Hub already; name a folder of this machine")
+        data = RecommendationData.load(arguments.folder)
+        sizes = {name: (data.folder / name).stat().st_size for name in FILES}
+        commit = None
+        if not arguments.dry_run:
+            commit = data.push_to_hub(arguments.to, private=not arguments.public, message=arguments.message)
+        if arguments.json:
+            print_json({"repository": arguments.to, "private": not arguments.public, "files": sizes, "commit": commit})
+            return
+        kind = "public" if arguments.public else "private"
+        print("\n".join(f"{size:>14,} bytes  {name}" for name, size in sizes.items()))
+        print(f"{arguments.to}, {kind} if it is new: {commit or 'nothing was uploaded (dry run)'}")
+
+    return flags.run(arguments, work)
