@@ -127,9 +127,7 @@ class Handler(BaseHTTPRequestHandler):
                     found = re.fullmatch(pattern, path)
                     if method == self.command and found:
                         arguments = {name: unquote(part).removeprefix("models/") for name, part in found.groupdict().items()}
-                        status, headers, body = route(
-                            self, **{name: unquote(part).removeprefix("models/") for name, part in found.groupdict().items()}
-                        )
+                        status, headers, body = route(self, **arguments)
                         break
                 else:
                     raise Refused(404, "NotFound", f"the stand-in knows no {self.command} {path}")
