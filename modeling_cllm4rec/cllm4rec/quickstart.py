@@ -30,6 +30,7 @@ from modeling_cllm4rec.corpora.readers import HUB_PREFIX, checksum
 from modeling_cllm4rec.evaluation.evaluator import comparison_table, evaluate
 from modeling_cllm4rec.evaluation.verdicts import verdicts
 from modeling_cllm4rec.hub.loading import load_recommender
+from modeling_cllm4rec.training.arguments import read_yaml, stage_settings
 from modeling_cllm4rec.training.backbones import train_backbone, training_texts, untrained_backbone
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def train_recommender(
     prepare: Mapping[str, Any] | None = None,
     pretraining: Mapping[str, Any] | None = None,
     finetuning: Mapping[str, Any] | None = None,
+    config: str | Path = "quickstart.yaml",
     overwrite: bool = False,
     verbose: bool = True,
     **shared: Any,
@@ -76,11 +78,11 @@ def train_recommender(
         users: `user_id` and `biography`.
         prepare: arguments of `preparation.prepare_tables`, such as `{"split": "temporal", "k_core": 5}`.
         pretraining, finetuning: arguments of one stage, fields of `PretrainArguments` and `FinetuneArguments`.
+        config: YAML file with the defaults of both stages, or the name of one that the package brings (recipes/configs).
         overwrite: whether to replace an earlier run in `output` that had other tables or arguments, and to train again from the
             beginning.
         verbose: whether to print estimates, progress and the comparison to standard error, unless logging is set up already.
-        shared: arguments of both stages, such as `epochs=5, batch_size=64`. The default of `max_text_tokens` is 128 here, because
-            without a limit a single long review ends the run; the commands have no limit by default.
+        shared: arguments of both stages, such as `epochs=5, batch_size=64`.
 
     Returns:
         The finished model, loaded from `output`.
@@ -97,29 +99,29 @@ def train_recommender(
         >>> model.recommend(users=["ann"], k=10).to_pandas()  # doctest: +SKIP
     """
     output = Path(output)
-    common = {
-        "data": str(output / "data"),
-        "output": str(output),
-        "max_text_tokens": 128,
-        "resume": not overwrite,
-        "overwrite": overwrite,
-        **shared,
-    }
+    place = {"data": str(output / "data"), "output": str(output), "resume": not overwrite, "overwrite": overwrite}
+    recipe = read_yaml(config)
+    first = {**stage_settings(recipe, config, PretrainArguments, "pretrain"), **place, **shared, **(pretraining or {})}
+    second = {**stage_settings(recipe, config, FinetuneArguments, "finetune"), **place, **shared, **(finetuning or {})}
     for given in (shared, pretraining or {}, finetuning or {}):
-        if given.get("stop_after_steps") is not None:
+        if given.get("stop_after_steps"):
             raise InputError(
                 "stop_after_steps ends a stage early, but train_recommender needs both whole; call the stages instead"
             )
     with _shown_log(verbose):
         # What can be checked without the data is checked before anything is written.
-        pretrain_arguments = PretrainArguments(**{"backbone": backbone or "one of its own", **common, **(pretraining or {})})
-        finetune_arguments = FinetuneArguments(**{**common, **(finetuning or {})})
+        pretrain_arguments = PretrainArguments(**{"backbone": backbone or "one of its own", **first})
+        finetune_arguments = FinetuneArguments(**second)
         if backbone is not None:
             check_backbone(backbone)
         data = _prepared(output, {"interactions": interactions, "items": items, "users": users}, prepare or {}, overwrite)
         pretrain_arguments.backbone = backbone or str(_own_backbone(data, output / "backbone", pretrain_arguments.seed))
-        if "init_ids" not in {**shared, **(pretraining or {})}:
+        if "init_ids" not in first:
             pretrain_arguments.init_ids = "text" if _has_words(data) else "random"
+        if "ease" in finetune_arguments.teacher.split("+") and "teacher" not in {**shared, **(finetuning or {})}:
+            finetune_arguments.teacher = finetune_arguments.teacher if data.num_items <= LARGEST_EASE else ""
+            if not finetune_arguments.teacher:
+                logger.info("no teacher: EASE would hold %s pairs of items in memory", f"{data.num_items**2:,}")
         pretrain(pretrain_arguments)
         finetune(finetune_arguments)
         model = cast("CLLM4RecForRecommendation", load_recommender(output))

@@ -63,17 +63,33 @@ def test_bad_tables(tmp_path: Path) -> None:
         train_recommender(tmp_path / "none.csv", tmp_path / "run")
 
 
-def test_texts_are_cut_by_default(synthetic_dataset: SyntheticDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A single long review would end the run, so this call cuts texts by default; the commands do not."""
-    lengths = []
-    monkeypatch.setattr(own_data, "pretrain", lambda arguments: lengths.append(arguments.max_text_tokens))
-    monkeypatch.setattr(own_data, "finetune", lambda arguments: lengths.append(arguments.max_text_tokens))
-    monkeypatch.setattr(own_data, "load_recommender", lambda folder: folder)
+def test_settings_come_from_the_recipe_and_from_the_call(
+    synthetic_dataset: SyntheticDataset, tmp_path: Path, calls: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(own_data, "_own_backbone", lambda data, folder, seed: folder)
-    monkeypatch.setattr(own_data, "_log_comparison", lambda model, data: None)
-    for number, settings in enumerate(({}, {"max_text_tokens": 64}, {"max_text_tokens": None})):
-        train_recommender(synthetic_dataset.interactions, tmp_path / str(number), prepare={"split": "random"}, **settings)
-    assert lengths == [128, 128, 64, 64, None, None]
+    table = synthetic_dataset.interactions
+    train_recommender(table, tmp_path / "a", batch_size=7, finetuning={"lr": 0.5})
+    train_recommender(table, tmp_path / "b", config="demo.yaml", max_text_tokens=None)
+    assert [one.batch_size for one in calls] == [7, 7, 32, 32] and [one.max_text_tokens for one in calls] == [64, 64, None, None]
+    assert [one.lr for one in calls] == [3e-3, 0.5, 5e-3, 3e-3] and [one.teacher for one in calls[1::2]] == ["ease", ""]
+    with pytest.raises(MissingFileError, match="config: there is no file mine.yaml"):
+        train_recommender(table, tmp_path / "c", config="mine.yaml")
+
+
+def test_a_teacher_that_needs_too_much_memory_is_left_out(
+    synthetic_dataset: SyntheticDataset,
+    tmp_path: Path,
+    calls: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(own_data, "_own_backbone", lambda data, folder, seed: folder)
+    monkeypatch.setattr(own_data, "LARGEST_EASE", 39)
+    with caplog.at_level("INFO", logger="modeling_cllm4rec"):
+        train_recommender(synthetic_dataset.interactions, tmp_path / "run")
+        train_recommender(synthetic_dataset.interactions, tmp_path / "other", finetuning={"teacher": "ease"})
+    assert [one.teacher for one in calls[1::2]] == ["", "ease"]
+    assert "no teacher: EASE would hold 1,600 pairs of items in memory" in caplog.text
 
 
 @pytest.fixture
@@ -152,7 +168,7 @@ def test_a_second_call_goes_on_and_other_arguments_are_named(
     with caplog.at_level("INFO", logger="modeling_cllm4rec"):
         model = train_recommender(table, tmp_path / "run", **settings)
     assert "resumed pretrain after step 2 of 2" in caplog.text
-    assert "CLLM4Rec" in caplog.text and "popularity" in caplog.text and "on recall@20." in caplog.text
+    assert "CLLM4Rec" in caplog.text and "popularity" in caplog.text and "on recall@20" in caplog.text
     assert model.num_items == 40
     with pytest.raises(InputError, match=r"had other arguments \(then, now\): .'epochs': \(1, 2\).*pass overwrite=True"):
         train_recommender(table, tmp_path / "run", **{**settings, "epochs": 2})
