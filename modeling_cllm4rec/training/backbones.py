@@ -48,6 +48,7 @@ def train_backbone(
     layers: int = 4,
     heads: int = 4,
     context_length: int = 256,
+    max_text_tokens: int | None = None,
     epochs: float = 3.0,
     batch_size: int = 32,
     lr: float = 1e-3,
@@ -61,6 +62,7 @@ def train_backbone(
         vocab_size: tokens of the tokenizer.
         hidden_size, layers, heads: shape of the GPT-2.
         context_length: positions of the GPT-2; longer texts are cut.
+        max_text_tokens: tokens at which texts are cut already, for a shorter training; None cuts at `context_length`.
         epochs: passes over the texts.
         batch_size: texts per optimizer step.
         lr: highest learning rate.
@@ -78,7 +80,7 @@ def train_backbone(
     tokenizer = train_tokenizer(texts, vocab_size, context_length)
     set_seed(seed)
     model = small_decoder(tokenizer, hidden_size, layers, heads)
-    ids = tokenizer([text + END for text in texts], truncation=True, max_length=context_length)["input_ids"]
+    ids = tokenizer([text + END for text in texts], truncation=True, max_length=max_text_tokens or context_length)["input_ids"]
     documents = Dataset.from_dict({"input_ids": ids, "length": [len(row) for row in ids]})
     arguments = TrainingArguments(
         output_dir=str(output),
