@@ -45,6 +45,8 @@ class CLLM4RecConfig(BackboneConfig):
     """
 
     model_type = "cllm4rec"
+    # `Trainer.predict` returns the scores of the items alone.
+    keys_to_ignore_at_inference = ["past_key_values", "last_hidden_state"]
 
     def __init__(
         self,

@@ -18,11 +18,19 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedTokenizerBase
-from transformers.modeling_outputs import BaseModelOutput, CausalLMOutputWithPast, ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, ModelOutput
+from transformers.utils import can_return_tuple
 
 from ..core.catalogue import Catalogue, KnownUsers
 from ..core.errors import InputError
-from ..core.language_model import check_fields, evaluating, is_left_padded, pretrained_backbone, published_config, real_positions
+from ..core.language_model import (
+    check_fields,
+    decoder_arguments,
+    evaluating,
+    next_word_loss,
+    pretrained_backbone,
+    published_config,
+)
 from ..core.losses import ItemLoss, multinomial_nll
 from ..core.prompt_assembly import build_input_ids
 from ..core.recommender import RecommenderModel
@@ -42,11 +50,15 @@ class RecommendationOutput(ModelOutput):
         loss: () mean over the batch of the multinomial negative log-likelihood, when `labels` were given.
         logits: (batch, J) scores of all items.
         last_hidden_state: (batch, K) state of each prompt's last real token.
+        hidden_states: states (batch, T, K) of the input and of every layer, with `output_hidden_states=True`.
+        attentions: attentions (batch, heads, T, T) of every layer, with `output_attentions=True`.
     """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     last_hidden_state: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 class CLLM4RecPreTrainedModel(RecommenderModel):
@@ -133,16 +145,40 @@ class CLLM4RecPreTrainedModel(RecommenderModel):
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, side: Side, **kwargs: Any
     ) -> torch.Tensor:
         """(B, T, K) last states of the causal backbone, ID tokens read from one side's tables."""
-        if is_left_padded(attention_mask):
-            kwargs.setdefault("position_ids", real_positions(attention_mask))  # type: ignore[arg-type]
-        outputs = self.backbone.base_model(
-            inputs_embeds=self.embed_tokens(input_ids, side),
-            attention_mask=attention_mask,
-            use_cache=False,
-            return_dict=True,
-            **kwargs,
-        )
-        return outputs.last_hidden_state
+        states: torch.Tensor = self.decode(input_ids, attention_mask, side, **kwargs).last_hidden_state
+        return states
+
+    def decode(
+        self,
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        side: Side,
+        *,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Run the causal backbone without its output layer.
+
+        Args:
+            input_ids: (B, T) token ids, ID tokens included; or `inputs_embeds` (B, T, K).
+            attention_mask: (B, T), with a cache (B, cached + T); padding on either side.
+            side: the tables that ID tokens are read from.
+            kwargs: further arguments of the backbone's decoder, such as `output_hidden_states`, `use_cache` (off by default).
+
+        Returns:
+            The decoder's output, `last_hidden_state` (B, T, K) first.
+        """
+        embeds = self._embeds(input_ids, inputs_embeds, side)
+        decoder = self.backbone.base_model
+        given = {"use_cache": False, **decoder_arguments(decoder, attention_mask, embeds.shape[1])}
+        given |= {name: value for name, value in kwargs.items() if value is not None}
+        return decoder(**{**given, "inputs_embeds": embeds, "attention_mask": attention_mask, "return_dict": True})
+
+    def _embeds(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, side: Side) -> torch.Tensor:
+        """Return the embeddings (B, T, K) of token ids, or those that were given."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise InputError("give exactly one of input_ids and inputs_embeds")
+        return self.embed_tokens(input_ids, side) if inputs_embeds is None else inputs_embeds  # type: ignore[arg-type]
 
     @classmethod
     def from_backbone(
@@ -241,16 +277,21 @@ class CLLM4RecPreTrainedModel(RecommenderModel):
 
     def prompt_state(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
         """(B, K) state of the last real token of each prompt, whichever side is padded."""
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        hidden = self.hidden_states(input_ids, attention_mask, "collaborative", **kwargs)
-        places = torch.arange(input_ids.shape[1], device=input_ids.device)
-        last = (places * attention_mask).argmax(1)
-        return hidden[torch.arange(len(hidden), device=hidden.device), last]
+        return last_states(self.hidden_states(input_ids, attention_mask, "collaborative", **kwargs), attention_mask)
 
     def item_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(B, J) the item head, tied to the collaborative item rows."""
-        return F.linear(hidden, self.item_collaborative.weight.to(hidden.dtype))
+        return F.linear(hidden, self.item_rows.to(hidden.dtype))
+
+    @property
+    def item_rows(self) -> torch.Tensor:
+        """(J, K) the collaborative item rows; offloaded ones are brought to the device that computes."""
+        table = self.item_collaborative
+        if table.weight.device.type != "meta":
+            return table.weight
+        # Weights that accelerate keeps on disk or on the CPU appear only while their module is called.
+        rows: torch.Tensor = table(torch.arange(self.config.num_items, device=self.execution_device))
+        return rows
 
     def build_prompts(self, user_indices: np.ndarray | None, histories: Iterable[np.ndarray]) -> list[np.ndarray]:
         """Token ids of the recommendation prompt for each history (item indices, oldest first)."""
@@ -289,20 +330,28 @@ class CLLM4RecPreTrainedModel(RecommenderModel):
 class CLLM4RecModel(CLLM4RecPreTrainedModel):
     """The bare model: token ids, ID tokens included, to states."""
 
+    accepts_loss_kwargs = False
+
+    @can_return_tuple
     def forward(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         side: Side = "collaborative",
+        inputs_embeds: torch.Tensor | None = None,
         **kwargs: Any,
-    ) -> BaseModelOutput:
-        """Last states (B, T, K) of (B, T) token ids, read from one side's tables."""
-        return BaseModelOutput(last_hidden_state=self.hidden_states(input_ids, attention_mask, side, **kwargs))
+    ) -> BaseModelOutputWithPast:
+        """Last states (B, T, K) of (B, T) token ids, read from one side's tables; arguments as those of `decode`."""
+        outputs: BaseModelOutputWithPast = self.decode(input_ids, attention_mask, side, inputs_embeds=inputs_embeds, **kwargs)
+        return outputs
 
 
 class CLLM4RecForCausalLM(CLLM4RecPreTrainedModel, GenerationMixin):
     """The content LM (section 3.2.2): prompts with user and item tokens in, words out."""
 
+    accepts_loss_kwargs = True
+
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -311,6 +360,8 @@ class CLLM4RecForCausalLM(CLLM4RecPreTrainedModel, GenerationMixin):
         token_type_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        shift_labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Next-word logits (B, T, N) over words only: an ID token is never written.
@@ -320,44 +371,56 @@ class CLLM4RecForCausalLM(CLLM4RecPreTrainedModel, GenerationMixin):
             attention_mask: (B, T), with a cache (B, cached + T); padding on either side.
             position_ids: (B, T); None counts the real tokens.
             token_type_ids: (B, T), for backbones whose tokenizer gives them (BERT).
-            labels: (B, T) words to be predicted at their own place (shifted inside), -100 for places that do not count.
+            labels: (B, T) words to be predicted at their own place (shifted inside). -100 and ID tokens, which are never written,
+                do not count.
+            shift_labels, num_items_in_batch: see `language_model.next_word_loss`.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise InputError("give exactly one of input_ids and inputs_embeds")
-        if inputs_embeds is None:
-            inputs_embeds = self.embed_tokens(input_ids, "content")  # type: ignore[arg-type]
-        if position_ids is None and is_left_padded(attention_mask):
-            position_ids = real_positions(attention_mask)[:, -inputs_embeds.shape[1] :]  # type: ignore[arg-type]
-        if position_ids is not None:
-            kwargs["position_ids"] = position_ids
-        if token_type_ids is not None:
-            kwargs["token_type_ids"] = token_type_ids
-        kwargs.pop("return_dict", None)
-        outputs = self.backbone(inputs_embeds=inputs_embeds, attention_mask=attention_mask, return_dict=True, **kwargs)
-        loss = None
-        if labels is not None:
-            loss = F.cross_entropy(outputs.logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
-        return CausalLMOutputWithPast(loss=loss, logits=outputs.logits, past_key_values=outputs.past_key_values)
+        embeds = self._embeds(input_ids, inputs_embeds, "content")
+        given = decoder_arguments(self.backbone.base_model, attention_mask, embeds.shape[1])
+        own = {"position_ids": position_ids, "token_type_ids": token_type_ids, **kwargs}
+        given |= {name: value for name, value in own.items() if value is not None}
+        outputs = self.backbone(**{**given, "inputs_embeds": embeds, "attention_mask": attention_mask, "return_dict": True})
+        return CausalLMOutputWithPast(
+            loss=next_word_loss(outputs.logits, labels, shift_labels, num_items_in_batch),
+            logits=outputs.logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
 
     @torch.no_grad()
-    def generate(self, input_ids: torch.Tensor, **kwargs: Any) -> Any:  # type: ignore[override]
-        """As `GenerationMixin.generate`, greedy by default; prompts (B, T) may hold ID tokens, what follows are words.
+    def generate(self, inputs: torch.Tensor | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Generate words as `GenerationMixin.generate` does, greedily by default; prompts (B, T) may hold ID tokens.
 
         The prompt goes in as embeddings, so that no logits processor meets a token id beyond the words.
 
+        Args:
+            inputs: (B, T) token ids, also as `input_ids`; or `inputs_embeds` (B, T, K).
+            kwargs: as in `GenerationMixin.generate`. An `assistant_model` reads token ids, so it needs prompts without ID tokens.
+
         Returns:
-            (B * num_return_sequences, T + written) token ids, the prompts first; with `return_dict_in_generate=True` they
-            are the field `sequences`.
+            (B * num_return_sequences, T + written) token ids, the prompts first (not after `inputs_embeds`, which have no ids);
+            with `return_dict_in_generate=True` they are the field `sequences`.
 
         Raises:
-            InputError: prompt and new words do not fit into the context.
+            InputError: prompt and new words do not fit into the context, no prompt or several, or an assistant with ID tokens.
         """
-        room = self.config.context_length - input_ids.shape[1]
-        if room < (kwargs.get("max_new_tokens") or 1):
-            raise InputError(
-                f"the prompt takes {input_ids.shape[1]} of the {self.config.context_length} tokens of the context, "
-                f"max_new_tokens is {kwargs.get('max_new_tokens')}: they do not fit together; shorten one of them"
-            )
+        input_ids = kwargs.pop("input_ids", None)
+        given = [one for one in (inputs, input_ids, kwargs.get("inputs_embeds")) if one is not None]
+        if len(given) != 1:
+            raise InputError(f"generate got {len(given)} prompts; give one of inputs, input_ids and inputs_embeds")
+        self._check_room(given[0].shape[1], kwargs)
+        if "inputs_embeds" in kwargs and kwargs["inputs_embeds"] is not None:
+            return super().generate(**kwargs)  # type: ignore[misc]
+        kwargs.pop("inputs_embeds", None)
+        input_ids = given[0]
+        if kwargs.get("assistant_model") is not None:
+            if bool((input_ids >= self.config.id_offset).any()):
+                raise InputError(
+                    "assistant_model: the prompts hold ID tokens, which the assistant does not know; generate without it, or "
+                    "write the names of users and items"
+                )
+            return super().generate(input_ids, **kwargs)  # type: ignore[misc]
         kwargs.setdefault("attention_mask", torch.ones_like(input_ids))
         embeds = self.embed_tokens(input_ids, "content")
         written: Any = super().generate(inputs_embeds=embeds, **kwargs)  # type: ignore[misc]
@@ -368,32 +431,95 @@ class CLLM4RecForCausalLM(CLLM4RecPreTrainedModel, GenerationMixin):
         written.sequences = whole
         return written
 
+    def _check_room(self, length: int, settings: Mapping[str, Any]) -> None:
+        """Check that a prompt of some tokens and the words that are asked for fit into the context.
+
+        Raises:
+            InputError: they do not.
+        """
+        config = settings.get("generation_config")
+        asked, limit = (
+            settings.get(name) if settings.get(name) is not None else getattr(config, name, None)
+            for name in ("max_new_tokens", "max_length")
+        )
+        wanted = asked if asked is not None else limit - length if limit is not None and "max_length" in settings else 1
+        if self.config.context_length - length < max(wanted, 1):
+            raise InputError(
+                f"the prompt takes {length} of the {self.config.context_length} tokens of the context, and max_new_tokens is "
+                f"{wanted}: they do not fit together; shorten one of them"
+            )
+
 
 class CLLM4RecForRecommendation(CLLM4RecPreTrainedModel):
     """The recommender (section 3.4): a prompt with a history in, scores of all items out, in one forward pass."""
 
+    # The loss is a mean over users, not over target items, so `Trainer` divides it by the accumulation steps itself.
+    accepts_loss_kwargs = False
+
+    @can_return_tuple
     def forward(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         item_loss: ItemLoss = "exact",
+        inputs_embeds: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> RecommendationOutput:
         """Scores of the whole catalogue.
 
         Args:
-            input_ids: (B, T) token ids of prompts, padded on either side; attention_mask: (B, T).
-            labels: (B, H) item indices that the multinomial likelihood counts, -100 where a row has fewer.
+            input_ids: (B, T) token ids of prompts, padded on either side; or `inputs_embeds` (B, T, K).
+            attention_mask: (B, T).
+            labels: (B, H) item indices that the multinomial likelihood counts, -100 where a row has fewer; or (B,), one each.
+            item_loss: see `losses.multinomial_nll`.
+            kwargs: further arguments of the backbone's decoder, such as `output_hidden_states`.
 
         Returns:
             `RecommendationOutput` with logits (B, J).
+
+        Raises:
+            InputError: labels of another shape, or beyond the catalogue.
         """
-        hidden = self.prompt_state(input_ids, attention_mask, **kwargs)
-        loss = None
+        outputs = self.decode(input_ids, attention_mask, "collaborative", inputs_embeds=inputs_embeds, **kwargs)
+        hidden = last_states(outputs.last_hidden_state, attention_mask)
+        rows, loss = self.item_rows, None
         if labels is not None:
-            loss = multinomial_nll(hidden, self.item_collaborative.weight, labels, item_loss=item_loss).mean()
-        return RecommendationOutput(loss=loss, logits=self.item_logits(hidden), last_hidden_state=hidden)
+            loss = multinomial_nll(hidden, rows, self._item_labels(labels, len(hidden)), item_loss=item_loss).mean()
+        return RecommendationOutput(
+            loss=loss,
+            logits=F.linear(hidden, rows.to(hidden.dtype)),
+            last_hidden_state=hidden,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _item_labels(self, labels: torch.Tensor, batch: int) -> torch.Tensor:
+        """Return (B, H) item labels of (B,) or (B, H) ones.
+
+        Raises:
+            InputError: another shape, or an item index beyond the catalogue.
+        """
+        if labels.dim() not in (1, 2) or len(labels) != batch:
+            raise InputError(f"labels has the shape {tuple(labels.shape)}; it must be ({batch},) or ({batch}, items)")
+        # Compiled code cannot stop at a value; on a device an index beyond the table ends the process without a message.
+        if not torch.compiler.is_compiling() and labels.numel():
+            largest = int(labels.max())
+            if largest >= self.config.num_items:
+                raise InputError(
+                    f"labels has the item index {largest}; item indices go from 0 to {self.config.num_items - 1}, and -100 does "
+                    "not count"
+                )
+        return labels if labels.dim() == 2 else labels[:, None]
+
+
+def last_states(hidden: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """Return the (B, K) states of the last real token of (B, T, K) rows, whichever side is padded."""
+    if attention_mask is None:
+        return hidden[:, -1]
+    places = torch.arange(hidden.shape[1], device=hidden.device)
+    last = (places * attention_mask).argmax(1)
+    return hidden[torch.arange(len(hidden), device=hidden.device), last]
 
 
 def _count(count_name: str, count: int | None, ids_name: str, ids: Catalogue | KnownUsers | None) -> int:

@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.utils import cached_file
 
 from .errors import InputError
@@ -97,14 +98,60 @@ def published_config(backbone: PreTrainedModel) -> PreTrainedConfig:
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode without gradients within a block; its mode is the same afterwards, even on an error."""
-    was_training = model.training
+    """Put a model into evaluation mode without gradients within a block; all modes are the same afterwards, even on an error."""
+    # Module by module, because parts may be in another mode than the whole, such as a frozen backbone without dropout.
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        model.train(was_training)
+        for module in training:
+            module.training = True
+
+
+def execution_device(model: nn.Module) -> torch.device:
+    """Return the device on which a model computes: that of its weights, or of accelerate's hooks where weights are offloaded."""
+    for module in model.modules():
+        device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    return next((weight.device for weight in model.parameters() if weight.device.type != "meta"), torch.device("cpu"))
+
+
+def next_word_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor | None,
+    shift_labels: torch.Tensor | None = None,
+    num_items_in_batch: torch.Tensor | int | None = None,
+) -> torch.Tensor | None:
+    """Return the next-word loss as transformers' causal language models compute it.
+
+    Args:
+        logits: (B, T, N).
+        labels: (B, T) tokens to be predicted at their own place (shifted inside). -100 and ids from N on, which cannot be
+            predicted, do not count. None with `shift_labels`.
+        shift_labels: (B, T) tokens to be predicted after their place, for labels that were shifted outside; in place of `labels`.
+        num_items_in_batch: number of tokens that count in the whole step, of all processes and accumulation steps. The loss is
+            then the sum over the tokens divided by it. None divides by the number of tokens that count here.
+
+    Returns:
+        () loss in nats; None without labels.
+    """
+    if labels is None and shift_labels is None:
+        return None
+    num_words = logits.shape[-1]
+    labels, shift_labels = (
+        None if given is None else given.masked_fill(given >= num_words, -100) for given in (labels, shift_labels)
+    )
+    loss: torch.Tensor = ForCausalLMLoss(
+        logits,
+        labels,
+        num_words,
+        num_items_in_batch=num_items_in_batch,  # type: ignore[arg-type]  # a number serves as well
+        shift_labels=shift_labels,
+    )
+    return loss
 
 
 def pad_prompts(prompts: Sequence[np.ndarray], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -138,14 +185,20 @@ def greedy_generation(own: GenerationConfig, tokenizer: PreTrainedTokenizerBase 
     return GenerationConfig(do_sample=False, bos_token_id=bos, eos_token_id=eos, pad_token_id=pad)
 
 
-def is_left_padded(attention_mask: torch.Tensor | None) -> bool:
-    """Return whether a (B, T) mask has padding before some row's first token."""
-    return attention_mask is not None and attention_mask.dim() == 2 and not bool(attention_mask[:, 0].all())
-
-
 def real_positions(attention_mask: torch.Tensor) -> torch.Tensor:
     """(B, T) places of the real tokens among themselves: left padding counts for nothing."""
-    return (attention_mask.cumsum(1) - 1).clamp(min=0)
+    return (attention_mask.long().cumsum(1) - 1).clamp(min=0)
+
+
+def decoder_arguments(decoder: nn.Module, attention_mask: torch.Tensor | None, length: int) -> dict[str, torch.Tensor]:
+    """Return the `position_ids` of the last `length` tokens of a (B, cached + length) mask, for a decoder that reads them.
+
+    They are those of an unpadded row on either side of padding. Always given, also without left padding: a branch on the values
+    of the mask would break `torch.compile` and `torch.export`, and wait for the device.
+    """
+    if attention_mask is None or attention_mask.dim() != 2 or "position_ids" not in inspect.signature(decoder.forward).parameters:
+        return {}
+    return {"position_ids": real_positions(attention_mask)[:, -length:]}
 
 
 def check_fields(config_class: type[PreTrainedConfig], arguments: dict[str, Any]) -> None:
@@ -159,10 +212,12 @@ def check_fields(config_class: type[PreTrainedConfig], arguments: dict[str, Any]
 
 __all__ = [
     "check_fields",
+    "decoder_arguments",
     "end_tokens",
     "evaluating",
+    "execution_device",
     "greedy_generation",
-    "is_left_padded",
+    "next_word_loss",
     "pad_prompts",
     "pretrained_backbone",
     "published_config",

@@ -22,7 +22,7 @@ from transformers.utils.hub import resolve_revision
 
 from .catalogue import CATALOGUE_FILE, Catalogue, IdMap, KnownUsers, OnUnknown, Recommendations
 from .errors import InputError
-from .language_model import greedy_generation, pad_prompts, word_head
+from .language_model import execution_device, greedy_generation, pad_prompts, word_head
 from .saved_folder import HUB_ARGUMENTS, UPLOAD_ARGUMENTS, check_parts, check_target, load_parts, save_parts, upload
 
 
@@ -155,6 +155,10 @@ class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
         """Return the language model's output layer."""
         layer: nn.Module | None = self.backbone.get_output_embeddings()
         return layer
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the language model's output layer."""
+        self.backbone.set_output_embeddings(new_embeddings)
 
     def get_decoder(self) -> nn.Module:
         """Return the language model without its output layer."""
@@ -296,7 +300,12 @@ class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
 
     def pad_prompts(self, prompts: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (B, T) token ids of prompts, padded on the right, and their attention mask, on the model's device."""
-        return pad_prompts(prompts, self.device)
+        return pad_prompts(prompts, self.execution_device)
+
+    @property
+    def execution_device(self) -> torch.device:
+        """The device on which the model computes; that of `device` unless weights are offloaded."""
+        return execution_device(self)
 
     def remove_items(self, item_ids: Sequence[Any]) -> None:
         """Remove items from the catalogue: they are never recommended again, and leave the stored histories.

@@ -16,14 +16,20 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import torch
-from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.utils import cached_file
+from transformers.utils import cached_file, can_return_tuple
 
 from ..core.catalogue import Catalogue, KnownUsers, OnUnknown, Recommendations, extended_catalogue
 from ..core.errors import InputError, MissingFileError, MissingPackageError
-from ..core.language_model import check_fields, evaluating, pretrained_backbone, published_config
+from ..core.language_model import (
+    check_fields,
+    decoder_arguments,
+    evaluating,
+    next_word_loss,
+    pretrained_backbone,
+    published_config,
+)
 from ..core.recommender import RecommenderModel
 from ..core.top_items import NO_ITEM, PADDING, top_candidates
 from .beam_search import FoundItems, beam_search, check_tree_attention, score_all
@@ -57,6 +63,7 @@ class LCRecForRecommendation(RecommenderModel):
     score_name = "ln p"
     paper_metrics = ("hit_rate@1", "hit_rate@5", "hit_rate@10", "ndcg@5", "ndcg@10")
 
+    accepts_loss_kwargs = True
     config: LCRecConfig
     indexer: RQVAEModel | None = None
 
@@ -73,28 +80,52 @@ class LCRecForRecommendation(RecommenderModel):
         layers = (self.backbone.get_input_embeddings(), self.backbone.get_output_embeddings())
         return list({id(layer.weight): layer.weight for layer in layers if layer is not None}.values())
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        shift_labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """As the language model inside.
 
         Args:
-            input_ids: (B, T); attention_mask: (B, T).
+            input_ids: (B, T), or `inputs_embeds` (B, T, K); attention_mask: (B, T), padding on either side.
             labels: (B, T) tokens to be predicted at their own place (shifted inside), -100 for places that do not count.
+            position_ids: (B, T); None counts the real tokens.
+            shift_labels, num_items_in_batch: see `language_model.next_word_loss`.
 
         Returns:
             Logits (B, T, N) and, with labels, the mean loss in nats.
         """
-        kwargs.pop("return_dict", None)
-        outputs = self.backbone(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
-        loss = None
-        if labels is not None:
-            loss = F.cross_entropy(outputs.logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
-        return CausalLMOutputWithPast(loss=loss, logits=outputs.logits, past_key_values=outputs.past_key_values)
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        if given is None:
+            raise InputError("give input_ids or inputs_embeds")
+        own = decoder_arguments(self.backbone.base_model, attention_mask, given.shape[1])
+        if position_ids is not None:
+            own["position_ids"] = position_ids
+        own |= {name: value for name, value in kwargs.items() if value is not None}
+        prompt = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "attention_mask": attention_mask, "return_dict": True}
+        outputs = self.backbone(**{**own, **prompt})
+        return CausalLMOutputWithPast(
+            loss=next_word_loss(outputs.logits, labels, shift_labels, num_items_in_batch),
+            logits=outputs.logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
+        """Not possible after `from_backbone`: the tokenizer's ids of the semantic ID tokens are part of the model."""
+        raise InputError(
+            f"resize_token_embeddings: the semantic ID tokens start at first_index_token={self.config.first_index_token} and are "
+            "the last ones; add words to the backbone first, then call from_backbone"
+        )
 
     @property
     def reads_queries(self) -> bool:
@@ -258,8 +289,9 @@ class LCRecForRecommendation(RecommenderModel):
 
     def _trie_here(self) -> ItemTrie:
         """Return the tree on the model's device, moved once."""
-        if self.trie.device != self.device:
-            self.__dict__["trie"] = self.trie.to(self.device)
+        device = self.execution_device
+        if self.trie.device != device:
+            self.__dict__["trie"] = self.trie.to(device)
         return self.trie
 
     def rank_histories(
@@ -304,7 +336,7 @@ class LCRecForRecommendation(RecommenderModel):
         tokens = codes + config.first_index_token + np.arange(config.num_levels) * config.codebook_size
         words: Any = self.backbone.get_input_embeddings()
         with torch.no_grad():
-            return np.asarray(words(torch.from_numpy(tokens).to(self.device)).float().sum(1).cpu().numpy())
+            return np.asarray(words(torch.from_numpy(tokens).to(self.execution_device)).float().sum(1).cpu().numpy())
 
     def search(
         self,
@@ -443,7 +475,7 @@ class LCRecForRecommendation(RecommenderModel):
         model.users = users
         model.set_indexer(indexer)
         model._set_items(catalogue, semantic_ids.codes)
-        check_tree_attention(model.backbone.eval())
+        check_tree_attention(model.eval().backbone)
         return model
 
     def _set_items(self, catalogue: Catalogue, codes: np.ndarray) -> None:
