@@ -437,16 +437,16 @@ class CLLM4RecForCausalLM(CLLM4RecPreTrainedModel, GenerationMixin):
         Raises:
             InputError: they do not.
         """
-        config = settings.get("generation_config")
-        asked, limit = (
-            settings.get(name) if settings.get(name) is not None else getattr(config, name, None)
-            for name in ("max_new_tokens", "max_length")
-        )
-        wanted = asked if asked is not None else limit - length if limit is not None and "max_length" in settings else 1
-        if self.config.context_length - length < max(wanted, 1):
+        asked = settings.get("max_new_tokens")
+        if asked is None:
+            asked = getattr(settings.get("generation_config"), "max_new_tokens", None)
+        by_length = asked is None and settings.get("max_length") is not None
+        wanted = settings["max_length"] - length if by_length else asked or 1
+        if self.config.context_length - length < wanted or length >= self.config.context_length:
+            setting = f"max_length is {settings['max_length']}" if by_length else f"max_new_tokens is {asked}"
             raise InputError(
-                f"the prompt takes {length} of the {self.config.context_length} tokens of the context, and max_new_tokens is "
-                f"{wanted}: they do not fit together; shorten one of them"
+                f"the prompt takes {length} of the {self.config.context_length} tokens of the context, {setting}: they do not "
+                "fit together; shorten one of them"
             )
 
 

@@ -14,7 +14,7 @@ import torch
 from accelerate import cpu_offload
 from datasets import Dataset
 from lcrec_models import new_lcrec
-from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, GenerationConfig, Trainer, TrainingArguments
 
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import (
     CLLM4RecForCausalLM,
@@ -59,6 +59,7 @@ def rows_of(head: str, count: int = 8) -> dict[str, list[Any]]:
     return {"input_ids": ids.tolist(), "attention_mask": np.ones_like(ids).tolist(), "labels": labels.tolist()}
 
 
+@pytest.mark.parametrize("backbone", ["llama"], indirect=True)
 @pytest.mark.parametrize("head", ["plain", "items", "words", "lcrec"])
 def test_accumulation_gives_the_same_step_under_trainer(make: Make, head: str, tmp_path: Path) -> None:
     """8 x 1 = 4 x 2 = 2 x 4: the same logged loss and the same weights after one step of SGD without clipping."""
@@ -182,6 +183,7 @@ def test_next_word_loss_by_hand() -> None:
     assert next_word_loss(logits, None) is None
 
 
+@pytest.mark.parametrize("backbone", ["llama"], indirect=True)
 @pytest.mark.parametrize("head", ["items", "words", "lcrec"])
 def test_export_without_a_branch_on_data(make: Make, head: str) -> None:
     model = make(head)
@@ -242,8 +244,10 @@ def test_generate_takes_every_kind_of_prompt(make: Make) -> None:
     for settings in ({}, {"inputs": ids, "input_ids": ids}):
         with pytest.raises(InputError, match="generate got [02] prompts"):
             model.generate(**settings)
-    with pytest.raises(InputError, match="they do not fit together"):
+    with pytest.raises(InputError, match="max_length is 100000: they do not fit together"):
         model.generate(ids, max_length=100_000)
+    with pytest.raises(InputError, match="max_new_tokens is 300: they do not fit together"):
+        model.generate(ids, generation_config=GenerationConfig(max_new_tokens=300))
 
 
 def test_words_cannot_be_added_behind_the_ids(make: Make) -> None:
