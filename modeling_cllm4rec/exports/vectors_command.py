@@ -60,6 +60,4 @@ def _summary(about: dict[str, Any], arguments: argparse.Namespace) -> list[str]:
         )
     elif about["index"] is not None:
         lines.append("index: written; its recall is unknown because the model has no histories for queries")
-    elif not arguments.no_index:
-        lines.append("index: not written, because usearch is not installed; run: pip install usearch")
     return lines

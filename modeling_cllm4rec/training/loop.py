@@ -24,7 +24,8 @@ from torch.nn.utils import clip_grad_norm_
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
-from modeling_cllm4rec.core.errors import DivergedError, ExistingFileError, InputError, MissingPackageError
+from modeling_cllm4rec.core.errors import DivergedError, ExistingFileError, InputError
+from modeling_cllm4rec.core.optional_packages import require
 from modeling_cllm4rec.core.recommender import RecommenderModel
 from modeling_cllm4rec.corpora.atomic_files import atomic_file
 from modeling_cllm4rec.corpora.batches import micro_batch
@@ -126,6 +127,9 @@ def make_accelerator(arguments: TrainingArguments) -> Accelerator:
         InputError: a kind of parallel training that this loop does not support (sharded parameters).
         MissingPackageError: a tracker that is not installed.
     """
+    if arguments.report_to != "none":  # accelerate silently drops a tracker that is not installed
+        extra = "tensorboard" if arguments.report_to == "tensorboard" else None
+        require(arguments.report_to, extra, f"report_to={arguments.report_to!r}", "pass report_to='none'")
     accelerator = Accelerator(
         mixed_precision=arguments.precision,
         log_with=None if arguments.report_to == "none" else arguments.report_to,
@@ -137,8 +141,6 @@ def make_accelerator(arguments: TrainingArguments) -> Accelerator:
             f"distributed_type {accelerator.distributed_type.value} is not supported: parameters must be whole on every process; "
             "launch with plain data parallelism (multi-GPU, multi-CPU)"
         )
-    if arguments.report_to != "none" and not accelerator.log_with:  # accelerate silently drops a tracker that is not installed
-        raise MissingPackageError(f"report_to: {arguments.report_to} is not installed; run: pip install {arguments.report_to}")
     return accelerator
 
 

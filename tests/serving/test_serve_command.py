@@ -67,7 +67,8 @@ def test_arguments_at_fault(cllm4rec_folder, tmp_path, capsys, monkeypatch):
 def test_without_the_extra(monkeypatch, capsys):
     monkeypatch.setattr(command, "NEEDED", ("no_such_module", *command.NEEDED))
     assert main(["--model", "x"]) == 1
-    assert "no_such_module not installed; run: pip install no_such_module" in capsys.readouterr().err
+    said = 'serve needs no-such-module, which is not installed; run: pip install "cllm4rec[serve]"'
+    assert said in capsys.readouterr().err
     assert importlib.util.find_spec("no_such_module") is None
 
 

@@ -476,7 +476,7 @@ def test_no_tracker_writes_nothing(finetune_arguments: MakeFinetune) -> None:
 
 @pytest.mark.skipif(is_wandb_available(), reason="wandb is installed")
 def test_a_tracker_that_is_not_installed(finetune_arguments: MakeFinetune) -> None:
-    with pytest.raises(ImportError, match="report_to: wandb is not installed; run: pip install wandb"):
+    with pytest.raises(ImportError, match="report_to='wandb' needs wandb, which is not installed; run: pip install wandb"):
         finetune(finetune_arguments(report_to="wandb"))
 
 
