@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import difflib
 import inspect
 import json
 from collections.abc import Iterator, Sequence
@@ -27,7 +26,7 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from .errors import InputError
+from .errors import InputError, nearest
 from .prompt_assembly import pad_right
 
 
@@ -47,10 +46,17 @@ def word_head(language_model: PreTrainedModel) -> nn.Module:
 
 
 def tokenizer_of(name_or_path: str | Path) -> PreTrainedTokenizerBase | None:
-    """Return the backbone's tokenizer, None if its folder has none (`AutoTokenizer` would make an empty one)."""
+    """Return the backbone's tokenizer, None if its folder has none (`AutoTokenizer` would make an empty one).
+
+    Raises:
+        InputError: its files cannot be read.
+    """
     for file in ("tokenizer_config.json", "tokenizer.json"):
         if cached_file(name_or_path, file, _raise_exceptions_for_missing_entries=False) is not None:
-            return AutoTokenizer.from_pretrained(name_or_path)
+            try:
+                return AutoTokenizer.from_pretrained(name_or_path)
+            except ValueError as error:
+                raise InputError(f"backbone: the tokenizer in {name_or_path} cannot be read ({error}); copy it again") from error
     return None
 
 
@@ -153,8 +159,7 @@ def check_fields(config_class: type[PreTrainedConfig], arguments: dict[str, Any]
     names = [name for name in inspect.signature(config_class).parameters if name not in ("text_config", "kwargs")]
     for name in arguments:
         if name not in names:
-            near = difflib.get_close_matches(name, names)
-            raise InputError(f"from_backbone: unknown field {name!r}; nearest: {near or names}")
+            raise InputError(f"from_backbone: unknown field {name!r}; {nearest(name, names)}")
 
 
 __all__ = [

@@ -81,7 +81,7 @@ def export_vectors(
         The contents of `vectors.json`: `items`, `width`, `users`, and `recall` (None without an index).
 
     Raises:
-        InputError: the model has no vectors (LC-Rec), or k, queries or batch_size is out of range.
+        InputError: the model has no vectors (LC-Rec), or k, queries, batch_size or seed is out of range.
         ExistingFileError: the folder is not empty.
         MissingPackageError: usearch, which builds the index, is not installed.
     """
@@ -91,6 +91,8 @@ def export_vectors(
     for name, value, most in (("k", k, model.num_items), ("queries", queries, None), ("batch_size", batch_size, None)):
         if value < 1 or (most is not None and value > most):
             raise InputError(f"{name} is {value}; it must be 1 or more" + (f", up to the {most} items" if most else ""))
+    if seed < 0:
+        raise InputError(f"seed is {seed}; it must be 0 or more")
     folder = new_output_folder(folder)
     items = model.item_collaborative.weight.detach().float().cpu().numpy()
     table = model.catalogue.table

@@ -11,8 +11,8 @@ from modeling_cllm4rec.exports.flags import export_parser
 EPILOG = """example:
   cllm4rec export vectors --model runs/mine --output exports/vectors
 
-Output: item_vectors.parquet and .safetensors, the same files for users, query_encoder/ (a model folder), vectors.json and, if
-usearch is installed, items.usearch with its recall. The score of an item is the dot product of the two vectors.
+Output: item_vectors.parquet and .safetensors, the same files for users, query_encoder/ (a model folder), vectors.json and
+items.usearch with its recall. The score of an item is the dot product of the two vectors.
 """
 
 

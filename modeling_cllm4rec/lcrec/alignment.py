@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from modeling_cllm4rec.core.catalogue import Catalogue, IdMap, KnownUsers, text_column
 from modeling_cllm4rec.core.errors import InputError, MissingFileError
-from modeling_cllm4rec.core.language_model import reject_adapter
+from modeling_cllm4rec.core.language_model import reject_adapter, tokenizer_of
 from modeling_cllm4rec.core.losses import word_nll
 from modeling_cllm4rec.core.prompt_assembly import pad_right
 from modeling_cllm4rec.corpora.batches import plan_batches
@@ -239,11 +239,13 @@ def _model_of_backbone(
     semantic_ids, indexer, item_encoder = load_semantic_ids(arguments.index, data)
     try:
         reject_adapter(backbone)
-        tokenizer = AutoTokenizer.from_pretrained(backbone)
+        tokenizer = tokenizer_of(backbone)
     except OSError as error:
         raise MissingFileError(
             f"backbone: {backbone} is no folder with a language model and could not be read from the Hub ({error})"
         ) from error
+    if tokenizer is None:
+        raise MissingFileError(f"backbone: {backbone} has no tokenizer; save it with the model's weights")
     templates = load_templates(arguments.templates or None)
     prompts: dict[str, Any] = {
         "recommendation_prompts": recommendation_segments(templates, tokenizer),

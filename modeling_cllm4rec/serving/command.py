@@ -9,8 +9,9 @@ import socket
 import sys
 from typing import Any
 
+from modeling_cllm4rec.commands.addresses import address_family
 from modeling_cllm4rec.commands.command_line import CommandParser
-from modeling_cllm4rec.core.errors import InputError, RunError
+from modeling_cllm4rec.core.errors import RunError
 from modeling_cllm4rec.core.optional_packages import require
 from modeling_cllm4rec.hub.loading import load_recommender
 
@@ -85,12 +86,7 @@ def listening(host: str, port: int) -> socket.socket:
         InputError: there is no such port, or no such address on this machine.
         RunError: the port is taken.
     """
-    if not 0 <= port <= 65535:
-        raise InputError(f"--port: got {port}; allowed are 0 to 65535")
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-    except socket.gaierror as error:
-        raise InputError(f"--host: {host} is no address of this machine ({error}); use 127.0.0.1, or 0.0.0.0 for all") from error
+    family = address_family(host, port)
     try:
         return socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:

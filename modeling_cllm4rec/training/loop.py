@@ -27,7 +27,7 @@ from transformers import get_scheduler
 from modeling_cllm4rec.core.errors import DivergedError, ExistingFileError, InputError
 from modeling_cllm4rec.core.optional_packages import require
 from modeling_cllm4rec.core.recommender import RecommenderModel
-from modeling_cllm4rec.corpora.atomic_files import atomic_file
+from modeling_cllm4rec.corpora.atomic_files import atomic_file, check_output_folder
 from modeling_cllm4rec.corpora.batches import micro_batch
 from modeling_cllm4rec.corpora.data_folder import INFO_FILE, RecommendationData
 from modeling_cllm4rec.training import checkpoints
@@ -154,9 +154,11 @@ def check_folder(stage: str, arguments: TrainingArguments, data: RecommendationD
     """Check that a stage may write to its output folder, before the stage is built; nothing is written.
 
     Raises:
-        ExistingFileError: the folder is a data folder, or holds a run and neither `resume` nor `overwrite` is set.
+        ExistingFileError: the folder is a file or a data folder, or holds a run and neither `resume` nor `overwrite` is set.
+        FileWriteError: the folder may not be written into.
         InputError: `resume` is set, but the run in the folder had other arguments or data, which are listed.
     """
+    check_output_folder(arguments.run_folder)
     folder = stage_folder(stage, arguments)
     record = folder / RUN_FILE
     if (arguments.run_folder / INFO_FILE).exists():

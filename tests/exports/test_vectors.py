@@ -118,6 +118,7 @@ def test_a_model_that_keeps_no_histories_has_an_index_and_no_recall(model, tmp_p
         ({"k": 0}, "k is 0; it must be 1 or more, up to the 40 items"),
         ({"k": 41}, "k is 41"),
         ({"queries": 0}, "queries is 0"),
+        ({"seed": -1}, "seed is -1; it must be 0 or more"),
         ({"batch_size": 0}, "batch_size is 0; it must be 1 or more"),
     ],
 )

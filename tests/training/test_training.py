@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import pyarrow.compute as pc
 import pytest
 import torch
 from accelerate.utils import is_wandb_available
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from modeling_cllm4rec.cllm4rec import objectives
 from modeling_cllm4rec.cllm4rec.arguments import FinetuneArguments, PretrainArguments
@@ -472,6 +473,25 @@ def test_no_tracker_writes_nothing(finetune_arguments: MakeFinetune) -> None:
     finetune(arguments)
     assert not (arguments.run_folder / "trackers").exists()
     assert not list(arguments.run_folder.rglob("*tfevents*"))
+
+
+def test_a_tokenizer_that_cannot_have_id_tokens_names_the_backbone(
+    data: RecommendationData, tiny_backbones: dict[str, Path], pretrain_arguments: MakePretrain, tmp_path: Path
+) -> None:
+    backbone = shutil.copytree(tiny_backbones["gpt2"], tmp_path / "backbone")
+    tokenizer = AutoTokenizer.from_pretrained(backbone)
+    tokenizer.add_tokens(["<user_3>"])
+    tokenizer.save_pretrained(backbone)
+    message = f"backbone: {backbone} has a tokenizer that cannot be used: .* already has the token '<user_3>'"
+    with pytest.raises(InputError, match=message):
+        new_model(data, pretrain_arguments(backbone=str(backbone)))
+    (backbone / "tokenizer.json").write_bytes(b"no JSON")
+    with pytest.raises(InputError, match=f"backbone: the tokenizer in {backbone} cannot be read .*; copy it again"):
+        new_model(data, pretrain_arguments(backbone=str(backbone)))
+    for file in backbone.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(MissingFileError, match=f"backbone: {backbone} has no tokenizer; save it with the model's weights"):
+        new_model(data, pretrain_arguments(backbone=str(backbone)))
 
 
 @pytest.mark.skipif(is_wandb_available(), reason="wandb is installed")
