@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file, extract_commit_hash
@@ -21,6 +22,7 @@ from modeling_cllm4rec.core.catalogue import IdMap
 from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.core.optional_packages import require
 from modeling_cllm4rec.core.prompt_assembly import pad_right
+from modeling_cllm4rec.core.recommender import RecommenderModel
 from modeling_cllm4rec.corpora.atomic_files import atomic_file
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.item_texts import DESCRIPTION, TITLE, OnMissingText, check_text_lengths, item_texts
@@ -243,6 +245,11 @@ def _transformers_encoder(
         raise MissingFileError(
             f"encoder: {place} is no folder with a model and could not be read from the Hub ({error}); name another encoder"
         ) from error
+    except (ValueError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"encoder: the model in {place} cannot be loaded ({reason}); name another encoder") from error
+    if isinstance(model, RecommenderModel):
+        raise InputError(f"encoder: {place} holds a {type(model).__name__}, which encodes no texts; name a language model")
     model.to(device).eval()
     if model.config.is_encoder_decoder:
         model = model.get_encoder()

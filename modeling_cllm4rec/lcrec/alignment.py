@@ -252,7 +252,10 @@ def _model_of_backbone(
         "query_prompts": query_segments(templates, tokenizer),
         "separator": separator_ids(tokenizer),
     }
-    first = add_semantic_id_tokens(tokenizer, semantic_ids.num_levels, semantic_ids.codebook_size)
+    try:
+        first = add_semantic_id_tokens(tokenizer, semantic_ids.num_levels, semantic_ids.codebook_size)
+    except ValueError as error:
+        raise InputError(f"backbone: {backbone} has a tokenizer that takes no semantic IDs: {error}") from error
     train = data.histories("train")
     model = LCRecForRecommendation.from_backbone(
         backbone,

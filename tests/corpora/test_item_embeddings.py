@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import logging
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
 
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora import item_embeddings as module
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.item_embeddings import embed_items, embedding_settings, item_embeddings, model_revision
@@ -223,6 +225,14 @@ def test_some_other_file_is_never_replaced(encoder: str, world: RecommendationDa
 
 
 # ---- Other encoders ----
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "model.safetensors"])
+def test_a_broken_encoder(file: str, encoder: str, world: RecommendationData, tmp_path: Path) -> None:
+    folder = shutil.copytree(encoder, tmp_path / "encoder")
+    (folder / file).write_bytes(b"broken")
+    with pytest.raises(InputError, match=f"encoder: the model in {folder} cannot be loaded .*; name another encoder"):
+        embed_items(world.items, encoder=str(folder), **QUIET)
 
 
 def test_a_missing_library_says_what_to_install(encoder: str, world: RecommendationData, monkeypatch: pytest.MonkeyPatch) -> None:

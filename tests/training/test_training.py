@@ -27,6 +27,7 @@ from modeling_cllm4rec.cllm4rec.finetuning import FinetuningStage, finetune
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation
 from modeling_cllm4rec.cllm4rec.pretraining import PretrainingStage, new_model, pretrain
 from modeling_cllm4rec.core.errors import InputError, MissingFileError
+from modeling_cllm4rec.core.language_model import pretrained_backbone
 from modeling_cllm4rec.core.losses import multinomial_nll
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.training.loop import Step
@@ -492,6 +493,23 @@ def test_a_tokenizer_that_cannot_have_id_tokens_names_the_backbone(
         file.unlink()
     with pytest.raises(MissingFileError, match=f"backbone: {backbone} has no tokenizer; save it with the model's weights"):
         new_model(data, pretrain_arguments(backbone=str(backbone)))
+
+
+def test_a_backbone_with_broken_files_or_of_another_kind(tiny_backbones: dict[str, Path], tmp_path: Path) -> None:
+    backbone = shutil.copytree(tiny_backbones["gpt2"], tmp_path / "backbone")
+    (backbone / "model.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match=f"backbone: the weights in {backbone} cannot be read .*; copy the folder again"):
+        pretrained_backbone(backbone, torch.float32)
+    (backbone / "model.safetensors").unlink()
+    with pytest.raises(MissingFileError, match=f"backbone: {backbone} is no folder with a language model"):
+        pretrained_backbone(backbone, torch.float32)
+    for content, message in (
+        ('{"model_type": "none"}', "is no causal language model that transformers can load"),
+        ('{"model_type": "vit"}', "holds a vit, which is no causal language model"),
+    ):
+        (backbone / "config.json").write_text(content)
+        with pytest.raises(InputError, match=f"backbone: {backbone} {message}"):
+            pretrained_backbone(backbone, torch.float32)
 
 
 @pytest.mark.skipif(is_wandb_available(), reason="wandb is installed")
