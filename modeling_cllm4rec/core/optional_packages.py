@@ -18,7 +18,7 @@ def require(package: str, extra: str | None, purpose: str, otherwise: str = "") 
     """Check that an optional package is installed in a version that this package works with.
 
     The bounds of the version are those that the installed distribution declares. Without one, as on a bare PYTHONPATH, any
-    version passes.
+    version passes, and the message names the package in place of the extra.
 
     Args:
         package: import name, such as `onnxruntime`.
@@ -32,11 +32,11 @@ def require(package: str, extra: str | None, purpose: str, otherwise: str = "") 
 
     Example:
         >>> require("numpy", None, "this example")
-        >>> require("no_such_package", "vectors", "export vectors", "pass with_index=False")
+        >>> require("no_such_package", None, "this example")
         Traceback (most recent call last):
             ...
-        modeling_cllm4rec.core.errors.MissingPackageError: export vectors needs no-such-package, which is not installed; run: \
-pip install "cllm4rec[vectors]", or pass with_index=False
+        modeling_cllm4rec.core.errors.MissingPackageError: this example needs no-such-package, which is not installed; run: \
+pip install no-such-package
     """
     name = canonicalize_name(package)
     needed = Requirement(name)
@@ -49,7 +49,10 @@ pip install "cllm4rec[vectors]", or pass with_index=False
         found = f"but version {installed} is installed"
     else:
         return
-    command = f'pip install "{DISTRIBUTION}[{extra}]"' if extra is not None else f"pip install {name}"
+    # pip adds an extra to the installed distribution. Were that not installed, pip would ask an index for its name, which no
+    # index has yet and anyone could register there.
+    by_extra = extra is not None and version_of(DISTRIBUTION) is not None
+    command = f'pip install "{DISTRIBUTION}[{extra}]"' if by_extra else f"pip install {name}"
     way_out = f", or {otherwise}" if otherwise else ""
     raise MissingPackageError(f"{purpose} needs {needed.name}{needed.specifier}, {found}; run: {command}{way_out}")
 
