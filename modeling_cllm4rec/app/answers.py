@@ -140,7 +140,7 @@ class ShownModels:
         Raises:
             OSError, ValueError: as `load_recommender` and `ShownModels`.
         """
-        loaded = [(name, load_recommender(name)) for name in names]
+        loaded = [(name, load_recommender(name, "models")) for name in names]
         models = cls([ShownModel(Path(name).name, model, _writer(model, name)) for name, model in loaded])
         first = models.catalogue.ids.ids_of([0])
         for one in models.shown:
@@ -308,7 +308,7 @@ def _check_same_items(first: ShownModel, other: ShownModel) -> None:
         return
     shared = len(set(ours.ids.array.to_pylist()) & set(theirs.ids.array.to_pylist()))
     raise InputError(
-        f"--model: {first.name} and {other.name} recommend from different catalogues ({len(ours)} and {len(theirs)} items, "
+        f"models: {first.name} and {other.name} recommend from different catalogues ({len(ours)} and {len(theirs)} items, "
         f"{shared} in common), so their lists cannot be shown side by side; train both on one data folder, or show them one at "
         "a time"
     )

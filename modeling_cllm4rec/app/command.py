@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import sys
 
+from modeling_cllm4rec.commands.addresses import address_family
 from modeling_cllm4rec.commands.command_line import CommandParser
+from modeling_cllm4rec.core.errors import RunError
+from modeling_cllm4rec.core.optional_packages import require
 
 EPILOG = """example:
   cllm4rec app --model runs/beauty
@@ -23,7 +26,9 @@ def parser() -> CommandParser:
         "recommend and why.",
         epilog=EPILOG,
     )
-    flags.add_argument("--model", action="append", required=True, help="folder or Hub name; repeat it for a second model")
+    flags.add_argument(
+        "--model", dest="models", action="append", required=True, help="folder or Hub name; repeat it for a second model"
+    )
     flags.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)")
     flags.add_argument("--port", type=int, help="port (default: the first free one from 7860)")
     flags.add_argument("--open", action="store_true", help="open the page in the browser")
@@ -37,14 +42,19 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
 
     def work() -> None:
+        require("gradio", "app", "app")
         from modeling_cllm4rec.app.answers import ShownModels
         from modeling_cllm4rec.app.page import build_page, launch
 
-        models = ShownModels.load(arguments.model)
+        address_family(arguments.host, arguments.port or 0)
+        models = ShownModels.load(arguments.models)
         page = build_page(models)
         where = {"server_name": arguments.host, "server_port": arguments.port, "inbrowser": arguments.open}
-        _, address, _ = launch(page, **where, quiet=True, prevent_thread_lock=True)  # else it offers to share the page
-        print(f"{', '.join(arguments.model)} on {address} (Ctrl-C ends it)", flush=True)
+        try:
+            _, address, _ = launch(page, **where, quiet=True, prevent_thread_lock=True)  # else it offers to share the page
+        except OSError as error:  # gradio found no free port
+            raise RunError(f"port: cannot listen on {arguments.host} ({error}); choose another port or host") from error
+        print(f"{', '.join(arguments.models)} on {address} (Ctrl-C ends it)", flush=True)
         page.block_thread()
 
     return flags.run(arguments, work)

@@ -12,8 +12,9 @@ import yaml
 
 import modeling_cllm4rec
 from modeling_cllm4rec.commands.command_line import CommandParser, print_json
-from modeling_cllm4rec.commands.doctor import requirements
 from modeling_cllm4rec.core.errors import ExistingFileError, InputError
+from modeling_cllm4rec.core.optional_packages import declared_requirements, require
+from modeling_cllm4rec.corpora.atomic_files import check_output_folder
 
 EPILOG = """example:
   cllm4rec export space --model you/beauty --output space
@@ -52,12 +53,12 @@ def space_files(models: list[str], title: str, required: list[str], gradio_versi
         ['README.md', 'app.py', 'requirements.txt']
     """
     if not models or len(set(models)) < len(models):
-        raise InputError(f"--model: {models}; give one or more different models")
+        raise InputError(f"models are {models}; give one or more different models")
     for name in models:
         owner, slash, rest = name.partition("/")
         if not (owner and slash and rest) or "/" in rest or Path(name).exists():
             raise InputError(
-                f"--model: {name} is no name on the Hub (owner/name), and a Space cannot see this machine's folders; "
+                f"models: {name} is no name on the Hub (owner/name), and a Space cannot see this machine's folders; "
                 "upload the model (model.push_to_hub) and give its name"
             )
     header = {
@@ -100,10 +101,10 @@ def package_requirements() -> list[str]:
     Raises:
         InputError: the package is not installed, so its requirements are unknown.
     """
-    always, extras = requirements()
+    always = declared_requirements()
     if not always:
         raise InputError("this package is only found on the path, so its requirements are unknown; run: pip install .")
-    return [f"{one.name}{one.specifier}" for one in [*always, *extras["app"]]]
+    return [f"{one.name}{one.specifier}" for one in [*always, *declared_requirements("app")]]
 
 
 def write_space(folder: str | Path, files: dict[str, str]) -> None:
@@ -115,6 +116,7 @@ def write_space(folder: str | Path, files: dict[str, str]) -> None:
     target = Path(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ExistingFileError(f"folder is {folder}, which is not empty; choose a new or empty folder")
+    check_output_folder(target)
     target.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (target / name).parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +130,9 @@ def parser() -> CommandParser:
         description="Write a folder that is a Hugging Face Space: the page of `cllm4rec app` over models of the Hub.",
         epilog=EPILOG,
     )
-    flags.add_argument("--model", action="append", required=True, help="name on the Hub; repeat it for a second one")
+    flags.add_argument(
+        "--model", dest="models", action="append", required=True, help="name on the Hub; repeat it for a second one"
+    )
     flags.add_argument("--output", required=True, help="new folder")
     flags.add_argument("--title", help="title of the Space (default: the first model's name)")
     flags.add_argument(
@@ -146,9 +150,10 @@ def main(argv: list[str] | None = None) -> int:
     arguments = flags.parse_args(argv)
 
     def work() -> None:
-        title = arguments.title or arguments.model[0].rpartition("/")[2]
+        require("gradio", "app", "export space")
+        title = arguments.title or arguments.models[0].rpartition("/")[2]
         required = [arguments.requirement] if arguments.requirement else package_requirements()
-        files = space_files(arguments.model, title, required, version("gradio"))
+        files = space_files(arguments.models, title, required, version("gradio"))
         write_space(arguments.output, files if arguments.requirement else {**files, **package_files()})
         if arguments.json:
             print_json({"output": arguments.output, "files": list(files), "source": not arguments.requirement})

@@ -25,6 +25,7 @@ from modeling_cllm4rec.corpora.interaction_matrix import FitOn, fitting_historie
         "iterations": {"choice": [10, 15, 25]},
     },
     packages=("implicit", "threadpoolctl"),
+    extra="baselines",
     order=5,
 )
 class IALSRecommender:

@@ -7,11 +7,11 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, TypeVar
 
-from modeling_cllm4rec.core.errors import InputError, MissingPackageError, nearest
+from modeling_cllm4rec.core.errors import InputError, nearest
+from modeling_cllm4rec.core.optional_packages import require
 
 Class = TypeVar("Class", bound=type)
 LISTS = "lists:"
@@ -33,6 +33,7 @@ class Baseline:
         fixed: settings that are fixed under this name.
         unused: settings of the class without an effect under this name.
         packages: import names of the packages that `fit` needs beyond the dependencies of this package.
+        extra: extra of this package that brings them; None if none does.
         source: file whose content determines the scores, of a class or a file of the user's own.
         order: place among the rows; rows of the same order are sorted by name.
     """
@@ -46,6 +47,7 @@ class Baseline:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
+    extra: str | None = None
     source: str | None = None
     order: int = 100
 
@@ -65,12 +67,8 @@ class Baseline:
         Raises:
             MissingPackageError: one is not; the message has the command that installs it.
         """
-        missing = [package for package in self.packages if find_spec(package) is None]
-        if missing:
-            raise MissingPackageError(
-                f"the baseline {self.name!r} needs {' and '.join(missing)}; run: pip install {' '.join(missing)}, "
-                "or choose another baseline"
-            )
+        for package in self.packages:
+            require(package, self.extra, f"the baseline {self.name!r}", "choose another baseline")
 
 
 BASELINES: dict[str, Baseline] = {}

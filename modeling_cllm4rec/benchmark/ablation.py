@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Sequence
 from typing import Any
 
 from modeling_cllm4rec.benchmark.jobs import Job
 from modeling_cllm4rec.benchmark.recipes import Recipe, adjusted, arguments_of, check_recipe
-from modeling_cllm4rec.core.errors import InputError
+from modeling_cllm4rec.core.errors import InputError, nearest
 from modeling_cllm4rec.systems import SYSTEMS, RecipeVariant, System, resolve, system_of_recipe
 
 RECIPE = "recipe"
@@ -49,8 +48,7 @@ def make_variant_jobs(
     chosen = list(known) if variants is None else list(dict.fromkeys([RECIPE, *variants]))
     for variant in chosen:
         if variant not in known:
-            near = difflib.get_close_matches(variant, known, n=3, cutoff=0.4)
-            raise InputError(f"variants: there is no {variant!r}; nearest: {', '.join(near or known)}")
+            raise InputError(f"variants: there is no {variant!r}; {nearest(variant, known)}")
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
         raise InputError(f"seeds are {list(seeds)}; there must be at least one, each 0 or more and named once")
     check_recipe(base, name)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from modeling_cllm4rec.core.errors import ExistingFileError, InputError, MissingFileError
-from modeling_cllm4rec.corpora.atomic_files import atomic_file
+from modeling_cllm4rec.corpora.atomic_files import atomic_file, check_output_folder
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.evaluation.evaluator import METRICS, parse_metrics
 from modeling_cllm4rec.systems import SYSTEMS
@@ -283,6 +283,7 @@ def claim(folder: Path, config: BenchmarkConfig) -> None:
                 "one table: choose another output, or pass overwrite=True"
             )
         return
+    check_output_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config.save(folder)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import shlex
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from modeling_cllm4rec.baselines.registry import LISTS
 from modeling_cllm4rec.benchmark import budgets
 from modeling_cllm4rec.benchmark.jobs import Job, shown
 from modeling_cllm4rec.benchmark.recipes import Recipes, adjusted, check_recipe, recipe_names, set_by_jobs
-from modeling_cllm4rec.core.errors import InputError, MissingFileError
+from modeling_cllm4rec.core.errors import InputError, MissingFileError, nearest
 from modeling_cllm4rec.corpora.readers import checksum
 from modeling_cllm4rec.hub.model_card import read_records
 from modeling_cllm4rec.hub.reproduction import NOT_REPEATED
@@ -228,9 +227,8 @@ def _check_name(word: str) -> None:
         if ":" in part:  # a class of the user's own, or a file of ranked lists
             get_baseline(part)
             continue
-        near = difflib.get_close_matches(part, known, n=3, cutoff=0.5)
         hint = "; only baselines are joined by +" if joined else " (or name=folder, package.module:Class, lists:FILE)"
-        raise InputError(f"models: there is no {part!r}; nearest: {', '.join(near or known)}{hint}")
+        raise InputError(f"models: there is no {part!r}; {nearest(part, known)}{hint}")
 
 
 def _folder_job(name: str, path: str, others: Sequence[Job], recipes: Recipes, command: str) -> Job:

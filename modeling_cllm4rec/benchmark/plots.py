@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 from modeling_cllm4rec.benchmark.measurement import HISTORY_LENGTH, POPULARITY
 from modeling_cllm4rec.benchmark.results import CASES, SLICES, Table
-from modeling_cllm4rec.core.errors import MissingPackageError
+from modeling_cllm4rec.core.optional_packages import require
 
 COSTS = {"train_seconds": "training, seconds", "milliseconds_per_user": "milliseconds per user"}
 LEAST_COST = 1e-3
@@ -21,8 +20,7 @@ def check_plots() -> None:
     Raises:
         MissingPackageError: it is not.
     """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise MissingPackageError("plots: matplotlib is not installed; run: pip install matplotlib, or pass no_plots=True")
+    require("matplotlib", "benchmark", "a report with plots", "pass no_plots=True")
 
 
 def draw(folder: Path, tables: list[Table]) -> dict[str, list[str]]:

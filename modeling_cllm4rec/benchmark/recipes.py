@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 
 from modeling_cllm4rec.baselines import BASELINES, check_settings
 from modeling_cllm4rec.benchmark import budgets
-from modeling_cllm4rec.core.errors import InputError
+from modeling_cllm4rec.core.errors import InputError, nearest
 from modeling_cllm4rec.systems import SYSTEMS, Stage, resolve, system_of_recipe
 from modeling_cllm4rec.training.arguments import TrainingArguments, read_yaml, shared_by, stage_settings
 
@@ -206,5 +205,4 @@ def _refuse_unknown(place: str | Path, content: Any, allowed: tuple[str, ...]) -
         raise InputError(f"{place}: expected keys and values, got {type(content).__name__}")
     for key in content:
         if key not in allowed:
-            near = difflib.get_close_matches(str(key), allowed, n=3, cutoff=0.5)
-            raise InputError(f"{place}: unknown key {key!r}; nearest: {near or list(allowed)}")
+            raise InputError(f"{place}: unknown key {key!r}; {nearest(key, allowed)}")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from modeling_cllm4rec.cllm4rec.arguments import FinetuneArguments
 from modeling_cllm4rec.cllm4rec.documents import HistoryCorpus, TextCorpus
@@ -22,6 +22,7 @@ from modeling_cllm4rec.corpora.batches import collate, plan_batches
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.id_checks import check_same_ids
 from modeling_cllm4rec.evaluation.evaluator import evaluate
+from modeling_cllm4rec.hub.loading import load_recommender, load_tokenizer
 from modeling_cllm4rec.systems import SYSTEMS
 from modeling_cllm4rec.training.estimates import LargestBatch
 from modeling_cllm4rec.training.finishing import save_finished
@@ -181,15 +182,17 @@ def load_start(
 
     Raises:
         MissingFileError: there is no pretrained model in the folder.
-        InputError: the model has another catalogue or other users than the data.
+        InputError: the folder holds another kind of model, or the model has another catalogue or other users than the data.
     """
     if not Path(arguments.start).is_dir():
         raise MissingFileError(f"start: there is no folder {arguments.start}; run `cllm4rec pretrain` first, or name another")
     if not (Path(arguments.start) / "config.json").is_file():
         raise MissingFileError(f"start: {arguments.start} holds no model (no config.json); name the folder of a pretrained model")
-    model = CLLM4RecForRecommendation.from_pretrained(arguments.start)
+    model = load_recommender(arguments.start, "start")
+    if not isinstance(model, CLLM4RecForRecommendation):
+        raise InputError(f"start: {arguments.start} holds a {type(model).__name__}; name a folder written by `cllm4rec pretrain`")
     check_same_ids(model, data, f"start: {arguments.start}")
-    return model, AutoTokenizer.from_pretrained(arguments.start)
+    return model, load_tokenizer(arguments.start, "start")
 
 
 def finetune(arguments: FinetuneArguments) -> tuple[CLLM4RecForRecommendation, Progress]:

@@ -23,7 +23,7 @@ from modeling_cllm4rec.cllm4rec.parameters import choose_trainable
 from modeling_cllm4rec.cllm4rec.prompts import next_item_segments, recommendation_segments, tokenize_template
 from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers
 from modeling_cllm4rec.core.errors import CLLM4RecError, InputError, MissingFileError
-from modeling_cllm4rec.core.language_model import reject_adapter
+from modeling_cllm4rec.core.language_model import reject_adapter, tokenizer_of
 from modeling_cllm4rec.core.prompt_assembly import build_input_ids
 from modeling_cllm4rec.corpora.batches import Batch, collate, plan_batches
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
@@ -175,9 +175,9 @@ def new_model(data: RecommendationData, arguments: PretrainArguments) -> tuple[C
     """Build the model and the tokenizer for a data folder: the backbone's weights, and new ID rows.
 
     Raises:
-        MissingFileError: there is no such backbone.
-        InputError: the backbone has an unsupported architecture or is only an adapter, or `init_ids` is `text` and no item has a
-            text.
+        MissingFileError: there is no such backbone, or it has no tokenizer.
+        InputError: the backbone has an unsupported architecture or is only an adapter, its tokenizer is no fast one, has ID
+            tokens already or no token to pad with, or `init_ids` is `text` and no item has a text.
         MemoryLimitError: the ID tables need more memory than `max_memory`.
     """
     train = data.histories("train")
@@ -192,9 +192,7 @@ def new_model(data: RecommendationData, arguments: PretrainArguments) -> tuple[C
             seed=arguments.seed,
             max_history_tokens=arguments.max_history_tokens,
         )
-    tokenizer = CLLM4RecTokenizer.from_backbone(
-        arguments.backbone, num_users=data.num_users, num_items=data.num_items, id_offset=model.config.id_offset
-    )
+    tokenizer = _new_tokenizer(arguments.backbone, data, model.config.id_offset)
     model.config.recommendation_prompts = recommendation_segments(arguments.templates, tokenizer)
     if arguments.backbone_weights == "random":
         _randomize_backbone(model, arguments.seed)
@@ -229,6 +227,19 @@ def _readable(backbone: str) -> Iterator[None]:
         raise MissingFileError(
             f"backbone: {backbone} is no folder with a language model and could not be read from the Hub ({error})"
         ) from error
+
+
+def _new_tokenizer(backbone: str, data: RecommendationData, id_offset: int) -> CLLM4RecTokenizer:
+    """Return the backbone's tokenizer with ID tokens.
+
+    The tokenizer's file is used alone, without `core.errors`, so it raises ValueError; here all of its causes are the backbone.
+    """
+    if tokenizer_of(backbone) is None:
+        raise MissingFileError(f"backbone: {backbone} has no tokenizer; save it with the model's weights")
+    try:
+        return CLLM4RecTokenizer.from_backbone(backbone, num_users=data.num_users, num_items=data.num_items, id_offset=id_offset)
+    except ValueError as error:
+        raise InputError(f"backbone: {backbone} has a tokenizer that cannot be used: {error}") from error
 
 
 def _randomize_backbone(model: CLLM4RecForRecommendation, seed: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -10,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from modeling_cllm4rec.core.errors import InputError
+from modeling_cllm4rec.core.errors import InputError, nearest
 
 PLACEHOLDERS = {
     "interactions": {"user", "items"},
@@ -73,8 +72,7 @@ class Prompts:
         names = [field.name for field in fields(cls)]
         for key in templates or {}:
             if key not in names:
-                near = difflib.get_close_matches(key, names)
-                raise InputError(f"prompts: unknown template {key!r}; nearest: {near or names}")
+                raise InputError(f"prompts: unknown template {key!r}; {nearest(key, names)}")
         return replace(cls(), **dict(templates or {}))
 
 

@@ -19,7 +19,7 @@ from modeling_cllm4rec.cllm4rec.prompts import recommendation_segments
 from modeling_cllm4rec.core.catalogue import Catalogue, IdMap, KnownUsers
 from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
-from modeling_cllm4rec.hub.loading import load_recommender
+from modeling_cllm4rec.hub.loading import load_recommender, load_tokenizer
 from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 from modeling_cllm4rec.training.loop import make_accelerator
 from modeling_cllm4rec.training.progress import Progress
@@ -131,13 +131,13 @@ def update(arguments: UpdateArguments) -> tuple[CLLM4RecForRecommendation, Progr
         raise InputError(f"start and output are both {arguments.output}; choose another output, so that the old model is kept")
     accelerator = make_accelerator(arguments)
     data = RecommendationData.load(arguments.data)
-    model = load_recommender(arguments.start)
+    model = load_recommender(arguments.start, "start")
     if not isinstance(model, CLLM4RecForRecommendation):
         raise InputError(
             f"start: {arguments.start} is no CLLM4Rec model; train an LC-Rec model again on the new data with `cllm4rec "
             "index-items` and `cllm4rec align`, or only add new items to it with `cllm4rec add-items`"
         )
-    tokenizer = grow_to(model, CLLM4RecTokenizer.from_pretrained(arguments.start), data, arguments.start_items)
+    tokenizer = grow_to(model, load_tokenizer(arguments.start, "start"), data, arguments.start_items)
     if arguments.max_history_tokens is not None:
         model.config.max_history_tokens = arguments.max_history_tokens
     if arguments.prompts is not None or model.config.recommendation_prompts is None:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from transformers import AutoTokenizer
 
 from modeling_cllm4rec.cllm4rec.new_item_training import NewRowTraining
 from modeling_cllm4rec.commands.command_line import CommandParser, print_json
 from modeling_cllm4rec.core.errors import ExistingFileError, InputError
+from modeling_cllm4rec.corpora.atomic_files import check_output_folder
 from modeling_cllm4rec.corpora.readers import read_table
-from modeling_cllm4rec.hub.loading import load_recommender
+from modeling_cllm4rec.hub.loading import load_recommender, load_tokenizer
 from modeling_cllm4rec.hub.model_card import RECORD_FILE, read_records
 from modeling_cllm4rec.systems import resolve, system_of
 
@@ -106,13 +106,14 @@ def run(arguments: argparse.Namespace) -> None:
     output = Path(arguments.output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ExistingFileError(f"--output: {output} exists and is not empty; choose another folder, the old model is kept")
+    check_output_folder(output)
     settings = growth_settings(arguments)
     items = read_table(arguments.items, ["item_id"])
     model = load_recommender(arguments.model)
     if model.catalogue is not None and not model.catalogue.ids.is_text and pa.types.is_large_string(items["item_id"].type):
         ids = model.catalogue.ids.parse(items["item_id"].to_pylist())  # a CSV file has text only
         items = items.set_column(0, "item_id", pa.array(ids))
-    old = AutoTokenizer.from_pretrained(arguments.model)
+    old = load_tokenizer(arguments.model)
     system = system_of(model)
     if not system.add_items:
         raise InputError(f"{arguments.model} is of the system {system.title}, which cannot add items; train it again with them")

@@ -161,24 +161,31 @@ def run_command(name: str, work: Callable[[], None], flags: dict[str, str] | Non
 def in_shell_words(message: str, flags: dict[str, str]) -> str:
     """Replace names of arguments in a message of the library by flags of the shell.
 
-    A name counts at the beginning of the message, and wherever a value is given to it as in Python.
+    A name counts at the beginning of the message, wherever a value is given to it as in Python, and where it has an underscore,
+    because it is no English word then. The flags of `plots=False` and of `with_plots=False` are `--no-plots`.
 
     Example:
         >>> in_shell_words("on_unknown is 'x'; pass on_unknown='skip'", {"on_unknown": "--on-unknown"})
         "--on-unknown is 'x'; pass --on-unknown skip"
+        >>> in_shell_words("lower batch_size, or pass plots=False", {"batch_size": "--batch-size", "no_plots": "--no-plots"})
+        'lower --batch-size, or pass --no-plots'
     """
-    first = re.match(r"(\w+)(?= is | are |: )", message)
+    first = re.match(r"(\w+)(?= is | are | holds |: )", message)
     if first and first[1] in flags:
         message = flags[first[1]] + message[first.end() :]
-    given = re.compile(r"\b(\w+)=(?:'([^']*)'|\"([^\"]*)\"|(\.\.\.|[\w.]+)?)")
+    # Not after a dot, quote, slash or hyphen: config.item_encoder, 'item_id', a file's name and a flag are none.
+    name = re.compile(r"(?<![\w.'\"`/-])([a-z]\w*)(?:=('[^']*'|\"[^\"]*\"|\.\.\.|[\w.]*\w)?|(?![\w'\"`(/]|\.\w))")
 
     def as_flag(found: re.Match[str]) -> str:
-        if found[1] not in flags:
+        word, value = found[1], (found[2] or "").strip("'\"")
+        negative = f"no_{word.removeprefix('with_')}"
+        if value == "False" and negative in flags:
+            return flags[negative]
+        if word not in flags or ("=" not in found[0] and "_" not in word):
             return found[0]
-        value = next((one for one in found.groups()[1:] if one is not None), "")
-        return flags[found[1]] if value == "True" else f"{flags[found[1]]} {value}".strip()
+        return flags[word] if value == "True" else f"{flags[word]} {value}".strip()
 
-    return given.sub(as_flag, message)
+    return name.sub(as_flag, message)
 
 
 def print_json(value: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import shlex
@@ -16,6 +15,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from modeling_cllm4rec.commands.command_line import RUN_FAILED, CommandParser, print_json
+from modeling_cllm4rec.core.optional_packages import DISTRIBUTION, declared_extras, declared_requirements, version_of
 
 EPILOG = """example:
   cllm4rec doctor
@@ -23,7 +23,6 @@ EPILOG = """example:
 
 Exit code 0: nothing is in the way of training and recommending. 1: something is, and it is said what to do.
 """
-DISTRIBUTION = "cllm4rec"
 GB = 10**9
 LEAST_MEMORY, LEAST_DISK = 2 * GB, 5 * GB
 """Free bytes below which doctor says a word: a small model needs about as much."""
@@ -41,7 +40,7 @@ def examine(folder: Path) -> dict[str, Any]:
         `versions`, `machine`, `devices`, `threads`, `free_bytes`, `extras`, and `problems`: each with `problem`, `what_to_do` and
         `serious`, whether work is impossible or wrong with it.
     """
-    required, extras = requirements()
+    required = declared_requirements()
     devices, cuda = find_devices()
     threads = find_threads()
     free = {"memory": psutil.virtual_memory().available, "disk": shutil.disk_usage(folder).free}
@@ -62,33 +61,9 @@ def examine(folder: Path) -> dict[str, Any]:
         "devices": devices,
         "threads": threads,
         "free_bytes": free,
-        "extras": {name: examine_extra(needed) for name, needed in extras.items()},
+        "extras": {name: examine_extra(declared_requirements(name)) for name in declared_extras()},
         "problems": problems,
     }
-
-
-def requirements() -> tuple[list[Requirement], dict[str, list[Requirement]]]:
-    """List the requirements of the installed distribution: always, and for each extra. Empty when it is not installed."""
-    try:
-        declared = importlib.metadata.metadata(DISTRIBUTION)
-    except importlib.metadata.PackageNotFoundError:
-        return [], {}
-    lines = [Requirement(line) for line in declared.get_all("Requires-Dist") or []]
-    extras = {name: [one for one in lines if _is_of(one, name)] for name in sorted(declared.get_all("Provides-Extra") or [])}
-    return [one for one in lines if one.marker is None or one.marker.evaluate({"extra": ""})], extras
-
-
-def _is_of(requirement: Requirement, extra: str) -> bool:
-    marker = requirement.marker
-    return marker is not None and marker.evaluate({"extra": extra}) and not marker.evaluate({"extra": ""})
-
-
-def version_of(name: str) -> str | None:
-    """Return the installed version of a distribution, or None."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def examine_extra(needed: list[Requirement]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from modeling_cllm4rec.commands.command_line import CommandParser, print_json
 from modeling_cllm4rec.commands.model_flags import add_model_arguments, batch_size, refuse_search, search_settings
 from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.core.recommender import RecommenderModel
+from modeling_cllm4rec.corpora.atomic_files import check_output_folder
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.id_checks import check_same_ids
 from modeling_cllm4rec.evaluation.evaluator import EvaluationReport, comparison_table, evaluate
@@ -73,6 +74,8 @@ def parser() -> CommandParser:
 
 def run(arguments: argparse.Namespace) -> dict[str, EvaluationReport]:
     """Evaluate model and baselines; save the model's report and renew its card."""
+    if arguments.output is not None:
+        check_output_folder(arguments.output)
     data = RecommendationData.load(arguments.data)
     model = load_recommender(arguments.model)
     check_same_ids(model, data, arguments.model)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import sys
 from collections.abc import Callable
 from typing import NamedTuple, cast
 
+from packaging.utils import canonicalize_name
+
 from modeling_cllm4rec.commands.command_line import BAD_ARGUMENTS, OK, RUN_FAILED
+from modeling_cllm4rec.core.errors import nearest
+from modeling_cllm4rec.core.optional_packages import declared_requirements
 from modeling_cllm4rec.systems import SYSTEMS, resolve
 
 
@@ -77,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        Its exit code; 2 for a command that there is none of, 1 if a package that it needs is not installed.
+        Its exit code; 2 for a command that there is none of, 1 if a dependency of this package is not installed.
     """
     words = sys.argv[1:] if argv is None else argv
     if not words or words[0] in ("-h", "--help"):
@@ -90,14 +93,14 @@ def main(argv: list[str] | None = None) -> int:
         return OK
     name, *rest = words
     if name not in all_commands():
-        near = difflib.get_close_matches(name, all_commands(), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"the commands are {', '.join(all_commands())}"
-        print(f"cllm4rec: error: there is no command {name!r}; {hint}", file=sys.stderr)
+        print(f"cllm4rec: error: there is no command {name!r}; {nearest(name, all_commands())}", file=sys.stderr)
         return BAD_ARGUMENTS
     try:
         return load(name)(rest)
     except ModuleNotFoundError as missing:
-        print(f"cllm4rec {name}: error: {what_is_missing(missing.name or str(missing))}", file=sys.stderr)
+        if (advice := about_missing_dependency(missing.name or "")) is None:
+            raise
+        print(f"cllm4rec {name}: error: {advice}", file=sys.stderr)
         return RUN_FAILED
 
 
@@ -109,17 +112,19 @@ def load(name: str) -> Main:
     return functools.partial(resolve("modeling_cllm4rec.commands.stages:stage_main"), stages[name])
 
 
-def what_is_missing(module: str) -> str:
-    """Return the advice for a module that was not found.
+def about_missing_dependency(module: str) -> str | None:
+    """Return the advice for a module of a dependency that is not installed; None for any other module.
 
     Example:
-        >>> what_is_missing("gradio.themes")
-        'gradio is not installed; run: pip install gradio'
+        >>> about_missing_dependency("a_module_of_no_dependency") is None
+        True
     """
-    package = module.split(".")[0]
-    if package == __name__.split(".")[0]:
-        return f"this installation has no module {module}; install a version of cllm4rec that has it"
-    return f"{package} is not installed; run: pip install {package}"
+    package = module.partition(".")[0]
+    name = canonicalize_name({"yaml": "pyyaml"}.get(package, package))
+    for needed in declared_requirements():
+        if canonicalize_name(needed.name) == name:
+            return f'{name} is not installed; run: pip install "{needed.name}{needed.specifier}"'
+    return None
 
 
 if __name__ == "__main__":

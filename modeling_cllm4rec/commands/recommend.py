@@ -20,6 +20,7 @@ from modeling_cllm4rec.commands.command_line import CommandParser
 from modeling_cllm4rec.commands.model_flags import add_model_arguments, batch_size, search_settings
 from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.core.recommender import RecommenderModel
+from modeling_cllm4rec.corpora.atomic_files import atomic_file, check_output_file
 from modeling_cllm4rec.hub.loading import load_recommender
 
 EPILOG = """example:
@@ -153,17 +154,11 @@ def tables(arguments: argparse.Namespace, model: RecommenderModel) -> Iterator[p
 def write(parts: Iterator[pa.Table], path: Path) -> int:
     """Stream tables into one Parquet file, whole or not at all; returns its rows."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    rows = 0
-    try:
-        head = next(parts)
-        with pq.ParquetWriter(unfinished, head.schema) as writer:
-            for table in itertools.chain([head], parts):
-                writer.write_table(table)
-                rows += table.num_rows
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    head, rows = next(parts), 0
+    with atomic_file(path) as temporary, pq.ParquetWriter(temporary, head.schema) as writer:
+        for table in itertools.chain([head], parts):
+            writer.write_table(table)
+            rows += table.num_rows
     return rows
 
 
@@ -186,6 +181,8 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
 
     def work() -> None:
+        if arguments.output:
+            check_output_file(arguments.output)
         model = load_recommender(arguments.model)
         parts = tables(arguments, model)
         if arguments.output:

@@ -1,1 +1,1 @@
-"""Base of every recommender system: these files are copied into saved folders and import no other part of the package."""
+"""Base of every recommender system: these files import no other part of the package, and saved folders hold copies of them."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import difflib
 import inspect
 import json
 from collections.abc import Iterator, Sequence
@@ -16,8 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
@@ -28,7 +30,7 @@ from transformers import (
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.utils import cached_file
 
-from .errors import InputError
+from .errors import InputError, MissingFileError, nearest
 from .prompt_assembly import pad_right
 
 
@@ -48,10 +50,17 @@ def word_head(language_model: PreTrainedModel) -> nn.Module:
 
 
 def tokenizer_of(name_or_path: str | Path) -> PreTrainedTokenizerBase | None:
-    """Return the backbone's tokenizer, None if its folder has none (`AutoTokenizer` would make an empty one)."""
+    """Return the backbone's tokenizer, None if its folder has none (`AutoTokenizer` would make an empty one).
+
+    Raises:
+        InputError: its files cannot be read.
+    """
     for file in ("tokenizer_config.json", "tokenizer.json"):
         if cached_file(name_or_path, file, _raise_exceptions_for_missing_entries=False) is not None:
-            return AutoTokenizer.from_pretrained(name_or_path)
+            try:
+                return AutoTokenizer.from_pretrained(name_or_path)
+            except ValueError as error:
+                raise InputError(f"backbone: the tokenizer in {name_or_path} cannot be read ({error}); copy it again") from error
     return None
 
 
@@ -80,10 +89,34 @@ def pretrained_backbone(name_or_path: str | Path, dtype: torch.dtype) -> tuple[P
     """Load a pretrained causal language model, and its tokenizer where there is one.
 
     Raises:
-        InputError: an adapter in place of a whole language model.
+        InputError: an adapter in place of a whole language model, a model that is no causal language model, or broken files.
+        MissingFileError: there is no such model.
     """
-    reject_adapter(name_or_path)
-    return AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype), tokenizer_of(name_or_path)
+    try:
+        reject_adapter(name_or_path)
+        config = _config_of(name_or_path)
+        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in (
+            getattr(config, "auto_map", {}) or {}
+        ):
+            raise InputError(f"backbone: {name_or_path} holds a {config.model_type}, which is no causal language model")
+        return AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype), tokenizer_of(name_or_path)
+    except SafetensorError as error:
+        raise InputError(f"backbone: the weights in {name_or_path} cannot be read ({error}); copy the folder again") from error
+    except InputError:
+        raise
+    except OSError as error:
+        raise MissingFileError(
+            f"backbone: {name_or_path} is no folder with a language model and could not be read from the Hub ({error})"
+        ) from error
+
+
+def _config_of(name_or_path: str | Path) -> PreTrainedConfig:
+    """Return the configuration of a backbone, whose ValueError can only be about its file."""
+    try:
+        return AutoConfig.from_pretrained(name_or_path)
+    except ValueError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"backbone: {name_or_path} is no causal language model that transformers can load ({reason})") from error
 
 
 def published_config(backbone: PreTrainedModel) -> PreTrainedConfig:
@@ -206,8 +239,7 @@ def check_fields(config_class: type[PreTrainedConfig], arguments: dict[str, Any]
     names = [name for name in inspect.signature(config_class).parameters if name not in ("text_config", "kwargs")]
     for name in arguments:
         if name not in names:
-            near = difflib.get_close_matches(name, names)
-            raise InputError(f"from_backbone: unknown field {name!r}; nearest: {near or names}")
+            raise InputError(f"from_backbone: unknown field {name!r}; {nearest(name, names)}")
 
 
 __all__ = [

@@ -159,7 +159,13 @@ def _read_bytes(path: str) -> bytes:
 
 
 def _read_generation_config(path: str) -> GenerationConfig:
-    return GenerationConfig.from_dict(json.loads(_read_text(path)))
+    try:
+        settings = json.loads(_read_text(path))
+    except ValueError as error:  # no JSON, or no text
+        raise InputError(f"{path} cannot be read ({error}); copy or download the folder again") from error
+    if not isinstance(settings, dict):
+        raise InputError(f"{path} cannot be read (it is no JSON object); copy or download the folder again")
+    return GenerationConfig.from_dict(settings)
 
 
 def upload(

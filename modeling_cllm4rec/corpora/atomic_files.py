@@ -9,8 +9,50 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from modeling_cllm4rec.core.errors import ExistingFileError, FileWriteError
+
 PARTIAL, REPLACED = ".partial", ".replaced"
 """Ends of the names of a file or folder that is being written, and of a folder that is being replaced."""
+
+
+def check_output_folder(folder: str | Path, argument: str = "output") -> None:
+    """Check that a folder can be made, or written into, before the work whose result it gets; nothing is written.
+
+    Args:
+        folder: need not exist.
+        argument: the caller's argument that holds it, for messages.
+
+    Raises:
+        ExistingFileError: there is a file in its place or above it.
+        FileWriteError: the folder, or the nearest one above it that exists, may not be written into.
+
+    Example:
+        >>> check_output_folder("a/new/folder")
+    """
+    place = Path(folder).absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        raise ExistingFileError(f"{argument}: {place} is a file, so {folder} cannot be a folder; choose another {argument}")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise FileWriteError(
+            f"{argument}: nothing may be written into {place}; choose another {argument}, or change its permissions"
+        )
+
+
+def check_output_file(path: str | Path, argument: str = "output") -> None:
+    """Check that a file can be written, before the work whose result it gets; nothing is written.
+
+    Raises:
+        ExistingFileError: there is a folder or a device in its place, which `atomic_file` would replace.
+        FileWriteError: its folder may not be written into.
+
+    Example:
+        >>> check_output_file("a/new/file.parquet")
+    """
+    if Path(path).exists() and not Path(path).is_file():
+        raise ExistingFileError(f"{argument}: {path} is no ordinary file; choose another {argument}")
+    check_output_folder(Path(path).parent, argument)
 
 
 @contextmanager
@@ -18,6 +60,9 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder, which replaces `path` when the block ends without an error.
 
     A reader therefore never sees half a file, and after an error the old file is still in place.
+
+    Raises:
+        ExistingFileError, FileWriteError: as `check_output_file`.
 
     Example:
         >>> import tempfile
@@ -28,6 +73,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         ['a.txt']
     """
     path = Path(path)
+    check_output_file(path, "path")
     # The same folder, because a rename is atomic within one file system only; a unique name, because processes may race.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
     try:
@@ -94,4 +140,4 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-__all__ = ["PARTIAL", "REPLACED", "atomic_file", "atomic_folder", "restore_folder"]
+__all__ = ["PARTIAL", "REPLACED", "atomic_file", "atomic_folder", "check_output_file", "check_output_folder", "restore_folder"]

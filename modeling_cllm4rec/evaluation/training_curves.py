@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from modeling_cllm4rec.core.errors import InputError, MissingFileError
+from modeling_cllm4rec.core.errors import InputError, MissingFileError, MissingPackageError
+from modeling_cllm4rec.core.optional_packages import require
 from modeling_cllm4rec.core.saved_folder import CURVES_FILE
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,8 @@ def plot_training(folder: str | Path) -> Path:
 
     Raises:
         MissingFileError: the folder has no training record.
-        InputError: matplotlib is not installed, or no stage of the record has epochs.
+        InputError: no stage of the record has epochs.
+        MissingPackageError: matplotlib is not installed.
 
     Example:
         >>> plot_training("runs/mine")  # doctest: +SKIP
@@ -47,8 +48,7 @@ def plot_training(folder: str | Path) -> Path:
     path = Path(folder) / RECORD_FILE
     if not path.is_file():
         raise MissingFileError(f"folder: there is no {path}; give the folder of a run that came to its end")
-    if not _can_draw():
-        raise InputError("matplotlib is not installed; run: pip install matplotlib")
+    require("matplotlib", "benchmark", CURVES_FILE)
     found = panels(json.loads(path.read_text(encoding="utf-8")))
     if not found:
         raise InputError(f"folder: no stage in {path} has losses or metrics of its epochs; there is nothing to draw")
@@ -61,10 +61,11 @@ def keep_curves(folder: Path) -> Path | None:
     """Call `plot_training` if possible: without matplotlib log a line, without epochs do nothing."""
     if not panels(json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))):
         return None
-    if not _can_draw():
-        logger.info("no %s: matplotlib is not installed; run: pip install matplotlib", CURVES_FILE)
+    try:
+        return plot_training(folder)
+    except MissingPackageError as error:
+        logger.info("%s", error)
         return None
-    return plot_training(folder)
 
 
 def panels(records: Mapping[str, Mapping[str, Any]]) -> list[Panel]:
@@ -93,10 +94,6 @@ def _is_loss(name: str) -> bool:
 def _curve(history: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:
     measured = [epoch for epoch in history if name in epoch]
     return [epoch["epoch"] + 1 for epoch in measured], [epoch[name] for epoch in measured]
-
-
-def _can_draw() -> bool:
-    return importlib.util.find_spec("matplotlib") is not None
 
 
 def _figure(found: Sequence[Panel]) -> Any:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from modeling_cllm4rec.core.optional_packages import require
 from modeling_cllm4rec.core.top_items import top_items
 
 INDEX_FILE = "items.usearch"
@@ -37,11 +38,12 @@ def build_index(vectors: np.ndarray) -> Any:
     """Return a `usearch.index.Index` by dot product over (J, K) vectors; key j is item_index j.
 
     Raises:
-        ModuleNotFoundError: usearch is not installed.
+        MissingPackageError: usearch is not installed.
 
     Example:
         >>> index = build_index(np.eye(3, dtype=np.float32))  # doctest: +SKIP
     """
+    require("usearch", "vectors", "an index of vectors")
     from usearch.index import Index
 
     index = Index(

@@ -6,17 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from modeling_cllm4rec.core.errors import ExistingFileError, InputError
+from modeling_cllm4rec.corpora.atomic_files import check_output_folder
 
 
 def new_output_folder(folder: str | Path) -> Path:
     """Create the output folder, or accept an empty one.
 
     Raises:
-        ExistingFileError: the folder is not empty.
+        ExistingFileError: the folder is not empty, or there is a file in its place.
+        FileWriteError: it may not be written into.
     """
     path = Path(folder)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ExistingFileError(f"folder is {path}, which is not empty; choose a new or empty folder")
+    check_output_folder(path)
     path.mkdir(parents=True, exist_ok=True)
     return path
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import logging
 import os
@@ -17,8 +16,9 @@ import torch
 from torch import nn
 
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
-from modeling_cllm4rec.core.errors import MissingPackageError, RunError
+from modeling_cllm4rec.core.errors import RunError
 from modeling_cllm4rec.core.language_model import real_positions
+from modeling_cllm4rec.core.optional_packages import require
 from modeling_cllm4rec.exports.output_folder import new_output_folder, require_scoring_model
 
 GRAPH_FILE, ABOUT_FILE = "model.onnx", "model.json"
@@ -69,9 +69,8 @@ def export_onnx(model: Any, folder: str | Path) -> dict[str, Any]:
         InputError: the model does not score all items at once (LC-Rec), or the folder is not empty.
         RunError: onnxruntime's scores differ from torch's by more than 1e-4; no `model.json` is then written.
     """
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise MissingPackageError(f"export onnx: {', '.join(missing)} not installed; run: pip install {' '.join(missing)}")
+    for package in NEEDED:
+        require(package, "onnx", "export onnx")
     require_scoring_model(model, "export onnx")
     folder = new_output_folder(folder)
     model = model.float().cpu().eval()

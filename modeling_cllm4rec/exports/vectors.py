@@ -6,7 +6,6 @@ CLLM4Rec scores item j for a prompt with the state h of its last token as h . z_
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from tqdm.auto import tqdm
 
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
 from modeling_cllm4rec.core.errors import InputError
+from modeling_cllm4rec.core.optional_packages import require
 from modeling_cllm4rec.core.prompt_assembly import pad_right
 from modeling_cllm4rec.exports.nearest_items import INDEX_FILE, Recall, build_index, measure_recall
 from modeling_cllm4rec.exports.output_folder import new_output_folder, require_scoring_model
@@ -72,7 +72,7 @@ def export_vectors(
             (J, K), the same files for users (`user_id`, `vector`), `query_encoder/` (a model folder, without histories),
             `items.usearch`, `vectors.json`.
         include_users: False exports no user vectors, which reveal information about histories.
-        with_index: build the index and measure its recall, if usearch is installed.
+        with_index: build the index and measure its recall.
         k, queries, seed: recall@k is measured on `queries` random users, drawn with `seed`.
         batch_size: users per batch.
         progress: show a progress bar.
@@ -81,13 +81,18 @@ def export_vectors(
         The contents of `vectors.json`: `items`, `width`, `users`, and `recall` (None without an index).
 
     Raises:
-        InputError: the model has no vectors (LC-Rec), or k, queries or batch_size is out of range.
+        InputError: the model has no vectors (LC-Rec), or k, queries, batch_size or seed is out of range.
         ExistingFileError: the folder is not empty.
+        MissingPackageError: usearch, which builds the index, is not installed.
     """
+    if with_index:
+        require("usearch", "vectors", "the index of vectors", "pass with_index=False")
     require_scoring_model(model, "export vectors")
     for name, value, most in (("k", k, model.num_items), ("queries", queries, None), ("batch_size", batch_size, None)):
         if value < 1 or (most is not None and value > most):
             raise InputError(f"{name} is {value}; it must be 1 or more" + (f", up to the {most} items" if most else ""))
+    if seed < 0:
+        raise InputError(f"seed is {seed}; it must be 0 or more")
     folder = new_output_folder(folder)
     items = model.item_collaborative.weight.detach().float().cpu().numpy()
     table = model.catalogue.table
@@ -95,17 +100,16 @@ def export_vectors(
     write_vectors(folder / ITEMS, {"item_id": model.catalogue.ids.array, **titles}, items)
     model.save_pretrained(folder / ENCODER_FOLDER, include_histories=False)
     users = known_users(model)
-    indexed = with_index and importlib.util.find_spec("usearch") is not None
     query_users = np.random.default_rng(seed).permutation(users)[:queries]
     query_vectors = None
     if include_users and len(users):
         vectors = encode_users(model, users, batch_size, progress)
         write_vectors(folder / USERS, {"user_id": model.users.ids.array}, vectors)
         query_vectors = vectors[query_users]
-    elif indexed and len(users):
+    elif with_index and len(users):
         query_vectors = encode_users(model, query_users, batch_size, progress)
     recall = None
-    if indexed:
+    if with_index:
         index = build_index(items)
         index.save(str(folder / INDEX_FILE))
         recall = None if query_vectors is None else measure_recall(index, items, query_vectors, k)
@@ -114,7 +118,7 @@ def export_vectors(
         "width": items.shape[1],
         "users": len(users) if include_users else 0,
         "score": "dot product",
-        "index": INDEX_FILE if indexed else None,
+        "index": INDEX_FILE if with_index else None,
         "recall": None if recall is None else recall._asdict(),
     }
     (folder / ABOUT_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")

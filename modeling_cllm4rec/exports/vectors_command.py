@@ -11,8 +11,8 @@ from modeling_cllm4rec.exports.flags import export_parser
 EPILOG = """example:
   cllm4rec export vectors --model runs/mine --output exports/vectors
 
-Output: item_vectors.parquet and .safetensors, the same files for users, query_encoder/ (a model folder), vectors.json and, if
-usearch is installed, items.usearch with its recall. The score of an item is the dot product of the two vectors.
+Output: item_vectors.parquet and .safetensors, the same files for users, query_encoder/ (a model folder), vectors.json and
+items.usearch with its recall. The score of an item is the dot product of the two vectors.
 """
 
 
@@ -60,6 +60,4 @@ def _summary(about: dict[str, Any], arguments: argparse.Namespace) -> list[str]:
         )
     elif about["index"] is not None:
         lines.append("index: written; its recall is unknown because the model has no histories for queries")
-    elif not arguments.no_index:
-        lines.append("index: not written, because usearch is not installed; run: pip install usearch")
     return lines

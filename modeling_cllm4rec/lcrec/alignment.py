@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from modeling_cllm4rec.core.catalogue import Catalogue, IdMap, KnownUsers, text_column
 from modeling_cllm4rec.core.errors import InputError, MissingFileError
-from modeling_cllm4rec.core.language_model import reject_adapter
+from modeling_cllm4rec.core.language_model import reject_adapter, tokenizer_of
 from modeling_cllm4rec.core.losses import word_nll
 from modeling_cllm4rec.core.prompt_assembly import pad_right
 from modeling_cllm4rec.corpora.batches import plan_batches
@@ -239,18 +239,23 @@ def _model_of_backbone(
     semantic_ids, indexer, item_encoder = load_semantic_ids(arguments.index, data)
     try:
         reject_adapter(backbone)
-        tokenizer = AutoTokenizer.from_pretrained(backbone)
+        tokenizer = tokenizer_of(backbone)
     except OSError as error:
         raise MissingFileError(
             f"backbone: {backbone} is no folder with a language model and could not be read from the Hub ({error})"
         ) from error
+    if tokenizer is None:
+        raise MissingFileError(f"backbone: {backbone} has no tokenizer; save it with the model's weights")
     templates = load_templates(arguments.templates or None)
     prompts: dict[str, Any] = {
         "recommendation_prompts": recommendation_segments(templates, tokenizer),
         "query_prompts": query_segments(templates, tokenizer),
         "separator": separator_ids(tokenizer),
     }
-    first = add_semantic_id_tokens(tokenizer, semantic_ids.num_levels, semantic_ids.codebook_size)
+    try:
+        first = add_semantic_id_tokens(tokenizer, semantic_ids.num_levels, semantic_ids.codebook_size)
+    except ValueError as error:
+        raise InputError(f"backbone: {backbone} has a tokenizer that takes no semantic IDs: {error}") from error
     train = data.histories("train")
     model = LCRecForRecommendation.from_backbone(
         backbone,

@@ -23,14 +23,13 @@ and a YAML file for the argument `templates`:
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from modeling_cllm4rec.core.errors import InputError
+from modeling_cllm4rec.core.errors import InputError, nearest
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.lcrec.alignment_documents import Documents, Spans, last_items, prefixes, windows
 from modeling_cllm4rec.lcrec.prompts import QUERY
@@ -287,8 +286,7 @@ def checked_tasks(tasks: Mapping[str, float] | None) -> dict[str, float]:
     given = dict.fromkeys(ALIGNMENT_TASKS, 1.0) if tasks is None else dict(tasks)
     for task, share in given.items():
         if task not in ALIGNMENT_TASKS:
-            near = difflib.get_close_matches(str(task), ALIGNMENT_TASKS)
-            raise InputError(f"tasks: unknown task {task!r}; nearest: {near or list(ALIGNMENT_TASKS)}")
+            raise InputError(f"tasks: unknown task {task!r}; {nearest(task, ALIGNMENT_TASKS)}")
         if not 0 < share <= 1:
             raise InputError(f"tasks: {task} has the share {share}; it must lie in (0, 1]; leave the task out to switch it off")
     if not given:

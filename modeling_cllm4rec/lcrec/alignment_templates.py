@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import string
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import numpy as np
 import yaml
 from transformers import PreTrainedTokenizerBase
 
-from modeling_cllm4rec.core.errors import InputError, MissingFileError
+from modeling_cllm4rec.core.errors import InputError, MissingFileError, nearest
 from modeling_cllm4rec.lcrec.alignment_tasks import (
     ALIGNMENT_TASKS,
     HISTORY,
@@ -106,8 +105,7 @@ def _checked(source: str, given: Any) -> tuple[str | None, dict[str, dict[str, t
 def _check_names(source: str, what: str, given: Iterable[Any], known: list[str]) -> None:
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known)
-            raise InputError(f"templates: {source} names the unknown {what} {name!r}; nearest: {near or known}")
+            raise InputError(f"templates: {source} names the unknown {what} {name!r}; {nearest(name, known)}")
 
 
 def _checked_list(source: str, task: AlignmentTask, kind: str, templates: Any) -> tuple[str, ...]:

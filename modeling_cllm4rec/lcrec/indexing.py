@@ -18,6 +18,7 @@ import torch
 from modeling_cllm4rec.core.catalogue import IdMap
 from modeling_cllm4rec.core.errors import ExistingFileError, InputError
 from modeling_cllm4rec.core.saved_folder import CURVES_FILE
+from modeling_cllm4rec.corpora.atomic_files import atomic_file, check_output_folder
 from modeling_cllm4rec.corpora.data_folder import INFO_FILE, RecommendationData
 from modeling_cllm4rec.corpora.item_embeddings import item_embeddings
 from modeling_cllm4rec.evaluation.training_curves import RECORD_FILE
@@ -78,6 +79,7 @@ def index_items(arguments: IndexArguments, embeddings: np.ndarray | None = None)
         check_plots()
     data = RecommendationData.load(arguments.data)
     items, folder = IdMap(data.items["item_id"], "item_id"), arguments.folder
+    check_output_folder(folder)
     identity = _identity(arguments, items)
     _check_sizes(len(items), arguments)
     _check_folder(arguments, identity)
@@ -263,6 +265,5 @@ def _claim(arguments: IndexArguments, identity: Mapping[str, Any]) -> None:
         for name in (INDEX_FILE, SETTINGS_FILE, *REPORT_FILES, RECORD_FILE, CURVES_FILE, RUN_FILE):
             (folder / name).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-    unfinished = record.with_name(record.name + ".unfinished")
-    unfinished.write_text(json.dumps(identity), encoding="utf-8")
-    unfinished.replace(record)
+    with atomic_file(record) as temporary:
+        temporary.write_text(json.dumps(identity), encoding="utf-8")

@@ -529,7 +529,7 @@ class LCRecForRecommendation(RecommenderModel):
             raise InputError(
                 f"this model was saved without its indexer ({INDEXER_FOLDER}/), so it cannot index new items: vanilla and random "
                 "codes, those by co-occurrence, in whole or in part, and those of a file say nothing of an item that nobody has "
-                "met; index with --method rqvae or rk-means, without --co_occurrence, and align again"
+                "met; index with method='rqvae' or method='rk-means', without co_occurrence, and align again"
             )
         return self.indexer
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from modeling_cllm4rec.core.errors import InputError
+from modeling_cllm4rec.core.optional_packages import require
 from modeling_cllm4rec.lcrec.modeling_rqvae import RQVAEModel
 from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds, residuals, shared_codes
 
@@ -77,9 +76,12 @@ def save_report(folder: Path, report: Mapping[str, Any], plots: bool = False) ->
 
 
 def check_plots() -> None:
-    """Raise InputError if matplotlib, which draws the plots, is not installed."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise InputError("plots: matplotlib is not installed; run: pip install matplotlib, or leave plots out")
+    """Check that matplotlib, which draws the plots, is installed.
+
+    Raises:
+        MissingPackageError: it is not.
+    """
+    require("matplotlib", "lcrec", "plots", "pass plots=False")
 
 
 def as_markdown(report: Mapping[str, Any]) -> str:

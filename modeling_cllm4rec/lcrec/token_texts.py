@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import uuid
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
 from modeling_cllm4rec.core.language_model import end_tokens
+from modeling_cllm4rec.corpora.atomic_files import atomic_file
 
 BLOCK = 10_000
 """Texts encoded at a time."""
@@ -74,13 +74,8 @@ def encode_texts(
     encoded = _encode(texts, tokenizer, max_text_tokens, end)
     lists = pa.LargeListArray.from_arrays(pa.array(encoded.indptr), pa.array(encoded.ids))
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Written under another name and renamed: a killed or parallel process never leaves half a file under the final name.
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        pq.write_table(pa.table({"ids": lists, "ends": encoded.ends}), partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_file(path) as temporary:
+        pq.write_table(pa.table({"ids": lists, "ends": encoded.ends}), temporary)
     return encoded
 
 

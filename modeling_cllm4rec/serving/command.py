@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import logging
 import signal
 import socket
 import sys
 from typing import Any
 
+from modeling_cllm4rec.commands.addresses import address_family
 from modeling_cllm4rec.commands.command_line import CommandParser
-from modeling_cllm4rec.core.errors import InputError, RunError
+from modeling_cllm4rec.core.errors import RunError
+from modeling_cllm4rec.core.optional_packages import require
 from modeling_cllm4rec.hub.loading import load_recommender
 
 EPILOG = """example:
@@ -48,11 +49,12 @@ def serve(arguments: argparse.Namespace) -> None:
 
     Raises:
         InputError: a flag out of range, or a model that cannot recommend.
-        OSError: no such model, the port is taken, or the extra is not installed.
+        MissingFileError: there is no such model.
+        MissingPackageError: a package of the extra `serve` is not installed.
+        RunError: the port is taken.
     """
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise RunError(f"{', '.join(missing)} not installed; run: pip install {' '.join(missing)}")
+    for package in NEEDED:
+        require(package, "serve", "serve")
     import uvicorn
 
     from modeling_cllm4rec.serving.service import ServiceSettings, make_service
@@ -82,14 +84,9 @@ def listening(host: str, port: int) -> socket.socket:
 
     Raises:
         InputError: there is no such port, or no such address on this machine.
-        OSError: the port is taken.
+        RunError: the port is taken.
     """
-    if not 0 <= port <= 65535:
-        raise InputError(f"--port: got {port}; allowed are 0 to 65535")
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-    except socket.gaierror as error:
-        raise InputError(f"--host: {host} is no address of this machine ({error}); use 127.0.0.1, or 0.0.0.0 for all") from error
+    family = address_family(host, port)
     try:
         return socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:

@@ -72,7 +72,7 @@ class TrainingArguments:
         check_types(self)
         for name in ("data", "output"):
             if not getattr(self, name):
-                raise InputError(f"{name} is not set; give --{name} or set it in the YAML file")
+                raise InputError(f"{name} is not set; give {name}=..., or set it in the YAML file")
         check_at_least(self, 1, "epochs", "batch_size", "gradient_accumulation_steps", "lora_rank", "lora_alpha", "save_every")
         check_at_least(self, 1, "max_text_tokens")
         check_at_least(self, 0, "seed", "lr", "backbone_lr", "backbone_weight_decay")
@@ -131,6 +131,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
         raise InputError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is no text in UTF-8 ({error}); a YAML file is needed") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected keys and values, got {type(content).__name__}")
     return content

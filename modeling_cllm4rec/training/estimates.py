@@ -40,7 +40,7 @@ SCORE_COPIES = 3
 ACTIVATION_SLACK = 1.3
 """Factor on kept activations for the gradients of the current layer and for gaps between batches of many lengths."""
 PROBE_LENGTHS = (8, 16, 32)
-FEWER_ROWS = "leave rare items out by prepare --k-core, or use a backbone of a smaller width"
+FEWER_ROWS = "leave rare items out (k_core of `prepare`), or use a backbone of a smaller width"
 
 
 class LargestBatch(NamedTuple):
@@ -257,12 +257,12 @@ def advice_for(estimate: MemoryEstimate, arguments: TrainingArguments) -> str:
     """Return advice on how to make the largest part of the peak smaller."""
     part = max((name for name in estimate.parts if name != "held now"), key=lambda name: estimate.parts[name])
     if part == "activations":
-        spare = "" if arguments.gradient_checkpointing else ", or --gradient_checkpointing"
-        return f"lower --batch_size and raise --gradient_accumulation_steps: the result is the same{spare}"
+        spare = "" if arguments.gradient_checkpointing else ", or set gradient_checkpointing=True"
+        return f"lower batch_size and raise gradient_accumulation_steps: the result is the same{spare}"
     advice = {
-        "item logits": "use --item_loss chunked (the same value) or sampled",
-        "word logits": "lower --batch_size and raise --gradient_accumulation_steps, or do not tune the word head",
-        "scores of all items": "lower --eval_batch_size",
+        "item logits": "set item_loss='chunked' (the same value) or item_loss='sampled'",
+        "word logits": "lower batch_size and raise gradient_accumulation_steps, or do not tune the word head",
+        "scores of all items": "lower eval_batch_size",
     }
     return advice.get(part, FEWER_ROWS)
 

@@ -24,9 +24,10 @@ from torch.nn.utils import clip_grad_norm_
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
-from modeling_cllm4rec.core.errors import DivergedError, ExistingFileError, InputError, MissingPackageError
+from modeling_cllm4rec.core.errors import DivergedError, ExistingFileError, InputError
+from modeling_cllm4rec.core.optional_packages import require
 from modeling_cllm4rec.core.recommender import RecommenderModel
-from modeling_cllm4rec.corpora.atomic_files import atomic_file
+from modeling_cllm4rec.corpora.atomic_files import atomic_file, check_output_folder
 from modeling_cllm4rec.corpora.batches import micro_batch
 from modeling_cllm4rec.corpora.data_folder import INFO_FILE, RecommendationData
 from modeling_cllm4rec.training import checkpoints
@@ -126,6 +127,9 @@ def make_accelerator(arguments: TrainingArguments) -> Accelerator:
         InputError: a kind of parallel training that this loop does not support (sharded parameters).
         MissingPackageError: a tracker that is not installed.
     """
+    if arguments.report_to != "none":  # accelerate silently drops a tracker that is not installed
+        extra = "tensorboard" if arguments.report_to == "tensorboard" else None
+        require(arguments.report_to, extra, f"report_to={arguments.report_to!r}", "pass report_to='none'")
     accelerator = Accelerator(
         mixed_precision=arguments.precision,
         log_with=None if arguments.report_to == "none" else arguments.report_to,
@@ -137,8 +141,6 @@ def make_accelerator(arguments: TrainingArguments) -> Accelerator:
             f"distributed_type {accelerator.distributed_type.value} is not supported: parameters must be whole on every process; "
             "launch with plain data parallelism (multi-GPU, multi-CPU)"
         )
-    if arguments.report_to != "none" and not accelerator.log_with:  # accelerate silently drops a tracker that is not installed
-        raise MissingPackageError(f"report_to: {arguments.report_to} is not installed; run: pip install {arguments.report_to}")
     return accelerator
 
 
@@ -152,9 +154,11 @@ def check_folder(stage: str, arguments: TrainingArguments, data: RecommendationD
     """Check that a stage may write to its output folder, before the stage is built; nothing is written.
 
     Raises:
-        ExistingFileError: the folder is a data folder, or holds a run and neither `resume` nor `overwrite` is set.
+        ExistingFileError: the folder is a file or a data folder, or holds a run and neither `resume` nor `overwrite` is set.
+        FileWriteError: the folder may not be written into.
         InputError: `resume` is set, but the run in the folder had other arguments or data, which are listed.
     """
+    check_output_folder(arguments.run_folder)
     folder = stage_folder(stage, arguments)
     record = folder / RUN_FILE
     if (arguments.run_folder / INFO_FILE).exists():

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from modeling_cllm4rec.baselines import BASELINES, baseline_settings, fit_baseline, members, registry, tune
+from modeling_cllm4rec.baselines import BASELINES, baseline_settings, fit_baseline, members, tune
 from modeling_cllm4rec.baselines.registry import baseline, get_baseline
 from modeling_cllm4rec.core.errors import InputError, MissingPackageError
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
@@ -141,9 +141,8 @@ def test_rows_that_are_refused() -> None:
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, data: RecommendationData) -> None:
-    real = registry.find_spec
-    monkeypatch.setattr(registry, "find_spec", lambda name: None if name == "implicit" else real(name))
-    message = "the baseline 'ials' needs implicit; run: pip install implicit, or choose another baseline"
+    monkeypatch.setitem(sys.modules, "implicit", None)
+    message = r"the baseline 'ials' needs implicit.*; run: pip install .cllm4rec\[baselines\]., or choose another baseline"
     with pytest.raises(MissingPackageError, match=message):
         fit_baseline("ials", data)
     with pytest.raises(MissingPackageError, match=message):

@@ -85,7 +85,7 @@ def test_epochs_share() -> None:
 
 
 def test_variant_that_does_not_exist() -> None:
-    with pytest.raises(ValueError, match="variants: there is no 'LLM-FixOrder'; nearest: LLM-FixOrd"):
+    with pytest.raises(ValueError, match="variants: there is no 'LLM-FixOrder'; did you mean 'LLM-FixOrd'"):
         make_variant_jobs(RECIPE, ["LLM-FixOrder"], [1], name="cllm4rec")
     with pytest.raises(ValueError, match="backbone is not set"):
         make_variant_jobs({"pretrain": {}, "finetune": {}}, None, [1], name="cllm4rec")
@@ -122,7 +122,7 @@ def test_variants_equal_to_the_recipe_are_not_run() -> None:
     jobs, found = make_variant_jobs(sequences, None, [1], name="lcrec")
     assert found["same_as_recipe"] == ("SEQ",)
     assert [job.model for job in jobs] == ["recipe", "index=random", "SEQ:index=random"]
-    with pytest.raises(ValueError, match="variants: there is no '.MUT'; nearest: "):
+    with pytest.raises(ValueError, match="variants: there is no '.MUT'; "):
         make_variant_jobs(sequences, ["+MUT"], [1], name="lcrec")
-    with pytest.raises(ValueError, match="variants: there is no 'LLM-CF'; nearest: recipe, SEQ, "):
+    with pytest.raises(ValueError, match="variants: there is no 'LLM-CF'; known are recipe, SEQ, "):
         make_variant_jobs(LCREC, ["LLM-CF"], [1], name="lcrec")

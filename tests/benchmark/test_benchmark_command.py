@@ -145,7 +145,7 @@ def test_a_model_that_fails_is_in_the_table(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--models", "popularty"], "there is no 'popularty'; nearest: popularity"),
+        (["--models", "popularty"], "there is no 'popularty'; did you mean 'popularity'"),
         (["--models", "popularity", "--seeds", "0"], "seeds is 0; it must be 1 or more"),
         (["--models", "popularity", "--batch-size", "0"], "--batch-size is 0; it must be 1 or more"),
         (["--models", "popularity", "--hold-out-users", "1.5"], "--hold-out-users is 1.5; it must lie between 0 and 1"),

@@ -40,11 +40,11 @@ def test_words_of_jobs(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("baselines: {ease: {tuned: 5}}", "ease: tuned: expected keys and values, got int"),
-        ("baselines: {ease: {tuned: {trial: 5, metric: a}}}", r"ease: tuned: unknown key 'trial'; nearest: \['trials', "),
+        ("baselines: {ease: {tuned: {trial: 5, metric: a}}}", r"ease: tuned: unknown key 'trial'; did you mean 'trials'"),
         ("baselines: {ease: {tuned: {trials: 5}}}", "ease: tuned: the key 'metric' is missing; add it, or remove 'tuned'"),
         ("baselines: {ease: {tuned: {trials: 0, metric: a}}}", "trials is 0; it must be an integer, 1 or more"),
         ("baselines: {ease: {tuned: {trials: 1, metric: a, fixed: b}}}", "fixed is 'b'; it must be a list of settings"),
-        ("chosen: {cllm4rek: {data: a}}", r"chosen: unknown key 'cllm4rek'; nearest: \['cllm4rec'"),
+        ("chosen: {cllm4rek: {data: a}}", r"chosen: unknown key 'cllm4rek'; did you mean 'cllm4rec'"),
         ("chosen: {cllm4rec: {tried: 3}}", "chosen: cllm4rec: the key 'data' is missing; add it, or remove 'cllm4rec'"),
         ("chosen: {cllm4rec: {data: a, tried: many}}", "tried is 'many'; it must be an integer, 1 or more"),
     ],

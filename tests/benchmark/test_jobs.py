@@ -48,7 +48,7 @@ def test_what_all_models_are_chosen_by() -> None:
     ("values", "message"),
     [
         ({"metrics": ("recall@41",)}, "recall@41 needs 41 items, the catalogue has 40"),
-        ({"metrics": ("recal@5",)}, "unknown metric 'recal@5'.*did you mean recall@5"),
+        ({"metrics": ("recal@5",)}, "unknown metric 'recal@5'.*did you mean 'recall@5'"),
         ({"metrics": ("coverage@5",)}, "metrics begins with coverage@5; the first one must be a mean over users"),
         ({"test_history": "all"}, "test_history is 'all'; allowed are train, train\\+validation, both"),
         ({"mask_validation": "maybe"}, "mask_validation is 'maybe'; allowed are no, yes, both"),

@@ -111,9 +111,9 @@ def test_a_folder_is_of_a_recipe_if_its_training_was(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("models", "seeds", "message"),
     [
-        (["eas"], [1], "there is no 'eas'; nearest: .*ease"),
+        (["eas"], [1], "there is no 'eas'; did you mean .*'ease'"),
         (["ease", "ease"], [1], "models names ease twice"),
-        (["ease+ils"], [1], "there is no 'ils'; nearest: ials.*only baselines are joined by"),
+        (["ease+ils"], [1], "there is no 'ils'; did you mean 'ials'.*only baselines are joined by"),
         (["ease+cllm4rec"], [1], "there is no 'cllm4rec'; .*only baselines are joined by"),
         (["ease+ease"], [1], "names ease twice"),
         ([], [1], "models is empty"),

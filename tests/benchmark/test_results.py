@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -216,8 +217,8 @@ def test_plots_are_drawn(filled: Path) -> None:
 def test_no_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     from modeling_cllm4rec.benchmark import plots
 
-    monkeypatch.setattr(plots.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"not installed; run: pip install matplotlib, or pass no_plots=True"):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ImportError, match=r'not installed; run: pip install "cllm4rec\[benchmark\]", or pass no_plots=True'):
         plots.check_plots()
 
 

@@ -58,8 +58,8 @@ def test_templates_are_replaced_by_name_and_the_others_stay() -> None:
 @pytest.mark.parametrize(
     ("templates", "message"),
     [
-        ({"reviews": "{user}{item}"}, r"unknown template 'reviews'; nearest: \['review'\]"),
-        ({"xyz": "{user}"}, r"unknown template 'xyz'; nearest: \['interactions', 'item_text', 'biography'"),
+        ({"reviews": "{user}{item}"}, r"unknown template 'reviews'; did you mean 'review'\?"),
+        ({"xyz": "{user}"}, r"unknown template 'xyz'; known are interactions, item_text, biography"),
         ({"review": "{user}:"}, r"prompts\.review is '\{user\}:'; it must hold each of \{item\}, \{user\} once"),
         ({"review": "{user} {user} {item}"}, r"prompts\.review .* once and no other"),
         ({"anonymous": "{user} {items}"}, r"prompts\.anonymous .* each of \{items\} once and no other"),

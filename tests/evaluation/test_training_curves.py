@@ -4,6 +4,7 @@ import importlib.util
 import json
 import logging
 import struct
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,13 +83,13 @@ def test_nothing_to_draw(tmp_path: Path) -> None:
 
 
 def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(training_curves, "_can_draw", lambda: False)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     write(tmp_path, RECORDS)
     with caplog.at_level(logging.INFO):
         assert keep_curves(tmp_path) is None
     assert [record.message for record in caplog.records] == [
-        "no training_curves.png: matplotlib is not installed; run: pip install matplotlib"
+        'training_curves.png needs matplotlib, which is not installed; run: pip install "cllm4rec[benchmark]"'
     ]
     assert not (tmp_path / "training_curves.png").exists()
-    with pytest.raises(ValueError, match="matplotlib is not installed; run: pip install"):
+    with pytest.raises(ImportError, match="needs matplotlib, which is not installed; run: pip install"):
         plot_training(tmp_path)

@@ -72,6 +72,9 @@ def test_other_backbones(make_model, name, tmp_path):
 
 def test_without_the_extra(model, tmp_path, monkeypatch):
     monkeypatch.setattr(scoring_graph, "NEEDED", ("no_such_module",))
-    with pytest.raises(ImportError, match=re.escape("no_such_module not installed; run: pip install no_such_module")):
+    with pytest.raises(
+        ImportError,
+        match=re.escape('export onnx needs no-such-module, which is not installed; run: pip install "cllm4rec[onnx]"'),
+    ):
         export_onnx(model, tmp_path / "onnx")
     assert not (tmp_path / "onnx").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,7 +14,6 @@ from safetensors.numpy import load_file
 from transformers import AutoModel
 
 from modeling_cllm4rec.corpora.data_folder import Histories
-from modeling_cllm4rec.exports import vectors
 from modeling_cllm4rec.exports.command import main
 from modeling_cllm4rec.exports.nearest_items import build_index, measure_recall, recall_of
 from modeling_cllm4rec.exports.vectors import encode_histories, encode_users, export_vectors
@@ -118,6 +118,7 @@ def test_a_model_that_keeps_no_histories_has_an_index_and_no_recall(model, tmp_p
         ({"k": 0}, "k is 0; it must be 1 or more, up to the 40 items"),
         ({"k": 41}, "k is 41"),
         ({"queries": 0}, "queries is 0"),
+        ({"seed": -1}, "seed is -1; it must be 0 or more"),
         ({"batch_size": 0}, "batch_size is 0; it must be 1 or more"),
     ],
 )
@@ -132,12 +133,18 @@ def test_the_command_prints_recall(model_folder, tmp_path, capsys, monkeypatch):
     assert main([*flags, "--without-users", "--output", str(tmp_path / "a")]) == 0
     out = capsys.readouterr().out
     assert "40 item vectors and 0 user vectors of width 32" in out
-    if vectors.importlib.util.find_spec("usearch"):
-        assert "index: recall@4 1.0000 of the exact answer on 5 users" in out
-    monkeypatch.setattr(vectors.importlib.util, "find_spec", lambda name: None)
-    assert main([*flags, "--output", str(tmp_path / "b")]) == 0
-    assert "usearch is not installed; run: pip install usearch" in capsys.readouterr().out
-    assert main([*flags, "--output", str(tmp_path / "b")]) == 2
+    assert "index: recall@4 1.0000 of the exact answer on 5 users" in out
+    assert main([*flags, "--output", str(tmp_path / "a")]) == 2
     assert "which is not empty; choose a new or empty folder" in capsys.readouterr().err
     assert main([*flags, "--json", "--no-index", "--output", str(tmp_path / "c")]) == 0
     assert json.loads(capsys.readouterr().out)["index"] is None
+
+
+def test_without_usearch(model, model_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "usearch", None)
+    with pytest.raises(ImportError, match=r'needs usearch.*; run: pip install "cllm4rec\[vectors\]", or pass with_index=False'):
+        export_vectors(model, tmp_path / "x")
+    assert main(["vectors", "--model", str(model_folder), "--output", str(tmp_path / "x")]) == 1
+    assert 'run: pip install "cllm4rec[vectors]", or pass --no-index' in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+    assert export_vectors(model, tmp_path / "x", with_index=False)["index"] is None

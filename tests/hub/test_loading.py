@@ -1,5 +1,6 @@
 """A recommender by name: what is no folder is refused quickly and in one line."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,9 @@ from typing import Any
 import pytest
 
 from modeling_cllm4rec.commands.main import main
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.hub import loading
+from modeling_cllm4rec.hub.loading import load_recommender, load_tokenizer
 
 Run = Callable[..., Any]
 UNREACHED = {"HF_ENDPOINT": "http://127.0.0.1:9"}
@@ -39,8 +42,8 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_can_only_be_a_path_is_not_looked_for_on_the_hub(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "here" / "runs" / "beauty").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here")
-    hint = r"did you mean runs/beauty\?" if name.startswith("runs") else "name the folder of a run, or a model on the Hub"
-    with pytest.raises(FileNotFoundError, match=f"--model: {name} is no folder with a model: .*; {hint}"):
+    hint = r"did you mean 'beauty'\?" if name.startswith("runs") else "name the folder of a run, or a model on the Hub"
+    with pytest.raises(FileNotFoundError, match=f"model: {name} is no folder with a model: .*; {hint}"):
         loading.load_recommender(name)
 
 
@@ -66,3 +69,27 @@ def test_a_model_in_the_cache_needs_no_hub(
 def test_a_name_that_the_hub_cannot_have(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recommend", "--model", "a name"]) == 2
     assert "--model: a name is no folder with a model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("config", [None, "[]", "{}", '{"model_type": "none"}'])
+def test_a_folder_without_a_model(config, tmp_path):
+    (tmp_path / "config.json").write_text(config or "{}")
+    if config is None:
+        (tmp_path / "config.json").unlink()
+    with pytest.raises(
+        InputError, match=f"start: {tmp_path} holds no model that can be loaded .*; name the folder of a finished run"
+    ):
+        load_recommender(tmp_path, "start")
+
+
+def test_broken_files_of_a_model(tiny_backbones, tmp_path):
+    folder = shutil.copytree(tiny_backbones["gpt2"], tmp_path / "model")
+    (folder / "model.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match=f"model: the weights in {folder} cannot be read .*: a file is cut off"):
+        load_recommender(folder)
+    assert len(load_tokenizer(folder)) > 0
+    (folder / "tokenizer.json").write_bytes(b"no JSON")
+    with pytest.raises(
+        InputError, match=f"start: the tokenizer in {folder} cannot be read .*; copy or download the folder again"
+    ):
+        load_tokenizer(folder, "start")

@@ -170,8 +170,8 @@ def test_own_templates_replace_only_what_they_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("seqrek: ['{history}']", "unknown task 'seqrek'; nearest: .'seqrec'"),
-        ("item2index: {titel: ['{title}']}", "unknown kind of item2index 'titel'; nearest: .'title'"),
+        ("seqrek: ['{history}']", "unknown task 'seqrek'; did you mean 'seqrec'"),
+        ("item2index: {titel: ['{title}']}", "unknown kind of item2index 'titel'; did you mean 'title'"),
         ("item2index: ['{title}']", "item2index in .* must map title, description, both to lists"),
         ("seqrec: []", "seqrec in .* must be a list of one template or more"),
         ("seqrec: 'one {history}'", "seqrec in .* must be a list of one template or more"),
@@ -567,7 +567,7 @@ def test_nothing_of_held_out_pairs_gets_in(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tasks": {"seqreg": 1}}, "tasks: unknown task 'seqreg'; nearest: .'seqrec'"),
+        ({"tasks": {"seqreg": 1}}, "tasks: unknown task 'seqreg'; did you mean 'seqrec'"),
         ({"tasks": {"seqrec": 0}}, r"tasks: seqrec has the share 0; it must lie in \(0, 1\]; leave the task out"),
         ({"tasks": {"seqrec": 1.5}}, "tasks: seqrec has the share 1.5"),
         ({"tasks": {"seqrec": float("nan")}}, "tasks: seqrec has the share nan"),

@@ -357,7 +357,7 @@ class TestBadInput:
             lcrec_models.new_lcrec(tiny_backbones["gpt2"], first_index_token=3)
 
     def test_unknown_field(self, tiny_backbones):
-        with pytest.raises(ValueError, match=r"unknown field 'search_beam'; nearest: \['search_beams'"):
+        with pytest.raises(ValueError, match=r"unknown field 'search_beam'; did you mean 'search_beams'"):
             lcrec_models.new_lcrec(tiny_backbones["gpt2"], search_beam=3)
 
     def test_config_whose_tokens_do_not_fit(self):

@@ -41,4 +41,4 @@ def test_quality_has_a_default_recipe(benchmark: Any) -> None:
 def test_bad_input_is_one_line(benchmark: Any, data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["quality", "--data", data_folder, "--models", "eas", "--output", tmp_path / "r", "--metrics", "recall@5"]
     assert benchmark.main([*map(str, words), "--no-plots"]) == 2
-    assert "benchmark.py: error: models: there is no 'eas'; nearest: " in capsys.readouterr().err
+    assert "benchmark.py: error: models: there is no 'eas'; did you mean " in capsys.readouterr().err

@@ -243,7 +243,7 @@ def test_a_quick_look_replaces_nothing(run: Path, data_folder: Path, evaluate: M
     ("flags", "message"),
     [
         (["--data", "nowhere"], "nowhere: there is no such data folder"),
-        (["--metrics", "recal@10"], r"unknown metric 'recal@10': .*did you mean recall@10\?"),
+        (["--metrics", "recal@10"], r"unknown metric 'recal@10': .*did you mean 'recall@10'\?"),
         (["--metrics", "recall@41"], "recall@41 needs 41 items, the catalogue has 40; choose a smaller k"),
         (["--model", "nowhere/model"], "--model: nowhere/model is no folder with a model"),
         (["--split", "validation", "--test-history", "train+validation"], "validation"),

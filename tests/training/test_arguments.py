@@ -10,6 +10,7 @@ import pytest
 from modeling_cllm4rec.cllm4rec.arguments import FinetuneArguments, PretrainArguments
 from modeling_cllm4rec.cllm4rec.prompts import Prompts
 from modeling_cllm4rec.commands.stage_arguments import parse_arguments
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.lcrec.arguments import AlignArguments, IndexArguments
 from modeling_cllm4rec.training.arguments import read_config, read_yaml
 
@@ -148,7 +149,7 @@ def test_every_argument_has_a_help_text(kind: type[Any]) -> None:
         ("max_text_tokens: 6.5", r"max_text_tokens is 6\.5 \(float\); it must be int or null"),
         ("prompts: 5", r"prompts is 5 \(int\); it must be dict or str or null"),
         ("prompts: {review: 5}", r"prompts is \{'review': 5\} \(dict\); it must be dict"),
-        ("prompts: {reviews: x}", r"prompts: unknown template 'reviews'; nearest: \['review'\]"),
+        ("prompts: {reviews: x}", r"prompts: unknown template 'reviews'; did you mean 'review'\?"),
         ("prompts: '{'", r"prompts is '\{', which is no JSON"),
         ("prompts: '[]'", r"prompts is '\[\]'; it must be a JSON object"),
         ("tune: forzen", r"tune is 'forzen'; allowed are 'frozen', 'lora', 'full'"),
@@ -221,8 +222,8 @@ def test_flags_that_argparse_refuses_end_with_code_2(flags: list[str], message: 
 
 
 COMMON: list[tuple[dict[str, Any], str]] = [
-    ({"data": ""}, r"data is not set; give --data"),
-    ({"output": ""}, r"output is not set; give --output"),
+    ({"data": ""}, r"data is not set; give data=\.\.\., or set it in"),
+    ({"output": ""}, r"output is not set; give output=\.\.\., or"),
     *(
         ({name: 0}, rf"{name} is 0; it must be 1 or more")
         for name in (
@@ -314,3 +315,10 @@ def test_values_that_finetuning_does_not_allow(values: dict[str, Any], message: 
 def test_finetuning_starts_from_the_pretrained_model_of_the_run() -> None:
     assert FinetuneArguments(**BASE).start == str(Path("runs/mine/pretrained"))
     assert FinetuneArguments(**BASE, start="elsewhere").start == "elsewhere"
+
+
+def test_a_config_that_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "my.yaml"
+    path.write_bytes(b"\xff\x00")
+    with pytest.raises(InputError, match=f"{path} is no text in UTF-8 .*; a YAML file is needed"):
+        read_yaml(path)

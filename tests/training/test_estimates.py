@@ -62,11 +62,11 @@ def test_refused_only_where_it_was_asked_for(caplog: pytest.LogCaptureFixture, m
 @pytest.mark.parametrize(
     ("part", "advice"),
     [
-        ("item logits", "item_loss chunked .the same value. or sampled"),
-        ("word logits", "lower --batch_size"),
-        ("activations", "raise --gradient_accumulation_steps.*gradient_checkpointing"),
-        ("scores of all items", "lower --eval_batch_size"),
-        ("moments", "--k-core, or use a backbone of a smaller width"),
+        ("item logits", "item_loss='chunked' .the same value. or item_loss='sampled'"),
+        ("word logits", "lower batch_size"),
+        ("activations", "raise gradient_accumulation_steps.*gradient_checkpointing"),
+        ("scores of all items", "lower eval_batch_size"),
+        ("moments", "k_core of `prepare`.*, or use a backbone of a smaller width"),
     ],
 )
 def test_advice(part: str, advice: str) -> None:
@@ -148,7 +148,7 @@ def test_a_run_over_its_limit_leaves_nothing(pretrain_arguments: Callable[..., P
     with pytest.raises(MemoryError, match="max_memory is 0.01 GB, but the estimate is .* GB of memory, most in .*; "):
         pretrain(pretrain_arguments(max_memory=0.01))
     assert not (tmp_path / "run" / "checkpoints").exists()
-    with pytest.raises(MemoryError, match="max_memory is 1e-06 GB, but the estimate is .* most in checkpoints.*--k-core"):
+    with pytest.raises(MemoryError, match="max_memory is 1e-06 GB, but .* most in checkpoints.*k_core of `prepare`"):
         pretrain(pretrain_arguments(max_memory=1e-6))  # the ID rows alone are too much: no model is made
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -166,8 +167,8 @@ class TestBadInput:
     def test_plots_without_matplotlib(
         self, data: RecommendationData, embeddings: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-        with pytest.raises(ValueError, match=r"plots: matplotlib is not installed; run: pip install matplotlib"):
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
+        with pytest.raises(ImportError, match=r'plots needs matplotlib, .*"cllm4rec\[lcrec\]", or pass plots=False'):
             index_items(arguments(data, tmp_path / "index", plots=True), embeddings)
         assert not (tmp_path / "index").exists()
 

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import pyarrow.compute as pc
 import pytest
 import torch
 from accelerate.utils import is_wandb_available
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from modeling_cllm4rec.cllm4rec import objectives
 from modeling_cllm4rec.cllm4rec.arguments import FinetuneArguments, PretrainArguments
@@ -26,6 +27,7 @@ from modeling_cllm4rec.cllm4rec.finetuning import FinetuningStage, finetune
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation
 from modeling_cllm4rec.cllm4rec.pretraining import PretrainingStage, new_model, pretrain
 from modeling_cllm4rec.core.errors import InputError, MissingFileError
+from modeling_cllm4rec.core.language_model import pretrained_backbone
 from modeling_cllm4rec.core.losses import multinomial_nll
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.training.loop import Step
@@ -474,9 +476,45 @@ def test_no_tracker_writes_nothing(finetune_arguments: MakeFinetune) -> None:
     assert not list(arguments.run_folder.rglob("*tfevents*"))
 
 
+def test_a_tokenizer_that_cannot_have_id_tokens_names_the_backbone(
+    data: RecommendationData, tiny_backbones: dict[str, Path], pretrain_arguments: MakePretrain, tmp_path: Path
+) -> None:
+    backbone = shutil.copytree(tiny_backbones["gpt2"], tmp_path / "backbone")
+    tokenizer = AutoTokenizer.from_pretrained(backbone)
+    tokenizer.add_tokens(["<user_3>"])
+    tokenizer.save_pretrained(backbone)
+    message = f"backbone: {backbone} has a tokenizer that cannot be used: .* already has the token '<user_3>'"
+    with pytest.raises(InputError, match=message):
+        new_model(data, pretrain_arguments(backbone=str(backbone)))
+    (backbone / "tokenizer.json").write_bytes(b"no JSON")
+    with pytest.raises(InputError, match=f"backbone: the tokenizer in {backbone} cannot be read .*; copy it again"):
+        new_model(data, pretrain_arguments(backbone=str(backbone)))
+    for file in backbone.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(MissingFileError, match=f"backbone: {backbone} has no tokenizer; save it with the model's weights"):
+        new_model(data, pretrain_arguments(backbone=str(backbone)))
+
+
+def test_a_backbone_with_broken_files_or_of_another_kind(tiny_backbones: dict[str, Path], tmp_path: Path) -> None:
+    backbone = shutil.copytree(tiny_backbones["gpt2"], tmp_path / "backbone")
+    (backbone / "model.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match=f"backbone: the weights in {backbone} cannot be read .*; copy the folder again"):
+        pretrained_backbone(backbone, torch.float32)
+    (backbone / "model.safetensors").unlink()
+    with pytest.raises(MissingFileError, match=f"backbone: {backbone} is no folder with a language model"):
+        pretrained_backbone(backbone, torch.float32)
+    for content, message in (
+        ('{"model_type": "none"}', "is no causal language model that transformers can load"),
+        ('{"model_type": "vit"}', "holds a vit, which is no causal language model"),
+    ):
+        (backbone / "config.json").write_text(content)
+        with pytest.raises(InputError, match=f"backbone: {backbone} {message}"):
+            pretrained_backbone(backbone, torch.float32)
+
+
 @pytest.mark.skipif(is_wandb_available(), reason="wandb is installed")
 def test_a_tracker_that_is_not_installed(finetune_arguments: MakeFinetune) -> None:
-    with pytest.raises(ImportError, match="report_to: wandb is not installed; run: pip install wandb"):
+    with pytest.raises(ImportError, match="report_to='wandb' needs wandb, which is not installed; run: pip install wandb"):
         finetune(finetune_arguments(report_to="wandb"))
 
 
