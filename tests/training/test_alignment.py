@@ -25,6 +25,7 @@ from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendati
 from modeling_cllm4rec.cllm4rec.pretraining import pretrain
 from modeling_cllm4rec.core.catalogue import IdMap
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
+from modeling_cllm4rec.corpora.history_order import UnorderedHistoriesWarning
 from modeling_cllm4rec.evaluation.searching import SearchingRecommender, evaluate_templates
 from modeling_cllm4rec.lcrec import alignment
 from modeling_cllm4rec.lcrec.alignment import AlignmentStage, align, load_semantic_ids, new_lcrec_model
@@ -282,7 +283,8 @@ def test_the_loss_is_the_mean_over_response_tokens_by_hand(align_arguments: Make
     data = RecommendationData.load(arguments.data)
     model, tokenizer = new_lcrec_model(data, arguments)
     model.eval()
-    stage = AlignmentStage(model, tokenizer, data, arguments)
+    with pytest.warns(UnorderedHistoriesWarning, match="LC-Rec reads it; reorder=1 shuffles every history"):
+        stage = AlignmentStage(model, tokenizer, data, arguments)
     step = stage.steps(0)[0]
     loss, nll, tokens = stage.loss(step, step.documents, 0, torch.Generator())
     total, count = 0.0, 0
