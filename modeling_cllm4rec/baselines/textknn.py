@@ -13,7 +13,7 @@ from scipy import sparse
 from modeling_cllm4rec.baselines.registry import baseline
 from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
-from modeling_cllm4rec.corpora.history_order import warn_if_unordered
+from modeling_cllm4rec.corpora.history_order import is_ordered, warn_if_unordered
 from modeling_cllm4rec.corpora.interaction_matrix import interaction_matrix
 from modeling_cllm4rec.corpora.text_vectors import TFIDF, TextVectors, text_vectors, unit_rows
 
@@ -86,7 +86,7 @@ class TextKNNRecommender:
         encoder: str = TFIDF,
         fields: Sequence[str] | None = None,
         neighbours: int | None = 50,
-        recency: float = 0.0,
+        recency: float | None = None,
         max_history: int | None = None,
         pooling: Pooling = "separate",
         max_text_tokens: int | None = None,
@@ -100,7 +100,9 @@ class TextKNNRecommender:
             data: the data folder.
             seed: unused, because nothing is random.
             encoder, fields, pooling, max_text_tokens, cache, device, progress: see `corpora.text_vectors.text_vectors`.
-            neighbours, recency, max_history: see the class.
+            neighbours, max_history: see the class.
+            recency: see the class. None is 1 where the order of histories means something, see `history_order.is_ordered`, and 0
+                elsewhere.
 
         Raises:
             InputError: no item has a text, or a setting is out of its range.
@@ -109,8 +111,10 @@ class TextKNNRecommender:
         Warns:
             UnorderedHistoriesWarning: `recency` or `max_history` reads the order of histories, which means nothing in this data.
         """
+        if recency is None:
+            recency = float(is_ordered(data))
         if recency or max_history is not None:
-            setting = f"recency={recency}" if recency else f"max_history={max_history}"
+            setting = f"max_history={max_history}" if max_history is not None else f"recency={recency}"
             warn_if_unordered(data, f"text-kNN reads it with {setting}; leave that out to weigh the whole history alike")
         vectors = text_vectors(
             data,

@@ -106,6 +106,14 @@ def test_order_that_means_nothing_is_reported(data):
         fit_baseline("textknn", data, recency=0.5)
 
 
+def test_recency_is_that_of_the_data(data, recwarn):
+    assert fit_baseline("textknn", data).recency == 0
+    ordered = dataclasses.replace(data, info={**data.info, "protocol": {**data.info["protocol"], "split": "leave-one-out"}})
+    assert fit_baseline("textknn", ordered).recency == 1
+    assert fit_baseline("textknn", ordered, recency=0.0).recency == 0
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
