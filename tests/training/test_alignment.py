@@ -303,11 +303,13 @@ def test_evaluation_over_templates_is_the_mean(align_arguments: MakeAlign) -> No
     arguments = align_arguments(epochs=1)
     model, _ = align(arguments)
     data = RecommendationData.load(arguments.data)
-    shared = {"metrics": ["hit_rate@5", "ndcg@10"], "progress": False, "n_resamples": 20}
+    shared = {"metrics": ["hit_rate@5", "ndcg@10"], "progress": False, "n_resamples": 20, "slice_by": data.histories("train")}
     both = evaluate_templates(model, data, "test", [0, 3], {"num_beams": 10}, **shared)
     single = [evaluate_templates(model, data, "test", [one], {"num_beams": 10}, **shared) for one in (0, 3)]
     for name in both.metrics:
         assert both.metrics[name] == pytest.approx(np.mean([one.metrics[name] for one in single]))
+        of_slices = [one.slices["popularity"]["0-4"].metrics[name] for one in (both, *single)]
+        assert of_slices[0] == pytest.approx(np.mean(of_slices[1:]))
     assert both.protocol.decoding == "constrained search with 10 beams, mean over 2 templates"
     exact = evaluate_templates(model, data, "test", [0], {"scoring": "all"}, **shared)
     wide = evaluate_templates(model, data, "test", [0], {"num_beams": data.num_items}, **shared)
