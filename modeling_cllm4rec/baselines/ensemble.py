@@ -17,7 +17,7 @@ from modeling_cllm4rec.core.errors import InputError, MemoryLimitError
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.evaluation.evaluator import Recommender, Searcher
 
-WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.3, 1.6, 2.0, 2.5)
+WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.3, 1.6, 2.0, 2.5, 4.0)
 """Weights that the search tries. That of the first baseline is always 1."""
 MAX_MEMORY_GIB = 8.0
 """Most memory for the remembered scores of a search."""
