@@ -11,6 +11,7 @@ from scipy.linalg import lapack
 from modeling_cllm4rec.baselines.registry import baseline
 from modeling_cllm4rec.core.errors import InputError, MemoryLimitError
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
+from modeling_cllm4rec.corpora.history_order import warn_if_unordered
 from modeling_cllm4rec.corpora.interaction_matrix import FitOn, fitting_histories, interaction_matrix
 
 Precision = Literal["float64", "float32"]
@@ -81,12 +82,17 @@ class EASERecommender:
         Raises:
             InputError: a setting is out of its range.
             MemoryLimitError: the (J, J) matrices are larger than `max_memory_gib`.
+
+        Warns:
+            UnorderedHistoriesWarning: `recency` reads the order of histories, which means nothing in this data.
         """
         if not regularization > 0:
             raise InputError(f"regularization is {regularization}; it must be above 0")
         if precision not in get_args(Precision):
             raise InputError(f"precision is {precision!r}; allowed are {' and '.join(map(repr, get_args(Precision)))}")
         _check_memory(data.num_items, precision, max_memory_gib)
+        if recency > 0:
+            warn_if_unordered(data, f"EASE reads it with recency={recency}; recency=0 weighs the whole history alike")
         matrix = interaction_matrix(fitting_histories(data, fit_on), data.num_items).astype(precision)
         gram = (matrix.T @ matrix).toarray(order="F")  # (J, J)
         diagonal = np.arange(data.num_items)

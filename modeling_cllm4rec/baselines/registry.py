@@ -31,6 +31,7 @@ class Baseline:
         deterministic: whether no random number is drawn, so that one seed suffices.
         space: setting -> the values that `tune` draws: `choice` (a list), `uniform` or `log_uniform` (two numbers).
         fixed: settings that are fixed under this name.
+        defaults: settings with another default under this name than in `fit`.
         unused: settings of the class without an effect under this name.
         packages: import names of the packages that `fit` needs beyond the dependencies of this package.
         extra: extra of this package that brings them; None if none does.
@@ -45,6 +46,7 @@ class Baseline:
     deterministic: bool = False
     space: Mapping[str, Any] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
     extra: str | None = None

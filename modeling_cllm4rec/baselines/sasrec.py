@@ -2,12 +2,12 @@
 
 The original loss has one random negative per item, which makes the model weak. With a softmax over all items, or with a sampled
 softmax that is corrected for its sampling, the same network is among the strongest sequential models (Klenitskiy and Vasilev,
-RecSys 2023, arXiv 2309.07602).
+RecSys 2023, arXiv 2309.07602). eSASRec (RecSys 2025, arXiv 2508.06450) adds the gated blocks of LiGR (arXiv 2502.03417).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, Self, get_args
 
 import numpy as np
@@ -33,9 +33,15 @@ from modeling_cllm4rec.core.losses import multinomial_nll
 from modeling_cllm4rec.core.prompt_assembly import pad_right
 from modeling_cllm4rec.corpora.batches import plan_batches
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
+from modeling_cllm4rec.corpora.history_order import is_ordered, warn_if_unordered
 from modeling_cllm4rec.corpora.interaction_matrix import check_items
+from modeling_cllm4rec.corpora.text_vectors import TFIDF, text_vectors, whitened_rows
 
 Loss = Literal["full", "sampled"]
+Block = Literal["transformer", "ligr"]
+ItemRows = Literal["random", "text"]
+ROW_STD = 0.02
+"""Standard deviation of item rows and positions at the start."""
 IGNORE_INDEX = -100
 """Padding of a history on the right: no input item and no target."""
 SPACE = {
@@ -47,6 +53,34 @@ SPACE = {
     "lr": {"log_uniform": [3.0e-4, 3.0e-3]},
 }
 """Search space of both baselines."""
+
+
+class LiGRBlock(nn.Module):
+    """A transformer block whose two residuals pass a sigmoid gate of the state (LiGR, arXiv 2502.03417), with SwiGLU inside.
+
+    Args:
+        size: width of states, K.
+        heads: of the attention.
+        dropout: of attention, feed-forward layer and residuals.
+    """
+
+    def __init__(self, size: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(size, heads, dropout, batch_first=True)
+        self.attention_norm, self.feed_forward_norm = nn.LayerNorm(size), nn.LayerNorm(size)
+        self.attention_gate, self.feed_forward_gate = nn.Linear(size, size), nn.Linear(size, size)
+        self.up, self.gate = (nn.Linear(size, 4 * size, bias=False) for _ in range(2))
+        self.down = nn.Linear(4 * size, size, bias=False)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, states: torch.Tensor, src_mask: torch.Tensor, is_causal: bool) -> torch.Tensor:
+        """Return (B, T, K) states after attention and feed-forward layer."""
+        given = self.attention_norm(states)
+        attended, _ = self.attention(given, given, given, attn_mask=src_mask, is_causal=is_causal, need_weights=False)
+        states = states + self.attention_gate(states).sigmoid() * self.dropout(attended)
+        given = self.feed_forward_norm(states)
+        inner = self.down(self.dropout(F.silu(self.gate(given)) * self.up(given)))
+        return states + self.feed_forward_gate(states).sigmoid() * self.dropout(inner)
 
 
 class SASRec(nn.Module):
@@ -61,6 +95,7 @@ class SASRec(nn.Module):
         dropout: of embeddings, attention and feed-forward layers.
         max_length: largest number of items of an input.
         temperature: None scores by dot product; a number scores by cosine over this temperature.
+        block: `"transformer"`, the blocks of SASRec with GELU, or `"ligr"`, see `LiGRBlock`.
     """
 
     def __init__(
@@ -72,6 +107,7 @@ class SASRec(nn.Module):
         dropout: float,
         max_length: int,
         temperature: float | None = None,
+        block: Block = "transformer",
     ) -> None:
         super().__init__()
         self.max_length = max_length
@@ -81,12 +117,14 @@ class SASRec(nn.Module):
         self.start = nn.Parameter(torch.zeros(size))
         self.dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(size, heads, 4 * size, dropout, activation="gelu", batch_first=True, norm_first=True)
+            LiGRBlock(size, heads, dropout)
+            if block == "ligr"
+            else nn.TransformerEncoderLayer(size, heads, 4 * size, dropout, activation="gelu", batch_first=True, norm_first=True)
             for _ in range(layers)
         )
         self.norm = nn.LayerNorm(size)
-        nn.init.normal_(self.items.weight, std=0.02)
-        nn.init.normal_(self.positions.weight, std=0.02)
+        nn.init.normal_(self.items.weight, std=ROW_STD)
+        nn.init.normal_(self.positions.weight, std=ROW_STD)
 
     def forward(self, items: torch.Tensor) -> torch.Tensor:
         """Compute the states of histories.
@@ -105,6 +143,12 @@ class SASRec(nn.Module):
             states = layer(states, src_mask=mask, is_causal=True)
         states = self.norm(states)
         return states if self.temperature is None else F.normalize(states, dim=-1) / self.temperature
+
+    @torch.no_grad()
+    def start_from(self, rows: npt.NDArray[np.float32]) -> None:
+        """Set the item rows to (J, K) rows of variance 1; numbers that are 0 there keep their random start."""
+        given = torch.from_numpy(rows).to(self.items.weight.device)
+        self.items.weight.copy_(torch.where(given == 0, self.items.weight, ROW_STD * given))
 
     def item_table(self) -> torch.Tensor:
         """Return (J, K) rows whose products with states are logits."""
@@ -128,12 +172,21 @@ class SASRec(nn.Module):
     order=7,
 )
 @baseline(
-    "sasrec-sampled",
-    title="SASRec, sampled softmax",
-    summary="causal transformer, sampled softmax",
+    "esasrec",
+    title="eSASRec",
+    summary="causal transformer of one gated block, sampled softmax",
     space={**SPACE, "num_samples": {"choice": [256, 512, 1024, 2048]}, "sampling_power": {"choice": [0.0, 0.5, 0.75]}},
     fixed={"loss": "sampled"},
     unused=("chunk_size",),
+    defaults={
+        "num_samples": 256,
+        "block": "ligr",
+        "size": 64,
+        "dropout": 0.2,
+        "temperature": None,
+        "epochs": 200,
+        "patience": 50,
+    },
     order=8,
 )
 class SASRecRecommender:
@@ -165,6 +218,11 @@ class SASRecRecommender:
         dropout: float = 0.5,
         max_length: int = 50,
         temperature: float | None = 0.07,
+        block: Block = "transformer",
+        item_rows: ItemRows = "random",
+        encoder: str = TFIDF,
+        fields: Sequence[str] | None = None,
+        reorder: bool | None = None,
         lr: float = 1e-3,
         weight_decay: float = 0.0,
         batch_size: int = 128,
@@ -189,7 +247,12 @@ class SASRecRecommender:
             chunk_size: of `"full"`: items per chunk, for the same value in less memory; None computes all items together.
             num_samples: of `"sampled"`: mean number of items drawn for each batch.
             sampling_power: of `"sampled"`: items are drawn in proportion to their number of users to this power.
-            size, layers, heads, dropout, max_length, temperature: see `SASRec`.
+            size, layers, heads, dropout, max_length, temperature, block: see `SASRec`.
+            item_rows: start of the item rows: `"random"`, or `"text"` for whitened text vectors, see
+                `text_vectors.whitened_rows`; items without text start at random.
+            encoder, fields: of `"text"`, see `text_vectors.text_vectors`.
+            reorder: True shuffles each history again in each epoch, False reads it in the order of the data. None reads the order
+                where it means something, see `history_order.is_ordered`, and elsewhere shuffles, with a warning.
             lr, weight_decay: of AdamW.
             batch_size: histories per batch; histories of similar length are batched together.
             epochs, patience, validate_every, validation_users, metric: see `Stopping`.
@@ -198,7 +261,11 @@ class SASRecRecommender:
             progress: show a progress bar.
 
         Raises:
-            InputError: a setting is out of its range, or no user has a validation item.
+            InputError: a setting is out of its range, no item has a text, or no user has a validation item.
+            MissingPackageError: the encoder needs a package that is not installed.
+
+        Warns:
+            UnorderedHistoriesWarning: the order of histories means nothing in this data, and `reorder` is not True.
         """
         stopping = Stopping(epochs, patience, validate_every, metric, validation_users)
         check_counts(size=size, layers=layers, heads=heads, max_length=max_length, batch_size=batch_size)
@@ -207,19 +274,23 @@ class SASRecRecommender:
         check_above_zero(lr=lr, **({} if temperature is None else {"temperature": temperature}))
         if size % heads:
             raise InputError(f"size is {size} and heads is {heads}; size must be a multiple of heads")
-        if loss not in get_args(Loss):
-            raise InputError(f"loss is {loss!r}; allowed are {', '.join(map(repr, get_args(Loss)))}")
+        for name, value, allowed in (("loss", loss, Loss), ("block", block, Block), ("item_rows", item_rows, ItemRows)):
+            if value not in get_args(allowed):
+                raise InputError(f"{name} is {value!r}; allowed are {' and '.join(map(repr, get_args(allowed)))}")
+        reorder = _reorders(data, reorder)
         on_device = device_named(device)
         computing = autocast(on_device, precision)
-        segments = training_segments(data.histories("train"), max_length)
-        counts = np.bincount(data.histories("train").items, minlength=data.num_items)
+        histories = data.histories("train")
+        segments = training_segments(histories, max_length)
+        counts = np.bincount(histories.items, minlength=data.num_items)
         probabilities = torch.from_numpy(inclusion_probabilities(counts, num_samples, sampling_power)).to(on_device)
         lengths = np.array([len(segment) for segment in segments])
         generator = torch.Generator(on_device).manual_seed(seed)
 
         def epoch_losses(epoch: int) -> Iterator[torch.Tensor]:
+            rows = training_segments(reordered(histories, seed, epoch), max_length) if reorder else segments
             for batch in plan_batches(lengths, batch_size, seed, epoch):
-                items = torch.from_numpy(pad_right([segments[number] for number in batch], IGNORE_INDEX)).to(on_device)
+                items = torch.from_numpy(pad_right([rows[number] for number in batch], IGNORE_INDEX)).to(on_device)
                 given = items >= 0  # the target of state t is item t
                 with computing:
                     states = module(items[:, :-1])[given]  # (M, K)
@@ -237,7 +308,9 @@ class SASRecRecommender:
 
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            module = SASRec(data.num_items, size, layers, heads, dropout, max_length, temperature).to(on_device)
+            module = SASRec(data.num_items, size, layers, heads, dropout, max_length, temperature, block).to(on_device)
+            if item_rows == "text":
+                module.start_from(whitened_rows(text_vectors(data, encoder=encoder, fields=fields, device=device), size, seed))
             recommender = cls(module, precision)
             recommender.validations = train_until_best(
                 recommender,
@@ -280,6 +353,28 @@ def training_segments(histories: Histories, max_length: int) -> list[npt.NDArray
     for start, end in zip(histories.indptr[:-1], histories.indptr[1:], strict=True):
         segments.extend(items[max(start, last - max_length) : last] for last in range(end, start, -max_length))
     return segments
+
+
+def reordered(histories: Histories, seed: int, epoch: int) -> Histories:
+    """Return histories with their items in a random order that depends on (seed, epoch).
+
+    >>> histories = Histories(np.array([0, 3, 4]), np.array([5, 6, 7, 1], dtype=np.int32))
+    >>> reordered(histories, seed=0, epoch=1).items.tolist()
+    [6, 7, 5, 1]
+    """
+    users = np.repeat(np.arange(len(histories.indptr) - 1), np.diff(histories.indptr))
+    order = np.lexsort((np.random.default_rng((seed, epoch)).random(len(users)), users))
+    return Histories(histories.indptr, histories.items[order])
+
+
+def _reorders(data: RecommendationData, reorder: bool | None) -> bool:
+    """Return whether histories are shuffled, after a warning where their order means nothing."""
+    if reorder is None:
+        warn_if_unordered(data, "SASRec shuffles them in each epoch; reorder=True does so without a warning")
+        return not is_ordered(data)
+    if not reorder:
+        warn_if_unordered(data, "SASRec reads it with reorder=False; reorder=True shuffles them in each epoch")
+    return reorder
 
 
 def inclusion_probabilities(counts: npt.NDArray[np.integer], num_samples: int, power: float) -> npt.NDArray[np.float32]:

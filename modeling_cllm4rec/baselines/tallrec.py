@@ -30,6 +30,7 @@ from modeling_cllm4rec.core.errors import DivergedError, InputError, MissingFile
 from modeling_cllm4rec.core.prompt_assembly import pad_right
 from modeling_cllm4rec.corpora.batches import plan_batches
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
+from modeling_cllm4rec.corpora.history_order import warn_if_unordered
 from modeling_cllm4rec.corpora.interaction_matrix import check_items
 from modeling_cllm4rec.corpora.item_texts import TITLE, item_texts
 
@@ -161,6 +162,7 @@ class TALLRecRecommender:
             max_title_tokens=max_title_tokens,
             context_length=model.config.get_text_config().max_position_embeddings,
         )
+        warn_if_unordered(data, "TALLRec reads it, as its positives are the next items; choose a baseline that reads sets")
         histories = data.histories("train")
         torch.nn.Module.to(model, on_device).eval()
         recommender = cls(

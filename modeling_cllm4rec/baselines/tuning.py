@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,6 +84,17 @@ def tune_settings(
             bar.update()
             bar.set_postfix({metric: max(tried.values())})
             settings = _draw_new(space, generator, tried) if len(tried) < trials else None
+    return tuning_of(tried, seconds, metric)
+
+
+def tuning_of(tried: Mapping[str, float], seconds: Sequence[float], metric: str) -> Tuning:
+    """Return the best settings, of equal ones the first, and the table of all trials.
+
+    Args:
+        tried: settings as JSON -> metric on validation, in the order of the trials.
+        seconds: time of each trial.
+        metric: name of the metric.
+    """
     best = max(tried, key=lambda key: tried[key])
     table = pa.table(
         {

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from modeling_cllm4rec.baselines import get_baseline, members
+from modeling_cllm4rec.baselines import WEIGHTS, get_baseline, members
 from modeling_cllm4rec.core.errors import InputError
 
 TUNED_KEYS, CHOSEN_KEYS = ("trials", "metric", "fixed"), ("data", "tried")
 """Allowed keys of `tuned` and `chosen` in the YAML file of a benchmark."""
 NOTHING = "nothing to tune"
+EQUAL = "all 1, not tuned on this data; add --tune N"
 DEFAULTS = "defaults, not tuned on this data; add --tune N"
 OWN = "set in the YAML file, without a record of a search"
 RECIPE = "recipe of the YAML file, without a record of how it was chosen"
@@ -58,13 +59,14 @@ def chosen_in_words(place: str, value: Mapping[str, Any]) -> str:
 
 
 def of_baseline(name: str, chosen: Mapping[str, str]) -> str:
-    """Describe how the settings of a baseline were chosen; of several joined by +, of each.
+    """Describe how the settings of a baseline were chosen; of several joined by +, those of each and the weights.
 
-    >>> of_baseline("popularity+ease", {})
-    'popularity: nothing to tune; ease: defaults, not tuned on this data; add --tune N'
+    >>> of_baseline("popularity+ease", {"ease": "tuned"})
+    'popularity: nothing to tune; ease: tuned; weights: all 1, not tuned on this data; add --tune N'
     """
     if len(parts := members(name)) > 1:
-        return "; ".join(f"{part}: {of_baseline(part, chosen)}" for part in parts)
+        of_parts = [f"{part}: {of_baseline(part, chosen)}" for part in parts]
+        return "; ".join([*of_parts, f"{WEIGHTS}: {chosen.get(name, EQUAL)}"])
     return chosen.get(name, DEFAULTS) if get_baseline(name).space else NOTHING
 
 

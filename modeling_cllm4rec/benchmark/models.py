@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from modeling_cllm4rec.baselines import BASELINES, baseline_settings, get_baseline, members
+from modeling_cllm4rec.baselines import BASELINES, WEIGHTS, baseline_settings, get_baseline, members
 from modeling_cllm4rec.baselines.registry import LISTS
 from modeling_cllm4rec.benchmark import budgets
 from modeling_cllm4rec.benchmark.jobs import Job, shown
@@ -20,7 +20,7 @@ from modeling_cllm4rec.hub.model_card import read_records
 from modeling_cllm4rec.hub.reproduction import NOT_REPEATED
 from modeling_cllm4rec.systems import SYSTEMS, Recipe
 
-ENSEMBLE = "sum of their scores, standardized by row, each with its own settings"
+ENSEMBLE = "weighted sum of their scores, standardized by row, each with its own settings"
 
 
 def title(model: str) -> str:
@@ -142,6 +142,10 @@ def _baseline_jobs(
     _check_name(word)
     parts = members(word)
     settings = {part: _baseline_settings(part, recipes, backbone, selection) for part in parts}
+    if len(parts) > 1:
+        of_sum = recipes.baselines.get(word, {})
+        settings = {part: {**settings[part], **of_sum.get(part, {})} for part in parts}
+        settings |= {WEIGHTS: of_sum[WEIGHTS]} if WEIGHTS in of_sum else {}
     recipe = {"name": word, "settings": settings if len(parts) > 1 else settings[word]}
     sources = {part: get_baseline(part).source for part in parts}
     if hashes := {part: _sha256(source) for part, source in sources.items() if source is not None}:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from modeling_cllm4rec.benchmark.measurement import HISTORY_LENGTH, POPULARITY
-from modeling_cllm4rec.benchmark.results import CASES, SLICES, Table
+from modeling_cllm4rec.benchmark.results import CASES, Table
 from modeling_cllm4rec.core.optional_packages import require
+from modeling_cllm4rec.evaluation.slices import SLICES
 
 COSTS = {"train_seconds": "training, seconds", "milliseconds_per_user": "milliseconds per user"}
 LEAST_COST = 1e-3
@@ -36,7 +36,7 @@ def draw(folder: Path, tables: list[Table]) -> dict[str, list[str]]:
             continue
         figures = {"metrics": _metrics(table), "cost": _costs(table)}
         if not table.condition.negatives:
-            figures |= {POPULARITY: _slice(table, POPULARITY), HISTORY_LENGTH: _slice(table, HISTORY_LENGTH)}
+            figures |= {name: _slice(table, name) for name, parts in table.measured[0].slices.items() if parts}
         for name, figure in figures.items():
             place = f"plots/{table.key}-{name}.png"
             figure.savefig(folder / place, dpi=120)

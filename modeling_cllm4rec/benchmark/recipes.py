@@ -41,10 +41,11 @@ def read_recipes(path: Path | None) -> Recipes:
     """Read the YAML file of a benchmark; None is an empty one.
 
     `baselines:` is a mapping of baselines to settings, or a list of two: the name of a file, and a key in it. `tuned:` in the
-    settings of a baseline is the budget of their search. A recipe of a system whose stages share keys, such as `cllm4rec:`, has
-    the content of the file of its stages, or the name of such a file. Another recipe, such as `lcrec:`, has a section for each
-    stage (`index:`, `align:`), also inline or as the name of a file. `chosen:` describes how each recipe was chosen. File names
-    are relative to the file in which they are written.
+    settings of a baseline is the budget of their search. A sum such as `ease+ials` has a key of its own for its `weights`, and
+    for settings of its baselines that differ from those of their own keys. A recipe of a system whose stages share keys, such as
+    `cllm4rec:`, has the content of the file of its stages, or the name of such a file. Another recipe, such as `lcrec:`, has a
+    section for each stage (`index:`, `align:`), also inline or as the name of a file. `chosen:` describes how each recipe was
+    chosen. File names are relative to the file in which they are written.
 
     Raises:
         MissingFileError: there is no such file.
@@ -179,8 +180,9 @@ def _baselines(path: Path, value: Any) -> dict[str, Any]:
         if value[1] not in content:
             raise InputError(f"{file} has no key {value[1]!r}; it has {', '.join(map(str, content))}")
         value = content[value[1]]
-    own = [name for name in value if ":" in str(name)] if isinstance(value, dict) else []  # package.module:Class
-    _refuse_unknown(place, value, (*BASELINES, *own))
+    # Classes of the user's own, and sums; `check_settings` checks them.
+    others = [name for name in value if ":" in str(name) or "+" in str(name)] if isinstance(value, dict) else []
+    _refuse_unknown(place, value, (*BASELINES, *others))
     return dict(value)
 
 

@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 from modeling_cllm4rec.benchmark import budgets
 from modeling_cllm4rec.benchmark.jobs import BenchmarkConfig, selection_of, shown
 from modeling_cllm4rec.benchmark.recipes import set_by_jobs
-from modeling_cllm4rec.benchmark.results import CASES, RESOURCES, SLICES, Row, Table, read_tables, verdicts
+from modeling_cllm4rec.benchmark.results import CASES, RESOURCES, Row, Table, read_tables, verdicts
 from modeling_cllm4rec.corpora.atomic_files import atomic_file
+from modeling_cllm4rec.evaluation.slices import SLICES
 from modeling_cllm4rec.evaluation.verdicts import Estimate, short
 from modeling_cllm4rec.systems import SYSTEMS
 
@@ -215,10 +216,12 @@ def _signed(difference: Estimate) -> str:
 
 
 def _slice_tables(table: Table) -> list[str]:
-    """Render the first metric by popularity and by length of the history, except for sampled metrics."""
+    """Render the first metric of each slice, except for sampled metrics."""
     lines: list[str] = []
     for name, about in SLICES.items() if not table.condition.negatives and table.measured else ():
         first = table.measured[0].slices[name]
+        if not first:  # a report of an earlier version
+            continue
         users = " | ".join(f"{label} ({estimate.users} users)" for label, estimate in first.items())
         lines += [f"{table.metrics[0]} {about}:", "", f"| model | {users} |", "|---" * (1 + len(first)) + "|"]
         for row in table.measured:

@@ -15,12 +15,11 @@ import pyarrow.parquet as pq
 from modeling_cllm4rec.baselines import BASELINES
 from modeling_cllm4rec.benchmark.ablation import RECIPE, variant_names
 from modeling_cllm4rec.benchmark.jobs import BenchmarkConfig, Condition, UserGroup, training_fingerprint
-from modeling_cllm4rec.benchmark.measurement import HISTORY_LENGTH, POPULARITY
 from modeling_cllm4rec.benchmark.models import title
-from modeling_cllm4rec.benchmark.slices import quarter_bins
 from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.evaluation.intervals import bootstrap_interval
 from modeling_cllm4rec.evaluation.protocol import Protocol
+from modeling_cllm4rec.evaluation.slices import HISTORY_LENGTH, POPULARITY, RELATION, quarter_bins
 from modeling_cllm4rec.evaluation.verdicts import Estimate, paired_difference, short, verdict
 
 FloatArray = npt.NDArray[np.float64]
@@ -30,11 +29,6 @@ CASES = {
     "unseen-people": "Users held out of training",
 }
 """Evaluated users -> heading."""
-SLICES = {
-    POPULARITY: "by popularity of the items that are to be found (training interactions of an item)",
-    HISTORY_LENGTH: "by length of the given history (items)",
-}
-"""Slices of the users or items -> heading."""
 
 
 @dataclass
@@ -210,19 +204,18 @@ def _row(folder: Path, found: list[dict[str, Any]], condition: Condition, config
 
 
 def _slices(tables: list[pa.Table], metric: str, n_resamples: int) -> dict[str, dict[str, Estimate]]:
-    """Return the first metric by popularity of the true items, and by length of the given history."""
-    popularity = {}
+    """Return the first metric by relation and popularity of the true items, and by length of the given history."""
+    found: dict[str, dict[str, Estimate]] = {RELATION: {}, POPULARITY: {}, HISTORY_LENGTH: {}}
     for column in tables[0].column_names:
-        if column.startswith(f"{POPULARITY}:"):
+        name, is_slice, label = column.partition(":")
+        if is_slice:
             values = _mean_over_seeds(tables, column)
             if not np.isnan(values).all():
-                popularity[column.partition(":")[2]] = _estimate(values[~np.isnan(values)], n_resamples)
+                found[name][label] = _estimate(values[~np.isnan(values)], n_resamples)
     values, lengths = _mean_over_seeds(tables, metric), tables[0][HISTORY_LENGTH].to_numpy()
-    by_length = {}
     for part in quarter_bins(lengths):
-        inside = (lengths >= part.low) & (lengths <= part.high)
-        by_length[part.label] = _estimate(values[inside], n_resamples)
-    return {POPULARITY: popularity, HISTORY_LENGTH: by_length}
+        found[HISTORY_LENGTH][part.label] = _estimate(values[part.holds(lengths)], n_resamples)
+    return found
 
 
 def _compare(table: Table, n_resamples: int) -> None:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from tqdm.auto import tqdm
 
 from modeling_cllm4rec import __version__
-from modeling_cllm4rec.baselines import get_baseline
+from modeling_cllm4rec.baselines import get_baseline, members
 from modeling_cllm4rec.benchmark import budgets
 from modeling_cllm4rec.benchmark.jobs import (
     BenchmarkConfig,
@@ -132,16 +132,23 @@ def _run_job(job: Job, config: BenchmarkConfig, output: Path, data: DataFolders,
     if config.tune and job.system == "baseline":
         searched: dict[str, dict[str, Any]] = {}
         chosen: dict[str, str] = {}
-        for recipe in baselines_of(job.recipe):
-            if not get_baseline(recipe["name"]).space:
-                searched[recipe["name"]] = recipe["settings"]
+        recipes = baselines_of(job.recipe)
+        if len(recipes) > 1:  # the weights come last, with the settings that were found for each
+            recipes.append({**job.recipe, "settings": searched})
+        for recipe in recipes:
+            name = recipe["name"]
+            if len(members(name)) == 1 and not get_baseline(name).space:
+                searched[name] = recipe["settings"]
                 continue
             found, error = _search(dataclasses.replace(job, recipe=recipe), config, output, task)
             if error:
                 return f"the search for its settings failed: {error}"
-            searched[recipe["name"]] = {**recipe["settings"], **found["settings"]}
             budget = {"trials": len(found["trials"]), "metric": config.tune_metric}
-            chosen[recipe["name"]] = budgets.tuned_in_words(recipe["name"], budget)
+            chosen[name] = budgets.tuned_in_words(name, budget)
+            if len(members(name)) > 1:
+                searched |= found["settings"]
+            else:
+                searched[name] = {**recipe["settings"], **found["settings"]}
         task["tuned"] = searched.get(job.recipe["name"], searched)
         task["job"]["chosen"] = budgets.of_baseline(job.recipe["name"], chosen)
     task |= {"fingerprint": job.fingerprint(config), "result": str(output / "jobs" / f"{job.key}.json")}

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from modeling_cllm4rec.baselines import baseline_settings, fit_baseline, get_baseline, members, tune
+from modeling_cllm4rec.baselines import WEIGHTS, baseline_settings, fit_baseline, get_baseline, members, tune
 from modeling_cllm4rec.benchmark.jobs import BenchmarkConfig, Job, fingerprint, write_json
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.id_checks import check_same_ids
@@ -29,6 +29,8 @@ from modeling_cllm4rec.training.progress import Progress
 FINISHED_FILE = "finished.json"
 NO_SETTINGS = ("progress", "device", "planned_pairs", "max_hours")
 """Settings of baselines without an effect on numbers."""
+WEIGHT_USERS = 4000
+"""Most users in the search for the weights of a sum, which holds their scores in memory."""
 
 
 class Cost(NamedTuple):
@@ -72,14 +74,17 @@ class Trained(NamedTuple):
 
 
 def tune_baseline(job: Job, config: BenchmarkConfig, data: RecommendationData) -> dict[str, Any]:
-    """Search for the best settings of a baseline on validation, and return them and all trials as JSON values.
+    """Search for the best settings of a baseline or the weights of a sum on validation, and return them and all trials as JSON.
 
     Settings of the recipe that are not drawn are the same in each trial as in the training.
     """
     start = time.perf_counter()
-    name, drawn = job.recipe["name"], get_baseline(job.recipe["name"]).space
+    name, max_users = job.recipe["name"], config.max_users
+    drawn = [WEIGHTS] if len(members(name)) > 1 else list(get_baseline(name).space)
+    if drawn == [WEIGHTS]:
+        max_users = min(max_users or data.num_users, WEIGHT_USERS)
     fixed = {key: value for key, value in job.recipe["settings"].items() if key not in drawn}
-    found = tune(name, data, config.tune, 0, config.tune_metric, fixed=fixed, max_users=config.max_users)
+    found = tune(name, data, config.tune, 0, config.tune_metric, fixed=fixed, max_users=max_users)
     return {"settings": found.settings, "trials": found.trials.to_pylist(), "seconds": time.perf_counter() - start}
 
 
@@ -125,7 +130,8 @@ def _train_and_load_system(job: Job, config: BenchmarkConfig, data: Recommendati
 def all_settings(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of a baseline with an effect on numbers, with their defaults; of several joined by +, of each."""
     if len(parts := members(name)) > 1:
-        return {part: all_settings(part, settings[part]) for part in parts}
+        weights = baseline_settings(name)[WEIGHTS] | settings.get(WEIGHTS, {})
+        return {**{part: all_settings(part, settings[part]) for part in parts}, WEIGHTS: weights}
     return {key: value for key, value in baseline_settings(name).items() if key not in NO_SETTINGS} | settings
 
 

@@ -12,7 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import torch
 
@@ -63,12 +62,14 @@ def _train_and_measure(
     trained = train(job, config, data, output / "runs", task["tuned"])
     same = task["evaluation_data"] == task["training_data"]
     evaluated = data if same else RecommendationData.load(task["evaluation_data"])
-    counts = np.bincount(data.histories("train").items, minlength=data.num_items)
+    histories = data.histories("train")
     batch_size = min(task["batch_size"], trained.batch_size or task["batch_size"])
     (output / "per_user").mkdir(exist_ok=True)
     measured = []
     for condition in config.conditions:
-        found = measure(trained.recommender, evaluated, config, condition, counts, anonymous=job.anonymous, batch_size=batch_size)
+        found = measure(
+            trained.recommender, evaluated, config, condition, histories, anonymous=job.anonymous, batch_size=batch_size
+        )
         per_user = f"per_user/{job.key}.{condition.key}.parquet"
         with atomic_file(output / per_user) as temporary:
             pq.write_table(found.per_user, temporary)

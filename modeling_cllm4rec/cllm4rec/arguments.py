@@ -27,7 +27,7 @@ class TeacherArguments(TrainingArguments):
     )
     teacher_settings: list[str] = field(
         default_factory=list,
-        metadata={"help": "settings of the teacher: regularization=300, or of several baselines ease.regularization=300"},
+        metadata={"help": "settings of the teacher: regularization=300, or of several ease.regularization=300, weights.ials=0.6"},
     )
     teacher_items: int = field(default=100, metadata={"help": "best items of the teacher that have a soft target, per history"})
     teacher_power: float = field(

@@ -20,6 +20,7 @@ from modeling_cllm4rec.cllm4rec.soft_targets import Teacher
 from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.corpora.batches import collate, plan_batches
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
+from modeling_cllm4rec.corpora.history_order import warn_if_unordered
 from modeling_cllm4rec.corpora.id_checks import check_same_ids
 from modeling_cllm4rec.evaluation.evaluator import evaluate
 from modeling_cllm4rec.hub.loading import load_recommender, load_tokenizer
@@ -63,6 +64,8 @@ class FinetuningStage:
     ) -> None:
         self.model, self.data, self.arguments, self.is_main_process = model, data, arguments, is_main_process
         self.histories = HistoryCorpus(data.histories(*arguments.train_on.split("+")), arguments.seed, arguments.reorder)
+        if not arguments.reorder:
+            warn_if_unordered(data, "CLLM4Rec reads it with reorder=False; reorder=True draws new orders in each epoch")
         self.teacher = Teacher.fit(data, arguments, arguments.train_on) if arguments.teacher else None
         if arguments.teacher_settings and not arguments.teacher:
             logger.warning("there is no teacher: teacher_settings %s are not used", arguments.teacher_settings)

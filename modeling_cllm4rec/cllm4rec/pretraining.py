@@ -27,6 +27,7 @@ from modeling_cllm4rec.core.language_model import reject_adapter, tokenizer_of
 from modeling_cllm4rec.core.prompt_assembly import build_input_ids
 from modeling_cllm4rec.corpora.batches import Batch, collate, plan_batches
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
+from modeling_cllm4rec.corpora.history_order import warn_if_unordered
 from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 from modeling_cllm4rec.training.estimates import FEWER_ROWS, LargestBatch, check_memory, id_table_memory
 from modeling_cllm4rec.training.finishing import save_finished
@@ -64,6 +65,8 @@ class PretrainingStage:
             cache_folder=arguments.run_folder / "corpus",
         )
         self.histories = HistoryCorpus(data.histories("train"), arguments.seed, arguments.reorder)
+        if not arguments.reorder:
+            warn_if_unordered(data, "CLLM4Rec reads it with reorder=False; reorder=True draws new orders in each epoch")
         self.segments = tokenize_template(prompts.interactions, tokenizer)
         self.anonymous_segments = tokenize_template(prompts.anonymous_interactions, tokenizer)
         self.max_length = model.config.prompt_limit

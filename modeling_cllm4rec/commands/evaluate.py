@@ -90,6 +90,7 @@ def run(arguments: argparse.Namespace) -> dict[str, EvaluationReport]:
         "seed": arguments.seed,
         "max_users": arguments.max_users,
         "batch_size": batch_size(arguments, model),
+        "slice_by": data.histories("train"),
     }
     recommenders = {name: fit_baseline(name, data, seed=arguments.seed) for name in arguments.baselines}
     if not searches:

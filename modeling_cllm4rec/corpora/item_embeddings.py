@@ -154,7 +154,7 @@ def embed_items(
         count[present] += 1
     if sums is None:
         raise InputError("there are no items to embed")
-    return _checked(items, sums / count)
+    return _checked(items, sums / np.maximum(count, 1))  # zeros for an item without text
 
 
 def embedding_settings(path: str | Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from modeling_cllm4rec.core.catalogue import text_column
 from modeling_cllm4rec.core.errors import InputError
 
-OnMissingText = Literal["raise", "title-only"]
+OnMissingText = Literal["raise", "title-only", "empty"]
 TITLE, DESCRIPTION = "title", "description"
 ITEM_TEXTS = (TITLE, "brand", "categories", DESCRIPTION)
 """Text columns of the items that language models are trained on."""
@@ -60,7 +60,8 @@ def item_texts(
         items: row j is item_index j: `item_id` and the text columns; lists of strings are joined by commas.
         fields: the text columns to read.
         on_missing_text: `"raise"`: an item without a text in any field is an error. `"title-only"`: an item without a title is
-            an error; other missing texts become empty strings, and a field may have no column at all.
+            an error; other missing texts become empty strings, and a field may have no column at all. `"empty"`: all missing
+            texts become empty strings; a field without a column is an error.
 
     Returns:
         field -> J texts, in the order of `fields`; a text without any letter or digit counts as missing.
@@ -74,19 +75,19 @@ def item_texts(
         >>> item_texts(items, on_missing_text="title-only")
         {'title': ['Red lamp', 'Tea'], 'description': ['Bright.', '']}
     """
-    if on_missing_text not in ("raise", "title-only"):
-        raise InputError(f"on_missing_text is {on_missing_text!r}; it must be 'raise' or 'title-only'")
+    if on_missing_text not in ("raise", "title-only", "empty"):
+        raise InputError(f"on_missing_text is {on_missing_text!r}; it must be 'raise', 'title-only' or 'empty'")
     if isinstance(fields, str) or not fields:
         raise InputError(f"fields is {fields!r}; give a list of text columns, such as ['title', 'description']")
     if on_missing_text == "title-only" and TITLE not in fields:
         raise InputError(f"on_missing_text is 'title-only', but fields is {list(fields)}; add 'title' to fields")
     texts: dict[str, list[str]] = {}
     for field in fields:
-        required = field == TITLE or on_missing_text == "raise"
+        required = on_missing_text == "raise" or (on_missing_text == "title-only" and field == TITLE)
         if field in items.column_names:
             _check_is_text(items, field)
             texts[field] = [text if _LETTER_OR_DIGIT.search(text) else "" for text in map(clean_text, text_column(items, field))]
-        elif required:
+        elif required or on_missing_text == "empty":
             columns = [name for name in items.column_names if name != "item_id"]
             raise InputError(f"the items have no column {field!r}, only {columns}; choose other fields")
         else:

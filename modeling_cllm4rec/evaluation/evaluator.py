@@ -17,10 +17,12 @@ from tqdm.auto import tqdm
 from modeling_cllm4rec.core.errors import InputError, nearest
 from modeling_cllm4rec.core.top_items import top_items
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
+from modeling_cllm4rec.corpora.history_order import is_ordered
 from modeling_cllm4rec.evaluation import ranking
 from modeling_cllm4rec.evaluation.intervals import bootstrap_interval
 from modeling_cllm4rec.evaluation.protocol import Protocol
-from modeling_cllm4rec.evaluation.report import EvaluationReport, comparison_table
+from modeling_cllm4rec.evaluation.report import EvaluationReport, SliceResult, comparison_table
+from modeling_cllm4rec.evaluation.slices import kept_items, slice_targets
 
 __all__ = ["EvaluationReport", "Recommender", "comparison_table", "evaluate", "select_users", "top_k"]
 
@@ -109,6 +111,7 @@ def evaluate(
     seed: int = 0,
     n_resamples: int = 1000,
     max_users: int | None = None,
+    slice_by: Histories | None = None,
 ) -> EvaluationReport:
     """Rank the whole catalogue for each user and compute metrics on the interactions of a split.
 
@@ -129,9 +132,11 @@ def evaluate(
         seed: random seed of the bootstrap.
         n_resamples: resamples for the 95% intervals; 0 computes no intervals, as in model selection.
         max_users: size of the random sample of users to evaluate, the same for equal data; None evaluates all users.
+        slice_by: the training histories of the recommender, usually `data.histories("train")`, to also report metrics over the
+            true items of one kind, see `slices.slice_targets`; None reports no slices.
 
     Returns:
-        Means, intervals, protocol and values per user.
+        Means, intervals, protocol, values per user, and slices.
 
     Raises:
         InputError: an argument is out of range, a k exceeds the catalogue size, the recommender has another catalogue or
@@ -164,6 +169,13 @@ def evaluate(
     shown = {request.label: np.zeros(data.num_items, dtype=bool) for request in requests if request.metric == "coverage"}
     largest_k = max(request.k for request in requests)
     illegal_items = 0
+    parts: list[tuple[str, str, Histories]] = []
+    if slice_by is not None:
+        marked = slice_targets(
+            select_users(truth, users), select_users(histories, users), slice_by, data.num_items, ordered=is_ordered(data)
+        )
+        parts = [(name, label, kept_items(select_users(truth, users), marks)) for name, label, marks in marked]
+    per_part = [{label: np.full(len(users), np.nan) for label in per_user} for _ in parts]
     with tqdm(total=len(users), desc=f"evaluating {split}", unit="user", disable=not progress) as bar:
         for rows in _batches_by_length(np.diff(histories.indptr)[users], batch_size):
             batch = users[rows]
@@ -177,6 +189,12 @@ def evaluate(
                     shown[label] |= ranking.items_shown(ranked, data.num_items + largest_k, k)[: data.num_items]
                 else:
                     per_user[label][rows] = PER_USER_METRICS[metric](hit, sizes, k)
+            for values, (_, _, targets) in zip(per_part, parts, strict=True):
+                batch_targets = select_users(targets, rows)
+                hit, sizes = ranking.hits(ranked, batch_targets), ranking.truth_sizes(batch_targets)
+                for label, metric, k in requests:
+                    if metric != "coverage":
+                        values[label][rows] = PER_USER_METRICS[metric](hit, sizes, k)
             bar.update(len(batch))
     seconds = time.perf_counter() - start
 
@@ -190,7 +208,14 @@ def evaluate(
     if illegal_items:
         warnings.warn(f"{illegal_items} recommendations are invalid, duplicate or seen items; they count as misses", stacklevel=2)
     counted = None if hasattr(recommender, "score_histories") else illegal_items
-    return EvaluationReport(protocol, means, intervals, seconds, seed, n_resamples, users, per_user, illegal_items=counted)
+    slices: dict[str, dict[str, SliceResult]] = {}
+    for values, (name, label, targets) in zip(per_part, parts, strict=True):
+        own = {metric: float(np.nanmean(found)) for metric, found in values.items()}
+        with_targets = int((np.diff(targets.indptr) > 0).sum())
+        slices.setdefault(name, {})[label] = SliceResult(len(targets.items), with_targets, own, values)
+    return EvaluationReport(
+        protocol, means, intervals, seconds, seed, n_resamples, users, per_user, illegal_items=counted, slices=slices
+    )
 
 
 def _rank(

@@ -18,8 +18,26 @@ import pyarrow.parquet as pq
 from modeling_cllm4rec.core.errors import ExistingFileError, InputError
 from modeling_cllm4rec.corpora.atomic_files import atomic_file
 from modeling_cllm4rec.evaluation.protocol import ALL_SCORED, Protocol
+from modeling_cllm4rec.evaluation.slices import SLICES
 
 FORMAT = "cllm4rec-evaluation-1"
+
+
+@dataclass
+class SliceResult:
+    """Metrics over the true items of one kind; see `slices.slice_targets`.
+
+    Attributes:
+        targets: number of true items of this kind.
+        users: number of users with such an item, who are in the means.
+        metrics: name to mean over these users; the other true items of a user do not count.
+        per_user: name to (all users,) values, NaN for a user without such an item; empty in a report that was loaded.
+    """
+
+    targets: int
+    users: int
+    metrics: dict[str, float]
+    per_user: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass
@@ -39,6 +57,7 @@ class EvaluationReport:
         command: the command line of the evaluation, None if it was called from Python.
         illegal_items: number of invalid, duplicate or seen items in the lists of a search, which count as misses. None if all
             items were scored, which excludes them, and in reports without this count.
+        slices: slice -> label -> metrics over the true items of this kind; empty if none were asked for.
     """
 
     protocol: Protocol
@@ -51,6 +70,7 @@ class EvaluationReport:
     per_user: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict, compare=False, repr=False)
     command: str | None = None
     illegal_items: int | None = None
+    slices: dict[str, dict[str, SliceResult]] = field(default_factory=dict)
 
     @property
     def protocol_line(self) -> str:
@@ -80,6 +100,12 @@ class EvaluationReport:
             "n_resamples": self.n_resamples,
             "command": self.command,
             "illegal_items": self.illegal_items,
+            "slices": {
+                name: {
+                    label: {"targets": one.targets, "users": one.users, "metrics": one.metrics} for label, one in parts.items()
+                }
+                for name, parts in self.slices.items()
+            },
         }
 
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> Path:
@@ -132,12 +158,16 @@ class EvaluationReport:
                 n_resamples=values["n_resamples"],
                 command=values.get("command"),
                 illegal_items=values.get("illegal_items"),
+                slices={
+                    name: {label: SliceResult(**one) for label, one in parts.items()}
+                    for name, parts in values.get("slices", {}).items()
+                },
             )
         except KeyError as error:
             raise InputError(f"{path} lacks the field {error}; evaluate again") from error
 
     def to_markdown(self) -> str:
-        """Return a Markdown table of the metrics with their intervals, and the protocol below it."""
+        """Return a Markdown table of the metrics with their intervals, the protocol below it, and a table of each slice."""
         lines = ["| metric | value | 95% interval |", "|---|---|---|"]
         for name, value in self.metrics.items():
             ends = "-"
@@ -145,7 +175,19 @@ class EvaluationReport:
                 low, high = self.intervals[name]
                 ends = f"{low:.4f} to {high:.4f}"
             lines.append(f"| {name} | {value:.4f} | {ends} |")
-        return "\n".join([*lines, "", f"Protocol: {self.protocol_line}."])
+        lines += ["", f"Protocol: {self.protocol_line}."]
+        for name, parts in self.slices.items():
+            lines += ["", f"Metrics {SLICES[name]}:", ""]
+            lines += [f"| slice | true items | users | {' | '.join(self._sliced)} |", "|---" * (3 + len(self._sliced)) + "|"]
+            for label, one in parts.items():
+                cells = " | ".join(f"{one.metrics[metric]:.4f}" for metric in self._sliced)
+                lines.append(f"| {label} | {one.targets} | {one.users} | {cells} |")
+        return "\n".join(lines)
+
+    @property
+    def _sliced(self) -> list[str]:
+        """Metrics that slices have: all that are means over users."""
+        return [name for name in self.metrics if not name.startswith("coverage")]
 
 
 def comparison_table(reports: Mapping[str, EvaluationReport]) -> str:

@@ -13,7 +13,7 @@ from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.evaluation.evaluator import evaluate
 from modeling_cllm4rec.evaluation.intervals import bootstrap_interval
-from modeling_cllm4rec.evaluation.report import EvaluationReport
+from modeling_cllm4rec.evaluation.report import EvaluationReport, SliceResult
 
 __all__ = ["SearchingRecommender", "evaluate_templates"]
 
@@ -88,4 +88,15 @@ def evaluate_templates(
         seconds=sum(report.seconds for report in reports),
         illegal_items=sum(report.illegal_items or 0 for report in reports),
         per_user=per_user,
+        slices={
+            name: {label: _mean_of([report.slices[name][label] for report in reports]) for label in parts}
+            for name, parts in first.slices.items()
+        },
     )
+
+
+def _mean_of(parts: Sequence[SliceResult]) -> SliceResult:
+    """Return the mean of one slice over several reports of the same users."""
+    per_user = {name: np.mean([part.per_user[name] for part in parts], axis=0) for name in parts[0].per_user}
+    metrics = {name: float(np.mean([part.metrics[name] for part in parts])) for name in parts[0].metrics}
+    return dataclasses.replace(parts[0], metrics=metrics, per_user=per_user)

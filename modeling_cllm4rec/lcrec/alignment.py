@@ -23,6 +23,7 @@ from modeling_cllm4rec.core.losses import word_nll
 from modeling_cllm4rec.core.prompt_assembly import pad_right
 from modeling_cllm4rec.corpora.batches import plan_batches
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
+from modeling_cllm4rec.corpora.history_order import warn_if_unordered
 from modeling_cllm4rec.evaluation.evaluator import evaluate
 from modeling_cllm4rec.evaluation.searching import SearchingRecommender
 from modeling_cllm4rec.lcrec.alignment_corpus import AlignmentCorpus
@@ -92,6 +93,8 @@ class AlignmentStage:
                 device=device,
                 progress=is_main_process,
             )
+        if arguments.reorder < 1:
+            warn_if_unordered(data, "LC-Rec reads it; reorder=1 shuffles every history in each epoch")
         self.corpus = AlignmentCorpus(
             data,
             tokenizer,

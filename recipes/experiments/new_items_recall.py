@@ -68,7 +68,7 @@ def baselines_for(held_out: HeldOutItems, new: int, vectors: npt.NDArray[np.floa
     return {
         "popularity": PopularityRecommender(counts),
         "random": RandomRecommender(held_out.data.num_items + new, seed),
-        "text nearest neighbour": TextKNNRecommender(vectors),
+        "text nearest neighbour": TextKNNRecommender(vectors, neighbours=None),
     }
 
 

@@ -1,5 +1,7 @@
 """Mult-VAE and SASRec: what they compute, against second implementations, and how they stop."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -10,23 +12,33 @@ from modeling_cllm4rec.baselines.early_stopping import Stopping, train_until_bes
 from modeling_cllm4rec.baselines.multvae import MultVAE, negative_elbo
 from modeling_cllm4rec.baselines.sasrec import (
     IGNORE_INDEX,
+    LiGRBlock,
     SASRec,
     SASRecRecommender,
     inclusion_probabilities,
+    reordered,
     sampled_nll,
     training_segments,
 )
 from modeling_cllm4rec.core.losses import multinomial_nll
+from modeling_cllm4rec.corpora.history_order import UnorderedHistoriesWarning
+from modeling_cllm4rec.corpora.text_vectors import text_vectors, whitened_rows
 from modeling_cllm4rec.evaluation.ranking import histories_from_lists
 
 SASREC = {"num_items": 12, "size": 16, "layers": 2, "heads": 2, "dropout": 0.5, "max_length": 6}
+ESASREC_AS_SASREC = {"block": "transformer", "temperature": 0.07}
 VAE = {"hidden_size": 32, "latent_size": 16}
 
 
-@pytest.fixture(params=[None, 0.1], ids=["dot product", "cosine"])
+# The small world is split at random, of which SASRec warns; two tests check that.
+pytestmark = pytest.mark.filterwarnings("ignore::modeling_cllm4rec.corpora.history_order.UnorderedHistoriesWarning")
+
+
+@pytest.fixture(params=[(None, "transformer"), (0.1, "transformer"), (None, "ligr")], ids=["dot product", "cosine", "gated"])
 def sasrec(request):
     torch.manual_seed(0)
-    return SASRec(**SASREC, temperature=request.param).eval()
+    temperature, block = request.param
+    return SASRec(**SASREC, temperature=temperature, block=block).eval()
 
 
 def test_sasrec_never_looks_ahead(sasrec):
@@ -110,10 +122,74 @@ def test_the_losses_of_sasrec_agree(data):
     shared = {"size": 8, "heads": 1, "layers": 1, "dropout": 0.0, "epochs": 2, "progress": False}
     histories = data.histories("train")
     full = fit_baseline("sasrec", data, **shared).score_histories(None, histories)
-    sampled = fit_baseline("sasrec-sampled", data, num_samples=data.num_items, **shared)
+    sampled = fit_baseline("esasrec", data, **{**ESASREC_AS_SASREC, **shared}, num_samples=data.num_items)
     assert sampled.score_histories(None, histories) == pytest.approx(full, abs=1e-3)
     chunked = fit_baseline("sasrec", data, chunk_size=7, **shared)
     assert chunked.score_histories(None, histories) == pytest.approx(full, abs=1e-3)
+
+
+def test_a_gated_block_by_hand():
+    """Two gated residuals: attention, then SwiGLU, each of the normalized state (eq. 1 to 4 of LiGR)."""
+    torch.manual_seed(0)
+    block = LiGRBlock(size=6, heads=1, dropout=0.5).eval()
+    states = torch.randn(2, 4, 6)
+    mask = torch.full((4, 4), float("-inf")).triu(1)
+    given = F.layer_norm(states, (6,))
+    query, key, value = F.linear(given, block.attention.in_proj_weight, block.attention.in_proj_bias).chunk(3, -1)
+    attended = (query @ key.mT / 6**0.5 + mask).softmax(-1) @ value
+    attended = F.linear(attended, block.attention.out_proj.weight, block.attention.out_proj.bias)
+    gate = torch.sigmoid(states @ block.attention_gate.weight.T + block.attention_gate.bias)
+    middle = states + gate * attended
+    given = F.layer_norm(middle, (6,))
+    inner = (F.silu(given @ block.gate.weight.T) * (given @ block.up.weight.T)) @ block.down.weight.T
+    wanted = middle + torch.sigmoid(middle @ block.feed_forward_gate.weight.T + block.feed_forward_gate.bias) * inner
+    assert torch.allclose(block(states, src_mask=mask, is_causal=True), wanted, atol=1e-5)
+
+
+def test_item_rows_start_from_texts(data):
+    """The rows are whitened text vectors times the usual deviation; after a tiny step they are still near them."""
+    shared = {"size": 4, "epochs": 1, "lr": 1e-9, "progress": False}
+    fitted = fit_baseline("sasrec", data, item_rows="text", fields=["title"], **shared)
+    wanted = 0.02 * whitened_rows(text_vectors(data, fields=["title"]), 4, seed=0)
+    assert fitted.module.items.weight.detach().numpy() == pytest.approx(wanted, abs=1e-6)
+    random = fit_baseline("sasrec", data, **shared).module.items.weight
+    rows = wanted.copy()
+    rows[3] = 0
+    module = SASRec(**{**SASREC, "num_items": data.num_items, "size": 4})
+    before = module.items.weight.detach().clone()
+    module.start_from(rows / 0.02)
+    assert torch.equal(module.items.weight[3], before[3]) and not torch.equal(module.items.weight[2], before[2])
+    assert random.std().item() == pytest.approx(0.02, rel=0.3)
+
+
+def test_histories_are_shuffled_where_their_order_means_nothing(data):
+    shared = {"size": 8, "epochs": 2, "progress": False}
+    with pytest.warns(UnorderedHistoriesWarning, match="SASRec shuffles them in each epoch; reorder=True does so"):
+        chosen = fit_baseline("sasrec", data, **shared)
+    histories = data.histories("train")
+    shuffled = fit_baseline("sasrec", data, reorder=True, **shared)
+    assert (chosen.score_histories(None, histories) == shuffled.score_histories(None, histories)).all()
+    with pytest.warns(UnorderedHistoriesWarning, match="SASRec reads it with reorder=False"):
+        read = fit_baseline("sasrec", data, reorder=False, **shared)
+    assert (read.score_histories(None, histories) != shuffled.score_histories(None, histories)).any()
+
+
+def test_an_order_that_means_something_is_read(data, recwarn):
+    shared = {"size": 8, "epochs": 1, "progress": False}
+    ordered = dataclasses.replace(data, info={**data.info, "protocol": {**data.info["protocol"], "split": "leave-one-out"}})
+    chosen = fit_baseline("sasrec", ordered, **shared)
+    assert not [one for one in recwarn.list if one.category is UnorderedHistoriesWarning]
+    read = fit_baseline("sasrec", data, reorder=False, **shared)
+    histories = data.histories("train")
+    assert (chosen.score_histories(None, histories) == read.score_histories(None, histories)).all()
+
+
+def test_reordering_keeps_the_items_of_each_history():
+    histories = histories_from_lists([[5, 6, 7, 8], [], [1, 2]])
+    orders = {tuple(reordered(histories, seed=0, epoch=epoch).items.tolist()) for epoch in range(50)}
+    assert len(orders) > 20
+    assert {(frozenset(order[:4]), frozenset(order[4:])) for order in orders} == {(frozenset([5, 6, 7, 8]), frozenset([1, 2]))}
+    assert reordered(histories, 3, 4).items.tolist() == reordered(histories, 3, 4).items.tolist()
 
 
 def test_bf16_is_near_32_bits(data):
@@ -211,8 +287,8 @@ def test_a_loss_that_is_not_finite(data):
         ("sasrec", {"patience": -1}, "patience is -1; it must be 1 or more, or 0"),
         ("sasrec", {"precision": "fp16"}, "precision is 'fp16'; allowed are 'no' and 'bf16'"),
         ("sasrec", {"metric": "ndgc@10", "epochs": 1}, "unknown metric 'ndgc@10'"),
-        ("sasrec-sampled", {"num_samples": 0}, "num_samples is 0"),
-        ("sasrec-sampled", {"sampling_power": 2.0}, "sampling_power is 2.0; it must lie between 0"),
+        ("esasrec", {"num_samples": 0}, "num_samples is 0"),
+        ("esasrec", {"sampling_power": 2.0}, "sampling_power is 2.0; it must lie between 0"),
         ("multvae", {"beta": -0.1}, "beta is -0.1"),
         ("multvae", {"anneal_epochs": 0}, "anneal_epochs is 0"),
         ("multvae", {"lr": 0.0}, "lr is 0.0; it must be above 0"),
@@ -224,6 +300,14 @@ def test_settings_out_of_range(data, name, setting, message):
         fit_baseline(name, data, progress=False, **setting)
 
 
-def test_an_unknown_loss(data):
-    with pytest.raises(ValueError, match="loss is 'bce'; allowed are 'full', 'sampled'"):
-        SASRecRecommender.fit(data, loss="bce")
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"loss": "bce"}, "loss is 'bce'; allowed are 'full' and 'sampled'"),
+        ({"block": "mamba"}, "block is 'mamba'; allowed are 'transformer' and 'ligr'"),
+        ({"item_rows": "title"}, "item_rows is 'title'; allowed are 'random' and 'text'"),
+    ],
+)
+def test_an_unknown_choice(data, setting, message):
+    with pytest.raises(ValueError, match=message):
+        SASRecRecommender.fit(data, **setting)

@@ -99,7 +99,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_order_of_rows() -> None:
-    first = ["random", "popularity", "itemknn", "ease", "ease-recency", "ials", "multvae", "sasrec", "sasrec-sampled"]
+    first = ["random", "popularity", "itemknn", "ease", "ease-recency", "ials", "multvae", "sasrec", "esasrec"]
     assert list(BASELINES)[: len(first)] == first
 
 

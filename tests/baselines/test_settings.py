@@ -20,10 +20,19 @@ def test_what_a_name_fixes(data):
 
 
 def test_settings_that_change_nothing_are_none(data):
-    assert "num_samples" in baseline_settings("sasrec-sampled") and "num_samples" not in baseline_settings("sasrec")
-    assert "chunk_size" in baseline_settings("sasrec") and "chunk_size" not in baseline_settings("sasrec-sampled")
+    assert "num_samples" in baseline_settings("esasrec") and "num_samples" not in baseline_settings("sasrec")
+    assert "chunk_size" in baseline_settings("sasrec") and "chunk_size" not in baseline_settings("esasrec")
     with pytest.raises(ValueError, match="the baseline 'sasrec' has no setting 'num_samples'"):
         fit_baseline("sasrec", data, num_samples=64)
+
+
+def test_a_name_has_defaults_of_its_own(data):
+    published = {"block": "ligr", "size": 64, "layers": 1, "heads": 1, "dropout": 0.2, "max_length": 50, "num_samples": 256}
+    assert published.items() <= baseline_settings("esasrec").items()
+    assert baseline_settings("sasrec")["size"] == 128
+    fitted = fit_baseline("esasrec", data, epochs=1, progress=False)
+    other = fit_baseline("esasrec", data, epochs=1, size=8, progress=False)
+    assert fitted.module.items.weight.shape[1] == 64 and other.module.items.weight.shape[1] == 8
 
 
 def test_unknown_names_and_settings(data):
@@ -33,8 +42,8 @@ def test_unknown_names_and_settings(data):
         fit_baseline("ease", data, regularisation=3.0)
     with pytest.raises(ValueError, match="'random' has no setting 'shrink'; it has none"):
         fit_baseline("random", data, shrink=3.0)
-    with pytest.raises(ValueError, match="'sasrec-sampled' fixes loss='sampled'; remove loss"):
-        fit_baseline("sasrec-sampled", data, loss="full")
+    with pytest.raises(ValueError, match="'esasrec' fixes loss='sampled'; remove loss"):
+        fit_baseline("esasrec", data, loss="full")
     with pytest.raises(ValueError, match="there is no baseline 'bpr'"):
         tune("bpr", data)
 

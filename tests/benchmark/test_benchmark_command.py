@@ -77,6 +77,9 @@ def test_sum_of_baselines_takes_what_was_found_for_each(quality: Quality, in_pro
     assert rows["ease+itemknn"].is_baseline
     for name in ("ease", "itemknn"):
         assert rows["ease+itemknn"].settings[name] == rows[name].settings
+    found = json.loads((tmp_path / "report" / "tuning" / "ease-itemknn-everyone.json").read_text())
+    assert rows["ease+itemknn"].settings["weights"] == found["settings"]["weights"] and len(found["trials"]) == 2
+    assert rows["ease+itemknn"].chosen.endswith("; weights: tuned on validation, 2 trials by recall@5")
 
 
 def test_commands_name_places_from_the_working_directory(

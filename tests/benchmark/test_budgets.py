@@ -32,7 +32,7 @@ def test_words_of_jobs(tmp_path: Path) -> None:
         "ials": "tuned on validation, 4 trials by ndcg@5",
         "itemknn": "defaults, not tuned on this data; add --tune N",
         "popularity": "nothing to tune",
-        "ease+itemknn": f"ease: {budgets.OWN}; itemknn: {budgets.DEFAULTS}",
+        "ease+itemknn": f"ease: {budgets.OWN}; itemknn: {budgets.DEFAULTS}; weights: {budgets.EQUAL}",
     }
 
 

@@ -33,14 +33,10 @@ class Searching:
         return top_k(self.inner.score_histories(users, histories), k, seen)[0]
 
 
-def counts_of(data: RecommendationData) -> np.ndarray:
-    return np.bincount(data.histories("train").items, minlength=data.num_items)
-
-
 @pytest.mark.parametrize("condition", [TRAIN, Condition("train", "train+validation"), Condition(*["train+validation"] * 2)])
 def test_metrics_are_those_of_evaluate(data: RecommendationData, setting: BenchmarkConfig, condition: Condition) -> None:
     recommender = RandomRecommender(data.num_items, seed=3)
-    ours = measure(recommender, data, setting, condition, counts_of(data))
+    ours = measure(recommender, data, setting, condition, data.histories("train"))
     theirs = evaluate(recommender, data, "test", *condition[:2], metrics=setting.metrics, n_resamples=0, progress=False)
     assert ours.metrics == theirs.metrics
     assert ours.protocol == theirs.protocol
@@ -50,26 +46,26 @@ def test_metrics_are_those_of_evaluate(data: RecommendationData, setting: Benchm
 
 
 def test_what_searches_is_measured_alike(data: RecommendationData, setting: BenchmarkConfig) -> None:
-    popularity, counts = PopularityRecommender.fit(data), counts_of(data)
+    popularity, train = PopularityRecommender.fit(data), data.histories("train")
     for condition in (TRAIN, TRAIN._replace(negatives=6)):
-        scored, searched = (measure(one, data, setting, condition, counts) for one in (popularity, Searching(popularity)))
+        scored, searched = (measure(one, data, setting, condition, train) for one in (popularity, Searching(popularity)))
         assert scored.per_user.equals(searched.per_user)
         assert searched.protocol.decoding == "by hand"
 
 
 def test_nobody_is_named_to_a_model_that_is_not_to_know(data: RecommendationData, setting: BenchmarkConfig) -> None:
     searching = Searching(PopularityRecommender.fit(data))
-    measure(searching, data, setting, TRAIN, counts_of(data), anonymous=True)
+    measure(searching, data, setting, TRAIN, data.histories("train"), anonymous=True)
     assert searching.asked == [None]
-    measure(searching, data, setting, TRAIN, counts_of(data))
+    measure(searching, data, setting, TRAIN, data.histories("train"))
     assert len(searching.asked[1]) == 60
 
 
 def test_slices_by_hand(data: RecommendationData, setting: BenchmarkConfig) -> None:
     """With the true items of one bin only, recall is hits in the bin over min(5, true items in the bin)."""
-    recommender, counts = RandomRecommender(data.num_items, seed=3), counts_of(data)
-    found = measure(recommender, data, setting, TRAIN, counts).per_user
-    truth, train = data.histories("test"), data.histories("train")
+    recommender, truth, train = RandomRecommender(data.num_items, seed=3), data.histories("test"), data.histories("train")
+    found = measure(recommender, data, setting, TRAIN, train).per_user
+    counts = np.bincount(train.items, minlength=data.num_items)
     labels = [name for name in found.column_names if name.startswith("popularity:")]
     assert len(labels) >= 3
     for label in labels:
@@ -83,12 +79,16 @@ def test_slices_by_hand(data: RecommendationData, setting: BenchmarkConfig) -> N
             inside = {int(item) for item in true if int(low) <= counts[item] <= int(high or low)}
             wanted = len(best & inside) / min(5, len(inside)) if inside else None
             assert found[label][row].as_py() == wanted
+    assert [name for name in found.column_names if name.startswith("relation:")] == [
+        "relation:together with an item",
+        "relation:never together",
+    ], "a random split has no transitions"
 
 
 def test_users_without_test_items_are_counted_and_left_out(data: RecommendationData, setting: BenchmarkConfig) -> None:
     gone = pc.and_(pc.equal(data.interactions["split"], "test"), pc.less(data.interactions["user_index"], 7))
     fewer = dataclasses.replace(data, interactions=data.interactions.filter(pc.invert(gone)))
-    found = measure(PopularityRecommender.fit(fewer), fewer, setting, TRAIN, counts_of(fewer))
+    found = measure(PopularityRecommender.fit(fewer), fewer, setting, TRAIN, fewer.histories("train"))
     assert (found.protocol.users, found.protocol.excluded_users) == (53, 7)
     assert min(found.per_user["user_index"].to_pylist()) == 7
     assert not np.isnan(list(found.metrics.values())).any()
@@ -107,7 +107,7 @@ def test_candidates_are_true_items_and_unseen_ones(data: RecommendationData) -> 
 
 def test_sampled_metrics_say_so_and_are_higher(data: RecommendationData, setting: BenchmarkConfig) -> None:
     recommender = PopularityRecommender.fit(data)
-    full, sampled = (measure(recommender, data, setting, TRAIN._replace(negatives=n), counts_of(data)) for n in (0, 6))
+    full, sampled = (measure(recommender, data, setting, TRAIN._replace(negatives=n), data.histories("train")) for n in (0, 6))
     assert sampled.protocol.candidates == "SAMPLED: the true items and 6 random unseen ones"
     assert full.protocol.candidates == "full catalogue"
     assert sampled.metrics["recall@5"] > full.metrics["recall@5"]

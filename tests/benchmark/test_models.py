@@ -53,6 +53,9 @@ def test_sum_of_baselines_with_the_settings_of_each() -> None:
     assert fixed[0].recipe == {"name": "ease+itemknn", "settings": {"ease": {"regularization": 7.0}, "itemknn": {}}}
     assert ([job.seed for job in fixed], [job.seed for job in drawn]) == ([1], [1, 2])
     assert fixed[0].system == "baseline" and fixed[0].command.endswith("--models ease+itemknn --seed 1")
+    of_sum = {"ease+itemknn": {"weights": {"itemknn": 0.5}, "itemknn": {"shrink": 3.0}}}
+    weighted = make_jobs(["ease+itemknn"], [1], recipes._replace(baselines={**recipes.baselines, **of_sum}))[0].recipe
+    assert weighted["settings"] == {"ease": {"regularization": 7.0}, "itemknn": {"shrink": 3.0}, "weights": {"itemknn": 0.5}}
     assert title("ease+ials") == "EASE + iALS"
 
 

@@ -79,7 +79,7 @@ def test_both_in_a_report(quality: Quality, own: str, lists: Path, in_process: l
     text = (tmp_path / "report" / "report.md").read_text()
     assert str(tmp_path) not in text and f"| {lists.name} | 1 |" in text and f"| EASE + {own} | 1 |" in text
     assert rows[own].chosen == "tuned on validation, 2 trials by recall@5"
-    assert sum("seed" not in name for name in in_process) == 2, "EASE and the class of one's own have a search space"
+    assert sum("seed" not in name for name in in_process) == 3, "of EASE, of the class, and of the weights of their sum"
     in_process.clear()
     assert quality("--models", models, "--tune", "2", "--seeds", "2") == 0
     assert in_process == []

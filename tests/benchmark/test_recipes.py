@@ -46,6 +46,8 @@ def test_inline_and_named_sections_are_the_same(tmp_path: Path) -> None:
         ("baseline: {}", r"unknown key 'baseline'; did you mean 'baselines'"),
         ("baselines: {eas: {}}", r"baselines: unknown key 'eas'; did you mean 'ease'"),
         ("baselines: {ease: {regularisation: 1}}", "no setting 'regularisation'; did you mean 'regularization"),
+        ("baselines: {ease+ils: {weights: {ease: 1}}}", "there is no baseline 'ils'; did you mean 'ials'"),
+        ("baselines: {ease+ials: {weights: {itemknn: 1}}}", "weights of 'ease.ials' names 'itemknn'; known are ease, ials"),
         ("cllm4rec: {pretrain: {lambdac: 1}}", r"cllm4rec: pretrain: unknown key 'lambdac'; did you mean 'lambda_c'"),
         ("baselines: [own.yaml]", "it must be the name of a YAML file and a key in it"),
         ("baselines: [own.yaml, books]", "own.yaml has no key 'books'; it has lr, pretrain, finetune"),

@@ -108,11 +108,11 @@ def test_text_only_is_fitted_and_asked_about_candidates_only(
     }
     trained = train(Job("tallrec", "baseline", 1, {"name": "tallrec", "settings": settings}), setting, data, tmp_path)
     assert trained.settings["lora_rank"] == 8 and "planned_pairs" not in trained.settings
-    counts = np.bincount(data.histories("train").items, minlength=data.num_items)
-    whole = measure(trained.recommender, data, setting, setting.conditions[0], counts)
+    train_histories = data.histories("train")
+    whole = measure(trained.recommender, data, setting, setting.conditions[0], train_histories)
     assert whole.protocol.users == 3
     monkeypatch.setattr(trained.recommender, "score_histories", None)  # every item of the catalogue: not needed here
-    sampled = measure(trained.recommender, data, setting, setting.conditions[1], counts)
+    sampled = measure(trained.recommender, data, setting, setting.conditions[1], train_histories)
     assert sampled.protocol.candidates.startswith("SAMPLED") and sampled.metrics["recall@5"] >= whole.metrics["recall@5"]
 
 

@@ -83,9 +83,16 @@ def test_items_without_description_are_an_error_unless_titles_suffice() -> None:
     assert item_texts(items, on_missing_text="title-only")["description"] == ["Red.", ""]
 
 
+def test_missing_texts_may_be_empty() -> None:
+    items = catalogue(title=["Lamp", None], description=[None, None])
+    assert item_texts(items, on_missing_text="empty") == {"title": ["Lamp", ""], "description": ["", ""]}
+    with pytest.raises(ValueError, match="the items have no column 'brand'"):
+        item_texts(items, ["title", "brand"], on_missing_text="empty")
+
+
 def test_wrong_choices() -> None:
     items = catalogue(title=["Lamp"], price=[3.5])
-    with pytest.raises(ValueError, match="on_missing_text is 'skip'; it must be 'raise' or 'title-only'"):
+    with pytest.raises(ValueError, match="on_missing_text is 'skip'; it must be 'raise', 'title-only' or 'empty'"):
         item_texts(items, on_missing_text="skip")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="fields is 'title'; give a list"):
         item_texts(items, "title")

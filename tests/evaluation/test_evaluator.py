@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import pytest
 
 from modeling_cllm4rec.baselines.popularity import PopularityRecommender, RandomRecommender
-from modeling_cllm4rec.corpora.data_folder import RecommendationData
+from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.evaluation.evaluator import evaluate, parse_metrics, select_users
 from modeling_cllm4rec.evaluation.ranking import histories_from_lists
 
@@ -35,7 +35,7 @@ def data():
                 "split": split,
             }
         ),
-        info={"protocol": {"line": "random split, seed 7"}},
+        info={"protocol": {"split": "random", "line": "random split, seed 7"}},
         folder=Path("data/tiny"),
     )
 
@@ -265,3 +265,28 @@ class TestSample:
     def test_must_be_positive(self, data):
         with pytest.raises(ValueError, match="max_users must be at least 1, got 0"):
             run(data, max_users=0)
+
+
+@pytest.mark.filterwarnings("ignore:1 of 4 users have no test items")
+def test_slices_are_metrics_over_the_true_items_of_one_kind(data):
+    """A slice that holds all true items has the metrics of the report, and the parts of a slice hold all of them."""
+    recommender = RandomRecommender(data.num_items, seed=3)
+    shared = {"metrics": ["recall@2", "ndcg@3", "coverage@2"], "n_resamples": 0, "progress": False}
+    train = data.histories("train")
+    report = evaluate(recommender, data, "test", slice_by=train, **shared)
+    plain = evaluate(recommender, data, "test", **shared)
+    assert report.metrics == plain.metrics and plain.slices == {}
+    counts = len(data.histories("test").items)
+    for parts in report.slices.values():
+        assert sum(one.targets for one in parts.values()) == counts
+    by_length = report.slices["history_length"].values()
+    assert sum(one.users for one in by_length) == report.users, "each user has one length"
+    for metric in ("recall@2", "ndcg@3"):
+        total = sum(one.users * one.metrics[metric] for one in by_length)
+        assert total / report.users == pytest.approx(report.metrics[metric])
+        for one in by_length:
+            own = ~np.isnan(one.per_user[metric])
+            assert one.per_user[metric][own].tolist() == report.per_user[metric][own].tolist() and own.sum() == one.users
+    nobody = Histories(np.zeros(1, dtype=np.int64), np.zeros(0, dtype=np.int32))
+    (never,) = evaluate(recommender, data, "test", slice_by=nobody, **shared).slices["relation"].values()
+    assert never.metrics == {name: value for name, value in report.metrics.items() if name != "coverage@2"}

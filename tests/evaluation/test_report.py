@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from modeling_cllm4rec.evaluation.protocol import Protocol
-from modeling_cllm4rec.evaluation.report import EvaluationReport, comparison_table
+from modeling_cllm4rec.evaluation.report import EvaluationReport, SliceResult, comparison_table
 
 PROTOCOL = Protocol("beauty", "random split, seed 1", "test", "train", "train", items=50, users=2, excluded_users=1)
 
@@ -43,6 +43,20 @@ def test_json_there_and_back(report, tmp_path):
     assert written["protocol_line"] == f"{PROTOCOL}; illegal items 0" and written["illegal_items"] == 0
     assert written["users"] == 2
     assert written["intervals"] == {"recall@20": [0.125, 0.375]}
+
+
+def test_slices_are_saved_and_shown(report, tmp_path):
+    never = SliceResult(3, 2, {"recall@20": 0.0625}, {"recall@20": np.array([0.0, 0.125])})
+    report.slices = {"relation": {"never together": never}}
+    loaded = EvaluationReport.load(report.save(tmp_path / "report.json"))
+    assert loaded == report and loaded.slices["relation"]["never together"].per_user == {}
+    text = report.to_markdown()
+    assert "Metrics by relation of the items that are to be found to the history" in text
+    assert "| slice | true items | users | recall@20 |\n|---|---|---|---|\n| never together | 3 | 2 | 0.0625 |" in text
+    written = json.loads((tmp_path / "report.json").read_text())
+    del written["slices"]
+    (tmp_path / "report.json").write_text(json.dumps(written))
+    assert EvaluationReport.load(tmp_path / "report.json").slices == {}, "reports of earlier versions have none"
 
 
 def test_an_existing_report_is_kept(report, tmp_path):

@@ -25,6 +25,7 @@ from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendati
 from modeling_cllm4rec.cllm4rec.pretraining import pretrain
 from modeling_cllm4rec.core.catalogue import IdMap
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
+from modeling_cllm4rec.corpora.history_order import UnorderedHistoriesWarning
 from modeling_cllm4rec.evaluation.searching import SearchingRecommender, evaluate_templates
 from modeling_cllm4rec.lcrec import alignment
 from modeling_cllm4rec.lcrec.alignment import AlignmentStage, align, load_semantic_ids, new_lcrec_model
@@ -282,7 +283,8 @@ def test_the_loss_is_the_mean_over_response_tokens_by_hand(align_arguments: Make
     data = RecommendationData.load(arguments.data)
     model, tokenizer = new_lcrec_model(data, arguments)
     model.eval()
-    stage = AlignmentStage(model, tokenizer, data, arguments)
+    with pytest.warns(UnorderedHistoriesWarning, match="LC-Rec reads it; reorder=1 shuffles every history"):
+        stage = AlignmentStage(model, tokenizer, data, arguments)
     step = stage.steps(0)[0]
     loss, nll, tokens = stage.loss(step, step.documents, 0, torch.Generator())
     total, count = 0.0, 0
@@ -301,11 +303,13 @@ def test_evaluation_over_templates_is_the_mean(align_arguments: MakeAlign) -> No
     arguments = align_arguments(epochs=1)
     model, _ = align(arguments)
     data = RecommendationData.load(arguments.data)
-    shared = {"metrics": ["hit_rate@5", "ndcg@10"], "progress": False, "n_resamples": 20}
+    shared = {"metrics": ["hit_rate@5", "ndcg@10"], "progress": False, "n_resamples": 20, "slice_by": data.histories("train")}
     both = evaluate_templates(model, data, "test", [0, 3], {"num_beams": 10}, **shared)
     single = [evaluate_templates(model, data, "test", [one], {"num_beams": 10}, **shared) for one in (0, 3)]
     for name in both.metrics:
         assert both.metrics[name] == pytest.approx(np.mean([one.metrics[name] for one in single]))
+        of_slices = [one.slices["popularity"]["0-4"].metrics[name] for one in (both, *single)]
+        assert of_slices[0] == pytest.approx(np.mean(of_slices[1:]))
     assert both.protocol.decoding == "constrained search with 10 beams, mean over 2 templates"
     exact = evaluate_templates(model, data, "test", [0], {"scoring": "all"}, **shared)
     wide = evaluate_templates(model, data, "test", [0], {"num_beams": data.num_items}, **shared)

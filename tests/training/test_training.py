@@ -30,6 +30,7 @@ from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.core.language_model import pretrained_backbone
 from modeling_cllm4rec.core.losses import multinomial_nll
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
+from modeling_cllm4rec.corpora.history_order import UnorderedHistoriesWarning
 from modeling_cllm4rec.training.loop import Step
 from modeling_cllm4rec.training.progress import Progress
 
@@ -384,7 +385,8 @@ def test_learning_rates_rise_and_fall(schedule: str, finetune_arguments: MakeFin
 def item_nll(arguments: PretrainArguments, model: CLLM4RecForRecommendation, data: RecommendationData) -> float:
     """Nats of an item of the train histories, in the order of the data."""
     tokenizer = new_model(data, arguments)[1]
-    stage = PretrainingStage(model.eval(), tokenizer, data, dataclasses.replace(arguments, reorder=False, item_loss="exact"))
+    with pytest.warns(UnorderedHistoriesWarning, match="CLLM4Rec reads it with reorder=False; reorder=True draws new orders"):
+        stage = PretrainingStage(model.eval(), tokenizer, data, dataclasses.replace(arguments, reorder=False, item_loss="exact"))
     users = stage.histories.users
     _, nll, tokens = stage.loss(Step("collaborative", users), users, 1, torch.Generator())
     return nll / tokens
