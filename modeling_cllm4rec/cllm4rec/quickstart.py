@@ -25,6 +25,7 @@ from modeling_cllm4rec.core.errors import ExistingFileError, InputError, Missing
 from modeling_cllm4rec.corpora.atomic_files import atomic_file, atomic_folder
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.interactions import read_interactions, read_texts
+from modeling_cllm4rec.corpora.item_texts import ITEM_TEXTS
 from modeling_cllm4rec.corpora.preparation import prepare_tables
 from modeling_cllm4rec.corpora.readers import HUB_PREFIX, checksum
 from modeling_cllm4rec.evaluation.evaluator import comparison_table, evaluate
@@ -43,9 +44,8 @@ TableLike: TypeAlias = pd.DataFrame | pa.Table | str | Path
 RECORD = "quickstart.json"
 """Fingerprints of the tables and arguments that OUTPUT/data was prepared from."""
 COMPARED_METRICS = ("recall@20", "ndcg@10")
-REFERENCES = ("popularity", "ease")
 LARGEST_EASE = 20_000
-"""Items up to which EASE is fitted for the comparison; its matrix takes 8 bytes a pair of items."""
+"""Items up to which EASE is fitted, as a teacher and for the comparison; its matrix takes 8 bytes a pair of items."""
 
 
 def train_recommender(
@@ -266,13 +266,22 @@ def _log_comparison(model: CLLM4RecForRecommendation, data: RecommendationData) 
         logger.info("the data has no validation interactions, so the model is not compared with baselines")
         return
     metrics = tuple(name for name in COMPARED_METRICS if int(name.partition("@")[2]) <= data.num_items)
-    references = REFERENCES if data.num_items <= LARGEST_EASE else REFERENCES[:1]
-    recommenders = {name: fit_baseline(name, data) for name in references} | {"CLLM4Rec": model}
+    linear = "ease+textknn" if any(column in data.items.column_names for column in ITEM_TEXTS) else "ease"
+    references = ("popularity", linear) if data.num_items <= LARGEST_EASE else ("popularity",)
+    recommenders: dict[str, Any] = {}
+    for name in references:
+        try:
+            recommenders[name] = fit_baseline(name, data)
+        except InputError as error:  # such as texts that share no word; the model is trained and must not be lost
+            logger.warning("no comparison with %s: %s", name, error)
+    recommenders["CLLM4Rec"] = model
     reports = {
         name: evaluate(recommender, data, "validation", metrics=metrics, progress=False)
         for name, recommender in recommenders.items()
     }
-    logger.info("on validation:\n%s\n\n%s", comparison_table(reports), "\n".join(verdicts(reports, "CLLM4Rec", references)))
+    logger.info(
+        "on validation:\n%s\n\n%s", comparison_table(reports), "\n".join(verdicts(reports, "CLLM4Rec", list(reports)[:-1]))
+    )
 
 
 @contextlib.contextmanager

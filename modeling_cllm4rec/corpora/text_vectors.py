@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from scipy import sparse
 
-from modeling_cllm4rec.core.errors import InputError, MissingPackageError
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.item_texts import ITEM_TEXTS, item_texts
 
@@ -106,14 +105,13 @@ def tfidf_vectors(
 
     Raises:
         InputError: no word is left in any text.
-        MissingPackageError: scikit-learn is not installed.
 
     >>> tfidf_vectors(["red lamp", "red pot", "", "a"], max_share=0.5).toarray().tolist()
     [[1.0], [1.0], [0.0], [0.0]]
     """
-    vectorizer = _sklearn("feature_extraction.text").TfidfVectorizer(
-        min_df=min_items, max_df=max_share, sublinear_tf=True, stop_words=stop_words, dtype=np.float32
-    )
+    from sklearn.feature_extraction.text import TfidfVectorizer  # slow to import
+
+    vectorizer = TfidfVectorizer(min_df=min_items, max_df=max_share, sublinear_tf=True, stop_words=stop_words, dtype=np.float32)
     try:
         return sparse.csr_array(vectorizer.fit_transform(texts))
     except ValueError as error:
@@ -140,9 +138,6 @@ def whitened_rows(vectors: TextVectors, size: int, seed: int = 0) -> npt.NDArray
     Returns:
         (J, K); zeros for items without text, and in dimensions beyond those that the vectors have.
 
-    Raises:
-        MissingPackageError: scikit-learn is not installed.
-
     >>> rows = whitened_rows(np.array([[1, 0], [-1, 0], [0, 0], [0, 3], [0, -3]], dtype=np.float32), 2)
     >>> (rows**2).round().tolist()
     [[0.0, 2.0], [0.0, 2.0], [0.0, 0.0], [2.0, 0.0], [2.0, 0.0]]
@@ -150,7 +145,9 @@ def whitened_rows(vectors: TextVectors, size: int, seed: int = 0) -> npt.NDArray
     known = np.flatnonzero(_has_text(vectors))
     given = vectors[known]
     if given.shape[1] > SVD_DIMENSIONS:
-        reducer = _sklearn("decomposition").TruncatedSVD(min(SVD_DIMENSIONS, len(known)), random_state=seed)
+        from sklearn.decomposition import TruncatedSVD  # slow to import
+
+        reducer = TruncatedSVD(min(SVD_DIMENSIONS, len(known)), random_state=seed)
         given = reducer.fit_transform(given)
     dense = np.asarray(given.toarray() if sparse.issparse(given) else given, dtype=np.float64)
     left, values, _ = np.linalg.svd(dense - dense.mean(axis=0), full_matrices=False)
@@ -211,17 +208,3 @@ def _has_text(vectors: TextVectors) -> npt.NDArray[np.bool_]:
     if isinstance(vectors, np.ndarray):
         return np.asarray(vectors.any(axis=1))
     return np.diff(vectors.indptr) > 0
-
-
-def _sklearn(module: str) -> Any:
-    """Import a module of scikit-learn.
-
-    Raises:
-        MissingPackageError: it is not installed.
-    """
-    try:
-        return importlib.import_module(f"sklearn.{module}")
-    except ImportError as error:
-        raise MissingPackageError(
-            "TF-IDF needs the extra `baselines`: pip install scikit-learn, or name another encoder"
-        ) from error

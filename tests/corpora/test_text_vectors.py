@@ -1,14 +1,12 @@
 """Text vectors of items."""
 
 import dataclasses
-import sys
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from scipy import sparse
 
-from modeling_cllm4rec.core.errors import MissingPackageError
 from modeling_cllm4rec.corpora.text_vectors import text_vectors, tfidf_vectors, whitened_rows, with_review_texts
 
 TEXTS = ["red red lamp", "red pot", "the lamp", "", "blue pot"]
@@ -27,12 +25,6 @@ def test_tfidf_by_hand():
 def test_no_shared_word():
     with pytest.raises(ValueError, match="the texts of 2 items share no word that is in 2 or more of them"):
         tfidf_vectors(["red", "blue"])
-
-
-def test_scikit_learn_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.feature_extraction.text", None)
-    with pytest.raises(MissingPackageError, match="TF-IDF needs the extra `baselines`: pip install scikit-learn"):
-        tfidf_vectors(TEXTS)
 
 
 @pytest.mark.parametrize("kind", [np.asarray, sparse.csr_array], ids=["dense", "sparse"])
