@@ -8,15 +8,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from modeling_cllm4rec.app.reasons import nearest_in_history
 from modeling_cllm4rec.app.title_search import TitleSearch
 from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers, Recommendations
 from modeling_cllm4rec.core.errors import InputError
+from modeling_cllm4rec.core.questions import Question as CheckedQuestion
+from modeling_cllm4rec.core.questions import QuestionError
 from modeling_cllm4rec.core.recommender import RecommenderModel
 from modeling_cllm4rec.hub.loading import load_recommender
 from modeling_cllm4rec.systems import resolve, system_of
 
+LABELS = {"k": "How many", "num_beams": "Beams of LC-Rec’s search", "queries": "Looking for, in words"}
+"""Argument of a question -> what the page calls it."""
+ALL_SEEN = "No item is left to recommend: the history holds all items to choose from."
 EMPTY_HISTORY = "The history is empty. Find an item by its title and add it, or take a known user."
 
 
@@ -203,17 +209,16 @@ class ShownModels:
 
     def check(self, question: Question) -> None:
         """Raise InputError, in a sentence for the page, if no model could answer a question."""
-        choices = len(self.catalogue) if question.candidates is None else len(question.candidates)
-        if not 1 <= question.k <= choices:
-            raise InputError(
-                f"{question.k:,} recommendations were asked for; ask for 1 to {choices:,}, the items to choose from."
-            )
-        if question.num_beams is not None and question.num_beams < 1:
-            raise InputError(f"The search was given {question.num_beams} beams; it needs 1 or more.")
-        if question.query and not any(character.isalnum() for character in question.query):
-            raise InputError(f"“{question.query}” holds no word. Say in words what is looked for.")
-        if not question.history and question.user is None and not (question.query and self.read_words):
-            raise InputError(EMPTY_HISTORY)
+        refused: InputError | None = None
+        for one in self.shown:
+            try:
+                _read(one, question)
+            except InputError as error:
+                refused = refused or error
+            else:
+                return
+        assert refused is not None
+        raise refused
 
     def answer(self, one: ShownModel, question: Question) -> Answer:
         """Return the answer of one model; a request that it cannot answer gets a message instead of an exception."""
@@ -225,6 +230,8 @@ class ShownModels:
             return Answer(message=str(error))
         if one.reads_words and question.query and not self.search.knows_a_word(question.query):
             message = f"No title holds any word of “{question.query}”, so take this list with a grain of salt."
+        if not len(table):
+            message = ALL_SEEN
         return Answer(self._rows(one, table, question), milliseconds, message)
 
     def _rows(self, one: ShownModel, table: Recommendations, question: Question) -> tuple[Recommended, ...]:
@@ -263,37 +270,44 @@ def user_index(users: KnownUsers | None, user: str | None) -> int | None:
     return index if index >= 0 else None
 
 
-def _recommend(one: ShownModel, question: Question) -> tuple[Recommendations, str]:
-    """Return the list and a remark on it.
+def _read(one: ShownModel, question: Question) -> tuple[CheckedQuestion, str]:
+    """Return a question as the model reads it, and a remark on the answer.
 
     Raises:
         InputError: the model cannot answer; the message is a sentence for the page.
     """
     model = one.model
-    shared: dict[str, Any] = {"k": question.k, "exclude_seen": question.exclude_seen, "candidates": question.candidates}
-    history = [list(question.history)]
+    settings: dict[str, Any] = {"k": question.k, "exclude_seen": question.exclude_seen, "candidates": question.candidates}
     if "num_beams" in model.search_settings:
-        beams = question.num_beams or model.config.search_beams
-        if question.k > beams:
-            raise InputError(
-                f"{one.system} searches with {beams} beams and finds {beams} items at most; {question.k} were asked for. "
-                "Ask for fewer, or give it more beams."
-            )
-        shared["num_beams"] = beams
+        settings["num_beams"] = question.num_beams
+    histories = [question.history] if question.history else None
+    remark = ""
     if question.query and one.reads_words:
-        searching: Any = model
-        return searching.search([question.query], histories=history if question.history else None, **shared), ""
-    remark = f"{one.system} reads no queries here: it answers for the history alone." if question.query else ""
-    index = user_index(model.users, question.user) if model.reads_users else None
-    if index is not None and model.users is not None:
-        return model.recommend(users=model.users.ids.ids_of([index]), histories=history, **shared), remark
-    if not question.history:
-        if question.user is not None and not model.reads_users:
-            raise InputError(f"{one.system} reads the items of a history, not user ids. Add an item to the history.")
-        raise InputError(remark.partition(":")[0] + ". Add an item to the history." if remark else EMPTY_HISTORY)
-    if question.user is not None and model.reads_users:
-        remark = f"{one.name} does not know the user “{question.user}”: it answers for the history alone."
-    return model.recommend(histories=history, **shared), remark
+        asked: dict[str, Any] = {"queries": [question.query], "histories": histories}
+    else:
+        remark = f"{one.system} reads no queries here: it answers for the history alone." if question.query else ""
+        index = user_index(model.users, question.user) if model.reads_users else None
+        if index is not None and model.users is not None:
+            asked = {"users": model.users.ids.ids_of([index]), "histories": [question.history]}
+        elif histories is None:
+            if question.user is not None and not model.reads_users:
+                raise InputError(f"{one.system} reads the items of a history, not user ids. Add an item to the history.")
+            raise InputError(remark.partition(":")[0] + ". Add an item to the history." if remark else EMPTY_HISTORY)
+        else:
+            asked = {"histories": histories}
+            if question.user is not None and model.reads_users:
+                remark = f"{one.name} does not know the user “{question.user}”: it answers for the history alone."
+    try:
+        return model.read_question(**asked, **settings), remark
+    except QuestionError as error:
+        label = LABELS.get(error.argument.partition("[")[0], error.argument)
+        raise InputError(f"“{label}” is {error.value!r}; allowed: {error.allowed}.") from error
+
+
+def _recommend(one: ShownModel, question: Question) -> tuple[Recommendations, str]:
+    """Return the list and a remark on it; errors as in `_read`."""
+    asked, remark = _read(one, question)
+    return Recommendations(pa.concat_tables(one.model.iter_answers(asked))), remark
 
 
 def _writer(model: RecommenderModel, name: str) -> Any:

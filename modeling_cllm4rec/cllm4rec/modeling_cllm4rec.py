@@ -322,8 +322,7 @@ class CLLM4RecPreTrainedModel(RecommenderModel):
         **search: Any,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return (B, k) best item indices of prompts and their scores, from one forward pass."""
-        if search:
-            raise InputError(f"unknown settings {sorted(search)}: this model scores all items at once and has no search to set")
+        self.check_search(k, **search)
         return top_candidates(self.score_prompts(prompts), seen, k, candidates)
 
 

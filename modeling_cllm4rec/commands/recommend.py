@@ -9,7 +9,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -50,7 +50,9 @@ def parser() -> CommandParser:
     source = flags.add_mutually_exclusive_group()
     source.add_argument("--users", nargs="+", help="external user ids; their stored histories are read")
     source.add_argument("--histories", help="Parquet or JSON-lines file; without users and histories: every known user")
-    source.add_argument("--query", nargs="+", help="LC-Rec: a description of the wanted item; each query is a text in quotes")
+    source.add_argument(
+        "--query", dest="queries", nargs="+", help="LC-Rec: a description of the wanted item; each query is a text in quotes"
+    )
     flags.add_argument("--k", type=int, default=10, help="recommendations for each (default: 10)")
     flags.add_argument("--include-seen", action="store_true", help="recommend items of the history, too")
     flags.add_argument("--candidates", nargs="+", help="choose among these item ids only")
@@ -67,24 +69,29 @@ def parser() -> CommandParser:
 
 
 def questions(arguments: argparse.Namespace, model: RecommenderModel) -> Iterator[dict[str, Any]]:
-    """Arguments `users` and `histories` of `recommend`, some thousand users at a time, and the names of the answers."""
+    """Arguments `users`, `histories` or `queries` of a question, some thousand users at a time, and the names of the answers."""
     if arguments.histories:
         histories = read_histories(arguments.histories)
         for start in range(0, histories.num_rows, USERS_AT_ONCE):
             part = histories.slice(start, USERS_AT_ONCE)
             users = part["user_id"].to_pylist() if "user_id" in part.column_names else None
             names = part["user"] if "user" in part.column_names else pa.array(range(start, start + part.num_rows))
+            names = names if users is None else None
             yield {"users": users, "histories": part["history"].to_pylist(), "names": names}
+        return
+    if arguments.queries:
+        yield {"queries": arguments.queries}
+        return
+    if arguments.users:
+        users = arguments.users if model.users is None else model.users.ids.parse(arguments.users)
+        yield {"users": users}
         return
     if model.users is None:
         raise InputError(f"{arguments.model} knows no users; give --histories")
-    if arguments.users:
-        yield {"users": model.users.ids.parse(arguments.users), "histories": None, "names": None}
-        return
     everyone = np.arange(len(model.users))
-    everyone = everyone[model.readable(everyone, on_unknown=arguments.on_unknown)]
+    everyone = everyone[model.readable(everyone, arguments.on_unknown)]
     for start in range(0, max(len(everyone), 1), USERS_AT_ONCE):
-        yield {"users": model.users.ids.ids_of(everyone[start : start + USERS_AT_ONCE]), "histories": None, "names": None}
+        yield {"users": model.users.ids.ids_of(everyone[start : start + USERS_AT_ONCE])}
 
 
 def read_histories(path: str) -> pa.Table:
@@ -116,39 +123,26 @@ def tables(arguments: argparse.Namespace, model: RecommenderModel) -> Iterator[p
     if candidates is not None and model.catalogue is not None:
         candidates = model.catalogue.ids.parse(candidates)
     search = search_settings(arguments, model)
-    if arguments.query:
-        if not model.reads_queries:
-            raise InputError(f"--query: {arguments.model} reads no queries; give --users or --histories")
-        if arguments.include_seen:
-            raise InputError("--include-seen: a query is asked without a history, so nothing was seen; leave it out")
-        size = batch_size(arguments, model)
-        yield (
-            cast(Any, model)
-            .search(
-                arguments.query, arguments.k, candidates=candidates, on_unknown=arguments.on_unknown, batch_size=size, **search
-            )
-            .table
-        )
-        return
+    if arguments.queries and arguments.include_seen:
+        raise InputError("--include-seen: a query is asked without a history, so nothing was seen; leave it out")
     num_users = 0
-    for question in questions(arguments, model):
-        names = question.pop("names")
-        for table in model.iter_recommendations(
-            **question,
+    for given in questions(arguments, model):
+        names = given.pop("names", None)
+        question = model.read_question(
+            **given,
             k=arguments.k,
             exclude_seen=not arguments.include_seen,
             candidates=candidates,
             on_unknown=arguments.on_unknown,
-            batch_size=batch_size(arguments, model),
-            progress=arguments.output is not None,
             **search,
-        ):
-            if question["users"] is None:
+        )
+        num_users += len(question)
+        for table in model.iter_answers(question, batch_size(arguments, model), progress=arguments.output is not None):
+            if names is not None:
                 table = table.set_column(0, "user", names.take(table["user"]))
-            num_users += table.num_rows // arguments.k
             yield table
     if not num_users:
-        raise InputError(f"--on-unknown skip leaves nobody: {arguments.model} knows none of those that were asked for")
+        raise InputError(f"--on-unknown skip leaves no user: {arguments.model} knows none of those that were asked for")
 
 
 def write(parts: Iterator[pa.Table], path: Path) -> int:

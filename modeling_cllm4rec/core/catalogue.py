@@ -75,6 +75,16 @@ class IdMap:
             digest.update(json.dumps(self.array.slice(start, 65536).to_pylist()).encode())
         return digest.hexdigest()
 
+    def wrongly_typed(self, ids: Iterable[Any]) -> list[Any]:
+        """Return the values that cannot be ids of this map: not text, or no whole numbers. An empty map takes any.
+
+        Example:
+            >>> IdMap([7, 8], "user_id").wrongly_typed([7, True, "8", 7.0])
+            [True, '8', 7.0]
+        """
+        allowed: tuple[type, ...] = (str,) if self.is_text else (int, np.integer)
+        return [value for value in ids if len(self) and (not isinstance(value, allowed) or isinstance(value, bool))]
+
     def indices_of(self, ids: Iterable[Any], on_unknown: OnUnknown = "raise") -> np.ndarray:
         """Dense indices of external ids, int64; -1 for an unknown id when `on_unknown="skip"`.
 
@@ -84,11 +94,9 @@ class IdMap:
         if on_unknown not in ("raise", "skip"):
             raise InputError(f"on_unknown is {on_unknown!r}; allowed are 'raise' and 'skip'")
         given = list(ids)
-        allowed: tuple[type, ...] = (str,) if self.is_text else (int, np.integer)
-        wrong = [value for value in given if not isinstance(value, allowed) or isinstance(value, bool)][:5]
-        if wrong and len(self):
+        if wrong := self.wrongly_typed(given):
             wanted = "strings" if self.is_text else "integers"
-            raise InputError(f"{self.name}: got {wrong!r}, but the ids of this catalogue are {wanted}; convert them first")
+            raise InputError(f"{self.name}: got {wrong[:5]!r}, but the ids of this catalogue are {wanted}; convert them first")
         dtype = self._index.dtype if self.is_text else None  # an integer may be too large for the catalogue's type
         indices = self._index.get_indexer(pd.Index(given, dtype=dtype) if given else [])
         if on_unknown == "raise" and (indices < 0).any():

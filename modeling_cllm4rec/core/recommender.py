@@ -5,6 +5,7 @@ This file is self-contained because it is copied into every saved folder.
 
 from __future__ import annotations
 
+import warnings
 from abc import ABCMeta, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from transformers.utils.hub import resolve_revision
 from .catalogue import CATALOGUE_FILE, Catalogue, IdMap, KnownUsers, OnUnknown, Recommendations
 from .errors import InputError
 from .language_model import execution_device, greedy_generation, pad_prompts, word_head
+from .questions import Question, QuestionError, check_whole_number
 from .saved_folder import HUB_ARGUMENTS, UPLOAD_ARGUMENTS, check_parts, check_target, load_parts, save_parts, upload
 
 
@@ -74,6 +76,17 @@ class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
     @abstractmethod
     def build_prompts(self, user_indices: np.ndarray | None, histories: Iterable[np.ndarray]) -> list[np.ndarray]:
         """Return the token ids of the prompt for each history (item indices, oldest first)."""
+
+    def build_query_prompts(
+        self, queries: Sequence[str], histories: Sequence[np.ndarray] | None = None, template: int = 0
+    ) -> list[np.ndarray]:
+        """Return the token ids of the prompt for each query, of a model that reads queries.
+
+        Args:
+            histories: item indices of each user, oldest first; None for queries alone.
+            template: number of the template.
+        """
+        raise NotImplementedError(f"{type(self).__name__} reads no queries")
 
     @abstractmethod
     def score_prompts(self, prompts: Sequence[np.ndarray]) -> torch.Tensor:
@@ -358,16 +371,18 @@ class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
             k: number of items, at most the number of candidates. A user with fewer unseen candidates gets fewer rows.
             exclude_seen: do not recommend items of the history.
             candidates: external item ids to choose from; None means the whole catalogue.
-            on_unknown: `"raise"` names unknown ids; `"skip"` leaves unknown users, items and candidates out, and known users
-                that the model cannot read (LC-Rec: those with an empty history).
+            on_unknown: `"raise"` names unknown ids; `"skip"` leaves unknown users, items and candidates out, and users with
+                nothing left that the model can read (an unknown user, or LC-Rec: an empty history).
             batch_size: users scored in one pass.
             search: settings of the model's own search, where it has one (LC-Rec: `num_beams`, `scoring`).
 
         Returns:
-            `Recommendations` with columns user, item, rank, score.
+            `Recommendations` with columns user, item, rank, score. A user who has seen all candidates gets no rows, and a
+            warning names the user.
 
         Raises:
             InputError: unknown ids, an empty history of a user without an ID token, k out of range; before anything is scored.
+                A `QuestionError` has the argument, the value and the valid values as attributes.
         """
         tables = list(self.iter_recommendations(users, histories, k, exclude_seen, candidates, on_unknown, batch_size, **search))
         return Recommendations(pa.concat_tables(tables))
@@ -384,79 +399,93 @@ class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
         progress: bool = False,
         **search: Any,
     ) -> Iterator[pa.Table]:
-        """Yield recommendations as in `recommend`, one table per batch, in the given order, in constant memory."""
-        catalogue, known = self.require_catalogue(), self.users
-        if users is None and histories is None:
-            raise InputError("recommend needs users=, histories=, or both")
-        for name, ids in (("users", users), ("histories", histories), ("candidates", candidates)):
-            if ids is not None:
-                _check_list(name, ids)
-        if users is not None and histories is not None and len(users) != len(histories):
-            raise InputError(f"got {len(users)} users and {len(histories)} histories; give one history for each user")
-        batch_size = self.default_batch_size if batch_size is None else batch_size
-        if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}; it must be 1 or more")
-        allowed = None
-        if candidates is not None:
-            found = catalogue.ids.indices_of(candidates, on_unknown)
-            allowed = np.unique(found[found >= 0])
-        choices = len(catalogue) if allowed is None else len(allowed)
-        if not 1 <= k <= choices:
-            raise InputError(f"k is {k}; it must lie between 1 and the {choices} items to choose from")
-        user_indices = None
-        keep = np.arange(len(users if users is not None else histories or []))
-        if users is not None:
-            if known is None:
-                raise InputError("this model knows no users; pass histories= instead")
-            user_indices = known.ids.indices_of(users, on_unknown)
-            keep = keep[user_indices >= 0]
-        given = None
-        if histories is not None:
-            given = {row: self._read_history(row, histories[row], users is None, on_unknown) for row in keep.tolist()}
-        if user_indices is not None:
-            lengths = None if given is None else np.array([len(given[row]) for row in keep.tolist()], dtype=np.int64)
-            keep = keep[self.readable(user_indices[keep], lengths, on_unknown)]
-        names = None if users is None else known.ids.array  # type: ignore[union-attr]
-        with tqdm(total=len(keep), desc="recommending", unit="user", disable=not progress) as bar:
-            for start in range(0, max(len(keep), 1), batch_size):
-                rows = keep[start : start + batch_size]
-                indices = None if user_indices is None else user_indices[rows]
-                if given is None:
-                    read = [known.history(int(index)) for index in indices]  # type: ignore[union-attr]
-                else:
-                    read = [given[row] for row in rows.tolist()]
-                if len(read):
-                    prompts = self.build_prompts(indices, read)
-                    best, scores = self.best_items(prompts, read if exclude_seen else None, k, allowed, **search)
-                else:
-                    best, scores = np.zeros((0, k), np.int64), np.zeros((0, k), np.float32)
-                labels = pa.array(rows) if names is None else names.take(pa.array(indices))
-                yield self._as_table(labels, best, scores)
-                bar.update(len(rows))
+        """Return recommendations as in `recommend`, one table per batch, in the given order, in constant memory."""
+        question = self.read_question(users, histories, None, k, exclude_seen, candidates, on_unknown, **search)
+        return self.iter_answers(question, batch_size, progress)
 
-    def readable(
-        self, user_indices: np.ndarray, lengths: np.ndarray | None = None, on_unknown: OnUnknown = "raise"
-    ) -> np.ndarray:
-        """Return which known users can get recommendations.
+    def read_question(self, *arguments: Any, **named: Any) -> Question:
+        """Check a question of this model; arguments and errors as in `Question.read`."""
+        return Question.read(self, *arguments, **named)
+
+    def check_search(self, k: int, **search: Any) -> None:
+        """Check the settings of a search for k items.
+
+        Raises:
+            QuestionError: a setting that this model does not have, or one with a wrong value.
+        """
+        for name, value in search.items():
+            allowed = " and ".join(self.search_settings) or "no settings, because this model scores all items at once"
+            raise QuestionError(name, value, allowed, "leave it out")
+
+    def iter_answers(
+        self, question: Question, batch_size: int | None = None, progress: bool = False, template: int = 0
+    ) -> Iterator[pa.Table]:
+        """Return the answers of a checked question, one table per batch, in its order, in constant memory.
 
         Args:
-            user_indices: (users,) user indices; lengths: (users,) items of the histories given for them, None for those stored.
+            template: number of the template of queries.
+        """
+        size = self.default_batch_size if batch_size is None else batch_size
+        check_whole_number("batch_size", size)
+        return self._answer_batches(question, size, progress, template)
+
+    def _answer_batches(self, question: Question, batch_size: int, progress: bool, template: int) -> Iterator[pa.Table]:
+        with tqdm(total=len(question), desc="recommending", unit="user", disable=not progress) as bar:
+            for start in range(0, max(len(question), 1), batch_size):
+                rows = range(start, min(start + batch_size, len(question)))
+                read = [question.history(row) for row in rows]
+                indices = None if question.user_indices is None else question.user_indices[start : start + batch_size]
+                prompts: list[np.ndarray] = []
+                if read and question.queries is None:
+                    prompts = self.build_prompts(indices, read)
+                elif read:
+                    alone = question.histories is None and indices is None
+                    queries = question.queries[start : start + batch_size]  # type: ignore[index]
+                    prompts = self.build_query_prompts(queries, None if alone else read, template)
+                yield self._answer(question, start, prompts, read)
+                bar.update(len(rows))
+
+    def _answer(self, question: Question, start: int, prompts: Sequence[np.ndarray], read: Sequence[np.ndarray]) -> pa.Table:
+        """Return the answers of the users from `start` on, whose prompts and histories these are."""
+        k, names = question.k, question.names.slice(start, len(prompts))
+        best, scores = np.zeros((0, k), np.int64), np.zeros((0, k), np.float32)
+        if len(prompts):
+            seen = read if question.exclude_seen else None
+            best, scores = self.best_items(prompts, seen, k, question.candidates, **question.search)
+        without = names.filter(pa.array((best < 0).all(axis=1)))
+        if len(without):
+            choices = self.num_items if question.candidates is None else len(question.candidates)
+            warnings.warn(
+                f"no item is left to recommend to {len(without)} of the users, who have seen all {choices} to choose from: "
+                f"{without[:5].to_pylist()!r}",
+                stacklevel=4,
+            )
+        return self._as_table(names, best, scores)
+
+    def readable(self, user_indices: np.ndarray, on_unknown: OnUnknown = "raise") -> np.ndarray:
+        """Return which known users can get recommendations from their stored histories.
+
+        Args:
+            user_indices: (users,) user indices.
 
         Returns:
             (users,) bool; all True for a model whose users have tokens, or with `on_unknown="raise"`.
 
         Raises:
-            InputError: a user with an empty history, with `on_unknown="raise"` (the first five are named).
+            QuestionError: a user with an empty history, with `on_unknown="raise"` (the first five are named).
         """
         known = self.users
         if self.reads_users or known is None:
             return np.ones(len(user_indices), dtype=bool)
-        found = (known.history_lengths(user_indices) if lengths is None else lengths) > 0
+        found = known.history_lengths(user_indices) > 0
         if on_unknown == "raise" and not found.all():
-            empty = known.ids.ids_of(user_indices[~found][:5])
-            raise InputError(
-                f"the histories of {int((~found).sum())} users are empty: {empty!r}; this model reads items and has no tokens "
-                "for users: give each at least one known item (histories=), or pass on_unknown='skip' to leave them out"
+            raise QuestionError(
+                "users",
+                known.ids.ids_of(user_indices[~found][:5]),
+                "users whose history has at least one known item",
+                f"the histories of {int((~found).sum())} users are empty and this model has no tokens for users: "
+                "give them histories",
+                skippable=True,
             )
         return np.asarray(found)
 
@@ -473,14 +502,6 @@ class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
             )
         return self.catalogue
 
-    def _read_history(self, row: int, history: Sequence[Any], anonymous: bool, on_unknown: OnUnknown) -> np.ndarray:
-        _check_list(f"histories[{row}]", history)
-        indices = self.require_catalogue().ids.indices_of(history, on_unknown)
-        indices = indices[indices >= 0]
-        if anonymous and not len(indices):
-            raise InputError(f"histories[{row}] is empty: a user without an ID token needs at least one known item")
-        return indices
-
     def _as_table(self, labels: pa.Array, best: np.ndarray, scores: np.ndarray) -> pa.Table:
         row, rank = np.nonzero(best >= 0)
         return pa.table(
@@ -491,11 +512,6 @@ class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
                 "score": pa.array(scores[row, rank], pa.float32()),
             }
         )
-
-
-def _check_list(name: str, ids: Any) -> None:
-    if isinstance(ids, str) or not hasattr(ids, "__len__"):
-        raise InputError(f"{name} is the {type(ids).__name__} {ids!r}; give a list, as [{ids!r}]")
 
 
 __all__ = ["RecommenderModel"]

@@ -30,6 +30,7 @@ from ..core.language_model import (
     pretrained_backbone,
     published_config,
 )
+from ..core.questions import QuestionError, check_whole_number
 from ..core.recommender import RecommenderModel
 from ..core.top_items import NO_ITEM, PADDING, top_candidates
 from .beam_search import FoundItems, beam_search, check_tree_attention, score_all
@@ -244,16 +245,34 @@ class LCRecForRecommendation(RecommenderModel):
         Raises:
             InputError: k is larger than the number of beams, or a setting or a choice that does not exist.
         """
-        if search:
-            raise InputError(f"unknown settings {sorted(search)}; allowed are num_beams and scoring")
+        self.check_search(k, num_beams=num_beams, scoring=scoring, **search)
         if scoring == "all":
-            if num_beams is not None:
-                raise InputError(f'num_beams is {num_beams}, but scoring="all" scores every item and has no beams; leave one out')
             return top_candidates(self.score_prompts(prompts), seen, k, candidates)
-        if scoring != "beam":
-            raise InputError(f"scoring is {scoring!r}; allowed are 'beam' and 'all'")
         found = self.search_codes(prompts, seen, k, candidates, num_beams)
         return found.items.cpu().numpy(), found.scores.cpu().numpy()
+
+    def check_search(self, k: int, num_beams: int | None = None, scoring: Scoring = "beam", **search: Any) -> None:
+        """Check the settings of a search for k items, which are explained at `best_items`.
+
+        Raises:
+            QuestionError: an unknown setting, a wrong value, or fewer beams than k.
+        """
+        super().check_search(k, **search)
+        if scoring not in ("beam", "all"):
+            raise QuestionError("scoring", scoring, "'beam' and 'all'", "choose one of them")
+        if num_beams is not None:
+            check_whole_number("num_beams", num_beams)
+        if scoring == "all":
+            if num_beams is not None:
+                raise QuestionError(
+                    "num_beams", num_beams, "none with scoring='all', which has no beams", "leave one of them out"
+                )
+            return
+        beams = self.config.search_beams if num_beams is None else num_beams
+        if k > beams:
+            raise QuestionError(
+                "k", k, f"1 to {beams}, the number of beams of the search", f"give num_beams={k} or more, or a smaller k"
+            )
 
     @torch.no_grad()
     def search_codes(
@@ -265,14 +284,8 @@ class LCRecForRecommendation(RecommenderModel):
         num_beams: int | None = None,
     ) -> FoundItems:
         """Return the k best items of each prompt by a beam search, with the generated codes; errors as in `best_items`."""
+        self.check_search(k, num_beams=num_beams)
         beams = self.config.search_beams if num_beams is None else num_beams
-        if beams < 1:
-            raise InputError(f"num_beams is {beams}; it must be 1 or more")
-        if k > beams:
-            raise InputError(
-                f"k is {k}, but a search with {beams} beams finds {beams} items at most; set num_beams to {k} or more, "
-                'or scoring="all"'
-            )
         ids, mask = self.pad_prompts(prompts)
         seen_rows = None if seen is None else _compressed(seen)
         first_token, trie = self.config.first_index_token, self._trie_here()
@@ -359,7 +372,8 @@ class LCRecForRecommendation(RecommenderModel):
             candidates: external item ids to choose from; None means the whole catalogue.
             exclude_seen: do not recommend items of the history.
             template: number of the template.
-            on_unknown: `"raise"` names unknown items; `"skip"` leaves them out of histories and candidates.
+            on_unknown: `"raise"` names unknown items; `"skip"` leaves them out of histories and candidates, and queries whose
+                history has no known item.
             batch_size: queries searched for in one pass.
             search: `num_beams` and `scoring` as in `best_items`.
 
@@ -373,41 +387,32 @@ class LCRecForRecommendation(RecommenderModel):
         Example:
             >>> model.search(["a gentle cleanser for dry skin"], k=3)  # doctest: +SKIP
         """
-        catalogue, prompts = self.require_catalogue(), self.config.query_prompts
-        if isinstance(queries, str):
-            raise InputError(f"queries is the string {queries!r}; give a list, as [{queries!r}]")
-        if prompts is None:
-            raise InputError("this model has no query prompts: align it with the task itemsearch (`cllm4rec align`)")
-        for number, query in enumerate(queries):
-            if not isinstance(query, str) or not query.strip():
-                raise InputError(f"queries[{number}] is {query!r}; say in words what is looked for")
-        if histories is not None and len(histories) != len(queries):
-            raise InputError(f"got {len(queries)} queries and {len(histories)} histories; give one history for each query")
-        pieces = prompts["alone" if histories is None else "history"]
+        question = self.read_question(None, histories, queries, k, exclude_seen, candidates, on_unknown, **search)
+        return Recommendations(pa.concat_tables(self.iter_answers(question, batch_size, template=template)))
+
+    def build_query_prompts(
+        self, queries: Sequence[str], histories: Sequence[np.ndarray] | None = None, template: int = 0
+    ) -> list[np.ndarray]:
+        """Return the token ids of the prompt for each query.
+
+        Args:
+            histories: item indices of each user, oldest first; None for queries alone.
+            template: number of the template.
+
+        Raises:
+            InputError: a template that does not exist, or a query that does not fit into the context.
+        """
+        pieces = (self.config.query_prompts or {})["alone" if histories is None else "history"]
         if not 0 <= template < len(pieces):
             raise InputError(f"template is {template}; the model has templates 0 to {len(pieces) - 1}")
-        if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}; it must be 1 or more")
-        choices = None if candidates is None else np.unique(self._known_items(candidates, on_unknown))
-        if not 1 <= k <= (len(catalogue) if choices is None else len(choices)):
-            raise InputError(f"k is {k}; it must lie between 1 and the number of items to choose from")
-        read = last = [np.zeros(0, np.int64)] * len(queries)
+        if not queries:
+            return []
+        words = self.tokenizer(list(queries), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        last = [np.zeros(0, np.int64)] * len(queries)
         if histories is not None:
-            read = [self._known_items(history, on_unknown) for history in histories]
-            last = [self._last_items(f"histories[{number}]", items) for number, items in enumerate(read)]
-        words = self.tokenizer(list(queries), add_special_tokens=False, split_special_tokens=True)["input_ids"] if queries else []
+            last = [self._last_items(f"histories[{number}]", items) for number, items in enumerate(histories)]
         rows = [self.semantic_ids.codes[items] for items in last]
-        asked = [self._prompt(pieces[template], row, query) for row, query in zip(rows, words, strict=True)]
-        tables = [self._as_table(pa.array(np.arange(0)), np.zeros((0, k), np.int64), np.zeros((0, k), np.float32))]
-        for start in range(0, len(asked), batch_size):
-            part = slice(start, start + batch_size)
-            best, scores = self.best_items(asked[part], read[part] if exclude_seen else None, k, choices, **search)
-            tables.append(self._as_table(pa.array(np.arange(start, start + len(best))), best, scores))
-        return Recommendations(pa.concat_tables(tables))
-
-    def _known_items(self, items: Sequence[Any], on_unknown: OnUnknown) -> np.ndarray:
-        found = self.require_catalogue().ids.indices_of(items, on_unknown)
-        return found[found >= 0]
+        return [self._prompt(pieces[template], row, query) for row, query in zip(rows, words, strict=True)]
 
     @classmethod
     def from_backbone(

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from modeling_cllm4rec.core.handler import BadRequest, Question
+from modeling_cllm4rec.core.handler import BadRequest
+from modeling_cllm4rec.core.questions import Question
 
 log = logging.getLogger(__name__)
 Answer = Callable[[Sequence[Question]], list[Any]]
@@ -61,10 +62,10 @@ class Batcher:
             QueueFull: the queue is full.
             BadRequest: the question is invalid.
         """
-        if self.users_waiting + len(question.users) > self.capacity:
+        if self.users_waiting + len(question) > self.capacity:
             raise QueueFull(self.users_waiting, self.capacity)
         waiting = Waiting(question, asyncio.get_running_loop().create_future())
-        self.users_waiting += len(question.users)
+        self.users_waiting += len(question)
         self._queue.append(waiting)
         self._arrived.set()
         return await waiting.answered
@@ -83,14 +84,12 @@ class Batcher:
         """Return the calls of the next batch, without cancelled ones."""
         batch: list[Waiting] = []
         users = 0
-        while self._queue and (
-            not batch or (self.batching and users + len(self._queue[0].question.users) <= self.max_batch_size)
-        ):
+        while self._queue and (not batch or (self.batching and users + len(self._queue[0].question) <= self.max_batch_size)):
             waiting = self._queue.popleft()
-            self.users_waiting -= len(waiting.question.users)
+            self.users_waiting -= len(waiting.question)
             if not waiting.answered.cancelled():
                 batch.append(waiting)
-                users += len(waiting.question.users)
+                users += len(waiting.question)
         if not self._queue:
             self._arrived.clear()
         return batch

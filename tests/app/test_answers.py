@@ -45,6 +45,9 @@ def test_seen_items_candidates_and_beams(models, cllm4rec, lcrec):
     for one in (cllm4rec, lcrec):
         answer = models.answer(one, Question(HISTORY, k=2, exclude_seen=False, candidates=HISTORY))
         assert {row.item for row in answer.rows} == set(HISTORY)
+        with pytest.warns(UserWarning, match="no item is left"):
+            seen = models.answer(one, Question(HISTORY, k=2, candidates=HISTORY))
+        assert seen.rows == () and seen.message.startswith("No item is left to recommend")
     wide = models.answer(lcrec, Question(HISTORY, k=12, num_beams=15))
     assert len(wide.rows) == 12
 
@@ -70,7 +73,7 @@ def test_k_larger_than_the_beams(models, cllm4rec, lcrec):
     assert len(models.answer(cllm4rec, question).rows) == 12
     refused = models.answer(lcrec, question)
     assert refused.rows == ()
-    assert refused.message.startswith("LC-Rec searches with 10 beams and finds 10 items at most; 12 were asked for.")
+    assert refused.message == "“How many” is 12; allowed: 1 to 10, the number of beams of the search."
     assert "LC-Rec reads the items" in models.answer(lcrec, Question((), user="ann")).message
 
 
@@ -78,11 +81,9 @@ def test_k_larger_than_the_beams(models, cllm4rec, lcrec):
     ("question", "sentence"),
     [
         (Question(), "The history is empty. Find an item"),
-        (Question(HISTORY, k=0), "0 recommendations were asked for; ask for 1 to 15"),
-        (Question(HISTORY, k=16), "16 recommendations were asked for; ask for 1 to 15"),
-        (Question(HISTORY, k=3, candidates=("B1", "B2")), "3 recommendations were asked for; ask for 1 to 2"),
-        (Question(HISTORY, num_beams=0), "given 0 beams; it needs 1 or more"),
-        (Question(HISTORY, query="?!"), "“?!” holds no word"),
+        (Question(HISTORY, k=0), "“How many” is 0; allowed: a whole number from 1 to 15"),
+        (Question(HISTORY, k=16), "“How many” is 16; allowed: a whole number from 1 to 15"),
+        (Question(HISTORY, k=3, candidates=("B1", "B2")), "“How many” is 3; allowed: a whole number from 1 to 2"),
     ],
 )
 def test_questions_that_nobody_can_answer(models, question, sentence):
@@ -90,9 +91,23 @@ def test_questions_that_nobody_can_answer(models, question, sentence):
         models.check(question)
 
 
+@pytest.mark.parametrize(
+    ("question", "sentence"),
+    [
+        (Question(HISTORY, num_beams=0), "“Beams of LC-Rec’s search” is 0; allowed: a whole number of 1 or more."),
+        (Question(HISTORY, query="?!"), "“Looking for, in words” is '?!'; allowed: a text with words."),
+    ],
+)
+def test_questions_that_one_model_cannot_answer(models, lcrec, question, sentence):
+    models.check(question)
+    assert models.answer(lcrec, question).message == sentence
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        ShownModels([lcrec]).check(question)
+
+
 def test_a_query_alone_needs_a_model_that_reads_words(models, cllm4rec):
     models.check(Question(query="soap"))
-    with pytest.raises(ValueError, match="The history is empty"):
+    with pytest.raises(ValueError, match="CLLM4Rec reads no queries here. Add an item"):
         ShownModels([cllm4rec]).check(Question(query="soap"))
 
 

@@ -163,7 +163,7 @@ def test_known_users_and_filters(visitor):
     visitor.says("99 recommendations were asked for; ask for 1 to 15, the items to choose from.")
     visitor.page.get_by_label("How many").fill("12")
     visitor.press("Recommend")
-    visitor.says("LC-Rec searches with 10 beams and finds 10 items at most; 12 were asked for.")
+    visitor.says("“How many” is 12; allowed: 1 to 10, the number of beams of the search.")
     visitor.page.get_by_label("How many").fill("2")
     visitor.page.get_by_label("Only titles with these words").fill("soap 1")
     visitor.page.get_by_label("Leave out items of the history").uncheck()

@@ -55,7 +55,7 @@ def test_lists_come_one_by_one_and_sentences_are_added(page):
         ({"k": 2.5}, "The number of recommendations is 2.5; give a whole number."),
         ({"beams": 1.5}, "The number of beams is 1.5; give a whole number."),
         ({"ids": "B77"}, "no item with the id “B77”"),
-        ({"k": 400}, "400 recommendations were asked for; ask for 1 to 15"),
+        ({"k": 400}, "“How many” is 400; allowed: a whole number from 1 to 15"),
     ],
 )
 def test_what_cannot_be_asked_gets_one_sentence(page, change, sentence):

@@ -106,7 +106,8 @@ def test_candidates(recommender):
 
 @gpt2_only
 def test_who_has_seen_all_candidates_gets_no_rows(recommender):
-    table = recommender.recommend(users=["user 1", "ann"], k=1, candidates=["item 0", "item 3"]).table
+    with pytest.warns(UserWarning, match=r"no item is left to recommend to 1 of the users, who have seen all 2.*: \['ann'\]"):
+        table = recommender.recommend(users=["user 1", "ann"], k=1, candidates=["item 0", "item 3"]).table
     assert table["user"].to_pylist() == ["user 1"]
     assert table.schema == recommender.recommend(users=["ann"], k=1).table.schema
 
@@ -139,7 +140,7 @@ def test_integer_ids_come_back_as_integers(backbone, recommender):
     assert table["item"][1].as_py() == 30
     assert model.recommend(users=np.array([-5]), histories=[np.array([30])], k=1).items(-5) == table["item"].to_pylist()[:1]
     for wrong in ({"users": ["900"], "histories": [[30]]}, {"histories": [["30"]]}):
-        with pytest.raises(ValueError, match=r"got \['(900|30)'\], but the ids of this catalogue are integers; convert"):
+        with pytest.raises(ValueError, match=r"is \['(900|30)'\]; allowed: whole numbers"):
             model.recommend(**wrong, k=1)
 
 
@@ -181,7 +182,8 @@ def test_recommendations_from_a_long_history(recommender):
     first = recommender.recommend(histories=[long], k=5, exclude_seen=False).table
     assert first.equals(recommender.recommend(histories=[cut], k=5, exclude_seen=False).table)
     # What does not fit is not read, but seen it is:
-    assert recommender.recommend(histories=[["ä", *long]], k=1).table.num_rows == 0
+    with pytest.warns(UserWarning, match=r"seen all 12 to choose from: \[0\]"):
+        assert recommender.recommend(histories=[["ä", *long]], k=1).table.num_rows == 0
     assert recommender.recommend(histories=[long], k=5).items(0) == ["ä"]
 
 
@@ -226,27 +228,29 @@ def test_scores_of_histories(recommender):
 @pytest.mark.parametrize(
     ("question", "message"),
     [
-        ({}, "recommend needs users=, histories=, or both"),
-        ({"users": "ann"}, r"users is the str 'ann'; give a list, as \['ann'\]"),
-        ({"users": 3}, r"users is the int 3; give a list, as \[3\]"),
-        ({"histories": "ä"}, r"histories is the str 'ä'; give a list"),
-        ({"histories": ["ä", "item 1"]}, r"histories\[0\] is the str 'ä'; give a list, as \['ä'\]"),
-        ({"histories": [["ä"], 7]}, r"histories\[1\] is the int 7; give a list"),
-        ({"users": ["ann"], "candidates": "ä"}, r"candidates is the str 'ä'; give a list, as \['ä'\]"),
-        ({"users": ["ann"], "histories": [["ä"], ["ä"]]}, "got 1 users and 2 histories; give one history for each user"),
-        ({"users": ["ann"], "k": 0}, "k is 0; it must lie between 1 and the 12 items to choose from"),
-        ({"users": ["ann"], "k": -2}, "k is -2; it must lie between 1 and the 12 items"),
-        ({"users": ["ann"], "k": 13}, "k is 13; it must lie between 1 and the 12 items to choose from"),
-        ({"users": ["ann"], "k": 3, "candidates": ["ä", "item 1", "ä"]}, "k is 3; it must lie between 1 and the 2 items"),
-        ({"users": ["ann"], "k": 1, "candidates": []}, "k is 1; it must lie between 1 and the 0 items"),
-        ({"users": ["ann"], "batch_size": 0}, "batch_size is 0; it must be 1 or more"),
-        ({"users": ["ann", "eve", "zoe"]}, r"2 unknown user_id: \['eve', 'zoe'\]; the model knows 4.*on_unknown='skip'"),
-        ({"users": [0]}, r"user_id: got \[0\], but the ids of this catalogue are strings; convert"),
-        ({"histories": [["ä"], ["item 1", "item 77"]]}, r"1 unknown item_id: \['item 77'\]; the model knows 12"),
-        ({"users": ["ann"], "candidates": ["ä", "x"], "k": 1}, r"1 unknown item_id: \['x'\]"),
-        ({"users": ["ann"], "on_unknown": "ignore"}, "on_unknown is 'ignore'; allowed are 'raise' and 'skip'"),
-        ({"histories": [["ä"], []]}, r"histories\[1\] is empty: a user without an ID token needs at least one known item"),
-        ({"histories": [["x"]], "on_unknown": "skip"}, r"histories\[0\] is empty: a user without an ID token"),
+        ({}, "users is None; allowed: users, histories, or both"),
+        ({"users": "ann"}, r"users is 'ann'; allowed: a list of ids; put it in \[ \]"),
+        ({"users": 3}, r"users is 3; allowed: a list of ids"),
+        ({"histories": "ä"}, r"histories is 'ä'; allowed: a list of ids"),
+        ({"histories": ["ä", "item 1"]}, r"histories\[0\] is 'ä'; allowed: a list of ids"),
+        ({"histories": [["ä"], 7]}, r"histories\[1\] is 7; allowed: a list of ids"),
+        ({"users": ["ann"], "candidates": "ä"}, r"candidates is 'ä'; allowed: a list of ids"),
+        ({"users": ["ann"], "histories": [["ä"], ["ä"]]}, "allowed: a list of 1, one for each of the users"),
+        ({"users": ["ann"], "k": 0}, "k is 0; allowed: a whole number from 1 to 12, the items to choose from"),
+        ({"users": ["ann"], "k": -2}, "k is -2; allowed: a whole number from 1 to 12"),
+        ({"users": ["ann"], "k": 13}, "k is 13; allowed: a whole number from 1 to 12"),
+        ({"users": ["ann"], "k": 3, "candidates": ["ä", "item 1", "ä"]}, "k is 3; allowed: a whole number from 1 to 2"),
+        ({"users": ["ann"], "k": 1, "candidates": []}, r"candidates is \[\]; allowed: at least one known item id"),
+        ({"users": ["ann"], "batch_size": 0}, "batch_size is 0; allowed: a whole number of 1 or more"),
+        (
+            {"users": ["ann", "eve", "zoe"]},
+            r"users is \['eve', 'zoe'\]; allowed: the 4 user_ids.* 2 in all, or pass on_unknown='skip'",
+        ),
+        ({"users": [0]}, r"users is \[0\]; allowed: strings; the user_ids of this model"),
+        ({"histories": [["ä"], ["item 1", "item 77"]]}, r"histories\[1\] is \['item 77'\]; allowed: the 12 item_ids"),
+        ({"users": ["ann"], "candidates": ["ä", "x"], "k": 1}, r"candidates is \['x'\]; allowed: the 12 item_ids"),
+        ({"users": ["ann"], "on_unknown": "ignore"}, "on_unknown is 'ignore'; allowed: 'raise' and 'skip'"),
+        ({"histories": [["ä"], []]}, r"histories\[1\] is \[\]; allowed: a history with at least one known item; give it an item"),
     ],
 )
 def test_questions_that_are_refused(recommender, question, message):
@@ -264,6 +268,10 @@ def test_unknown_ids_are_skipped_when_asked(recommender):
     chosen = recommender.recommend(users=["ann"], candidates=["x", "ä"], k=1, on_unknown="skip")
     assert chosen.items("ann") == ["ä"]
     assert len(recommender.recommend(users=["eve"], k=2, on_unknown="skip")) == 0
+    unseen = recommender.recommend(histories=[["item 1"], ["x"], [], ["item 2"]], k=2, on_unknown="skip").table
+    assert unseen["user"].to_pylist() == [0, 0, 3, 3]  # a batch goes on without users whose items are all unknown
+    alone = recommender.recommend(histories=[["item 1"], ["item 2"]], k=2).table
+    assert unseen.drop(["user"]).equals(alone.drop(["user"]))
 
 
 @gpt2_only
@@ -280,7 +288,7 @@ def test_models_that_lack_a_part(backbone, recommender):
     with pytest.raises(ValueError, match=r"this model has no catalogue \(catalogue.parquet\), so it cannot name items"):
         model.recommend(histories=[["a"]], k=1)
     model.catalogue = Catalogue(["a", "b"])
-    with pytest.raises(ValueError, match="this model knows no users; pass histories= instead"):
+    with pytest.raises(ValueError, match="this model knows no users; give histories instead"):
         model.recommend(users=["ann"], k=1)
     with pytest.raises(ValueError, match="this model has no recommendation prompt yet: finetune it, or set"):
         model.recommend(histories=[["a"]], k=1)

@@ -161,9 +161,11 @@ def test_queries_are_searched_for_in_batches(tiny_backbones, tmp_path, monkeypat
 def test_unknown_items_of_a_search_can_be_skipped(tiny_backbones):
     model, model.tokenizer = lcrec_models.new_lcrec(tiny_backbones["gpt2"])
     request = {"queries": ["soap"], "k": 1, "histories": [["x", "item 1"]], "candidates": ["ä", "item 1", "y"]}
-    with pytest.raises(ValueError, match=r"1 unknown item_id: \['y'\]"):
+    with pytest.raises(ValueError, match=r"candidates is \['y'\]; allowed: the 12 item_ids"):
         model.search(**request)
     assert model.search(**request, on_unknown="skip").items(0) == ["ä"]
+    batch = model.search(["soap", "tea", "soap"], 1, [["item 1"], ["x"], ["item 1"]], on_unknown="skip").table
+    assert batch["user"].to_pylist() == [0, 2]
 
 
 def test_the_last_items_of_a_long_history_are_read(tiny_backbones):
@@ -301,14 +303,13 @@ class TestChangesOfTheCatalogue:
 
 class TestBadInput:
     def test_k_and_beams(self, gpt2):
-        with pytest.raises(ValueError, match="k is 6, but a search with 5 beams finds 5 items at most; set num_beams to 6"):
+        with pytest.raises(ValueError, match="k is 6; allowed: 1 to 5, the number of beams of the search; give num_beams=6"):
             gpt2.recommend(users=["ann"], k=6)
-        with pytest.raises(ValueError, match="num_beams is 0; it must be 1 or more"):
+        with pytest.raises(ValueError, match="num_beams is 0; allowed: a whole number of 1 or more"):
             gpt2.recommend(users=["ann"], k=1, num_beams=0)
-        for beams in (7, -7):
-            with pytest.raises(ValueError, match=f"num_beams is {beams}, but scoring=.all. scores every item and has no"):
-                gpt2.recommend(users=["ann"], k=1, scoring="all", num_beams=beams)
-        with pytest.raises(ValueError, match="scoring is 'sample'; allowed are 'beam' and 'all'"):
+        with pytest.raises(ValueError, match="num_beams is 7; allowed: none with scoring='all', which has no beams"):
+            gpt2.recommend(users=["ann"], k=1, scoring="all", num_beams=7)
+        with pytest.raises(ValueError, match="scoring is 'sample'; allowed: 'beam' and 'all'"):
             gpt2.recommend(users=["ann"], k=1, scoring="sample")
 
     def test_no_candidates(self, gpt2):
@@ -318,33 +319,35 @@ class TestBadInput:
     def test_users_without_a_history_are_named_before_any_work(self, gpt2, monkeypatch):
         gpt2.remove_items(["ä"])
         monkeypatch.setattr(gpt2, "build_prompts", lambda *_: pytest.fail("work was begun"))
-        message = r"the histories of 1 users are empty: \['user 1'\]; this model reads items .* or pass on_unknown='skip'"
+        message = r"users is \['user 1'\]; allowed: users whose history .* of 1 users are empty .* or pass on_unknown='skip'"
         with pytest.raises(ValueError, match=message):
             gpt2.recommend(users=USERS, k=1, batch_size=1)
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=r"histories\[1\] is \[\]; allowed: a history with at least one known item"):
             gpt2.recommend(users=["ann", "user 1"], histories=[["item 1"], []], k=1)
-        with pytest.raises(ValueError, match=r"histories\[1\] is empty"):
+        with pytest.raises(ValueError, match=r"histories\[1\] is \[\]; allowed"):
             gpt2.recommend(histories=[["item 1"], []], k=1, batch_size=1)
         gpt2.users = gpt2.users.without_histories()
-        with pytest.raises(ValueError, match="saved without its users' histories; pass histories= together with users="):
+        with pytest.raises(ValueError, match="users together with histories; this model keeps no histories; also give histories"):
             gpt2.recommend(users=["ann"], k=1)
 
     def test_empty_histories_and_queries(self, gpt2):
-        with pytest.raises(ValueError, match=r"histories\[0\] is empty"):
+        with pytest.raises(ValueError, match=r"histories\[0\] is \[\]; allowed"):
             gpt2.recommend(histories=[[]], k=1)
         for query in ("", "  ", None):
-            with pytest.raises(ValueError, match=r"queries\[0\] is .*; say in words what is looked for"):
+            with pytest.raises(
+                ValueError, match=r"queries\[0\] is .*; allowed: a text with words; say in words what is looked for"
+            ):
                 gpt2.search([query], k=1)
-        with pytest.raises(ValueError, match="queries is the string 'soap'; give a list"):
+        with pytest.raises(ValueError, match="queries is 'soap'; allowed: a list of texts"):
             gpt2.search("soap")
-        with pytest.raises(ValueError, match="got 1 queries and 2 histories"):
-            gpt2.search(["soap"], histories=[["ä"], ["ä"]])
-        with pytest.raises(ValueError, match=r"histories\[1\] is empty: LC-Rec reads items only"):
-            gpt2.search(["soap", "tea"], histories=[["ä"], []])
-        with pytest.raises(ValueError, match="batch_size is 0; it must be 1 or more"):
-            gpt2.search(["soap"], batch_size=0)
+        with pytest.raises(ValueError, match="allowed: a list of 1, one for each of the queries"):
+            gpt2.search(["soap"], k=1, histories=[["ä"], ["ä"]])
+        with pytest.raises(ValueError, match=r"histories\[1\] is \[\]; allowed: a history with at least one known item"):
+            gpt2.search(["soap", "tea"], k=1, histories=[["ä"], []])
+        with pytest.raises(ValueError, match="batch_size is 0; allowed: a whole number of 1 or more"):
+            gpt2.search(["soap"], k=1, batch_size=0)
         with pytest.raises(ValueError, match="came from no folder, so it has no tokenizer to read queries with; save both"):
-            gpt2.search(["soap"])
+            gpt2.search(["soap"], k=1)
         with pytest.raises(ValueError, match="the history of user index 2 is empty"):
             gpt2.build_prompts(np.array([1, 2]), [np.array([1]), np.array([], np.int64)])
 
@@ -376,7 +379,7 @@ class TestBadInput:
 
     def test_queries_without_the_task(self, gpt2):
         gpt2.config.query_prompts = None
-        with pytest.raises(ValueError, match="no query prompts: align it with the task itemsearch"):
+        with pytest.raises(ValueError, match="this model reads no queries; .* an LC-Rec model aligned with the task itemsearch"):
             gpt2.search(["soap"])
 
 

@@ -118,7 +118,7 @@ def test_recommend_to_everyone_when_a_history_is_gone(
     gone = [user for number, user in enumerate([first, *others]) if not len(model.users.history(number))]
     command = ("--model", tmp_path / "model", "--k", "2", "--output", tmp_path / "everyone.parquet")
     assert mains["recommend"](*command) == 2
-    assert f"the histories of {len(gone)} users are empty: [{first!r}" in capsys.readouterr().err.splitlines()[-1]
+    assert f"--users is [{first!r}" in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "everyone.parquet").exists()
     assert mains["recommend"](*command, "--on-unknown", "skip") == 0
     found = pq.read_table(tmp_path / "everyone.parquet")["user"].to_pylist()
@@ -129,10 +129,18 @@ def test_one_line_for_bad_input(
     mains: Mains, run: Path, data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cases = [
-        (mains["recommend"], ("--model", run, "--k", "13"), "k is 13, but a search with 12 beams finds 12 items at most"),
-        (mains["recommend"], ("--model", run, "--query", " "), r"queries[0] is ' '; say in words"),
+        (
+            mains["recommend"],
+            ("--model", run, "--k", "13"),
+            "--k is 13; allowed: 1 to 12, the number of beams of the search; give --num-beams 13",
+        ),
+        (mains["recommend"], ("--model", run, "--query", " "), r"queries[0] is ' '; allowed: a text with words"),
         (mains["recommend"], ("--model", run, "--query", "tea", "--include-seen"), "--include-seen: a query is asked without a"),
-        (mains["recommend"], ("--model", run, "--query", "tea", "--batch-size", "0"), "--batch-size is 0; it must be 1 or more"),
+        (
+            mains["recommend"],
+            ("--model", run, "--query", "tea", "--batch-size", "0"),
+            "--batch-size is 0; allowed: a whole number of 1 or more",
+        ),
         (mains["recommend"], ("--model", run, "--query", "tea", "--num-beams", "5", "--scoring", "all"), "has no beams"),
         (mains["eval"], ("--model", run, "--data", data_folder, "--templates", "99"), "the model has templates 0 to 16"),
         (mains["align"], ("--config", run.parent / "align.yaml"), "holds a run already; pass "),

@@ -363,11 +363,11 @@ def test_recommendations_for_everyone(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--users", "nobody"], r"1 unknown user_id: \['nobody'\]; the model knows 60.* pass --on-unknown skip to leave them"),
-        (["--users", "nobody", "none", "--on-unknown", "skip"], "--on-unknown skip leaves nobody: .* knows none of those"),
-        (["--k", "41"], "k is 41; it must lie between 1 and the 40 items"),
-        (["--k", "0"], "k is 0; it must lie between 1 and the 40 items"),
-        (["--candidates", "nothing"], r"1 unknown item_id: \['nothing'\]"),
+        (["--users", "nobody"], r"--users is \['nobody'\]; allowed: the 60 user_ids.* pass --on-unknown skip to leave them"),
+        (["--users", "nobody", "none", "--on-unknown", "skip"], "--on-unknown skip leaves no user: .* knows none of those"),
+        (["--k", "41"], "--k is 41; allowed: a whole number from 1 to 40"),
+        (["--k", "0"], "--k is 0; allowed: a whole number from 1 to 40"),
+        (["--candidates", "nothing"], r"--candidates is \['nothing'\]; allowed: the 40 item_ids"),
         (["--histories", "nowhere.parquet"], "--histories: there is no file nowhere.parquet"),
         (["--model", "nowhere/model"], "--model: nowhere/model is no folder with a model"),
     ],
@@ -386,13 +386,13 @@ def test_bad_questions_are_one_line(
         ("", r"--histories: .*users\.jsonl is neither Parquet nor JSON lines|is empty"),
         ("not json\n", r"--histories: .*users\.jsonl is neither Parquet nor JSON lines"),
         ('{"items": ["a"]}\n', r"users\.jsonl has columns \['items'\]; it needs 'history'"),
-        ('{"history": []}\n', r"histor.* empty|needs 'history'"),
-        ('{"history": ["nothing"]}\n', r"1 unknown item_id: \['nothing'\]"),
+        ('{"history": []}\n', r"histories\[0\] is \[\]; allowed: a history with at least one known item|needs 'history'"),
+        ('{"history": ["nothing"]}\n', r"histories\[0\] is \['nothing'\]; allowed: the 40 item_ids"),
         ('{"history": null}\n', r"histor"),
         ('{"history": "B1"}\n', r"histor"),
         ('{"history": 5}\n', r"histor"),
         ('{"history": ["B1"], "user": "a", "user_id": "b"}\n', "has columns 'user_id' and 'user'; keep 'user_id' for users that"),
-        ('{"history": [5]}\n', r"item_id: got \[5\], but the ids of this catalogue are strings"),
+        ('{"history": [5]}\n', r"histories\[0\] is \[5\]; allowed: strings"),
     ],
 )
 def test_bad_histories_are_one_line(

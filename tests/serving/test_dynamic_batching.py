@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import threading
 
-import numpy as np
+import pyarrow as pa
 import pytest
 
-from modeling_cllm4rec.core.handler import BadRequest, Person, Question
+from modeling_cllm4rec.core.handler import BadRequest
+from modeling_cllm4rec.core.questions import Question
 from modeling_cllm4rec.serving.dynamic_batching import Batcher, QueueFull
 
 
 def question(number: int, users: int = 1) -> Question:
-    return Question([Person(number, -1, np.zeros(0, np.int64), None)] * users, 1, True, None, {})
+    return Question(pa.array([number] * users), k=1)
 
 
 class Answers:
@@ -25,7 +26,7 @@ class Answers:
 
     def __call__(self, questions):
         assert self.gate.wait(30)
-        names = [one.users[0].name for one in questions]
+        names = [one.name(0) for one in questions]
         self.turns.append(names)
         if 13 in names:
             raise BadRequest("query", 13, "other", "ask another")

@@ -92,26 +92,26 @@ def test_who_has_seen_all_candidates_gets_none(system, request):
 
 BAD = [
     ([], "body: got .*; allowed: a JSON object; send"),
-    ({}, 'body: got .*; allowed: "users".* name users or histories'),
+    ({}, "users: got null; allowed: users, histories, or both; name users or histories"),
     ({"usrs": [7]}, "body: got \"usrs\"; allowed: users, histories.*did you mean 'users'"),
     ({"xyz": 1}, "leave it out"),
     ({"users": [7], "query": "soap"}, "reads no queries.*ask an LC-Rec model"),
-    ({"users": "7"}, 'users: got "7"; allowed: a list of 1 to 256'),
+    ({"users": "7"}, 'users: got "7"; allowed: a list of ids'),
     ({"users": []}, "users: got .*a list of 1 to 256"),
     ({"users": [7] * 257}, "users: got .*a list of 1 to 256; split"),
     ({"users": ["7"]}, "users: got .*; allowed: whole numbers"),
     ({"users": [True]}, "users: got .*; allowed: whole numbers"),
-    ({"users": [8, 7, 9, 8]}, r"users: got \[8, 9\]; allowed: the 3 user_ids.* correct the 2 unknown"),
+    ({"users": [8, 7, 9, 8]}, r"users: got \[8, 9\]; allowed: the 3 user_ids.* 2 in all, or leave them out"),
     ({"users": [10**30]}, "users: got .*; allowed: the 3 user_ids"),
-    ({"users": [7], "histories": [["ä"], ["ä"]]}, "histories: got .*2 histories, 1 users"),
+    ({"users": [7], "histories": [["ä"], ["ä"]]}, "histories: got .*a list of 1, one for each of the users"),
     ({"histories": [7]}, r"histories\[0\]: got 7; allowed: a list of ids"),
-    ({"histories": [["ä"], []]}, r"histories\[1\]: got .*at least one item"),
+    ({"histories": [["ä"], []]}, r"histories\[1\]: got .*at least one known item"),
     ({"histories": [["b"]]}, r"histories\[0\]: got \[\"b\"\]; allowed: the 6 item_ids"),
     ({"users": [7], "k": 0}, "k: got 0; allowed: a whole number from 1 to 6"),
     ({"users": [7], "k": 2.0}, "k: got 2.0"),
     ({"users": [7], "k": True}, "k: got true"),
     ({"users": [7], "k": 3, "candidates": ["ä", "6", "ä"]}, "k: got 3; .*1 to 2"),
-    ({"users": [7], "candidates": []}, "candidates: got .*leave the field out"),
+    ({"users": [7], "candidates": []}, "candidates: got .*leave candidates out"),
     ({"users": [7], "candidates": ["b"]}, "candidates: got .*the 6 item_ids"),
     ({"users": [7], "k": 1, "exclude_seen": "no"}, 'exclude_seen: got "no"; allowed: true or false'),
 ]
@@ -129,11 +129,11 @@ def test_a_bad_question_gets_the_reason(cllm4rec, question, words):
         ({"query": " "}, "query: got .*a text with words"),
         ({"query": 5}, "query: got 5"),
         ({"query": None}, "query: got null"),
-        ({"query": "soap", "users": ["ann", "user 1"]}, "query: got .*one user"),
-        ({"users": ["ann"], "num_beams": 0}, "num_beams: got 0; allowed: a whole number from 1 to 200"),
+        ({"query": "soap", "users": ["ann", "user 1"]}, "users: got .*a list of 1, one for each of the queries"),
+        ({"users": ["ann"], "num_beams": 0}, "num_beams: got 0; allowed: a whole number of 1 or more"),
         ({"users": ["ann"], "num_beams": 10**6}, "num_beams: got 1000000"),
-        ({"users": ["ann"], "k": 6}, "k: got 6; allowed: 1 to num_beams, 5; give num_beams of 6"),
-        ({"users": ["ann"], "histories": [[]]}, r"histories\[0\]: got .*cannot read an empty one"),
+        ({"users": ["ann"], "k": 6}, "k: got 6; allowed: 1 to 5, the number of beams of the search; give num_beams=6"),
+        ({"users": ["ann"], "histories": [[]]}, r"histories\[0\]: got .*at least one known item"),
     ],
 )
 def test_a_bad_question_to_lcrec(lcrec, question, words):
@@ -151,6 +151,11 @@ def test_what_was_got_is_shown_in_short():
     error = BadRequest("users", ["x" * 1000], "y", "z")
     assert len(error.got) == 203 and error.got.endswith("...") and len(str(error)) < 300
     assert BadRequest("users", ["x"], "y", "z").got == ["x"]
+    deep: list = []
+    for _ in range(100_000):
+        deep = [deep]
+    for value, got in ((float("inf"), "inf"), ([float("nan")], "[nan]"), (deep, "a deeply nested value")):
+        assert BadRequest("k", value, "y", "z").got == got
 
 
 def test_a_model_without_users_or_without_their_histories(cllm4rec):
@@ -161,7 +166,7 @@ def test_a_model_without_users_or_without_their_histories(cllm4rec):
             read_question(cllm4rec, {"users": [7], "k": 3})
         assert items(asked(cllm4rec, {"users": [7], "histories": [["ä"]], "k": 3})[0])
         cllm4rec.users = None
-        with pytest.raises(BadRequest, match="knows no users; send histories"):
+        with pytest.raises(BadRequest, match="knows no users; give histories"):
             read_question(cllm4rec, {"users": [7], "k": 3})
     finally:
         cllm4rec.users = known
