@@ -88,13 +88,12 @@ test-slow: $(STAMP)  ## the tests that `make test` leaves out
 coverage: $(STAMP)  ## the fast tests, and which lines and branches they run
 	$(BIN)/python -m pytest -n 2 -m "not slow" --cov --cov-report=term
 
-lint: $(STAMP)  ## style, likely bugs, missing docstrings, pickle, direction of imports
+lint: words  ## style, likely bugs, docstrings, words, pickle, direction of imports
 	$(BIN)/python -m ruff check . && $(BIN)/python -m ruff format --check -q .
 	$(BIN)/lint-imports --no-logo --no-cache
 
-words: $(STAMP)  ## banned words of .words.txt, docstrings that are not imperative, unused noqa
+words: $(STAMP)  ## banned words of .words.txt
 	$(BIN)/codespell $(TEXTS)
-	$(BIN)/python -m ruff check --extend-select D401,RUF100 .
 
 types: $(STAMP)  ## type annotations
 	$(BIN)/python -m mypy
