@@ -155,13 +155,14 @@ def test_overwrite_and_an_empty_folder(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_what_was_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(table: pa.Table, path: Path, **arguments: Any) -> None:
-        if path.name == "items.parquet":
-            raise OSError(28, "No space left on device")
-        pq.ParquetWriter(path, table.schema).close()
+    class Full(pq.ParquetWriter):
+        def __init__(self, path: Path, *arguments: Any, **settings: Any) -> None:
+            if path.name == "items.parquet":
+                raise OSError(28, "No space left on device")
+            super().__init__(path, *arguments, **settings)
 
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    monkeypatch.setattr(data_folder.pq, "write_table", full)
+    monkeypatch.setattr(data_folder.pq, "ParquetWriter", Full)
     for place in (folder, folder.parent / "new"):
         with pytest.raises(OSError, match="No space left on device"):
             make_data().save(place, overwrite=True)

@@ -27,7 +27,8 @@ def world(**columns: Any) -> pa.Table:
 
 def prepare(tmp_path: Path, interactions: pa.Table, **arguments: Any) -> RecommendationData:
     tables = {name: arguments.pop(name, None) for name in ("items", "users")}
-    arguments = {"split": "leave-one-out"} | arguments
+    order = "time" if "timestamp" in interactions.column_names else "rows"
+    arguments = {"split": "leave-one-out", "order": order} | arguments
     return prepare_tables(interactions, tables["items"], tables["users"], tmp_path / "data", **arguments)
 
 
@@ -148,6 +149,7 @@ def test_statistics_and_protocol(tmp_path: Path) -> None:
             "rating >= 4; 2-core",
         },
         "sources": [{"a": "b"}],
+        "time_unit": "s",
     }
     assert data.info["protocol"]["line"] in (tmp_path / "data" / "README.md").read_text()
 
@@ -160,7 +162,7 @@ def test_protocol_lines() -> None:
         assert protocol_line({"split": split, "seed": None, "filters": []}) == line
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=10)
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 9), st.integers(0, 9)), max_size=40), st.integers(0, 9))
 def test_every_pair_is_there_once(tmp_path: Path, rows: list[tuple[int, int, int]], seed: int) -> None:
     """Whatever goes in, the pairs in external ids come out, each once, in the order of time."""
