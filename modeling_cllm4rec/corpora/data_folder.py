@@ -485,8 +485,7 @@ def dataset_card(name: str, info: dict[str, Any], files: WrittenFiles) -> str:
     )
     statistics = "\n".join(f"| {key.replace('_', ' ')} | {value:,} |" for key, value in info["statistics"].items())
     columns = "\n".join(
-        f"| `{table}` | {', '.join(f'`{column}`' for column in names)} |"
-        for table, names in files.columns.items()
+        f"| `{table}` | {', '.join(f'`{column}`' for column in names)} |" for table, names in files.columns.items()
     )
     sources = "\n".join(f"| {one.get('table')} | {one.get('file')} | `{one.get('sha256')}` |" for one in info["sources"])
     return f"""---

@@ -133,6 +133,7 @@ class InteractionStore:
             self._add(table)
         if not self.num_rows:
             raise InputError("interactions: the table has no rows")
+        pa.default_memory_pool().release_unused()
         self.num_left = self.num_rows
         with _engine_errors():
             self._give_codes()

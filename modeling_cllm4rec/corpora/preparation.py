@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ from modeling_cllm4rec.corpora.bad_rows import first_of
 from modeling_cllm4rec.corpora.data_folder import (
     FORMAT,
     RecommendationData,
-    TableWriter,
     check_output,
     new_folder,
     write_description,
+    write_tables,
 )
 from modeling_cllm4rec.corpora.interaction_store import Bounds, Entities, IntArray, InteractionStore
 from modeling_cllm4rec.corpora.interactions import check_texts, is_written
@@ -158,13 +158,17 @@ def prepare_folder(
             item_table = _item_table(items_left.ids, items, on_missing_item, keep_all_items)
             user_table = _user_table(users_left.ids, users, on_missing_user)
             item_indices = np.zeros(int(items_left.codes.max()) + 1, dtype=np.int32)
-            places = pc.index_in(items_left.ids, value_set=item_table["item_id"].combine_chunks())
-            item_indices[items_left.codes] = places.to_numpy()
+            item_indices[items_left.codes] = (
+                np.arange(len(items_left.ids))
+                if items is None
+                else pc.index_in(items_left.ids, value_set=item_table["item_id"].combine_chunks()).to_numpy()
+            )
             begin("splitting")
             splitter = Splitter(store, users_left, split, work, seed=seed, temporal_cuts=temporal_cuts)
             begin("writing")
             counts = SplitCounts(user_table.num_rows, item_table.num_rows)
-            reviews = _write_interactions(temporary, store, splitter, users_left.codes, item_indices, counts)
+            parts = _interactions(store, splitter, users_left.codes, item_indices, counts)
+            files = write_tables(temporary, user_table, item_table, parts)
             splitter.close()
         statistics = counts.statistics()
         check_no_split_is_empty(splitter.protocol, {name: int(statistics[name]) for name in SPLITS})
@@ -174,16 +178,13 @@ def prepare_folder(
             protocol["short_users"] = {"fewer_than": LEAST_INTERACTIONS, "users": few, "in": "train"}
         info = {
             "format": FORMAT,
-            "statistics": statistics | reviews,
+            "statistics": statistics,
             "protocol": protocol | {"line": protocol_line(protocol)},
             "sources": list(sources),
             **({} if data_license is None else {"license": data_license}),
             **({} if store.time_unit is None else {"time_unit": store.time_unit}),
         }
-        for name, table in (("items", item_table), ("users", user_table)):
-            with TableWriter(temporary / f"{name}.parquet") as writer:
-                writer.write(table)
-        write_description(temporary, output, info)
+        write_description(temporary, output, info, files)
         shutil.rmtree(work)
     return info
 
@@ -335,39 +336,34 @@ def _check_left(store: InteractionStore, filters: list[dict[str, Any]]) -> None:
         )
 
 
-def _write_interactions(
-    folder: Path,
+def _interactions(
     store: InteractionStore,
     splitter: Splitter,
     users: IntArray,
     item_indices: npt.NDArray[np.int32],
     counts: SplitCounts,
-) -> dict[str, int]:
-    """Write `interactions.parquet`, fill in the counts, and return the numbers of reviews that are kept and withheld.
+) -> Iterator[pa.Table]:
+    """Yield the parts of `RecommendationData.interactions` in order, and count them.
 
-    If no pair has a review, the table gets no such column.
+    If no pair has a review, there is no such column.
     """
     with_reviews = store.has_reviews()
-    reviews = {"reviews": 0, "reviews_withheld": 0}
-    with TableWriter(folder / "interactions.parquet") as writer:
-        for table in store.by_user(users, with_reviews):
-            codes = splitter.split_users(table)
-            items = item_indices[table["i"].to_numpy()]
-            counts.add(table["user_index"].to_numpy(), items, codes)
-            columns = {"user_index": table["user_index"], "item_index": pa.array(items), "split": split_names(codes)}
-            if "rating" in table.column_names:
-                columns["rating"] = table["rating"]
-            for name in ("stored_time", "time"):
-                if name in table.column_names:
-                    columns.setdefault("timestamp", table[name])
-            if with_reviews:
-                train = codes == SPLITS.index("train")
-                written = is_written(table["review"]).to_numpy()
-                reviews["reviews"] += int((written & train).sum())
-                reviews["reviews_withheld"] += int((written & ~train).sum())
-                columns["review"] = pc.if_else(pa.array(train), table["review"].cast(pa.large_string()), None)
-            writer.write(pa.table(columns))
-    return reviews
+    for table in store.by_user(users, with_reviews):
+        codes = splitter.split_users(table)
+        items = item_indices[table["i"].to_numpy()]
+        columns = {"user_index": table["user_index"], "item_index": pa.array(items), "split": split_names(codes)}
+        if "rating" in table.column_names:
+            columns["rating"] = table["rating"]
+        for name in ("stored_time", "time"):
+            if name in table.column_names:
+                columns.setdefault("timestamp", table[name])
+        written = np.zeros(table.num_rows, dtype=bool)
+        if with_reviews:
+            written = is_written(table["review"]).to_numpy()
+            train = pa.array(codes == SPLITS.index("train"))
+            columns["review"] = pc.if_else(train, table["review"].cast(pa.large_string()), None)
+        counts.add(table["user_index"].to_numpy(), items, codes, written)
+        yield pa.table(columns)
 
 
 def _item_table(ids: pa.Array, items: pa.Table | None, on_missing: str, keep_all: bool) -> pa.Table:
@@ -425,12 +421,14 @@ class SplitCounts:
         self._rows = np.zeros(len(SPLITS), dtype=np.int64)
         self._users = np.zeros((len(SPLITS), num_users), dtype=bool)
         self._items = np.zeros(num_items, dtype=bool)
+        self._reviews = np.zeros(len(SPLITS), dtype=np.int64)
 
-    def add(self, users: IntArray, items: IntArray, codes: SplitCodes) -> None:
-        """Count rows: (rows,) user indices, item indices and split codes."""
+    def add(self, users: IntArray, items: IntArray, codes: SplitCodes, written: npt.NDArray[np.bool_]) -> None:
+        """Count rows: (rows,) user indices, item indices, split codes, and whether there is a review that is not blank."""
         self._rows += np.bincount(codes, minlength=len(SPLITS))
         self._users[codes, users] = True
         self._items[items[codes == SPLITS.index("train")]] = True
+        self._reviews += np.bincount(codes[written], minlength=len(SPLITS))
 
     def statistics(self) -> dict[str, int | float]:
         """Return the counts by name."""
@@ -441,6 +439,8 @@ class SplitCounts:
         missing = (~self._users).sum(axis=1).tolist()
         counts |= {f"users_without_{split}": number for split, number in zip(SPLITS, missing, strict=True)}
         counts["items_without_train"] = int((~self._items).sum())
+        counts["reviews"] = int(self._reviews[SPLITS.index("train")])
+        counts["reviews_withheld"] = int(self._reviews.sum()) - counts["reviews"]
         return counts
 
 
@@ -448,5 +448,7 @@ def count_statistics(table: pa.Table, num_users: int, num_items: int) -> dict[st
     """Count users, items and interactions, and the users and items without an interaction in a split."""
     counts = SplitCounts(num_users, num_items)
     codes = pc.index_in(table["split"], value_set=pa.array(SPLITS, table["split"].type))
-    counts.add(table["user_index"].to_numpy(), table["item_index"].to_numpy(), codes.to_numpy())
-    return counts.statistics()
+    written = np.zeros(table.num_rows, dtype=bool)
+    counts.add(table["user_index"].to_numpy(), table["item_index"].to_numpy(), codes.to_numpy(), written)
+    statistics = counts.statistics()
+    return {name: value for name, value in statistics.items() if not name.startswith("reviews")}

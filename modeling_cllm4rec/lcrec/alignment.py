@@ -48,6 +48,7 @@ from modeling_cllm4rec.training.loop import (
     Step,
     broadcast_from_main,
     check_folder,
+    has_validation,
     make_accelerator,
     run,
     step_batch_size,
@@ -110,8 +111,7 @@ class AlignmentStage:
             cache_folder=arguments.run_folder / "corpus",
         )
         logger.info("%d documents in the first epoch", len(self.corpus.documents(0)))
-        if not len(data.histories("validation").items):
-            raise InputError("the data has no validation interactions: prepare it with a split that has them")
+        self.validates = has_validation(data)
 
     @property
     def num_epochs(self) -> int:
@@ -153,7 +153,7 @@ class AlignmentStage:
 
     def validate(self, epoch: int) -> dict[str, float]:
         """Return HR@10 and NDCG@10 on validation by constrained search; NDCG@10 selects the epoch, not the loss."""
-        if (epoch + 1) % self.arguments.eval_every and epoch + 1 != self.num_epochs:
+        if not self.validates or ((epoch + 1) % self.arguments.eval_every and epoch + 1 != self.num_epochs):
             return {}
         names = ["hit_rate@10", SELECTION]
         values = [0.0] * len(names)

@@ -86,11 +86,8 @@ def kept_by_prepare(output: Path, memory_limit: str, folder: Path) -> tuple[int,
     """Return the number of rows of a data folder, and a checksum of them."""
     with duckdb.connect(config={"memory_limit": memory_limit, "temp_directory": str(folder / "spill")}) as engine:
         return engine.execute(
-            f"""select count(*), sum(hash(user_id, item_id, timestamp)) from '{output}/interactions.parquet' as kept
-            join (select user_id, file_row_number as user_index from read_parquet('{output}/users.parquet', file_row_number=true))
-            using (user_index)
-            join (select item_id, file_row_number as item_index from read_parquet('{output}/items.parquet', file_row_number=true))
-            using (item_index)"""
+            f"""select count(*), sum(hash(user_id, item_id, timestamp))
+            from read_parquet(['{output}/train.parquet', '{output}/validation.parquet', '{output}/test.parquet'])"""
         ).fetchall()[0]
 
 
