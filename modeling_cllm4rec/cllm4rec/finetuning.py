@@ -19,7 +19,7 @@ from modeling_cllm4rec.cllm4rec.prompts import recommendation_segments
 from modeling_cllm4rec.cllm4rec.soft_targets import Teacher
 from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.corpora.batches import collate, plan_batches
-from modeling_cllm4rec.corpora.data_folder import RecommendationData
+from modeling_cllm4rec.corpora.data_folder import RecommendationData, has_validation
 from modeling_cllm4rec.corpora.id_checks import check_same_ids
 from modeling_cllm4rec.evaluation.evaluator import evaluate
 from modeling_cllm4rec.systems import SYSTEMS
@@ -29,7 +29,6 @@ from modeling_cllm4rec.training.loop import (
     Step,
     broadcast_from_main,
     check_folder,
-    has_validation,
     make_accelerator,
     run,
     step_batch_size,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,7 +20,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from modeling_cllm4rec.core.errors import CLLM4RecError, ExistingFileError, FileWriteError, InputError, MissingFileError
-from modeling_cllm4rec.corpora.atomic_files import atomic_folder
+from modeling_cllm4rec.corpora.atomic_files import atomic_folder, sweep_folder
 from modeling_cllm4rec.corpora.bad_rows import first_of
 from modeling_cllm4rec.corpora.hub_folders import download, is_hub_name, upload
 from modeling_cllm4rec.corpora.interactions import check_texts, is_written
@@ -47,6 +48,9 @@ INTERACTION_TYPES = {
 """The columns of the interactions; the first three are required."""
 POSITION = "position"
 """Column of the files: number of a row among all interactions of its user, from 0. It restores the order over the splits."""
+
+
+logger = logging.getLogger(__name__)
 
 
 class Histories(NamedTuple):
@@ -108,6 +112,8 @@ class RecommendationData:
             InputError: a file cannot be read or has another format, or the tables do not fit together.
         """
         folder = download(str(folder)) if is_hub_name(folder) else Path(folder)
+        if not folder.is_dir():
+            sweep_folder(folder.resolve())  # A process may have been killed while it replaced the folder.
         if not folder.is_dir():
             raise MissingFileError(f"{folder}: there is no such data folder; make one with `cllm4rec prepare`")
         info = _read_info(folder / INFO_FILE)
@@ -221,6 +227,14 @@ class RecommendationData:
                     f"{INFO_FILE} lists {self.info['statistics'].get(name)} {name}, but the tables have {count}; "
                     "the files are not of one folder: prepare it again"
                 )
+
+
+def has_validation(data: RecommendationData) -> bool:
+    """Check whether the data has validation interactions, and log a warning where it has none."""
+    if len(data.histories("validation").items):
+        return True
+    logger.warning("the data has no validation interactions, so no epoch is selected: the weights of the last epoch are kept")
+    return False
 
 
 class WrittenFiles(NamedTuple):
@@ -346,6 +360,7 @@ def check_output(folder: str | Path, overwrite: bool = False) -> None:
             data folder.
     """
     folder = Path(folder)
+    sweep_folder(folder.resolve())  # which may put a folder back that a killed process was replacing
     if not folder.exists():
         return
     if not folder.is_dir():

@@ -22,7 +22,7 @@ from modeling_cllm4rec.core.language_model import reject_adapter
 from modeling_cllm4rec.core.losses import word_nll
 from modeling_cllm4rec.core.prompt_assembly import pad_right
 from modeling_cllm4rec.corpora.batches import plan_batches
-from modeling_cllm4rec.corpora.data_folder import RecommendationData
+from modeling_cllm4rec.corpora.data_folder import RecommendationData, has_validation
 from modeling_cllm4rec.evaluation.evaluator import evaluate
 from modeling_cllm4rec.evaluation.searching import SearchingRecommender
 from modeling_cllm4rec.lcrec.alignment_corpus import AlignmentCorpus
@@ -48,7 +48,6 @@ from modeling_cllm4rec.training.loop import (
     Step,
     broadcast_from_main,
     check_folder,
-    has_validation,
     make_accelerator,
     run,
     step_batch_size,

@@ -214,14 +214,6 @@ def broadcast_from_main(values: list[float], device: torch.device) -> list[float
     return [float(value) for value in shared]
 
 
-def has_validation(data: RecommendationData) -> bool:
-    """Check whether the data has validation interactions, and log a warning where it has none."""
-    if len(data.histories("validation").items):
-        return True
-    logger.warning("the data has no validation interactions, so no epoch is selected: the weights of the last epoch are kept")
-    return False
-
-
 def data_fingerprint(data: RecommendationData) -> str:
     """Return the SHA-256 of ids, texts and interactions, so that a run is not resumed on other data or another split."""
     digest = hashlib.sha256()

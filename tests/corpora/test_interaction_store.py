@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,12 +14,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from numpy_preparation import as_table, prepared
 
 from modeling_cllm4rec.corpora import data_folder, interaction_store
+from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.interaction_store import Bounds, InteractionStore
 from modeling_cllm4rec.corpora.preparation import prepare_tables
 
@@ -33,7 +38,7 @@ def columns_of(rows: list[tuple[int, int, int, int]], ids: str) -> tuple[list, l
     return users, items, times, ratings
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=12)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=8)
 @given(
     st.lists(ROW, min_size=1, max_size=40),
     st.sampled_from(["random", "leave-one-out", "temporal"]),
@@ -98,9 +103,9 @@ def log(rows: int, seed: int = 0) -> pa.Table:
 
 
 def test_a_small_memory_limit_changes_nothing(tmp_path: Path) -> None:
-    raw = log(150_000)
+    raw = log(60_000)
     enough = prepare_tables(raw, None, None, tmp_path / "a", k_core=5)
-    little = prepare_tables(raw, None, None, tmp_path / "b", k_core=5, memory_limit="40MB")
+    little = prepare_tables(raw, None, None, tmp_path / "b", k_core=5, memory_limit="24MB")
     assert little.info == enough.info
     files = [sorted((tmp_path / name).iterdir()) for name in "ab"]
     assert [file.name for file in files[0]] == [file.name for file in files[1]]
@@ -299,3 +304,21 @@ def test_row_numbers_go_on_over_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
         loaded(pa.table({"user_id": ["a"] * 4, "item_id": ["x", "y", "z", None]})),
     ):
         pass
+
+
+def test_a_killed_preparation_leaves_the_old_folder(tmp_path: Path) -> None:
+    raw = log(3_000)
+    before = prepare_tables(raw, None, None, tmp_path / "data")
+    pq.write_table(raw, tmp_path / "log.parquet")
+    code = (
+        "import os, signal, sys, pyarrow.parquet as pq\n"
+        "from modeling_cllm4rec.corpora.preparation import prepare_tables\n"
+        "kill = lambda step: os.kill(os.getpid(), signal.SIGKILL) if step == 'writing' else None\n"
+        "prepare_tables(pq.read_table(sys.argv[1]), None, None, sys.argv[2], overwrite=True, on_step=kill)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "log.parquet"), str(tmp_path / "data")])
+    assert done.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 3
+    assert RecommendationData.load(tmp_path / "data").interactions.equals(before.interactions)
+    prepare_tables(raw, None, None, tmp_path / "data", overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "log.parquet"]
