@@ -27,7 +27,7 @@ from modeling_cllm4rec.corpora.interactions import check_interactions, is_writte
 from modeling_cllm4rec.corpora.times import ORDER, SMALLEST, TOO_LARGE, UNITS, exact_units, unit_of
 
 IntArray = npt.NDArray[np.int64]
-CHUNK = 1_000_000
+CHUNK = 250_000
 """Rows that are in memory outside of the engine at a time."""
 CHUNK_BYTES = 2**28
 """Bytes of rows that are checked at a time."""
@@ -133,6 +133,7 @@ class InteractionStore:
             self._add(table)
         if not self.num_rows:
             raise InputError("interactions: the table has no rows")
+        del piece, table
         pa.default_memory_pool().release_unused()
         self.num_left = self.num_rows
         with _engine_errors():
@@ -351,7 +352,7 @@ class InteractionStore:
             reader = self._engine.sql(
                 f"""select positions.user_index, kept.*{review} from kept join positions using (u) {join}
                 order by user_index, {time}kept.row"""
-            ).to_arrow_reader(CHUNK // 10 if with_reviews else CHUNK)
+            ).to_arrow_reader(CHUNK // 5 if with_reviews else CHUNK)
             for batch in reader:
                 part = pa.Table.from_batches([batch])
                 rest = part if rest is None else pa.concat_tables([rest, part])
