@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from modeling_cllm4rec.baselines.validation import validate
 from modeling_cllm4rec.core.errors import DivergedError, InputError
-from modeling_cllm4rec.corpora.data_folder import RecommendationData
+from modeling_cllm4rec.corpora.data_folder import RecommendationData, has_validation
 from modeling_cllm4rec.evaluation.evaluator import Recommender
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def train_until_best(
     title: str,
     progress: bool,
 ) -> list[Validation]:
-    """Train with AdamW and load the weights of the best validation.
+    """Train with AdamW and load the weights of the best validation; without validation interactions those of the last epoch stay.
 
     Args:
         recommender: scores histories with the current weights of the module.
@@ -91,6 +91,7 @@ def train_until_best(
     validations: list[Validation] = []
     losses: list[float] = []
     best: dict[str, torch.Tensor] = {}
+    validates = has_validation(data)
     with tqdm(total=stopping.epochs, desc=f"training {title}", unit="epoch", disable=not progress) as bar:
         for epoch in range(1, stopping.epochs + 1):
             module.train()
@@ -104,7 +105,7 @@ def train_until_best(
             bar.update()
             if not np.isfinite(losses).all():
                 raise DivergedError(f"{title}: the loss of epoch {epoch} is not finite; lower lr (it is {lr})")
-            if epoch % stopping.validate_every and epoch < stopping.epochs:
+            if not validates or (epoch % stopping.validate_every and epoch < stopping.epochs):
                 continue
             metric = validate(recommender, data, stopping.metric, stopping.validation_users)
             if not validations or metric > max(past.metric for past in validations):
@@ -115,8 +116,9 @@ def train_until_best(
             bar.set_postfix({stopping.metric: f"{metric:.4f}", "best": f"{_best(validations).metric:.4f}"})
             if stopping.patience and len(validations) - validations.index(_best(validations)) > stopping.patience:
                 break
-    module.load_state_dict(best)
-    logger.info("%s: best is %s", title, _best(validations))
+    if validations:
+        module.load_state_dict(best)
+        logger.info("%s: best is %s", title, _best(validations))
     return validations
 
 

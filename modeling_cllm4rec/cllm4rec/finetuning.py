@@ -19,7 +19,7 @@ from modeling_cllm4rec.cllm4rec.prompts import recommendation_segments
 from modeling_cllm4rec.cllm4rec.soft_targets import Teacher
 from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.corpora.batches import collate, plan_batches
-from modeling_cllm4rec.corpora.data_folder import RecommendationData
+from modeling_cllm4rec.corpora.data_folder import RecommendationData, has_validation
 from modeling_cllm4rec.corpora.history_order import warn_if_unordered
 from modeling_cllm4rec.corpora.id_checks import check_same_ids
 from modeling_cllm4rec.evaluation.evaluator import evaluate
@@ -49,7 +49,7 @@ class FinetuningStage:
     `content_every` = n, a C step follows every n-th recommendation step. Both have mutual regularization.
 
     Raises:
-        InputError: the data has no validation interactions, or no texts although `content_every` is set.
+        InputError: the data has no texts although `content_every` is set.
     """
 
     name = "finetune"
@@ -84,8 +84,7 @@ class FinetuningStage:
         self.metrics = tuple(name for name in SELECTION if int(name.split("@")[1]) <= data.num_items) or (
             f"ndcg@{data.num_items}",
         )
-        if not len(data.histories("validation").items):
-            raise InputError("the data has no validation interactions: prepare it with a split that has them")
+        self.validates = has_validation(data)
 
     @property
     def num_epochs(self) -> int:
@@ -159,7 +158,7 @@ class FinetuningStage:
 
     def validate(self, epoch: int) -> dict[str, float]:
         """Return Recall@20, Recall@40, NDCG@100 on validation, and their sum as `selection` (released code, A4)."""
-        if (epoch + 1) % self.arguments.eval_every and epoch + 1 != self.num_epochs:
+        if not self.validates or ((epoch + 1) % self.arguments.eval_every and epoch + 1 != self.num_epochs):
             return {}
         values = [0.0] * len(self.metrics)
         if self.is_main_process:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from modeling_cllm4rec.commands.command_line import CommandParser, print_json
 from modeling_cllm4rec.commands.prepare_sources import FORMATS, find_sources, read_sources
-from modeling_cllm4rec.corpora.data_folder import RecommendationData, check_output
+from modeling_cllm4rec.corpora.data_folder import check_output
+from modeling_cllm4rec.corpora.interaction_store import MEMORY_SHARE
 from modeling_cllm4rec.corpora.interactions import ID_TYPES
-from modeling_cllm4rec.corpora.preparation import ON_MISSING, STEPS, prepare_tables
+from modeling_cllm4rec.corpora.preparation import ON_MISSING, STEPS, prepare_folder
 from modeling_cllm4rec.corpora.readers import checksum
-from modeling_cllm4rec.corpora.splits import SPLIT_KINDS
+from modeling_cllm4rec.corpora.splits import LEAST_INTERACTIONS, ORDERS, SHORT_USERS, SPLIT_KINDS
 
 EPILOG = """example:
   cllm4rec prepare --interactions reviews.parquet --items items.parquet \\
@@ -31,7 +33,8 @@ formats of a --folder:
   cllm4rec  train_matrix.npz, val_matrix.npz, test_matrix.npz (a given split), user_item_texts/review.jsonl
   lcrec     NAME.inter.json, NAME.item.json (leave-one-out)
 
-The filters run in this order: the last of repeated (user, item) pairs is kept, then --min-rating, then --k-core.
+The filters run in this order: the last of repeated (user, item) pairs is kept, then --min-rating, then the numbers of
+interactions (--k-core, --min-user-interactions, ...), then --short-users.
 """
 
 logger = logging.getLogger("prepare")
@@ -66,7 +69,7 @@ def _add_source_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--item-column", default="item_id", metavar="NAME", help="default: item_id")
     for name, what in (
         ("rating", "numbers"),
-        ("timestamp", "unix seconds, ISO-8601 times, or any numbers that order a user's interactions"),
+        ("timestamp", "seconds to nanoseconds since 1970, ISO-8601 times, or any numbers that order a user's interactions"),
         ("review", "texts; kept for train pairs only"),
     ):
         group.add_argument(f"--{name}-column", metavar="NAME", help=f"{what} (default: {name}, if there is one)")
@@ -108,7 +111,22 @@ def _add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="K",
-        help="keep users and items with at least K interactions among those kept (default: 0, off)",
+        help="keep users and items with at least K interactions among those kept; both minima at once (default: 0, off)",
+    )
+    for entity in ("user", "item"):
+        for bound, word in (("min", "fewer"), ("max", "more")):
+            group.add_argument(
+                f"--{bound}-{entity}-interactions",
+                type=int,
+                metavar="N",
+                help=f"remove {entity}s with {word} interactions, until none is left (default: off)",
+            )
+    group.add_argument(
+        "--short-users",
+        choices=SHORT_USERS,
+        default="train",
+        help=f"for --split random and leave-one-out: treatment of users with fewer than {LEAST_INTERACTIONS} interactions; "
+        "train: all of them are in train (default: train)",
     )
     group.add_argument(
         "--split",
@@ -116,6 +134,12 @@ def _add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
         help="random: 80/10/10 of each user, at least one each, as the paper; leave-one-out: each user's last is test, last but "
         "one validation; temporal: two times for everyone; given: by --split-column, or by the files of a --folder (default: "
         "that of the --format, else random)",
+    )
+    group.add_argument(
+        "--order",
+        choices=ORDERS,
+        help="order of the interactions of a user: by time, and of equal times by row; or by row alone (default: time; with "
+        "--format lcrec rows, because its lists are in order)",
     )
     group.add_argument("--seed", type=int, default=42, help="of --split random (default: 42)")
     group.add_argument(
@@ -126,9 +150,15 @@ def _add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("A", "B"),
         help="for --split temporal: shares of all interactions before validation and test begin (default: 0.8 0.9)",
     )
+    group.add_argument(
+        "--memory-limit",
+        metavar="SIZE",
+        help="memory for the interactions, as 4GB; what does not fit is in a temporary folder beside the output meanwhile "
+        f"(default: {MEMORY_SHARE:.0%} of the machine's)",
+    )
 
 
-def prepare(args: argparse.Namespace) -> RecommendationData:
+def prepare(args: argparse.Namespace) -> dict[str, Any]:
     """Read, prepare and write, with one progress bar over the steps."""
     check_output(args.output, args.overwrite)
     files, split = find_sources(args)
@@ -150,7 +180,7 @@ def prepare(args: argparse.Namespace) -> RecommendationData:
             for name, sources in files.items()
             for source in sources
         ]
-        data = prepare_tables(
+        info = prepare_folder(
             tables.pop("interactions"),
             tables.get("items"),
             tables.get("users"),
@@ -158,11 +188,18 @@ def prepare(args: argparse.Namespace) -> RecommendationData:
             split=split,
             seed=args.seed,
             temporal_cuts=tuple(args.temporal_cuts),
+            order=args.order or ("rows" if args.format == "lcrec" else "time"),
+            short_users=args.short_users,
             min_rating=args.min_rating,
             k_core=args.k_core,
+            min_user_interactions=args.min_user_interactions,
+            max_user_interactions=args.max_user_interactions,
+            min_item_interactions=args.min_item_interactions,
+            max_item_interactions=args.max_item_interactions,
             keep_all_items=args.keep_all_items,
             on_missing_item=args.on_missing_item,
             on_missing_user=args.on_missing_user,
+            memory_limit=args.memory_limit,
             overwrite=args.overwrite,
             sources=record,
             data_license=args.data_license,
@@ -170,15 +207,15 @@ def prepare(args: argparse.Namespace) -> RecommendationData:
         )
         bar.update(len(steps) - bar.n)
         bar.set_description("prepared")
-    return data
+    return info
 
 
-def report(data: RecommendationData) -> str:
+def report(folder: Path, info: dict[str, Any]) -> str:
     """Format the statistics of a folder, one per line."""
-    statistics = data.info["statistics"]
+    statistics = info["statistics"]
     width = max(map(len, statistics))
     lines = [f"{name.replace('_', ' '):<{width}}  {value:,}" for name, value in statistics.items()]
-    return "\n".join([f"{data.folder}: {data.info['protocol']['line']}", *lines])
+    return "\n".join([f"{folder}: {info['protocol']['line']}", *lines])
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -190,10 +227,10 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
 
     def work() -> None:
-        data = prepare(args)
+        info = prepare(args)
         if args.json:
-            print_json({"folder": str(data.folder), **data.info})
+            print_json({"folder": str(args.output), **info})
         else:
-            print(report(data))
+            print(report(args.output, info))
 
     return parser.run(args, work)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import platform
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import psutil
 
 from modeling_cllm4rec.core.errors import ExistingFileError, FileWriteError
 
@@ -92,10 +96,12 @@ def atomic_folder(folder: Path, unique: bool = False) -> Iterator[Path]:
 
     Args:
         folder: may exist; its contents are replaced as a whole.
-        unique: give the temporary folder a name that no other process and no user has. Nothing finds it after a kill, so
-            neither it nor a folder that was being replaced is restored then.
+        unique: give the temporary folder a name that no other process and no user has. What a process that was killed left is
+            removed or restored by `sweep_folder`, which is called first.
     """
-    stem = f".{folder.name}.{uuid.uuid4().hex}" if unique else folder.name
+    if unique:
+        sweep_folder(folder)
+    stem = f".{folder.name}.{_owner(os.getpid())}.{uuid.uuid4().hex}" if unique else folder.name
     temporary, replaced = folder.with_name(stem + PARTIAL), folder.with_name(stem + REPLACED)
     try:
         _restore(folder, replaced)
@@ -124,6 +130,36 @@ def restore_folder(folder: Path) -> None:
     _restore(folder, folder.with_name(folder.name + REPLACED))
 
 
+def sweep_folder(folder: Path) -> None:
+    """Remove what processes of this machine that were killed in `atomic_folder(folder, unique=True)` left beside a folder.
+
+    A folder that was being replaced is put back if the new one is not in place.
+    """
+    if not folder.parent.is_dir():
+        return
+    left = re.compile(re.escape(f".{folder.name}.{_machine()}-") + r"(\d+)-(\d+)\.[0-9a-f]{32}(\.partial|\.replaced)")
+    for path in sorted(folder.parent.iterdir()):
+        found = left.fullmatch(path.name)
+        if found is None or _owner(int(found[1])) == f"{_machine()}-{found[1]}-{found[2]}":
+            continue
+        if found[3] == REPLACED:
+            _restore(folder, path)
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _owner(process: int) -> str | None:
+    """Return a name of a process that no other process has, before or after it on any machine; `None` if it does not run."""
+    try:
+        # Numbers of processes are used again, so the time of the start is part of the name.
+        return f"{_machine()}-{process}-{int(psutil.Process(process).create_time())}"
+    except psutil.NoSuchProcess:
+        return None
+
+
+def _machine() -> str:
+    return re.sub(r"[^A-Za-z0-9]", "_", platform.node())
+
+
 def _restore(folder: Path, replaced: Path) -> None:
     if replaced.exists() and not folder.exists():
         replaced.rename(folder)
@@ -140,4 +176,13 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-__all__ = ["PARTIAL", "REPLACED", "atomic_file", "atomic_folder", "check_output_file", "check_output_folder", "restore_folder"]
+__all__ = [
+    "PARTIAL",
+    "REPLACED",
+    "atomic_file",
+    "atomic_folder",
+    "check_output_file",
+    "check_output_folder",
+    "restore_folder",
+    "sweep_folder",
+]

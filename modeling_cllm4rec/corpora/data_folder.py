@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,11 +19,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
-from modeling_cllm4rec.core.errors import ExistingFileError, FileWriteError, InputError, MissingFileError
-from modeling_cllm4rec.corpora.atomic_files import atomic_folder
+from modeling_cllm4rec.core.errors import CLLM4RecError, ExistingFileError, FileWriteError, InputError, MissingFileError
+from modeling_cllm4rec.corpora.atomic_files import atomic_folder, sweep_folder
+from modeling_cllm4rec.corpora.bad_rows import first_of
 from modeling_cllm4rec.corpora.hub_folders import download, is_hub_name, upload
-from modeling_cllm4rec.corpora.interactions import check_texts, first_of
+from modeling_cllm4rec.corpora.interactions import check_texts, is_written
 from modeling_cllm4rec.corpora.splits import SPLITS
+from modeling_cllm4rec.corpora.times import ORDER, UNITS
 
 FORMAT = 2
 """Version of the format of the folder. Format 1 had one file of interactions, with a column of splits and without ids."""
@@ -45,6 +50,9 @@ POSITION = "position"
 """Column of the files: number of a row among all interactions of its user, from 0. It restores the order over the splits."""
 
 
+logger = logging.getLogger(__name__)
+
+
 class Histories(NamedTuple):
     """Item indices of many users as compressed rows: user i has `items[indptr[i]:indptr[i + 1]]`.
 
@@ -65,7 +73,7 @@ class RecommendationData:
         users: row i is user_index i; `user_id` and text columns.
         items: row j is item_index j; `item_id` and text columns.
         interactions: one row per (user, item) pair: `user_index`, `item_index` (int32), `split`, and optionally `rating`,
-            `timestamp` (unix seconds), `review`; sorted by user_index, then by time (or by order in the source).
+            `timestamp` (see `time_unit`), `review`; sorted by user_index, then by time (or by order in the source).
         info: the contents of `dataset.json`: `format`, `statistics`, `protocol`, `sources`.
         folder: path of the folder.
     """
@@ -86,6 +94,11 @@ class RecommendationData:
         """Return the number J of items."""
         return int(self.items.num_rows)
 
+    @property
+    def time_unit(self) -> str:
+        """Return the unit of `timestamp`: `s`, `ms`, `us` or `ns` since 1970, or `order` for numbers that only order."""
+        return str(self.info.get("time_unit", "s"))
+
     @classmethod
     def load(cls, folder: str | Path) -> RecommendationData:
         """Read a prepared folder.
@@ -99,6 +112,8 @@ class RecommendationData:
             InputError: a file cannot be read or has another format, or the tables do not fit together.
         """
         folder = download(str(folder)) if is_hub_name(folder) else Path(folder)
+        if not folder.is_dir():
+            sweep_folder(folder.resolve())  # A process may have been killed while it replaced the folder.
         if not folder.is_dir():
             raise MissingFileError(f"{folder}: there is no such data folder; make one with `cllm4rec prepare`")
         info = _read_info(folder / INFO_FILE)
@@ -123,21 +138,10 @@ class RecommendationData:
             FileWriteError: the folder cannot be written, such as on a full disk.
         """
         folder = Path(folder)
-        check_output(folder, overwrite)
         self.validate()
-        place = folder.resolve()
-        try:
-            # A unique name, because any other folder next to the data folder may belong to the user.
-            with atomic_folder(place, unique=True) as temporary:
-                tables = {name: getattr(self, name) for name in TABLES} | {name: self.split(name) for name in SPLITS}
-                for name, table in tables.items():
-                    pq.write_table(table, temporary / f"{name}.parquet", compression="zstd", row_group_size=ROW_GROUP)
-                (temporary / INFO_FILE).write_text(json.dumps(self.info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-                (temporary / README).write_text(dataset_card(place.name, self), encoding="utf-8")
-        except OSError as error:
-            raise FileWriteError(
-                f"the data folder {folder} could not be written ({error}); an earlier data folder is unchanged"
-            ) from error
+        with new_folder(folder, overwrite) as temporary:
+            files = write_tables(temporary, self.users, self.items, [self.interactions])
+            write_description(temporary, folder, self.info, files)
         return replace(self, folder=folder)
 
     def push_to_hub(self, repo_id: str, *, private: bool = True, token: str | None = None, message: str | None = None) -> str:
@@ -176,17 +180,7 @@ class RecommendationData:
         """
         if name not in SPLITS:
             raise InputError(f"name is {name!r}; a split must be one of {', '.join(SPLITS)}")
-        users = self.interactions["user_index"].to_numpy()
-        starts = np.searchsorted(users, np.arange(self.num_users))
-        positions = (np.arange(len(users)) - starts[users]).astype(np.int32)
-        rows = pc.equal(self.interactions["split"], name)
-        chosen = self.interactions.append_column(POSITION, pa.array(positions)).filter(rows)
-        ids = {
-            "user_id": self.users["user_id"].take(chosen["user_index"]),
-            "item_id": self.items["item_id"].take(chosen["item_index"]),
-        }
-        others = ("rating", "timestamp", "review", POSITION, "user_index", "item_index")
-        return pa.table(ids | {column: chosen[column] for column in others if column in chosen.column_names})
+        return _split_rows(_with_positions(self.interactions), self.users, self.items, name)
 
     def histories(self, *splits: str) -> Histories:
         """Return the items of each user in some splits, in the order of the file (by time, if there are timestamps).
@@ -225,7 +219,7 @@ class RecommendationData:
         """
         check_texts(self.items, "item_id")
         check_texts(self.users, "user_id")
-        _check_interactions_table(self.interactions, self.num_users, self.num_items)
+        _check_interactions_table(self.interactions, self.num_users, self.num_items, self.time_unit)
         counts = {"users": self.num_users, "items": self.num_items, "interactions": self.interactions.num_rows}
         for name, count in counts.items():
             if self.info["statistics"].get(name) != count:
@@ -233,6 +227,129 @@ class RecommendationData:
                     f"{INFO_FILE} lists {self.info['statistics'].get(name)} {name}, but the tables have {count}; "
                     "the files are not of one folder: prepare it again"
                 )
+
+
+def has_validation(data: RecommendationData) -> bool:
+    """Check whether the data has validation interactions, and log a warning where it has none."""
+    if len(data.histories("validation").items):
+        return True
+    logger.warning("the data has no validation interactions, so no epoch is selected: the weights of the last epoch are kept")
+    return False
+
+
+class WrittenFiles(NamedTuple):
+    """Files of the tables of a data folder.
+
+    Attributes:
+        rows: split -> number of rows.
+        columns: `interactions`, `items`, `users` -> names of the columns.
+    """
+
+    rows: dict[str, int]
+    columns: dict[str, list[str]]
+
+
+class TableWriter:
+    """Write a table to Parquet, some rows at a time; the file does not depend on how the rows were divided."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._writer: pq.ParquetWriter | None = None
+        self._waiting: pa.Table | None = None
+        self.num_rows = 0
+
+    def __enter__(self) -> TableWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is None and self._waiting is not None and (self._waiting.num_rows or self._writer is None):
+            self._write(self._waiting)
+        if self._writer is not None:
+            self._writer.close()
+
+    def write(self, table: pa.Table) -> None:
+        """Append rows; all calls have the same columns."""
+        self.num_rows += table.num_rows
+        waiting = table if self._waiting is None else pa.concat_tables([self._waiting, table])
+        whole = waiting.num_rows // ROW_GROUP * ROW_GROUP
+        if whole:
+            self._write(waiting.slice(0, whole))
+        self._waiting = waiting.slice(whole)
+
+    def _write(self, table: pa.Table) -> None:
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self._file, table.schema, compression="zstd")
+        # One array a column, because the pages of a row group follow the chunks of its columns.
+        for start in range(0, max(1, table.num_rows), ROW_GROUP):
+            self._writer.write_table(table.slice(start, ROW_GROUP).combine_chunks(), ROW_GROUP)
+
+
+@contextmanager
+def new_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder, which becomes the data folder when the block ends without an error.
+
+    Raises:
+        ExistingFileError: see `check_output`.
+        FileWriteError: the folder cannot be written, such as on a full disk.
+    """
+    check_output(folder, overwrite)
+    try:
+        # A unique name, because any other folder next to the data folder may belong to the user.
+        with atomic_folder(folder.resolve(), unique=True) as temporary:
+            yield temporary
+    except OSError as error:
+        if isinstance(error, CLLM4RecError):
+            raise
+        raise FileWriteError(
+            f"the data folder {folder} could not be written ({error}); an earlier data folder is unchanged"
+        ) from error
+
+
+def write_tables(folder: Path, users: pa.Table, items: pa.Table, interactions: Iterable[pa.Table]) -> WrittenFiles:
+    """Write the tables of a data folder.
+
+    Args:
+        folder: an existing folder.
+        users, items: see `RecommendationData`.
+        interactions: parts of `RecommendationData.interactions` in order; all rows of a user are in one part.
+    """
+    with ExitStack() as stack:
+        writers = {name: stack.enter_context(TableWriter(folder / f"{name}.parquet")) for name in (*TABLES, *SPLITS)}
+        for name, table in (("items", items), ("users", users)):
+            writers[name].write(table)
+        columns = {name: table.column_names for name, table in (("items", items), ("users", users))}
+        for part in interactions:
+            numbered = _with_positions(part)
+            for name in SPLITS:
+                rows = _split_rows(numbered, users, items, name)
+                writers[name].write(rows)
+                columns = {"interactions": rows.column_names} | columns
+    return WrittenFiles({name: writers[name].num_rows for name in SPLITS}, columns)
+
+
+def write_description(temporary: Path, folder: Path, info: dict[str, Any], files: WrittenFiles) -> None:
+    """Write `dataset.json` and the dataset card to the temporary folder that becomes `folder`."""
+    (temporary / INFO_FILE).write_text(json.dumps(info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (temporary / README).write_text(dataset_card(folder.resolve().name, info, files), encoding="utf-8")
+
+
+def _with_positions(interactions: pa.Table) -> pa.Table:
+    """Add the number of each row among those of its user; rows are sorted by user."""
+    users = interactions["user_index"].to_numpy()
+    starts = np.flatnonzero(np.diff(users, prepend=-1))
+    positions = np.arange(len(users)) - np.repeat(starts, np.diff(np.append(starts, len(users))))
+    return interactions.append_column(POSITION, pa.array(positions.astype(np.int32)))
+
+
+def _split_rows(numbered: pa.Table, users: pa.Table, items: pa.Table, name: str) -> pa.Table:
+    """Return the rows of a split as its file has them."""
+    chosen = numbered.filter(pc.equal(numbered["split"], name))
+    ids = {
+        "user_id": users["user_id"].take(chosen["user_index"]),
+        "item_id": items["item_id"].take(chosen["item_index"]),
+    }
+    others = ("rating", "timestamp", "review", POSITION, "user_index", "item_index")
+    return pa.table(ids | {column: chosen[column] for column in others if column in chosen.column_names})
 
 
 def check_output(folder: str | Path, overwrite: bool = False) -> None:
@@ -243,6 +360,7 @@ def check_output(folder: str | Path, overwrite: bool = False) -> None:
             data folder.
     """
     folder = Path(folder)
+    sweep_folder(folder.resolve())  # which may put a folder back that a killed process was replacing
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -259,15 +377,6 @@ def check_output(folder: str | Path, overwrite: bool = False) -> None:
         )
 
 
-def is_written(reviews: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
-    """Check which reviews have more than blanks.
-
-    Returns:
-        (rows,) booleans, never null.
-    """
-    return pc.fill_null(pc.match_substring_regex(reviews, r"[^\s\v\p{Z}]"), False)
-
-
 def _read_info(path: Path) -> dict[str, Any]:
     """Read `dataset.json` and check its format."""
     if not path.is_file():
@@ -279,6 +388,8 @@ def _read_info(path: Path) -> dict[str, Any]:
     if not isinstance(info, dict) or info.get("format") != FORMAT:
         found = info.get("format") if isinstance(info, dict) else None
         raise InputError(f"{path}: format must be {FORMAT}, got {found!r}; prepare the folder again with this version")
+    if info.get("time_unit", "s") not in (*UNITS, ORDER):
+        raise InputError(f"{path}: time_unit must be one of {', '.join(UNITS)}, {ORDER}, got {info['time_unit']!r}")
     for name in ("statistics", "protocol", "sources"):
         if name not in info:
             raise InputError(f"{path}: {name!r} is missing; prepare the folder again")
@@ -326,9 +437,10 @@ def _read_interactions(folder: Path) -> pa.Table:
     return table.select([name for name in INTERACTION_TYPES if name in table.column_names])
 
 
-def _check_interactions_table(table: pa.Table, num_users: int, num_items: int) -> None:
+def _check_interactions_table(table: pa.Table, num_users: int, num_items: int, time_unit: str) -> None:
     """Check columns, types, order and splits of the interactions."""
-    for name, kind in INTERACTION_TYPES.items():
+    types = INTERACTION_TYPES | ({"timestamp": pa.float64()} if time_unit == ORDER else {})
+    for name, kind in types.items():
         if name not in table.column_names:
             if name in ("user_index", "item_index", "split"):
                 raise InputError(f"interactions: no column {name!r}; the columns are {', '.join(table.column_names)}")
@@ -354,26 +466,21 @@ def _check_interactions_table(table: pa.Table, num_users: int, num_items: int) -
             raise InputError(f"interactions: {leaked} pairs outside train have a review; only train pairs may")
 
 
-def dataset_card(name: str, data: RecommendationData) -> str:
+def dataset_card(name: str, info: dict[str, Any], files: WrittenFiles) -> str:
     """Return the dataset card of a folder: statistics, protocol, sources, and the splits for the `datasets` library.
 
     Args:
         name: the title.
-        data: the contents of the folder.
+        info: the contents of `dataset.json`.
+        files: the files of the tables.
 
     Example:
-        >>> import tempfile
-        >>> from modeling_cllm4rec.corpora.preparation import prepare_tables
-        >>> pairs = pa.table({"user_id": ["ann"] * 3, "item_id": [10, 20, 30]})
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     print(dataset_card("mine", prepare_tables(pairs, None, None, Path(folder, "data"))).splitlines()[1])
+        >>> info = {"statistics": {}, "protocol": {"line": "given split"}, "sources": []}
+        >>> print(dataset_card("mine", info, WrittenFiles({"train": 3}, {})).splitlines()[1])
         pretty_name: mine
     """
-    info = data.info
-    counts = pc.value_counts(data.interactions["split"])
-    rows_of = dict(zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True))
     # The `datasets` library cannot read a split without rows next to others.
-    splits = [{"split": split, "path": f"{split}.parquet"} for split in SPLITS if rows_of.get(split)]
+    splits = [{"split": split, "path": f"{split}.parquet"} for split in SPLITS if files.rows.get(split)]
     configs = [
         {"config_name": "interactions", "data_files": splits, "default": True},
         *({"config_name": table, "data_files": f"{table}.parquet"} for table in TABLES),
@@ -385,7 +492,7 @@ def dataset_card(name: str, data: RecommendationData) -> str:
             "pretty_name": name,
             **({} if not licence else {"license": licence} if known else {"license": "other", "license_name": licence}),
             "tags": ["recommendation", "cllm4rec"],
-            "size_categories": [size_category(data.interactions.num_rows)],
+            "size_categories": [size_category(sum(files.rows.values()))],
             "configs": configs,
         },
         sort_keys=False,
@@ -393,11 +500,7 @@ def dataset_card(name: str, data: RecommendationData) -> str:
     )
     statistics = "\n".join(f"| {key.replace('_', ' ')} | {value:,} |" for key, value in info["statistics"].items())
     columns = "\n".join(
-        f"| `{table}` | {', '.join(f'`{column}`' for column in names)} |"
-        for table, names in {
-            "interactions": data.split("train").column_names,
-            **{table: getattr(data, table).column_names for table in TABLES},
-        }.items()
+        f"| `{table}` | {', '.join(f'`{column}`' for column in names)} |" for table, names in files.columns.items()
     )
     sources = "\n".join(f"| {one.get('table')} | {one.get('file')} | `{one.get('sha256')}` |" for one in info["sources"])
     return f"""---

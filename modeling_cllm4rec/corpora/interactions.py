@@ -1,28 +1,25 @@
-"""Interactions and the texts of items and users: columns, ids, cleaning, k-core.
+"""Interactions and the texts of items and users: columns and ids.
 
-A table of interactions has the columns `user_id`, `item_id` and optionally `rating` (float64), `timestamp` (int64, unix
-seconds), `review` and `split`. Row numbers in messages count from 1, without the header line.
+A table of interactions has the columns `user_id`, `item_id` and optionally `rating` (float64), `timestamp`, `review` and
+`split`. Row numbers in messages count from 1, without the header line.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from modeling_cllm4rec.core.errors import InputError
+from modeling_cllm4rec.corpora.bad_rows import first_of, reject, row_numbers
 from modeling_cllm4rec.corpora.readers import is_untyped, nearest_names, read_table
+from modeling_cllm4rec.corpora.times import parse_times
 
 ID_TYPES = ("auto", "string", "integer")
-IntArray = npt.NDArray[np.int64]
-NAMED = 5
-"""Most ids or rows that a message lists."""
 
 
 def read_interactions(
@@ -115,30 +112,32 @@ def read_texts(
     return check_texts(table, name)
 
 
-def check_interactions(table: pa.Table) -> pa.Table:
+def check_interactions(table: pa.Table, first_row: int = 1) -> pa.Table:
     """Return the columns of a table of interactions that this package reads, each converted to its type.
 
     Args:
         table: `user_id`, `item_id` and any of `rating`, `timestamp`, `review`, `split`; other columns are dropped.
+        first_row: number of the first row in messages.
 
     Returns:
-        A table with the same rows: ids unchanged, `rating` float64 (null where missing), `timestamp` int64 unix seconds
-        (fractions of a second dropped), `review` and `split` text.
+        A table with the same rows: ids unchanged, `rating` float64 (null where missing), `timestamp` as `times.parse_times`
+        returns it, `review` and `split` text.
 
     Raises:
         InputError: the table is empty, `user_id` or `item_id` is missing, an id is empty, null or neither text nor integer, a
             rating is not a number, a timestamp is not one, or a review or split is not text.
 
     Example:
-        >>> raw = pa.table({"user_id": ["ann"], "item_id": [7], "timestamp": ["1970-01-02T00:00:00"]})
+        >>> raw = pa.table({"user_id": ["ann"], "item_id": [7], "rating": ["4"]})
         >>> check_interactions(raw).to_pylist()
-        [{'user_id': 'ann', 'item_id': 7, 'timestamp': 86400}]
+        [{'user_id': 'ann', 'item_id': 7, 'rating': 4.0}]
     """
     _check_has(table, ("user_id", "item_id"), "interactions")
-    columns = {name: check_ids(table[name], name) for name in ("user_id", "item_id")}
-    for name, check in (("rating", _ratings), ("timestamp", _unix_seconds)):
-        if name in table.column_names:
-            columns[name] = check(_plain(table[name]), name)
+    columns = {name: check_ids(table[name], name, first_row) for name in ("user_id", "item_id")}
+    if "rating" in table.column_names:
+        columns["rating"] = _ratings(_plain(table["rating"]), "rating", first_row)
+    if "timestamp" in table.column_names:
+        columns["timestamp"] = parse_times(_plain(table["timestamp"]), first_row)
     for name in ("review", "split"):
         if name in table.column_names:
             columns[name] = _texts(table[name], name)
@@ -171,7 +170,7 @@ def check_texts(table: pa.Table, name: str) -> pa.Table:
     return pa.table({name: ids} | {column: _text_or_lists(_plain(table[column]), column) for column in others})
 
 
-def check_ids(column: pa.ChunkedArray | pa.Array, name: str) -> pa.Array:
+def check_ids(column: pa.ChunkedArray | pa.Array, name: str, first_row: int = 1) -> pa.Array:
     """Check that ids are text or integers and none is missing, and return them as one array.
 
     Raises:
@@ -183,110 +182,19 @@ def check_ids(column: pa.ChunkedArray | pa.Array, name: str) -> pa.Array:
         missing = pc.or_(missing, pc.equal(pc.utf8_trim_whitespace(pc.fill_null(ids, "")), ""))
     rows = np.flatnonzero(missing.to_numpy(zero_copy_only=False))
     if len(rows):
-        raise InputError(f"{name} is empty or NaN in {_row_numbers(rows)}; each row needs one")
+        raise InputError(f"{name} is empty or NaN in {row_numbers(rows, first_row)}; each row needs one")
     if not pa.types.is_large_string(ids.type) and not pa.types.is_integer(ids.type):
         raise InputError(f"{name} must hold texts or integers, got {ids.type}")
     return ids
 
 
-def clean_interactions(
-    table: pa.Table, min_rating: float | None = None, k_core: int = 0
-) -> tuple[pa.Table, list[dict[str, Any]]]:
-    """Keep the last of repeated (user, item) pairs, then high ratings, then the k-core; the order of rows stays.
-
-    Args:
-        table: a table from `check_interactions`.
-        min_rating: the lowest rating that is kept. The "rating > 3" of the paper, with whole stars, is 4.
-        k_core: least number of interactions of each user and each item that is kept; 0 keeps all.
+def is_written(reviews: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
+    """Check which reviews have more than blanks.
 
     Returns:
-        The table, and for each filter in order `{"filter", "value", "removed"}`, `removed` in rows.
-
-    Raises:
-        InputError: a repeated pair has two splits, a rating is missing, a value is out of its range, or no row is left.
+        (rows,) booleans, never null.
     """
-    if k_core < 0:
-        raise InputError(f"k_core must be at least 0 (off), got {k_core}")
-    kept = table.take(pa.array(_rows_of_last(table)))
-    filters = [{"filter": "duplicates", "value": "last", "removed": table.num_rows - kept.num_rows}]
-    if min_rating is not None:
-        before = kept.num_rows
-        kept = kept.filter(_well_rated(kept, min_rating))
-        filters.append({"filter": "min_rating", "value": min_rating, "removed": before - kept.num_rows})
-    if k_core:
-        before = kept.num_rows
-        kept = kept.take(pa.array(k_core_rows(encode(kept["user_id"]), encode(kept["item_id"]), k_core)))
-        filters.append({"filter": "k_core", "value": k_core, "removed": before - kept.num_rows})
-    if not kept.num_rows:
-        steps = "; ".join(f"{step['filter']} {step['value']} removed {step['removed']}" for step in filters)
-        raise InputError(f"no interaction is left of {table.num_rows}: {steps}; lower min_rating or k_core")
-    return kept, filters
-
-
-def k_core_rows(users: IntArray, items: IntArray, k: int) -> IntArray:
-    """Return the row numbers of the k-core: the largest set of rows in which every user and every item has at least k.
-
-    Args:
-        users: (rows,) user codes from 0.
-        items: (rows,) item codes from 0.
-        k: least number of rows per user and per item.
-
-    Example:
-        >>> k_core_rows(np.array([0, 0, 1, 1, 2]), np.array([0, 1, 0, 1, 1]), 2).tolist()
-        [0, 1, 2, 3]
-    """
-    # Removing users lowers the counts of items and the other way around, so the filter repeats until nothing changes.
-    rows = np.arange(len(users))
-    while len(rows):
-        enough = (np.bincount(users[rows])[users[rows]] >= k) & (np.bincount(items[rows])[items[rows]] >= k)
-        if enough.all():
-            break
-        rows = rows[enough]
-    return rows
-
-
-def encode(ids: pa.ChunkedArray | pa.Array) -> IntArray:
-    """Return the (rows,) codes of ids, numbered from 0 in order of first appearance."""
-    return _plain(ids).dictionary_encode().indices.to_numpy().astype(np.int64)
-
-
-def first_of(values: Any) -> str:
-    """Return the first few values as text for a message: `'a', 'b' (and 3 more)`."""
-    listed = ", ".join(repr(value) for value in pa.array(values[:NAMED]).to_pylist())
-    return listed + (f" (and {len(values) - NAMED} more)" if len(values) > NAMED else "")
-
-
-def _rows_of_last(table: pa.Table) -> IntArray:
-    """Return the row numbers, ascending, of the last row of each (user, item) pair by time, then by order in the table."""
-    users, items = encode(table["user_id"]), encode(table["item_id"])
-    pairs = users * (items.max() + 1) + items
-    times = (table["timestamp"].to_numpy(),) if "timestamp" in table.column_names else ()
-    # lexsort is stable, so of equal times the later row comes last.
-    order = np.lexsort((*times, pairs))
-    new = np.diff(pairs[order], prepend=-1) != 0
-    if "split" in table.column_names:
-        splits = encode(table["split"])[order]
-        conflicting = order[~new & (np.diff(splits, prepend=0) != 0)]
-        if len(conflicting):
-            rows = conflicting[:NAMED]
-            listed_users, listed_items = (first_of(table[name].take(rows)) for name in ("user_id", "item_id"))
-            raise InputError(
-                f"{len(conflicting)} repeated (user, item) pairs have more than one split: users {listed_users} with items "
-                f"{listed_items}; a pair may be in one split only"
-            )
-    return np.sort(order[np.append(new[1:], True)])
-
-
-def _well_rated(table: pa.Table, min_rating: float) -> pa.Array:
-    """Check which rows have a rating of at least `min_rating`."""
-    if "rating" not in table.column_names:
-        raise InputError(
-            f"min_rating {min_rating} needs a column of ratings; name it with rating_column=..., or leave min_rating unset"
-        )
-    missing = int(table["rating"].null_count)
-    if missing:
-        raise InputError(f"min_rating {min_rating} needs all ratings, but rating is missing in {missing} rows")
-    return pc.greater_equal(table["rating"], min_rating)
+    return pc.fill_null(pc.match_substring_regex(reviews, r"[^\s\v\p{Z}]"), False)
 
 
 def typed_ids(
@@ -377,55 +285,13 @@ def _text_or_lists(column: pa.Array, name: str) -> pa.Array:
     raise InputError(f"column {name!r} holds {kind}, which is neither text nor a list of texts; exclude it")
 
 
-def _ratings(column: pa.Array, name: str) -> pa.Array:
+def _ratings(column: pa.Array, name: str, first_row: int) -> pa.Array:
     """Convert ratings to float64, null where missing."""
     if _is_text(column.type):
         numbers = pd.to_numeric(column.to_pandas(), errors="coerce").to_numpy(np.float64)
         blank = pc.equal(pc.utf8_trim_whitespace(pc.fill_null(column, "")), "").to_numpy(zero_copy_only=False)
-        _reject(column, np.isnan(numbers) & ~blank, f"{name} is not a number")
+        reject(column, np.isnan(numbers) & ~blank, f"{name} is not a number", first_row)
         return pa.array(numbers, mask=blank)
     if not pa.types.is_integer(column.type) and not pa.types.is_floating(column.type):
         raise InputError(f"{name} must hold numbers, got {column.type}")
     return pc.if_else(pc.is_null(column, nan_is_null=True), None, column).cast(pa.float64())
-
-
-def _unix_seconds(column: pa.Array, name: str) -> pa.Array:
-    """Convert numbers, ISO-8601 texts or datetimes to int64 unix seconds."""
-    complaint = f"{name} is neither seconds since 1970 nor an ISO-8601 time"
-    _reject(column, pc.is_null(column, nan_is_null=True).to_numpy(zero_copy_only=False), complaint)
-    if pa.types.is_integer(column.type):
-        return column.cast(pa.int64())
-    if pa.types.is_floating(column.type):
-        seconds = column.to_numpy()
-    elif pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
-        return _floor_seconds(pd.to_datetime(column.cast(pa.timestamp("us")).to_pandas()))
-    elif _is_text(column.type):
-        numbers = pd.to_numeric(column.to_pandas(), errors="coerce")
-        if numbers.isna().all():
-            times = pd.to_datetime(column.to_pandas(), errors="coerce", utc=True, format="ISO8601")
-            _reject(column, times.isna().to_numpy(), complaint)
-            return _floor_seconds(times)
-        seconds = numbers.to_numpy()
-    else:
-        raise InputError(f"{complaint}, got {column.type}")
-    _reject(column, ~np.isfinite(seconds), complaint)
-    return pa.array(np.floor(seconds).astype(np.int64))
-
-
-def _floor_seconds(times: pd.Series) -> pa.Array:
-    """Convert datetimes to whole seconds since 1970."""
-    return pa.array(times.dt.floor("s").dt.as_unit("s").astype("int64").to_numpy())
-
-
-def _reject(column: pa.Array, bad: npt.NDArray[np.bool_], complaint: str) -> None:
-    """Raise an InputError that lists the first bad rows, if there are any."""
-    rows = np.flatnonzero(bad)
-    if len(rows):
-        raise InputError(f"{complaint} in {_row_numbers(rows)}: {first_of(column.take(rows))}")
-
-
-def _row_numbers(rows: IntArray) -> str:
-    """Return row numbers, from 1, as text for a message."""
-    listed = ", ".join(str(row + 1) for row in rows[:NAMED])
-    more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
-    return f"row {listed}" if len(rows) == 1 else f"rows {listed}{more}"

@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from modeling_cllm4rec.core.errors import InputError
-from modeling_cllm4rec.corpora.data_folder import FORMAT, RecommendationData, check_output, is_written
-from modeling_cllm4rec.corpora.interactions import check_interactions, check_texts, clean_interactions, first_of
-from modeling_cllm4rec.corpora.splits import SPLITS, SplitCodes, assign_splits, split_names
+from modeling_cllm4rec.corpora.bad_rows import first_of
+from modeling_cllm4rec.corpora.data_folder import (
+    FORMAT,
+    RecommendationData,
+    check_output,
+    new_folder,
+    write_description,
+    write_tables,
+)
+from modeling_cllm4rec.corpora.interaction_store import Bounds, Entities, IntArray, InteractionStore
+from modeling_cllm4rec.corpora.interactions import check_texts, is_written
+from modeling_cllm4rec.corpora.splits import (
+    LEAST_INTERACTIONS,
+    SHORT_USERS,
+    SPLITS,
+    SplitCodes,
+    Splitter,
+    check_no_split_is_empty,
+    check_split,
+    split_names,
+)
 
 ON_MISSING = ("error", "keep")
 """Treatment of items or users that have interactions but no row of texts."""
@@ -24,8 +44,8 @@ STEPS = ("checking", "cleaning", "indexing", "splitting", "writing")
 logger = logging.getLogger(__name__)
 
 
-def prepare_tables(
-    interactions: pa.Table,
+def prepare_folder(
+    interactions: pa.Table | pa.RecordBatchReader,
     items: pa.Table | None,
     users: pa.Table | None,
     output: str | Path,
@@ -33,20 +53,33 @@ def prepare_tables(
     split: str = "random",
     seed: int = 42,
     temporal_cuts: tuple[float, float] = (0.8, 0.9),
+    order: str = "time",
+    short_users: str = "train",
     min_rating: float | None = None,
     k_core: int = 0,
+    min_user_interactions: int | None = None,
+    max_user_interactions: int | None = None,
+    min_item_interactions: int | None = None,
+    max_item_interactions: int | None = None,
     keep_all_items: bool = False,
     on_missing_item: str = "error",
     on_missing_user: str = "error",
+    memory_limit: str | None = None,
     overwrite: bool = False,
     sources: Sequence[dict[str, str]] = (),
+    source_columns: Sequence[str] = (),
     data_license: str | None = None,
     on_step: Callable[[str], None] | None = None,
-) -> RecommendationData:
-    """Clean, index and split interactions, and write the data folder.
+) -> dict[str, Any]:
+    """Clean, index and split interactions, and write the data folder, with any number of interactions.
+
+    The interactions are never in memory as a whole: a database engine holds them, within `memory_limit`, and writes the rest to
+    a temporary folder beside the output. The tables of items and users are in memory.
 
     Users are numbered in order of first appearance in the interactions. Items are numbered in the order of `items`, or, without
     it, in order of first appearance. A review is kept only if its pair is in train.
+
+    The filters run in this order: the last of repeated pairs is kept, `min_rating`, the numbers of interactions, `short_users`.
 
     Args:
         interactions: `user_id`, `item_id` and any of `rating`, `timestamp`, `review`, `split`; other columns are
@@ -54,73 +87,127 @@ def prepare_tables(
         items: `item_id` and text columns, or `None`. See `interactions.check_texts`.
         users: `user_id` and text columns, or `None`. Users without interactions are dropped.
         output: the folder to write.
-        split, seed, temporal_cuts: see `splits.assign_splits`.
-        min_rating, k_core: see `interactions.clean_interactions`.
+        split, seed, temporal_cuts: see `splits.Splitter`.
+        order: `time`: the times order the interactions of a user, and of equal times the rows; `rows`: the rows alone do.
+        short_users: treatment of users with fewer than three interactions by `random` and `leave-one-out`: `train` (all of them
+            are in train), `drop` or `error`.
+        min_rating: the lowest rating that is kept. The "rating > 3" of the paper, with whole stars, is 4.
+        k_core: least number of interactions of each user and each item that is kept; 0 keeps all.
+        min_user_interactions, max_user_interactions, min_item_interactions, max_item_interactions: users and items with fewer or
+            more interactions are removed, until none is left.
         keep_all_items: whether to keep items of `items` without an interaction.
         on_missing_item: treatment of items that have interactions but are not in `items`: `error`, or `keep` them after the
             others, with null texts.
         on_missing_user: the same for users.
+        memory_limit: memory of the engine as in `4GB`; by default half of the machine's.
         overwrite: whether to replace an existing data folder, once the new one is complete.
         sources: `{"table", "file", "sha256"}` of the files of the tables, for the record.
+        source_columns: all columns of the source of the interactions, from which messages name likely ones.
         data_license: name of the licence of the data, for the cards of models trained on it.
         on_step: called with each of `STEPS` when it begins.
 
     Returns:
-        The data, as `RecommendationData.load(output)` returns it.
+        The contents of `dataset.json`.
 
     Raises:
         InputError: an argument or a table is not valid; see the functions named above.
         ExistingFileError: `output` holds something that must not be replaced.
         FileWriteError: the folder cannot be written.
+        MemoryLimitError: `memory_limit` is too small.
+
+    Example:
+        >>> import tempfile
+        >>> log = pa.table({"user_id": ["ann"] * 3 + ["bob"], "item_id": [10, 20, 30, 10], "timestamp": [1, 2, 3, 4]})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     info = prepare_folder(log, None, None, Path(folder, "data"), split="leave-one-out")
+        >>> info["protocol"]["line"].split("; ")[:2]
+        ['leave-one-out split (last is test, last but one validation)', '1 user with fewer than 3 interactions in train only']
+    """
+    begin = on_step or (lambda step: None)
+    begin("checking")
+    output = Path(output)
+    check_output(output, overwrite)
+    for name, value, allowed in (
+        ("on_missing_item", on_missing_item, ON_MISSING),
+        ("on_missing_user", on_missing_user, ON_MISSING),
+        ("short_users", short_users, SHORT_USERS),
+    ):
+        if value not in allowed:
+            raise InputError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+    if keep_all_items and items is None:
+        raise InputError("keep_all_items needs a table of items")
+    bounds = _bounds(k_core, min_user_interactions, max_user_interactions, min_item_interactions, max_item_interactions)
+    check_split(split, interactions.schema.names, order, seed, temporal_cuts, source_columns)
+    if items is not None:
+        items = check_texts(items, "item_id")
+    if users is not None:
+        users = check_texts(users, "user_id")
+    with new_folder(output, overwrite) as temporary:
+        work = temporary / "work"
+        work.mkdir()
+        with InteractionStore(work, memory_limit, order == "time") as store:
+            store.load(interactions, with_split=split == "given")
+            del interactions
+            begin("cleaning")
+            filters = _clean(store, min_rating, k_core, bounds)
+            users_left, few = _treat_short_users(store, split, short_users, filters)
+            for step in filters:
+                logger.info("%s %s: removed %d rows", step["filter"], step["value"], step["removed"])
+            begin("indexing")
+            items_left = store.entities("item")
+            item_table = _item_table(items_left.ids, items, on_missing_item, keep_all_items)
+            user_table = _user_table(users_left.ids, users, on_missing_user)
+            item_indices = np.zeros(int(items_left.codes.max()) + 1, dtype=np.int32)
+            item_indices[items_left.codes] = (
+                np.arange(len(items_left.ids))
+                if items is None
+                else pc.index_in(items_left.ids, value_set=item_table["item_id"].combine_chunks()).to_numpy()
+            )
+            begin("splitting")
+            splitter = Splitter(store, users_left, split, work, seed=seed, temporal_cuts=temporal_cuts)
+            begin("writing")
+            counts = SplitCounts(user_table.num_rows, item_table.num_rows)
+            parts = _interactions(store, splitter, users_left.codes, item_indices, counts)
+            files = write_tables(temporary, user_table, item_table, parts)
+            splitter.close()
+        statistics = counts.statistics()
+        check_no_split_is_empty(splitter.protocol, {name: int(statistics[name]) for name in SPLITS})
+        protocol: dict[str, Any] = splitter.protocol | ({"order": "rows"} if order == "rows" else {}) | {"filters": filters}
+        if few:
+            statistics["short_users"] = few
+            protocol["short_users"] = {"fewer_than": LEAST_INTERACTIONS, "users": few, "in": "train"}
+        info = {
+            "format": FORMAT,
+            "statistics": statistics,
+            "protocol": protocol | {"line": protocol_line(protocol)},
+            "sources": list(sources),
+            **({} if data_license is None else {"license": data_license}),
+            **({} if store.time_unit is None else {"time_unit": store.time_unit}),
+        }
+        write_description(temporary, output, info, files)
+        shutil.rmtree(work)
+    return info
+
+
+def prepare_tables(
+    interactions: pa.Table | pa.RecordBatchReader,
+    items: pa.Table | None,
+    users: pa.Table | None,
+    output: str | Path,
+    **arguments: Any,
+) -> RecommendationData:
+    """Write a data folder and load it; see `prepare_folder`, which has the same arguments.
 
     Example:
         >>> import tempfile
         >>> pairs = pa.table({"user_id": ["ann"] * 3 + ["bob"] * 3, "item_id": [10, 20, 30, 10, 20, 40]})
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     data = prepare_tables(pairs, None, None, Path(folder, "data"), split="leave-one-out")
+        ...     data = prepare_tables(pairs, None, None, Path(folder, "data"), split="leave-one-out", order="rows")
         >>> data.num_users, data.num_items, data.histories("train").items.tolist()
         (2, 4, [0, 0])
     """
-    begin = on_step or (lambda step: None)
-    begin("checking")
-    check_output(Path(output), overwrite)
-    for name, value in (("on_missing_item", on_missing_item), ("on_missing_user", on_missing_user)):
-        if value not in ON_MISSING:
-            raise InputError(f"{name} must be one of {', '.join(ON_MISSING)}, got {value!r}")
-    if keep_all_items and items is None:
-        raise InputError("keep_all_items needs a table of items")
-    table = check_interactions(interactions)
-    if split != "given" and "split" in table.column_names:
-        table = table.drop_columns(["split"])
-    table, reviews = _set_reviews_apart(table)
-    del interactions  # so that the texts are in memory once, unless the caller keeps them
-    if items is not None:
-        items = check_texts(items, "item_id")
-    if users is not None:
-        users = check_texts(users, "user_id")
-    begin("cleaning")
-    table, filters = clean_interactions(table, min_rating, k_core)
-    for step in filters:
-        logger.info("%s %s: removed %d rows", step["filter"], step["value"], step["removed"])
-    begin("indexing")
-    item_table = _item_table(pc.unique(table["item_id"]), items, on_missing_item, keep_all_items)
-    user_table = _user_table(pc.unique(table["user_id"]), users, on_missing_user)
-    begin("splitting")
-    codes, split_protocol = assign_splits(table, split, seed=seed, temporal_cuts=temporal_cuts)
-    indexed = _index_interactions(table, codes, user_table, item_table)
-    statistics = count_statistics(indexed, user_table.num_rows, item_table.num_rows)
-    indexed, review_counts = _add_reviews(indexed, reviews)
-    statistics |= review_counts
-    protocol = split_protocol | {"filters": filters}
-    info = {
-        "format": FORMAT,
-        "statistics": statistics,
-        "protocol": protocol | {"line": protocol_line(protocol)},
-        "sources": list(sources),
-        **({} if data_license is None else {"license": data_license}),
-    }
-    begin("writing")
-    return RecommendationData(user_table, item_table, indexed, info, Path(output)).save(output, overwrite)
+    prepare_folder(interactions, items, users, output, **arguments)
+    return RecommendationData.load(output)
 
 
 def protocol_line(protocol: dict[str, Any]) -> str:
@@ -136,12 +223,147 @@ def protocol_line(protocol: dict[str, Any]) -> str:
         "temporal": f"temporal split at the shares {cuts} of all interactions",
         "given": "given split",
     }
-    filters = {
-        "duplicates": "{value} of repeated pairs kept",
-        "min_rating": "rating >= {value:g}",
-        "k_core": "{value}-core",
+    line = [words[protocol["split"]] + (" by the order of the rows" if protocol.get("order") == "rows" else "")]
+    if "short_users" in protocol:
+        short = protocol["short_users"]
+        users = "1 user" if short["users"] == 1 else f"{short['users']} users"
+        line.append(f"{users} with fewer than {short['fewer_than']} interactions in train only")
+    return "; ".join([*line, *(_filter_words(step) for step in protocol["filters"])])
+
+
+def _filter_words(step: dict[str, Any]) -> str:
+    """Return the words of one filter."""
+    value = step["value"]
+    if step["filter"] == "interactions":
+        parts = []
+        for entity in ("user", "item"):
+            least, most = value[f"min_{entity}"], value[f"max_{entity}"]
+            if least is not None or most is not None:
+                limits = [f"{least} or more"] * (least is not None) + [f"{most} or fewer"] * (most is not None)
+                parts.append(f"{entity}s with {' and '.join(limits)} interactions")
+        return ", ".join(parts)
+    words = {
+        "duplicates": "{} of repeated pairs kept",
+        "min_rating": "rating >= {:g}",
+        "k_core": "{}-core",
+        "short_users": "users with fewer than {} interactions dropped",
     }
-    return "; ".join([words[protocol["split"]], *(filters[step["filter"]].format(**step) for step in protocol["filters"])])
+    return words[step["filter"]].format(value)
+
+
+def _bounds(
+    k_core: int,
+    min_user: int | None,
+    max_user: int | None,
+    min_item: int | None,
+    max_item: int | None,
+) -> tuple[Bounds, Bounds]:
+    """Return the bounds of the interactions of users and items, besides the k-core."""
+    if k_core < 0:
+        raise InputError(f"k_core must be at least 0 (off), got {k_core}")
+    values = {
+        "min_user_interactions": min_user,
+        "max_user_interactions": max_user,
+        "min_item_interactions": min_item,
+        "max_item_interactions": max_item,
+    }
+    for name, value in values.items():
+        if value is not None and value < 1:
+            raise InputError(f"{name} must be at least 1, got {value}")
+        if value is not None and k_core and name.startswith("min"):
+            raise InputError(f"k_core is {k_core} and {name} is {value}; k_core is both minima, so give one of the two")
+    for entity, least, most in (("user", min_user, max_user), ("item", min_item, max_item)):
+        if most is not None and (least or k_core or 0) > most:
+            raise InputError(f"max_{entity}_interactions is {most}, below the least number {least or k_core}; exchange them")
+    return Bounds(min_user, max_user), Bounds(min_item, max_item)
+
+
+def _clean(store: InteractionStore, min_rating: float | None, k_core: int, bounds: tuple[Bounds, Bounds]) -> list[dict[str, Any]]:
+    """Filter the interactions.
+
+    Returns:
+        For each filter in order `{"filter", "value", "removed"}`, `removed` in rows.
+
+    Raises:
+        InputError: a repeated pair has two splits, a rating is missing, or no row is left.
+    """
+    filters: list[dict[str, Any]] = [{"filter": "duplicates", "value": "last", "removed": store.keep_last_of_pairs()}]
+    if min_rating is not None:
+        filters.append({"filter": "min_rating", "value": min_rating, "removed": store.keep_well_rated(min_rating)})
+    users, items = bounds
+    if any(bound is not None for bound in (*users, *items)):
+        value = {"min_user": users.least or k_core or None, "max_user": users.most}
+        value |= {"min_item": items.least or k_core or None, "max_item": items.most}
+        removed = store.keep_within(Bounds(value["min_user"], users.most), Bounds(value["min_item"], items.most))
+        filters.append({"filter": "interactions", "value": value, "removed": removed})
+    elif k_core:
+        removed = store.keep_within(Bounds(k_core), Bounds(k_core))
+        filters.append({"filter": "k_core", "value": k_core, "removed": removed})
+    _check_left(store, filters)
+    return filters
+
+
+def _treat_short_users(
+    store: InteractionStore, split: str, short_users: str, filters: list[dict[str, Any]]
+) -> tuple[Entities, int]:
+    """Drop or refuse the users with too few interactions for the split.
+
+    Returns:
+        The users that are left, and how many of them have too few interactions and are in train only.
+    """
+    users = store.entities("user")
+    if split not in ("random", "leave-one-out"):
+        return users, 0
+    short = users.ids.filter(pa.array(users.rows < LEAST_INTERACTIONS))
+    if len(short) and short_users == "error":
+        raise InputError(
+            f"split {split!r} needs at least {LEAST_INTERACTIONS} interactions of each user, but {len(short)} of "
+            f"{len(users.ids)} users have fewer: {first_of(short)}; pass short_users='train' to keep them in train, or 'drop'"
+        )
+    if short_users == "drop":
+        removed = store.drop_short_users(LEAST_INTERACTIONS) if len(short) else 0
+        filters.append({"filter": "short_users", "value": LEAST_INTERACTIONS, "removed": removed})
+        _check_left(store, filters)
+        return (store.entities("user") if removed else users), 0
+    return users, len(short)
+
+
+def _check_left(store: InteractionStore, filters: list[dict[str, Any]]) -> None:
+    if not store.num_left:
+        steps = "; ".join(f"{step['filter']} {step['value']} removed {step['removed']}" for step in filters)
+        raise InputError(
+            f"no interaction is left of {store.num_rows}: {steps}; lower min_rating, k_core or the least numbers of interactions"
+        )
+
+
+def _interactions(
+    store: InteractionStore,
+    splitter: Splitter,
+    users: IntArray,
+    item_indices: npt.NDArray[np.int32],
+    counts: SplitCounts,
+) -> Iterator[pa.Table]:
+    """Yield the parts of `RecommendationData.interactions` in order, and count them.
+
+    If no pair has a review, there is no such column.
+    """
+    with_reviews = store.has_reviews()
+    for table in store.by_user(users, with_reviews):
+        codes = splitter.split_users(table)
+        items = item_indices[table["i"].to_numpy()]
+        columns = {"user_index": table["user_index"], "item_index": pa.array(items), "split": split_names(codes)}
+        if "rating" in table.column_names:
+            columns["rating"] = table["rating"]
+        for name in ("stored_time", "time"):
+            if name in table.column_names:
+                columns.setdefault("timestamp", table[name])
+        written = np.zeros(table.num_rows, dtype=bool)
+        if with_reviews:
+            written = is_written(table["review"]).to_numpy()
+            train = pa.array(codes == SPLITS.index("train"))
+            columns["review"] = pc.if_else(train, table["review"].cast(pa.large_string()), None)
+        counts.add(table["user_index"].to_numpy(), items, codes, written)
+        yield pa.table(columns)
 
 
 def _item_table(ids: pa.Array, items: pa.Table | None, on_missing: str, keep_all: bool) -> pa.Table:
@@ -192,51 +414,41 @@ def _missing(ids: pa.Array, known: pa.Table, on_missing: str, entity: str) -> pa
     return missing
 
 
-def _set_reviews_apart(table: pa.Table) -> tuple[pa.Table, pa.Array]:
-    """Replace the reviews of a table by row numbers, `row`, and return the reviews as one array, null where there are none.
+class SplitCounts:
+    """Count the interactions, users and items of each split, some rows at a time."""
 
-    Texts are large. Set apart, they are copied at the beginning and at the end, and not by each filter.
-    """
-    reviews = pa.nulls(table.num_rows, pa.large_string())
-    if "review" in table.column_names:
-        reviews = table["review"].combine_chunks()
-        table = table.drop_columns(["review"])
-    return table.append_column("row", pa.array(np.arange(table.num_rows))), reviews
+    def __init__(self, num_users: int, num_items: int) -> None:
+        self._rows = np.zeros(len(SPLITS), dtype=np.int64)
+        self._users = np.zeros((len(SPLITS), num_users), dtype=bool)
+        self._items = np.zeros(num_items, dtype=bool)
+        self._reviews = np.zeros(len(SPLITS), dtype=np.int64)
 
+    def add(self, users: IntArray, items: IntArray, codes: SplitCodes, written: npt.NDArray[np.bool_]) -> None:
+        """Count rows: (rows,) user indices, item indices, split codes, and whether there is a review that is not blank."""
+        self._rows += np.bincount(codes, minlength=len(SPLITS))
+        self._users[codes, users] = True
+        self._items[items[codes == SPLITS.index("train")]] = True
+        self._reviews += np.bincount(codes[written], minlength=len(SPLITS))
 
-def _add_reviews(table: pa.Table, reviews: pa.Array) -> tuple[pa.Table, dict[str, int]]:
-    """Replace `row` by `review`, null outside train, and count the reviews that are kept and withheld.
-
-    If no pair has a review, the table gets no such column.
-    """
-    rows, train = table["row"].to_numpy(), pc.equal(table["split"], "train").to_numpy()
-    written = is_written(reviews).to_numpy(zero_copy_only=False)[rows]
-    counts = {"reviews": int((written & train).sum()), "reviews_withheld": int((written & ~train).sum())}
-    table = table.drop_columns(["row"])
-    if written.any():
-        table = table.append_column("review", reviews.take(pa.array(rows, mask=~train)))
-    return table, counts
-
-
-def _index_interactions(table: pa.Table, codes: SplitCodes, users: pa.Table, items: pa.Table) -> pa.Table:
-    """Return the rows with indices in place of ids and with their split, in the order of `interactions.parquet`."""
-    columns = {
-        name: pc.index_in(table[f"{entity}_id"], value_set=ids[f"{entity}_id"].combine_chunks()).combine_chunks()
-        for name, entity, ids in (("user_index", "user", users), ("item_index", "item", items))
-    }
-    columns["split"] = split_names(codes)
-    columns |= {name: table[name] for name in ("rating", "timestamp", "row") if name in table.column_names}
-    times = (table["timestamp"].to_numpy(),) if "timestamp" in table.column_names else ()
-    order = np.lexsort((*times, columns["user_index"].to_numpy()))
-    return pa.table(columns).take(pa.array(order))
+    def statistics(self) -> dict[str, int | float]:
+        """Return the counts by name."""
+        num_users, num_items, rows = self._users.shape[1], len(self._items), int(self._rows.sum())
+        counts: dict[str, int | float] = {"users": num_users, "items": num_items, "interactions": rows}
+        counts |= dict(zip(SPLITS, self._rows.tolist(), strict=True))
+        counts["density"] = round(rows / (num_users * num_items), 9)
+        missing = (~self._users).sum(axis=1).tolist()
+        counts |= {f"users_without_{split}": number for split, number in zip(SPLITS, missing, strict=True)}
+        counts["items_without_train"] = int((~self._items).sum())
+        counts["reviews"] = int(self._reviews[SPLITS.index("train")])
+        counts["reviews_withheld"] = int(self._reviews.sum()) - counts["reviews"]
+        return counts
 
 
 def count_statistics(table: pa.Table, num_users: int, num_items: int) -> dict[str, int | float]:
     """Count users, items and interactions, and the users and items without an interaction in a split."""
-    counts: dict[str, int | float] = {"users": num_users, "items": num_items, "interactions": table.num_rows}
-    rows = {split: table.filter(pc.equal(table["split"], split)) for split in SPLITS}
-    counts |= {split: part.num_rows for split, part in rows.items()}
-    counts["density"] = round(table.num_rows / (num_users * num_items), 9)
-    counts |= {f"users_without_{split}": num_users - len(pc.unique(rows[split]["user_index"])) for split in SPLITS}
-    counts["items_without_train"] = num_items - len(pc.unique(rows["train"]["item_index"]))
-    return counts
+    counts = SplitCounts(num_users, num_items)
+    codes = pc.index_in(table["split"], value_set=pa.array(SPLITS, table["split"].type))
+    written = np.zeros(table.num_rows, dtype=bool)
+    counts.add(table["user_index"].to_numpy(), table["item_index"].to_numpy(), codes.to_numpy(), written)
+    statistics = counts.statistics()
+    return {name: value for name, value in statistics.items() if not name.startswith("reviews")}

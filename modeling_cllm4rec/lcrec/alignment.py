@@ -22,7 +22,7 @@ from modeling_cllm4rec.core.language_model import reject_adapter, tokenizer_of
 from modeling_cllm4rec.core.losses import word_nll
 from modeling_cllm4rec.core.prompt_assembly import pad_right
 from modeling_cllm4rec.corpora.batches import plan_batches
-from modeling_cllm4rec.corpora.data_folder import RecommendationData
+from modeling_cllm4rec.corpora.data_folder import RecommendationData, has_validation
 from modeling_cllm4rec.corpora.history_order import warn_if_unordered
 from modeling_cllm4rec.evaluation.evaluator import evaluate
 from modeling_cllm4rec.evaluation.searching import SearchingRecommender
@@ -113,8 +113,7 @@ class AlignmentStage:
             cache_folder=arguments.run_folder / "corpus",
         )
         logger.info("%d documents in the first epoch", len(self.corpus.documents(0)))
-        if not len(data.histories("validation").items):
-            raise InputError("the data has no validation interactions: prepare it with a split that has them")
+        self.validates = has_validation(data)
 
     @property
     def num_epochs(self) -> int:
@@ -156,7 +155,7 @@ class AlignmentStage:
 
     def validate(self, epoch: int) -> dict[str, float]:
         """Return HR@10 and NDCG@10 on validation by constrained search; NDCG@10 selects the epoch, not the loss."""
-        if (epoch + 1) % self.arguments.eval_every and epoch + 1 != self.num_epochs:
+        if not self.validates or ((epoch + 1) % self.arguments.eval_every and epoch + 1 != self.num_epochs):
             return {}
         names = ["hit_rate@10", SELECTION]
         values = [0.0] * len(names)

@@ -11,7 +11,7 @@ import numpy as np
 
 from modeling_cllm4rec.core.catalogue import IdMap
 from modeling_cllm4rec.core.errors import InputError, MissingFileError
-from modeling_cllm4rec.corpora.interactions import first_of
+from modeling_cllm4rec.corpora.bad_rows import first_of
 from modeling_cllm4rec.corpora.released_files import read_json_object
 from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from modeling_cllm4rec.corpora.atomic_files import (
     check_output_file,
     check_output_folder,
     restore_folder,
+    sweep_folder,
 )
 
 
@@ -92,3 +96,40 @@ def test_no_device_or_folder_is_replaced(tmp_path: Path) -> None:
         with pytest.raises(ExistingFileError, match="is no ordinary file"), atomic_file(path):
             raise AssertionError
     assert not Path(os.devnull).is_file()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from modeling_cllm4rec.corpora import atomic_files
+folder, when = Path(sys.argv[1]), sys.argv[2]
+rename = Path.rename
+def kill(self, target):
+    if when == "between the renames" and self.suffix == ".partial":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rename(self, target)
+Path.rename = kill
+with atomic_files.atomic_folder(folder, unique=True) as temporary:
+    (temporary / "new").write_text("new")
+    if when == "while writing":
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no SIGKILL")
+@pytest.mark.parametrize("when", ["while writing", "between the renames"])
+@pytest.mark.parametrize("exists", [True, False])
+def test_leftovers_of_a_killed_process_are_swept(tmp_path: Path, when: str, exists: bool) -> None:
+    folder = tmp_path / "data"
+    if exists:
+        folder.mkdir()
+        (folder / "old").write_text("old")
+    done = subprocess.run([sys.executable, "-c", KILLED, str(folder), when])
+    assert done.returncode == -signal.SIGKILL
+    assert [path for path in tmp_path.iterdir() if path != folder]
+    with atomic_folder(tmp_path / "other", unique=True) as running:  # That of a process that runs is left alone.
+        (running.with_name(running.name.replace(".other.", ".data."))).mkdir()
+    sweep_folder(folder)
+    assert [path.name.split(".")[1] for path in tmp_path.iterdir() if path.name.startswith(".")] == ["data"]
+    assert folder.exists() == exists
+    assert not exists or [path.name for path in folder.iterdir()] == ["old"]

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from modeling_cllm4rec.corpora import data_folder
-from modeling_cllm4rec.corpora.data_folder import FORMAT, RecommendationData, check_output, dataset_card, is_written
+from modeling_cllm4rec.corpora.data_folder import FORMAT, RecommendationData, WrittenFiles, check_output, dataset_card, is_written
 
 FILES = ["README.md", "dataset.json", "items.parquet", "test.parquet", "train.parquet", "users.parquet", "validation.parquet"]
 
@@ -80,14 +80,16 @@ def test_datasets_reads_a_folder_without_test_rows(tmp_path: Path) -> None:
 def test_card(folder: Path) -> None:
     data = make_data()
     data.info["license"], data.info["sources"] = "CC BY 4.0", [{"table": "items", "file": "a.csv", "sha256": "0f"}]
-    text = dataset_card("mine", data)
+    columns = {"interactions": data.split("train").column_names, "items": data.items.column_names}
+    files = WrittenFiles({"train": 3, "validation": 1, "test": 1}, columns)
+    text = dataset_card("mine", data.info, files)
     head = yaml.safe_load(text.split("---")[1])
     assert head["license"] == "other" and head["license_name"] == "CC BY 4.0" and head["size_categories"] == ["n<1K"]
     assert head["configs"][0]["data_files"][0] == {"split": "train", "path": "train.parquet"}
     assert "| interactions | 5 |" in text and "| items | a.csv | `0f` |" in text and "given split" in text
     assert yaml.safe_load((folder / "README.md").read_text().split("---")[1])["pretty_name"] == "data"
     data.info["license"] = "cc-by-4.0"
-    assert yaml.safe_load(dataset_card("mine", data).split("---")[1])["license"] == "cc-by-4.0"
+    assert yaml.safe_load(dataset_card("mine", data.info, files).split("---")[1])["license"] == "cc-by-4.0"
 
 
 def test_histories(folder: Path) -> None:
@@ -155,13 +157,14 @@ def test_overwrite_and_an_empty_folder(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_what_was_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(table: pa.Table, path: Path, **arguments: Any) -> None:
-        if path.name == "items.parquet":
-            raise OSError(28, "No space left on device")
-        pq.ParquetWriter(path, table.schema).close()
+    class Full(pq.ParquetWriter):
+        def __init__(self, path: Path, *arguments: Any, **settings: Any) -> None:
+            if path.name == "items.parquet":
+                raise OSError(28, "No space left on device")
+            super().__init__(path, *arguments, **settings)
 
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    monkeypatch.setattr(data_folder.pq, "write_table", full)
+    monkeypatch.setattr(data_folder.pq, "ParquetWriter", Full)
     for place in (folder, folder.parent / "new"):
         with pytest.raises(OSError, match="No space left on device"):
             make_data().save(place, overwrite=True)

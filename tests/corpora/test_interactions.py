@@ -1,30 +1,21 @@
-"""Columns, ids and cleaning of interactions."""
+"""Columns and ids of interactions."""
 
 from __future__ import annotations
 
-import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from modeling_cllm4rec.corpora.interactions import (
     check_ids,
     check_interactions,
     check_texts,
-    clean_interactions,
-    encode,
-    first_of,
-    k_core_rows,
     read_interactions,
     read_texts,
 )
 
-PAIRS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 4)), min_size=1, max_size=40)
 AWKWARD = ["user_1", "<item_3>", "🙂", "two words", " ", "0", "-1", "nan", "NULL", "a\tb"]
 
 
@@ -74,42 +65,6 @@ def test_missing_column_and_empty_table() -> None:
         check_interactions(pa.table({"user_id": pa.array([], pa.string()), "item_id": pa.array([], pa.string())}))
 
 
-@pytest.mark.parametrize(
-    ("given_times", "seconds"),
-    [
-        ([0, 86400], [0, 86400]),
-        ([1.9, -0.5], [1, -1]),
-        (["10", " 20.5 "], [10, 20]),
-        (["1970-01-02", "1970-01-01T00:00:01.9"], [86400, 1]),
-        (["1970-01-01T01:00:00+01:00", "1970-01-01 00:00:05Z"], [0, 5]),
-        ([datetime.datetime(1970, 1, 1, 0, 1), datetime.datetime(1969, 12, 31, 23, 59, 59, 500_000)], [60, -1]),
-        ([datetime.date(1970, 1, 3), datetime.date(1970, 1, 1)], [172800, 0]),
-        (pa.array([3_600_000], pa.timestamp("ms", "Europe/Berlin")), [3600]),
-    ],
-)
-def test_timestamps_become_unix_seconds(given_times: Any, seconds: list[int]) -> None:
-    column = check_interactions(interactions(timestamp=given_times))["timestamp"]
-    assert column.type == pa.int64()
-    assert column.to_pylist() == seconds
-
-
-@pytest.mark.parametrize(
-    ("times", "message"),
-    [
-        ([1.0, float("nan")], r"timestamp is neither seconds since 1970 nor an ISO-8601 time in row 2: nan"),
-        ([1.0, float("inf")], "in row 2: inf"),
-        ([1, None], "in row 2: None"),
-        (["5", "soon", "7"], "in row 2: 'soon'"),
-        (["2020-01-01", "2020-13-01"], "in row 2: '2020-13-01'"),
-        (["2020-01-01", ""], "in row 2: ''"),
-        ([True, False], "got bool"),
-    ],
-)
-def test_bad_timestamps(times: list[Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        check_interactions(interactions(timestamp=times))
-
-
 def test_ratings() -> None:
     for ratings in ([4, None], [4.0, float("nan")], ["4", ""]):
         column = check_interactions(interactions(rating=ratings))["rating"]
@@ -153,95 +108,6 @@ def test_texts_that_are_none(values: list[Any]) -> None:
 def test_repeated_items() -> None:
     with pytest.raises(ValueError, match=r"items: item_id is repeated: 'x', 'z'; keep one row for each"):
         check_texts(pa.table({"item_id": ["x", "y", "x", "z", "z"]}), "item_id")
-
-
-def test_last_of_repeated_pairs_by_time_then_by_row() -> None:
-    raw = pa.table(
-        {
-            "user_id": ["a", "b", "a", "a", "a"],
-            "item_id": [1, 1, 1, 2, 2],
-            "timestamp": [9, 5, 3, 7, 7],
-            "rating": [1, 2, 3, 4, 5],
-        }
-    )
-    kept, filters = clean_interactions(check_interactions(raw))
-    assert kept["rating"].to_pylist() == [1, 2, 5]
-    assert filters == [{"filter": "duplicates", "value": "last", "removed": 2}]
-    kept, _ = clean_interactions(check_interactions(raw.drop_columns(["timestamp"])))
-    assert kept["rating"].to_pylist() == [2, 3, 5]
-
-
-@given(PAIRS, st.data())
-def test_duplicates_like_a_dict(pairs: list[tuple[int, int]], data: st.DataObject) -> None:
-    times = data.draw(st.lists(st.integers(0, 3), min_size=len(pairs), max_size=len(pairs)))
-    users, items = zip(*pairs, strict=True)
-    raw = pa.table({"user_id": users, "item_id": items, "timestamp": times, "rating": range(len(pairs))})
-    kept, filters = clean_interactions(check_interactions(raw))
-    last: dict[tuple[int, int], int] = {}
-    for row in sorted(range(len(pairs)), key=lambda row: times[row]):  # sorted() keeps the order of equal times
-        last[pairs[row]] = row
-    assert kept["rating"].to_pylist() == sorted(last.values())
-    assert filters[0]["removed"] == len(pairs) - len(last)
-
-
-def test_min_rating_keeps_ratings_of_at_least_it_and_sees_the_last_rating() -> None:
-    raw = pa.table({"user_id": ["a", "a", "b", "c"], "item_id": [1, 1, 1, 1], "rating": [5, 3, 4, 3.5]})
-    kept, filters = clean_interactions(check_interactions(raw), min_rating=4)
-    assert kept["user_id"].to_pylist() == ["b"]
-    assert [step["removed"] for step in filters] == [1, 2]
-
-
-@given(PAIRS, st.integers(1, 4))
-def test_k_core_like_removing_one_row_after_the_other(pairs: list[tuple[int, int]], k: int) -> None:
-    users, items = np.array(pairs).T
-    left = list(range(len(pairs)))
-    changed = True
-    while changed:
-        changed = False
-        for row in left:
-            few_users = sum(pairs[other][0] == pairs[row][0] for other in left) < k
-            if few_users or sum(pairs[other][1] == pairs[row][1] for other in left) < k:
-                left.remove(row)
-                changed = True
-                break
-    assert k_core_rows(users, items, k).tolist() == left
-
-
-def test_k_core_is_iterated() -> None:
-    """Without user c item 3 falls under two, then user b, then items 1 and 2 hold by user a and d alone."""
-    raw = pa.table({"user_id": list("aabbcdd"), "item_id": [1, 2, 1, 3, 3, 1, 2]})
-    kept, filters = clean_interactions(check_interactions(raw), k_core=2)
-    assert kept.to_pylist() == [{"user_id": user, "item_id": item} for user in "ad" for item in (1, 2)]
-    assert filters[1] == {"filter": "k_core", "value": 2, "removed": 3}
-
-
-def test_bad_cleaning() -> None:
-    table = check_interactions(interactions(rating=[5, 1]))
-    with pytest.raises(ValueError, match="k_core must be at least 0"):
-        clean_interactions(table, k_core=-1)
-    with pytest.raises(ValueError, match="no interaction is left of 2: .*min_rating 6 removed 2; lower min_rating"):
-        clean_interactions(table, min_rating=6)
-    with pytest.raises(ValueError, match="no interaction is left of 2: .*k_core 9 removed 2"):
-        clean_interactions(table, k_core=9)
-    with pytest.raises(ValueError, match="min_rating 4 needs all ratings, but rating is missing in 1 rows"):
-        clean_interactions(check_interactions(interactions(rating=[5, None])), min_rating=4)
-    with pytest.raises(ValueError, match="min_rating 4 needs a column of ratings"):
-        clean_interactions(check_interactions(interactions(item_id=[1])), min_rating=4)
-
-
-def test_a_pair_in_two_splits() -> None:
-    raw = pa.table({"user_id": ["a", "b", "a"], "item_id": [1, 1, 1], "split": ["train", "train", "test"]})
-    with pytest.raises(ValueError, match=r"1 repeated .* more than one split: users 'a' with items 1"):
-        clean_interactions(check_interactions(raw))
-
-
-def test_encode_numbers_by_first_appearance() -> None:
-    assert encode(pa.chunked_array([["b", "a"], ["b", "c"]])).tolist() == [0, 1, 0, 2]
-
-
-def test_first_of() -> None:
-    assert first_of(["a"]) == "'a'"
-    assert first_of(list(range(7))) == "0, 1, 2, 3, 4 (and 2 more)"
 
 
 def write(folder: Path, text: str, name: str = "a.csv") -> Path:

@@ -27,7 +27,8 @@ def world(**columns: Any) -> pa.Table:
 
 def prepare(tmp_path: Path, interactions: pa.Table, **arguments: Any) -> RecommendationData:
     tables = {name: arguments.pop(name, None) for name in ("items", "users")}
-    arguments = {"split": "leave-one-out"} | arguments
+    order = "time" if "timestamp" in interactions.column_names else "rows"
+    arguments = {"split": "leave-one-out", "order": order} | arguments
     return prepare_tables(interactions, tables["items"], tables["users"], tmp_path / "data", **arguments)
 
 
@@ -148,6 +149,7 @@ def test_statistics_and_protocol(tmp_path: Path) -> None:
             "rating >= 4; 2-core",
         },
         "sources": [{"a": "b"}],
+        "time_unit": "s",
     }
     assert data.info["protocol"]["line"] in (tmp_path / "data" / "README.md").read_text()
 
@@ -160,7 +162,7 @@ def test_protocol_lines() -> None:
         assert protocol_line({"split": split, "seed": None, "filters": []}) == line
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=10)
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 9), st.integers(0, 9)), max_size=40), st.integers(0, 9))
 def test_every_pair_is_there_once(tmp_path: Path, rows: list[tuple[int, int, int]], seed: int) -> None:
     """Whatever goes in, the pairs in external ids come out, each once, in the order of time."""
@@ -210,3 +212,78 @@ def test_bad_arguments(tmp_path: Path) -> None:
 def test_the_licence_of_the_data_is_kept(tmp_path: Path) -> None:
     assert "license" not in prepare(tmp_path, world()).info
     assert prepare(tmp_path, world(), data_license="cc-by-4.0", overwrite=True).info["license"] == "cc-by-4.0"
+
+
+def short() -> pa.Table:
+    """One user of one interaction, one of two, and one of four; the last two items have one interaction each."""
+    return pa.table({"user_id": list("abbcccc"), "item_id": [1, 1, 2, 1, 2, 3, 4], "timestamp": [1, 2, 3, 4, 5, 6, 7]})
+
+
+def test_short_users_stay_in_train(tmp_path: Path) -> None:
+    data = prepare(tmp_path, short())
+    assert data.interactions["split"].to_pylist() == ["train"] * 5 + ["validation", "test"]
+    assert data.info["statistics"]["short_users"] == 2
+    assert data.info["protocol"]["short_users"] == {"fewer_than": 3, "users": 2, "in": "train"}
+    assert "; 2 users with fewer than 3 interactions in train only; " in data.info["protocol"]["line"]
+
+
+def test_short_users_are_dropped_without_their_items(tmp_path: Path) -> None:
+    data = prepare(tmp_path, short(), short_users="drop")
+    assert (data.users["user_id"].to_pylist(), data.num_items) == (["c"], 4)
+    assert data.info["protocol"]["filters"][1] == {"filter": "short_users", "value": 3, "removed": 3}
+    assert data.info["protocol"]["line"].endswith("; users with fewer than 3 interactions dropped")
+
+
+def test_short_users_are_an_error(tmp_path: Path) -> None:
+    message = "2 of 3 users have fewer: 'a', 'b'; pass short_users='train' to keep them in train, or 'drop'"
+    with pytest.raises(ValueError, match=message):
+        prepare(tmp_path, short(), short_users="error")
+
+
+@pytest.mark.parametrize(
+    ("bounds", "users", "line"),
+    [
+        ({"min_user_interactions": 2}, ["b", "c"], "users with 2 or more interactions"),
+        ({"max_user_interactions": 2}, ["a", "b"], "users with 2 or fewer interactions"),
+        ({"min_item_interactions": 2}, ["a", "b", "c"], "items with 2 or more interactions"),
+        ({"max_item_interactions": 2}, ["b", "c"], "items with 2 or fewer interactions"),
+        (
+            {"min_user_interactions": 1, "max_user_interactions": 3, "min_item_interactions": 2},
+            ["a", "b"],
+            "users with 1 or more and 3 or fewer interactions, items with 2 or more interactions",
+        ),
+    ],
+)
+def test_numbers_of_interactions(tmp_path: Path, bounds: dict[str, int], users: list[str], line: str) -> None:
+    data = prepare(tmp_path, short(), **bounds)
+    assert data.users["user_id"].to_pylist() == users
+    assert data.info["protocol"]["line"].endswith(f"; {line}")
+
+
+def test_order_of_rows_is_in_the_protocol(tmp_path: Path) -> None:
+    raw = world(timestamp=list(reversed(range(9))))
+    data = prepare(tmp_path, raw, order="rows")
+    assert data.interactions["item_index"].to_pylist() == [0, 1, 2, 0, 1, 2, 1, 2, 3]
+    assert data.interactions["timestamp"].to_pylist() == [8, 7, 5, 6, 3, 2, 4, 1, 0]
+    line = "leave-one-out split (last is test, last but one validation) by the order of the rows"
+    assert data.info["protocol"]["line"].startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"order": "time"}, "'leave-one-out' needs a column of times; name it with timestamp_column"),
+        ({"order": "file"}, "order must be one of time, rows, got 'file'"),
+        ({"short_users": "keep"}, "short_users must be one of train, drop, error, got 'keep'"),
+        ({"k_core": -1}, "k_core must be at least 0"),
+        ({"min_user_interactions": 0}, "min_user_interactions must be at least 1, got 0"),
+        ({"k_core": 2, "min_item_interactions": 3}, "k_core is 2 and min_item_interactions is 3; .* give one of the two"),
+        ({"min_user_interactions": 3, "max_user_interactions": 2}, "max_user_interactions is 2, below the least number 3"),
+        ({"k_core": 9}, "no interaction is left of 9: .*k_core 9 removed 9; lower min_rating, k_core or the least numbers"),
+        ({"min_rating": 4}, "min_rating 4 needs a column of ratings"),
+    ],
+)
+def test_bad_filters(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        prepare(tmp_path, world(), **arguments)
+    assert list(tmp_path.iterdir()) == []

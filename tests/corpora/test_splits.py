@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter, defaultdict
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modeling_cllm4rec.corpora.interaction_store import InteractionStore
 from modeling_cllm4rec.corpora.splits import (
     SPLITS,
-    assign_splits,
+    Splitter,
+    check_no_split_is_empty,
+    check_split,
     leave_one_out_split,
-    random_split,
     split_names,
-    temporal_split,
 )
 
 SIZES = st.lists(st.integers(3, 45), min_size=1, max_size=6)
@@ -28,11 +31,27 @@ def table_of(sizes: list[int]) -> pa.Table:
     return pa.table({"user_id": users, "item_id": items})
 
 
+def assign_splits(table: pa.Table, split: str, seed: int = 42, cuts: tuple[float, float] = (0.8, 0.9)) -> tuple[np.ndarray, dict]:
+    """Return the split codes in the order of the rows, and the protocol."""
+    codes = np.full(table.num_rows, -1)
+    check_split(split, table.column_names, "time" if "timestamp" in table.column_names else "rows", seed, cuts)
+    with tempfile.TemporaryDirectory() as folder, InteractionStore(Path(folder)) as store:
+        store.load(table, with_split=split == "given")
+        users = store.entities("user")
+        splitter = Splitter(store, users, split, Path(folder), seed=seed, temporal_cuts=cuts)
+        for part in store.by_user(users.codes):
+            codes[part["row"].to_numpy()] = splitter.split_users(part)
+        splitter.close()
+    check_no_split_is_empty(splitter.protocol, {name: int((codes == code).sum()) for code, name in enumerate(SPLITS)})
+    return codes, splitter.protocol
+
+
 def as_dict(table: pa.Table, codes: np.ndarray) -> dict[tuple[str, int], int]:
     pairs = zip(table["user_id"].to_pylist(), table["item_id"].to_pylist(), strict=True)
     return dict(zip(pairs, codes.tolist(), strict=True))
 
 
+@settings(deadline=None, max_examples=10)
 @given(SIZES, st.integers(0, 2**40))
 def test_random_shares(sizes: list[int], seed: int) -> None:
     codes, done = assign_splits(table_of(sizes), "random", seed=seed)
@@ -44,6 +63,7 @@ def test_random_shares(sizes: list[int], seed: int) -> None:
         start += size
 
 
+@settings(deadline=None, max_examples=10)
 @given(SIZES, st.randoms(use_true_random=False))
 def test_random_does_not_depend_on_row_order(sizes: list[int], random: object) -> None:
     table = table_of(sizes)
@@ -66,7 +86,8 @@ def test_random_like_plain_python() -> None:
     for user, drawn in of_user.items():
         for place, (_, item) in enumerate(sorted(drawn)):
             expected[user, item] = (2, 1, 0, 0)[place]
-    codes = random_split(users, items, seed=5)
+    table = pa.table({"user_id": users, "item_id": items})
+    codes, _ = assign_splits(table, "random", seed=5)
     assert dict(zip(zip(users.tolist(), items.tolist(), strict=True), codes.tolist(), strict=True)) == expected
 
 
@@ -86,10 +107,11 @@ def test_random_holds_out_everything_alike() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4)), min_size=1, max_size=40))
 def test_leave_one_out_like_plain_python(rows: list[tuple[int, int]]) -> None:
-    rows = [*rows, *((user, 5) for user in range(4) for _ in range(3))]
     expected = [0] * len(rows)
     for user in range(4):
         mine = sorted((row for row in range(len(rows)) if rows[row][0] == user), key=lambda row: rows[row][1])
+        if len(mine) < 3:
+            continue
         expected[mine[-1]], expected[mine[-2]] = 2, 1
     users, times = np.array(rows).T
     assert leave_one_out_split(users, times).tolist() == expected
@@ -108,10 +130,12 @@ def test_temporal_cuts_one_time_for_all() -> None:
     assert done == {"split": "temporal", "seed": None, "temporal_cuts": [0.8, 0.9], "cut_times": [90, 100]}
 
 
+@settings(deadline=None, max_examples=15)
 @given(st.lists(st.integers(0, 30), min_size=12, max_size=60))
 def test_temporal_never_looks_ahead(times: list[int]) -> None:
+    table = pa.table({"user_id": ["a"] * len(times), "item_id": range(len(times)), "timestamp": times})
     try:
-        codes, _ = temporal_split(np.array(times), (0.5, 0.75))
+        codes, _ = assign_splits(table, "temporal", cuts=(0.5, 0.75))
     except ValueError as error:
         assert "leave nothing for" in str(error)
         return
@@ -133,11 +157,13 @@ def test_bad_splits() -> None:
         assign_splits(table, "loo")
     with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
         assign_splits(table, "random", seed=-1)
-    for split in ("random", "leave-one-out"):
-        with pytest.raises(ValueError, match="but 2 of 3 users have fewer: 'u1', 'u2'; remove them with k_core=3"):
-            assign_splits(table, split)
-    with pytest.raises(ValueError, match="'temporal' needs a column of times"):
-        assign_splits(table, "temporal")
+    with pytest.raises(ValueError, match="order must be one of time, rows, got 'file'"):
+        check_split("random", table.column_names, "file", 1, (0.8, 0.9))
+    with pytest.raises(ValueError, match="'temporal' needs times, which order 'rows' does not read; choose order 'time'"):
+        check_split("temporal", table.column_names, "rows", 1, (0.8, 0.9))
+    for split in ("leave-one-out", "temporal"):
+        with pytest.raises(ValueError, match=f"split '{split}' needs a column of times; name it with timestamp_column=..."):
+            check_split(split, table.column_names, "time", 1, (0.8, 0.9))
     with pytest.raises(ValueError, match="'given' needs a column of split names"):
         assign_splits(table, "given")
 
@@ -154,8 +180,23 @@ def test_bad_values_of_a_given_split() -> None:
 def test_bad_temporal_cuts() -> None:
     for cuts in ((0.9, 0.8), (0.0, 0.5), (0.5, 1.0), (0.5, 0.5)):
         with pytest.raises(ValueError, match="temporal_cuts must be two shares with 0 < first < second < 1"):
-            temporal_split(np.arange(10), cuts)
-    with pytest.raises(ValueError, match="leave nothing for train"):
-        temporal_split(np.zeros(10, dtype=int), (0.8, 0.9))
-    with pytest.raises(ValueError, match="leave nothing for validation"):
-        temporal_split(np.array([1, 2, 2, 2]), (0.5, 0.75))
+            check_split("temporal", ["timestamp"], "time", 1, cuts)
+    table = table_of([4])
+    with pytest.raises(ValueError, match="0.5 and 0.75 fall on the times 3 and 3, which leave nothing for train"):
+        assign_splits(table.append_column("timestamp", pa.array([3] * 4)), "temporal", cuts=(0.5, 0.75))
+    with pytest.raises(ValueError, match="leave nothing for validation; choose other shares"):
+        assign_splits(table.append_column("timestamp", pa.array([1, 2, 2, 2])), "temporal", cuts=(0.5, 0.75))
+
+
+def test_likely_time_columns_are_named() -> None:
+    names = ["reviewerID", "unixReviewTime", "overall"]
+    with pytest.raises(ValueError, match=r"timestamp_column=\.\.\. \('unixReviewTime' may be it\), or pass order='rows' if"):
+        check_split("leave-one-out", ["user_id", "item_id"], "time", 1, (0.8, 0.9), names)
+
+
+def test_short_users_are_in_train_only() -> None:
+    """Of one and two interactions none is held out, of three one each."""
+    for split in ("random", "leave-one-out"):
+        codes, _ = assign_splits(table_of([1, 2, 3]), split, seed=4)
+        assert codes[:3].tolist() == [0, 0, 0]
+        assert sorted(codes[3:].tolist()) == [0, 1, 2]

@@ -621,9 +621,13 @@ def test_pretraining_without_texts_trains_the_collaborative_side(
     assert "no texts: the content LM is not trained" in caplog.text
 
 
-def test_finetuning_needs_a_validation_split(finetune_arguments: MakeFinetune, data: RecommendationData, tmp_path: Path) -> None:
+def test_finetuning_without_validation_keeps_the_last_epoch(
+    finetune_arguments: MakeFinetune, data: RecommendationData, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     kept = data.interactions.filter(pc.not_equal(data.interactions["split"], "validation"))
     info = {**data.info, "statistics": {**data.info["statistics"], "interactions": kept.num_rows}}
     dataclasses.replace(data, interactions=pa.table(kept), info=info).save(tmp_path / "no-validation")
-    with pytest.raises(ValueError, match="no validation interactions: prepare it with a split that has them"):
-        finetune(finetune_arguments(data=str(tmp_path / "no-validation")))
+    model, progress = finetune(finetune_arguments(data=str(tmp_path / "no-validation"), epochs=2))
+    assert "no validation interactions, so no epoch is selected: the weights of the last epoch are kept" in caplog.text
+    assert (progress.epoch, progress.best_epoch, progress.finished) == (2, -1, True)
+    assert not any("selection" in epoch for epoch in progress.history)
