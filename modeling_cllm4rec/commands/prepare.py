@@ -13,7 +13,6 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from modeling_cllm4rec.commands.command_line import CommandParser, print_json
 from modeling_cllm4rec.commands.prepare_sources import FORMATS, find_sources, read_sources
 from modeling_cllm4rec.corpora.data_folder import check_output
-from modeling_cllm4rec.corpora.interaction_store import MEMORY_SHARE
 from modeling_cllm4rec.corpora.interactions import ID_TYPES
 from modeling_cllm4rec.corpora.preparation import ON_MISSING, STEPS, prepare_folder
 from modeling_cllm4rec.corpora.readers import checksum
@@ -153,8 +152,8 @@ def _add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--memory-limit",
         metavar="SIZE",
-        help="memory for the interactions, as 4GB; what does not fit is in a temporary folder beside the output meanwhile "
-        f"(default: {MEMORY_SHARE:.0%} of the machine's)",
+        help="memory for the interactions, as 4GB; what does not fit is in a temporary folder next to the output meanwhile "
+        "(default: half of the machine's)",
     )
 
 

@@ -131,7 +131,7 @@ def restore_folder(folder: Path) -> None:
 
 
 def sweep_folder(folder: Path) -> None:
-    """Remove what processes of this machine that were killed in `atomic_folder(folder, unique=True)` left beside a folder.
+    """Remove what processes of this machine that were killed in `atomic_folder(folder, unique=True)` left next to a folder.
 
     A folder that was being replaced is put back if the new one is not in place.
     """

@@ -297,9 +297,9 @@ def new_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
         # A unique name, because any other folder next to the data folder may belong to the user.
         with atomic_folder(folder.resolve(), unique=True) as temporary:
             yield temporary
+    except CLLM4RecError:
+        raise
     except OSError as error:
-        if isinstance(error, CLLM4RecError):
-            raise
         raise FileWriteError(
             f"the data folder {folder} could not be written ({error}); an earlier data folder is unchanged"
         ) from error

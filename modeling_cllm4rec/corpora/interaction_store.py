@@ -319,7 +319,7 @@ class InteractionStore:
         return Entities(_one(ids), found["code"].to_numpy().astype(np.int64), found["rows"].to_numpy().astype(np.int64))
 
     def time_at(self, share: float) -> int | float:
-        """Return the time of the row before which this share of all rows lies, in order of time."""
+        """Return the time of the row after this share of all rows, in order of time."""
         with _engine_errors():
             place = int(share * self.num_left)
             time: int | float = self._value(f"select time from kept order by time limit 1 offset {place}")
@@ -390,13 +390,13 @@ def _engine_errors() -> Iterator[None]:
         yield
     except duckdb.OutOfMemoryException as error:
         if "max_temp_directory_size" in str(error):
-            raise FileWriteError(f"no space is left beside the output for what does not fit into memory ({error})") from error
+            raise FileWriteError(f"no space is left next to the output for what does not fit into memory ({error})") from error
         reason = str(error).splitlines()[0]  # The other lines advise on settings of the engine.
         raise MemoryLimitError(
             f"memory_limit is too small for this data ({reason}); give more with memory_limit='8GB' or so"
         ) from error
     except duckdb.IOException as error:
-        raise FileWriteError(f"what does not fit into memory cannot be written beside the output ({error})") from error
+        raise FileWriteError(f"what does not fit into memory cannot be written next to the output ({error})") from error
 
 
 def _pieces(source: pa.Table | pa.RecordBatchReader) -> Iterator[pa.Table]:

@@ -74,7 +74,7 @@ def prepare_folder(
     """Clean, index and split interactions, and write the data folder, with any number of interactions.
 
     The interactions are never in memory as a whole: a database engine holds them, within `memory_limit`, and writes the rest to
-    a temporary folder beside the output. The tables of items and users are in memory.
+    a temporary folder next to the output. The tables of items and users are in memory.
 
     Users are numbered in order of first appearance in the interactions. Items are numbered in the order of `items`, or, without
     it, in order of first appearance. A review is kept only if its pair is in train.
@@ -258,7 +258,7 @@ def _bounds(
     min_item: int | None,
     max_item: int | None,
 ) -> tuple[Bounds, Bounds]:
-    """Return the bounds of the interactions of users and items, besides the k-core."""
+    """Return the bounds of the interactions of users and items, in addition to the k-core."""
     if k_core < 0:
         raise InputError(f"k_core must be at least 0 (off), got {k_core}")
     values = {

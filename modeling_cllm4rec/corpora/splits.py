@@ -122,7 +122,7 @@ def check_split(
     if split in ("leave-one-out", "temporal") and order == "time" and "timestamp" not in columns:
         likely = likely_time_columns(source_columns or columns)
         found = f" ({', '.join(map(repr, likely))} may be it)" if likely else ""
-        rows = ", or pass order='rows' if the rows of each user stand in the order of time" if split == "leave-one-out" else ""
+        rows = ", or pass order='rows' if the rows of each user are in the order of time" if split == "leave-one-out" else ""
         raise InputError(f"split {split!r} needs a column of times; name it with timestamp_column=...{found}{rows}")
 
 

@@ -126,7 +126,7 @@ def _parse_texts(column: pa.Array, first_row: int) -> pa.Array:
     long = pc.match_substring_regex(texts, r"^[+-]?\d{16,}$").to_numpy(zero_copy_only=False)
     if long.any():  # A float has 15 to 17 digits.
         whole = pc.match_substring_regex(texts, r"^-?\d+$").to_numpy(zero_copy_only=False)
-        complaint = "timestamp has whole numbers of 16 and more digits, which a fraction beside them would cut, and a fraction"
+        complaint = "timestamp has whole numbers of 16 and more digits, which fractions in the column would cut, and a fraction"
         reject(column, ~whole, complaint, first_row)
         return texts.cast(pa.int64())
     return _whole_if_possible(numbers, column, first_row)

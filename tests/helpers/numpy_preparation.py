@@ -66,8 +66,8 @@ def _split(user: np.ndarray, item: np.ndarray, time: np.ndarray, split: str, see
     draws = np.empty(len(user))
     draws[np.lexsort((item, user))] = np.random.default_rng(seed).random(len(user))
     codes = np.zeros(len(user), dtype=int)
-    for person in np.unique(user):
-        mine = np.flatnonzero(user == person)
+    for one in np.unique(user):
+        mine = np.flatnonzero(user == one)
         if len(mine) < 3:
             continue
         if split == "leave-one-out":

@@ -113,7 +113,10 @@ def test_filters_are_logged(
         (["--interactions", "{r.parquet}", "--split", "given"], "no column 'split'"),
         (["--interactions", "{r.parquet}", "--timestamp-column", "review"], "timestamp is neither seconds since 1970"),
         (["--interactions", "{r.parquet}", "--items", "{r.parquet}"], "items: item_id is repeated: 'item 0'"),
-        (["--interactions", "{r.parquet}", "--split", "temporal", "--temporal-cuts", "0.9", "0.8"], "temporal_cuts"),
+        (
+            ["--interactions", "{r.parquet}", "--split", "temporal", "--temporal-cuts", "0.9", "0.8"],
+            "--temporal-cuts must be two shares",
+        ),
     ],
 )
 def test_bad_input_is_one_line(
