@@ -117,7 +117,7 @@ def test_removed_items_are_gone(model, tmp_path):
     assert [model.users.history(user).tolist() for user in range(4)] == [[0, 4], [], [2, 3, 4, 5, 6], []]
     everything = model.recommend(users=["ann"], k=8, exclude_seen=False).items("ann")
     assert not {"item 3", "ä"} & set(everything)
-    with pytest.raises(ValueError, match=r"1 unknown item_id: \['item 3'\]; the model knows 10"):
+    with pytest.raises(ValueError, match=r"histories\[0\] is \['item 3'\]; allowed: the 10 item_ids that the model knows"):
         model.recommend(histories=[["item 3"]], k=1)
     same = model.recommend(users=["ann"], histories=[["item 0", "item 5"]], k=3, candidates=["item 1", "item 2", "item 4"])
     assert same.table.num_rows == 3 and asked

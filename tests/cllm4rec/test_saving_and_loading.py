@@ -254,7 +254,7 @@ def test_histories_are_left_out_when_asked(saved, recommender, tmp_path):
     loaded = CLLM4RecForRecommendation.from_pretrained(tmp_path)
     assert not loaded.users.has_histories
     assert recommender.users.has_histories
-    with pytest.raises(ValueError, match="saved without its users' histories; pass histories= together with users="):
+    with pytest.raises(ValueError, match="this model keeps no histories; also give histories"):
         loaded.recommend(users=["ann"], k=2)
     given = loaded.recommend(users=["ann"], histories=[["item 0", "item 3", "item 5"]], k=2)
     assert given.table.equals(recommender.recommend(users=["ann"], k=2).table)
