@@ -85,14 +85,14 @@ def export_vectors(
         ExistingFileError: the folder is not empty.
         MissingPackageError: usearch, which builds the index, is not installed.
     """
-    if with_index:
-        require("usearch", "vectors", "the index of vectors", "pass with_index=False")
     require_scoring_model(model, "export vectors")
     for name, value, most in (("k", k, model.num_items), ("queries", queries, None), ("batch_size", batch_size, None)):
         if value < 1 or (most is not None and value > most):
             raise InputError(f"{name} is {value}; it must be 1 or more" + (f", up to the {most} items" if most else ""))
     if seed < 0:
         raise InputError(f"seed is {seed}; it must be 0 or more")
+    if with_index:
+        require("usearch", "vectors", "the index of vectors", "pass with_index=False")
     folder = new_output_folder(folder)
     items = model.item_collaborative.weight.detach().float().cpu().numpy()
     table = model.catalogue.table

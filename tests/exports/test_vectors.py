@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -30,7 +31,9 @@ def read(path, name):
 @pytest.fixture(scope="module")
 def exported(model_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exports") / "vectors"
-    return folder, export_vectors(AutoModel.from_pretrained(model_folder), folder, queries=12, batch_size=7)
+    return folder, export_vectors(
+        AutoModel.from_pretrained(model_folder), folder, queries=12, batch_size=7, with_index=find_spec("usearch") is not None
+    )
 
 
 def test_dot_products_are_the_models_scores(exported, model):
@@ -128,7 +131,8 @@ def test_settings_out_of_range(model, tmp_path, settings, words):
     assert not (tmp_path / "x").exists()
 
 
-def test_the_command_prints_recall(model_folder, tmp_path, capsys, monkeypatch):
+def test_the_command_prints_recall(model_folder, tmp_path, capsys):
+    pytest.importorskip("usearch", reason="needs the extra vectors")
     flags = ["vectors", "--model", str(model_folder), "--queries", "5", "--k", "4"]
     assert main([*flags, "--without-users", "--output", str(tmp_path / "a")]) == 0
     out = capsys.readouterr().out
