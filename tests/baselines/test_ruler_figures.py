@@ -24,7 +24,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not DATA.is_dir(), reason=f"n
 def scientific(tmp_path_factory):
     tables = read_lcrec_files(DATA / "lcrec-scientific")
     return prepare_tables(
-        tables.interactions, tables.items, None, tmp_path_factory.mktemp("scientific") / "data", split="leave-one-out"
+        tables.interactions,
+        tables.items,
+        None,
+        tmp_path_factory.mktemp("scientific") / "data",
+        split="leave-one-out",
+        order="rows",
     )
 
 
