@@ -214,7 +214,9 @@ class ShownModels:
             try:
                 _read(one, question)
             except InputError as error:
-                refused = refused or error
+                # Of a question in words, the model that reads them names the mistake.
+                if refused is None or (question.query and one.reads_words):
+                    refused = error
             else:
                 return
         assert refused is not None

@@ -208,3 +208,8 @@ def test_loading(saved):
 def test_a_model_that_was_given_alone(lcrec):
     assert ShownModel("x", lcrec.model).system == "LC-Rec"
     assert ShownModels([lcrec]).beams == 10
+
+
+def test_the_model_that_reads_words_names_the_mistake_in_them(models):
+    with pytest.raises(ValueError, match="“Looking for, in words” is '[?]!'; allowed: a text with words"):
+        models.check(Question((), query="?!"))

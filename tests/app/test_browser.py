@@ -143,7 +143,7 @@ def test_an_empty_history_and_nonsense_get_a_sentence(visitor):
     query = visitor.page.get_by_label("Looking for, in words (LC-Rec)")
     query.fill("?!")
     visitor.press("Recommend")
-    visitor.says("CLLM4Rec reads no queries here. Add an item to the history.")
+    visitor.says("“Looking for, in words” is '?!'; allowed: a text with words.")
     query.fill("qqzz xyzzy")
     query.press("Enter")
     visitor.says("No title holds any word of “qqzz xyzzy”")
