@@ -24,10 +24,10 @@ from modeling_cllm4rec.cllm4rec.prompts import Prompts
 from modeling_cllm4rec.core.errors import ExistingFileError, InputError, MissingFileError
 from modeling_cllm4rec.corpora.atomic_files import atomic_file, atomic_folder
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
-from modeling_cllm4rec.corpora.interactions import read_interactions, read_texts
 from modeling_cllm4rec.corpora.item_texts import ITEM_TEXTS
 from modeling_cllm4rec.corpora.preparation import prepare_tables
 from modeling_cllm4rec.corpora.readers import HUB_PREFIX, checksum
+from modeling_cllm4rec.corpora.sources import read_interactions, read_texts
 from modeling_cllm4rec.evaluation.evaluator import comparison_table, evaluate
 from modeling_cllm4rec.evaluation.verdicts import verdicts
 from modeling_cllm4rec.hub.loading import load_recommender

@@ -13,9 +13,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from modeling_cllm4rec.commands.command_line import CommandParser, print_json
 from modeling_cllm4rec.commands.prepare_sources import FORMATS, find_sources, read_sources
 from modeling_cllm4rec.corpora.data_folder import check_output
-from modeling_cllm4rec.corpora.interactions import ID_TYPES
 from modeling_cllm4rec.corpora.preparation import ON_MISSING, STEPS, prepare_folder
 from modeling_cllm4rec.corpora.readers import checksum
+from modeling_cllm4rec.corpora.sources import ID_TYPES
 from modeling_cllm4rec.corpora.splits import LEAST_INTERACTIONS, ORDERS, SHORT_USERS, SPLIT_KINDS
 
 EPILOG = """example:

@@ -8,13 +8,13 @@ from pathlib import Path
 import pyarrow as pa
 
 from modeling_cllm4rec.core.errors import InputError
-from modeling_cllm4rec.corpora.interactions import read_interactions, read_texts, typed_ids
 from modeling_cllm4rec.corpora.released_files import (
     SourceTables,
     find_recbole_files,
     read_cllm4rec_files,
     read_lcrec_files,
 )
+from modeling_cllm4rec.corpora.sources import read_interactions, read_texts, typed_ids
 from modeling_cllm4rec.corpora.splits import SPLITS
 
 FORMATS = ("recbole", "cllm4rec", "lcrec")

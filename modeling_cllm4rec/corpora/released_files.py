@@ -19,8 +19,8 @@ from scipy import sparse
 
 from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.corpora.bad_rows import first_of
-from modeling_cllm4rec.corpora.interactions import typed_ids
 from modeling_cllm4rec.corpora.readers import PICKLE
+from modeling_cllm4rec.corpora.sources import typed_ids
 from modeling_cllm4rec.corpora.splits import SPLITS
 
 RECBOLE_SPLITS = {"train": "train", "valid": "validation", "test": "test"}

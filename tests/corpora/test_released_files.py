@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from modeling_cllm4rec.core.catalogue import IdMap
-from modeling_cllm4rec.corpora.interactions import read_interactions
 from modeling_cllm4rec.corpora.readers import read_table
 from modeling_cllm4rec.corpora.released_files import (
     find_recbole_files,
     read_cllm4rec_files,
     read_lcrec_files,
 )
+from modeling_cllm4rec.corpora.sources import read_interactions
 from modeling_cllm4rec.lcrec.released_files import read_released_semantic_ids
 
 # ---- RecBole ----
