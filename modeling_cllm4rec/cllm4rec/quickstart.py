@@ -11,9 +11,8 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import pandas as pd
 import pyarrow as pa
 
 from modeling_cllm4rec.baselines import fit_baseline
@@ -24,10 +23,11 @@ from modeling_cllm4rec.cllm4rec.prompts import Prompts
 from modeling_cllm4rec.core.errors import ExistingFileError, InputError, MissingFileError
 from modeling_cllm4rec.corpora.atomic_files import atomic_file, atomic_folder
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
+from modeling_cllm4rec.corpora.dataset_sources import HUB_PREFIX
 from modeling_cllm4rec.corpora.item_texts import ITEM_TEXTS
-from modeling_cllm4rec.corpora.preparation import prepare_tables
-from modeling_cllm4rec.corpora.readers import HUB_PREFIX, checksum
-from modeling_cllm4rec.corpora.sources import read_interactions, read_texts
+from modeling_cllm4rec.corpora.memory_tables import TableLike, as_table, is_in_memory
+from modeling_cllm4rec.corpora.raw_data import prepare as prepare_data
+from modeling_cllm4rec.corpora.readers import checksum
 from modeling_cllm4rec.evaluation.evaluator import comparison_table, evaluate
 from modeling_cllm4rec.evaluation.verdicts import verdicts
 from modeling_cllm4rec.hub.loading import load_recommender
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TableLike: TypeAlias = pd.DataFrame | pa.Table | str | Path
-"""A table in memory, or a file or data set that `readers.read_table` reads."""
 RECORD = "quickstart.json"
 """Fingerprints of the tables and arguments that OUTPUT/data was prepared from."""
 COMPARED_METRICS = ("recall@20", "ndcg@10")
@@ -69,14 +67,17 @@ def train_recommender(
     tables and its arguments are the same.
 
     Args:
-        interactions: one row per interaction: `user_id`, `item_id`, and optionally `rating`, `timestamp`, `review`, `split`.
+        interactions: one row per interaction: `user_id`, `item_id`, and optionally `rating`, `timestamp`, `review`, `split`, or
+            columns with names that are known (`userId`, `reviewerID`, ...). A path, a data frame of pandas or polars, a
+            `datasets.Dataset`, or a list of dicts; see `readers.open_source`. With `prepare={"format": "movielens"}` a folder in
+            the form of a public data set.
         output: folder of the run, where the model is saved; the data folder is written to `OUTPUT/data`.
         backbone: name or path of a causal language model, such as `gpt2`. By default a GPT-2 of about one million parameters is
             trained on the texts of the data (without texts: drawn at random), which needs no download and takes a minute or two;
             a pretrained model is slower and usually better.
-        items: `item_id` and texts (`title`, `brand`, `categories`, `description`).
+        items: `item_id` and texts (`title`, `brand`, `categories`, `description`, or known names such as `genres`).
         users: `user_id` and `biography`.
-        prepare: arguments of `preparation.prepare_tables`, such as `{"split": "temporal", "k_core": 5}`.
+        prepare: arguments of `raw_data.prepare`, such as `{"split": "temporal", "k_core": 5, "text": {"title": "headline"}}`.
         pretraining, finetuning: arguments of one stage, fields of `PretrainArguments` and `FinetuneArguments`.
         config: YAML file with the defaults of both stages, or the name of one that the package brings (recipes/configs).
         overwrite: whether to replace an earlier run in `output` that had other tables or arguments, and to train again from the
@@ -88,7 +89,7 @@ def train_recommender(
         The finished model, loaded from `output`.
 
     Raises:
-        InputError: the tables have another form than `prepare_tables` needs, an argument has a value that is not allowed, or
+        InputError: the tables cannot be read, an argument has a value that is not allowed, or
             `output` holds a run with other arguments.
         MissingFileError: there is no such backbone or file.
         ExistingFileError: `output` holds data prepared from other tables or with other arguments.
@@ -136,13 +137,13 @@ def _prepared(
 
     Raises:
         ExistingFileError: it was prepared from others, and `overwrite` is not set.
-        InputError: as `prepare_tables`, or `prepare` has an argument that this function sets.
+        InputError: as `raw_data.prepare`, or `prepare` has an argument that this function sets.
     """
     own = sorted({"output", "overwrite", "sources"} & set(prepare))
     if own:
         raise InputError(f"prepare has {own[0]!r}, which train_recommender sets; pass it to train_recommender, or remove it")
     folder = output / "data"
-    given = {name: _table(table) if isinstance(table, pd.DataFrame) else table for name, table in tables.items()}
+    given = {name: as_table(table) if table is not None and is_in_memory(table) else table for name, table in tables.items()}
     sources = [_source(name, table) for name, table in given.items() if table is not None]
     record = json.loads(json.dumps({"sources": sources, "prepare": dict(prepare)}, default=str))
     if folder.exists():
@@ -156,22 +157,17 @@ def _prepared(
                 f"output: {folder} was prepared from other tables or with other arguments ({', '.join(changed)} differ); pass "
                 "overwrite=True to prepare and train again, or choose another output"
             )
-    data = prepare_tables(
-        _interactions(given["interactions"], prepare),
-        _texts(given["items"], "item_id"),
-        _texts(given["users"], "user_id"),
-        folder,
-        overwrite=overwrite,
-        sources=sources,
-        **prepare,
-    )
+    arguments: dict[str, Any] = {**prepare, **given}
+    if "format" in prepare:
+        arguments |= {"interactions": None, "folder": given["interactions"]}
+    data = prepare_data(folder, **arguments, overwrite=overwrite, sources=sources)
     shutil.rmtree(output / "backbone", ignore_errors=True)  # trained on the texts of other data
     with atomic_file(output / RECORD) as temporary:
         temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
     return data
 
 
-def _source(name: str, table: pa.Table | str | Path) -> dict[str, str]:
+def _source(name: str, table: TableLike) -> dict[str, str]:
     """Return the record of a source: its table, its file and its SHA-256."""
     if isinstance(table, (str, Path)):
         if not str(table).startswith(HUB_PREFIX) and not Path(table).exists():
@@ -212,30 +208,6 @@ def _read_record(path: Path) -> dict[str, Any]:
     except ValueError:
         return {}
     return record if isinstance(record, dict) else {}
-
-
-def _interactions(source: pa.Table | str | Path, prepare: Mapping[str, Any]) -> pa.Table:
-    """Read the interactions from a file, or return a table as it is."""
-    if isinstance(source, (str, Path)):
-        return read_interactions(source, with_split=prepare.get("split") == "given")
-    return source
-
-
-def _table(source: pd.DataFrame) -> pa.Table:
-    """Convert a data frame to an Arrow table.
-
-    Raises:
-        InputError: a column mixes types.
-    """
-    try:
-        return pa.Table.from_pandas(source, preserve_index=False)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise InputError(f"a column of the table mixes types ({error}); convert it to one type first") from error
-
-
-def _texts(source: pa.Table | str | Path | None, name: str) -> pa.Table | None:
-    """Read a table of texts from a file, or return a table as it is."""
-    return read_texts(source, id_column=name, name=name) if isinstance(source, (str, Path)) else source
 
 
 def _has_words(data: RecommendationData) -> bool:

@@ -11,10 +11,11 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from modeling_cllm4rec.commands.command_line import CommandParser, print_json
-from modeling_cllm4rec.commands.prepare_sources import FORMATS, find_sources, read_sources
-from modeling_cllm4rec.corpora.data_folder import check_output
-from modeling_cllm4rec.corpora.preparation import ON_MISSING, STEPS, prepare_folder
-from modeling_cllm4rec.corpora.readers import checksum
+from modeling_cllm4rec.core.errors import InputError
+from modeling_cllm4rec.corpora.column_roles import KNOWN_TEXTS
+from modeling_cllm4rec.corpora.formats import FORMATS, format_table
+from modeling_cllm4rec.corpora.preparation import ON_MISSING, STEPS
+from modeling_cllm4rec.corpora.raw_data import write_raw_data
 from modeling_cllm4rec.corpora.sources import ID_TYPES
 from modeling_cllm4rec.corpora.splits import LEAST_INTERACTIONS, ORDERS, SHORT_USERS, SPLIT_KINDS
 
@@ -24,19 +25,30 @@ EPILOG = """example:
   cllm4rec prepare --format recbole --folder dataset/ml-100k --output data/ml-100k
 
 sources:
-  a .csv, .csv.gz, .jsonl, .json (one object per line), .jsonl.gz, .json.gz or .parquet file; a .inter, .item or .user file
-  of RecBole; a folder written by datasets.Dataset.save_to_disk; hf:NAME or hf:NAME:SPLIT, a dataset of the Hugging Face Hub
+  .csv, .tsv, .txt, .dat (any delimiter), .jsonl, .json (objects, one array, or Python literals), each also with .gz, .zst or
+  .bz2; .parquet, or a folder of Parquet files; .inter, .item, .user of RecBole; a folder written by
+  datasets.Dataset.save_to_disk; hf:NAME or hf:NAME:SPLIT, a dataset of the Hugging Face Hub; hf://datasets/OWNER/NAME/FILE
 
-formats of a --folder:
-  recbole   NAME.inter (or NAME.train.inter, NAME.valid.inter, NAME.test.inter, a given split), NAME.item, NAME.user
-  cllm4rec  train_matrix.npz, val_matrix.npz, test_matrix.npz (a given split), user_item_texts/review.jsonl
-  lcrec     NAME.inter.json, NAME.item.json (leave-one-out)
+Columns are found by their names (user_id, userId, reviewerID, ...; movie_title, genres, prod_name, ...) unless flags name them.
+--list-formats prints the formats of a --folder: the data sets, where they come from and their terms.
 
 The filters run in this order: the last of repeated (user, item) pairs is kept, then --min-rating, then the numbers of
 interactions (--k-core, --min-user-interactions, ...), then --short-users.
 """
 
+NOT_ARGUMENTS = ("output", "json", "debug", "list_formats", "no_reviews")
+"""Flags that are no arguments of `raw_data.write_raw_data`."""
+
 logger = logging.getLogger("prepare")
+
+
+class ListFormats(argparse.Action):
+    """Print the table of formats, and end."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        """Run the action."""
+        print(format_table())
+        parser.exit()
 
 
 def build_parser() -> CommandParser:
@@ -52,6 +64,13 @@ def build_parser() -> CommandParser:
     parser.add_argument("--data-license", metavar="NAME", help="licence of the data, for the cards of models trained on it")
     _add_source_arguments(parser)
     _add_text_arguments(parser, "item")
+    parser.add_argument(
+        "--text",
+        nargs="+",
+        metavar="ROLE=COLUMN",
+        help="columns that models read as texts, several joined by commas: title=prod_name description=detail_desc,section; "
+        f"the roles are {', '.join(KNOWN_TEXTS)} (of users) (default: known names)",
+    )
     parser.add_argument("--keep-all-items", action="store_true", help="keep items that have no interaction")
     _add_text_arguments(parser, "user")
     _add_protocol_arguments(parser)
@@ -62,17 +81,22 @@ def _add_source_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("interactions")
     source = group.add_mutually_exclusive_group(required=True)
     source.add_argument("--interactions", metavar="SOURCE", help="one row per interaction; see below")
-    source.add_argument("--folder", type=Path, help="a data set in the form of --format; see below")
+    source.add_argument("--folder", type=Path, help="a data set in the form of --format, as it is downloaded")
     group.add_argument("--format", choices=FORMATS, help="form of --folder")
-    group.add_argument("--user-column", default="user_id", metavar="NAME", help="default: user_id")
-    group.add_argument("--item-column", default="item_id", metavar="NAME", help="default: item_id")
+    group.add_argument("--list-formats", action=ListFormats, nargs=0, help="print the formats and end")
+    for entity in ("user", "item"):
+        group.add_argument(f"--{entity}-column", metavar="NAME", help=f"ids (default: {entity}_id, or a known name)")
     for name, what in (
         ("rating", "numbers"),
         ("timestamp", "seconds to nanoseconds since 1970, ISO-8601 times, or any numbers that order a user's interactions"),
         ("review", "texts; kept for train pairs only"),
     ):
-        group.add_argument(f"--{name}-column", metavar="NAME", help=f"{what} (default: {name}, if there is one)")
+        group.add_argument(f"--{name}-column", metavar="NAME", help=f"{what} (default: {name} or a known name, if there is one)")
     group.add_argument("--split-column", metavar="NAME", help="for --split given: train, validation or test (default: split)")
+    group.add_argument(
+        "--delimiter", metavar="TEXT", help="of text files, such as ';' or '::' (default: recognized in the header)"
+    )
+    group.add_argument("--encoding", metavar="NAME", help="of text files, such as latin-1 or utf-16 (default: utf-8)")
     group.add_argument("--no-reviews", action="store_true", help="format cllm4rec: leave the reviews out")
     group.add_argument(
         "--id-type",
@@ -86,7 +110,9 @@ def _add_source_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_text_arguments(parser: argparse.ArgumentParser, entity: str) -> None:
     group = parser.add_argument_group(f"texts of {entity}s")
     group.add_argument(f"--{entity}s", metavar="SOURCE", help=f"one row per {entity}; see below")
-    group.add_argument(f"--{entity}s-id-column", metavar="NAME", help=f"column of ids (default: as --{entity}-column)")
+    group.add_argument(
+        f"--{entity}s-id-column", metavar="NAME", help=f"column of ids (default: as --{entity}-column, or a known name)"
+    )
     group.add_argument(f"--{entity}-columns", nargs="+", metavar="NAME", help="columns to keep (default: all)")
     group.add_argument(f"--exclude-{entity}-columns", nargs="+", default=[], metavar="NAME", help="columns to leave out")
     group.add_argument(
@@ -159,9 +185,8 @@ def _add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
 
 def prepare(args: argparse.Namespace) -> dict[str, Any]:
     """Read, prepare and write, with one progress bar over the steps."""
-    check_output(args.output, args.overwrite)
-    files, split = find_sources(args)
     steps = ["reading", "checksums", *STEPS]
+    chosen = {name: value for name, value in vars(args).items() if name not in NOT_ARGUMENTS}
     with tqdm(total=len(steps), unit="step", desc="prepare") as bar, logging_redirect_tqdm():
 
         def begin(step: str) -> None:
@@ -169,44 +194,32 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
             bar.set_description(step)
             logger.info("%s", step)
 
-        begin("reading")
-        tables = read_sources(args, files, split)
-        for name, table in tables.items():
-            logger.info("%s: %d rows, columns %s", name, table.num_rows, table.column_names)
-        begin("checksums")
-        record = [
-            {"table": name, "file": Path(source).name, "sha256": checksum(source)}
-            for name, sources in files.items()
-            for source in sources
-        ]
-        info = prepare_folder(
-            tables.pop("interactions"),
-            tables.get("items"),
-            tables.get("users"),
+        info = write_raw_data(
             args.output,
-            split=split,
-            seed=args.seed,
-            temporal_cuts=tuple(args.temporal_cuts),
-            order=args.order or ("rows" if args.format == "lcrec" else "time"),
-            short_users=args.short_users,
-            min_rating=args.min_rating,
-            k_core=args.k_core,
-            min_user_interactions=args.min_user_interactions,
-            max_user_interactions=args.max_user_interactions,
-            min_item_interactions=args.min_item_interactions,
-            max_item_interactions=args.max_item_interactions,
-            keep_all_items=args.keep_all_items,
-            on_missing_item=args.on_missing_item,
-            on_missing_user=args.on_missing_user,
-            memory_limit=args.memory_limit,
-            overwrite=args.overwrite,
-            sources=record,
-            data_license=args.data_license,
-            on_step=begin,
+            **chosen
+            | {
+                "text": _roles(args.text),
+                "temporal_cuts": tuple(args.temporal_cuts),
+                "reviews": not args.no_reviews,
+                "on_step": begin,
+            },
         )
         bar.update(len(steps) - bar.n)
         bar.set_description("prepared")
     return info
+
+
+def _roles(words: list[str] | None) -> dict[str, list[str]]:
+    """Parse `title=prod_name description=detail_desc,section`."""
+    roles: dict[str, list[str]] = {}
+    for word in words or ():
+        role, sign, columns = word.partition("=")
+        if not sign or role in roles:
+            raise InputError(
+                f"text: {word!r} is not ROLE=COLUMN" if not sign else f"text names the role {role!r} twice; join them"
+            )
+        roles[role] = columns.split(",")
+    return roles
 
 
 def report(folder: Path, info: dict[str, Any]) -> str:

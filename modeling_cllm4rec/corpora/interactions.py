@@ -6,7 +6,9 @@ A table of interactions has the columns `user_id`, `item_id` and optionally `rat
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +18,10 @@ import pyarrow.compute as pc
 from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.bad_rows import first_of, reject, row_numbers
 from modeling_cllm4rec.corpora.readers import nearest_names
+from modeling_cllm4rec.corpora.text_cleaning import clean_lists, clean_texts, parse_lists
 from modeling_cllm4rec.corpora.times import parse_times
+
+logger = logging.getLogger(__name__)
 
 
 def check_interactions(table: pa.Table, first_row: int = 1) -> pa.Table:
@@ -45,9 +50,10 @@ def check_interactions(table: pa.Table, first_row: int = 1) -> pa.Table:
         columns["rating"] = _ratings(_plain(table["rating"]), "rating", first_row)
     if "timestamp" in table.column_names:
         columns["timestamp"] = parse_times(_plain(table["timestamp"]), first_row)
-    for name in ("review", "split"):
-        if name in table.column_names:
-            columns[name] = _texts(table[name], name)
+    if "review" in table.column_names:
+        columns["review"] = clean_texts(_texts(table["review"], "review"))
+    if "split" in table.column_names:
+        columns["split"] = _texts(table["split"], "split")
     return pa.table(columns)
 
 
@@ -66,15 +72,82 @@ def check_texts(table: pa.Table, name: str) -> pa.Table:
         >>> check_texts(pa.table({"price": [1.5], "item_id": ["a"], "tags": [["x", "y"]]}), "item_id").to_pylist()
         [{'item_id': 'a', 'price': '1.5', 'tags': ['x', 'y']}]
     """
-    entities = f"{name.removesuffix('_id')}s"
-    _check_has(table, (name,), entities)
-    ids = check_ids(table[name], name)
-    counts = pc.value_counts(ids)
-    repeated = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
+    texts = _text_columns(table, name)
+    repeated = _repeated(texts[name])
     if len(repeated):
-        raise InputError(f"{entities}: {name} is repeated: {first_of(repeated)}; keep one row for each")
+        raise InputError(f"{name.removesuffix('_id')}s: {name} is repeated: {first_of(repeated)}; keep one row for each")
+    return texts
+
+
+def clean_text_table(table: pa.Table, name: str) -> pa.Table:
+    """Do what `check_texts` does, clean the texts, and merge equal rows.
+
+    Args:
+        table: one row per item or user.
+        name: the id column, `item_id` or `user_id`.
+
+    Returns:
+        The table with clean texts (see `text_cleaning`): without markup, and null where there is no letter or digit.
+
+    Raises:
+        InputError: as `check_texts`, but rows of one id are an error only if their texts differ.
+
+    Example:
+        >>> clean_text_table(pa.table({"item_id": [1, 1], "title": ["Tea &amp; milk", "Tea &amp; milk"]}), "item_id").to_pylist()
+        [{'item_id': 1, 'title': 'Tea & milk'}]
+    """
+    texts = _text_columns(table, name)
+    columns = {column: texts[column].combine_chunks() for column in texts.column_names if column != name}
+    for column, values in columns.items():
+        if pa.types.is_list(values.type):
+            columns[column] = clean_lists(values)
+        elif _is_text(_plain(table[column]).type):
+            columns[column] = parse_lists(clean_texts(values), column)
+    return _merge_equal_rows(pa.table({name: texts[name], **columns}), name, f"{name.removesuffix('_id')}s")
+
+
+def _text_columns(table: pa.Table, name: str) -> pa.Table:
+    """Return checked ids and, as texts or lists of texts, the other columns."""
+    _check_has(table, (name,), f"{name.removesuffix('_id')}s")
+    ids = check_ids(table[name], name)
     others = [column for column in table.column_names if column != name]
     return pa.table({name: ids} | {column: _text_or_lists(_plain(table[column]), column) for column in others})
+
+
+def _repeated(ids: pa.ChunkedArray) -> pa.Array:
+    """Return the ids that occur more than once."""
+    counts = pc.value_counts(ids)
+    return counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
+
+
+def _merge_equal_rows(table: pa.Table, name: str, entities: str) -> pa.Table:
+    """Keep the first of rows that are equal.
+
+    Raises:
+        InputError: rows of one id differ.
+    """
+    ids = table[name].combine_chunks()
+    repeated = _repeated(table[name])
+    if not len(repeated):
+        return table
+    rows = np.flatnonzero(pc.is_in(ids, value_set=repeated).to_numpy(zero_copy_only=False))
+    first: dict[Any, dict[str, Any]] = {}
+    different, surplus = [], []
+    for row, values in zip(rows.tolist(), table.take(pa.array(rows)).to_pylist(), strict=True):
+        known = first.setdefault(values[name], values)
+        if known is not values:
+            surplus.append(row)
+            if known != values and values[name] not in different:
+                different.append(values[name])
+    if different:
+        raise InputError(
+            f"{entities}: {name} is repeated with different texts: {first_of(different)}; keep one row for each (equal rows "
+            "are merged)"
+        )
+    logger.info("%s: %s equal rows are merged", entities, f"{len(surplus):,}")
+    keep = np.ones(len(ids), dtype=bool)
+    keep[surplus] = False
+    return table.filter(pa.array(keep))
 
 
 def check_ids(column: pa.ChunkedArray | pa.Array, name: str, first_row: int = 1) -> pa.Array:
@@ -90,6 +163,11 @@ def check_ids(column: pa.ChunkedArray | pa.Array, name: str, first_row: int = 1)
     rows = np.flatnonzero(missing.to_numpy(zero_copy_only=False))
     if len(rows):
         raise InputError(f"{name} is empty or NaN in {row_numbers(rows, first_row)}; each row needs one")
+    if pa.types.is_floating(ids.type):
+        raise InputError(
+            f"{name} must hold texts or integers, got {ids.type} ({first_of(ids)}); pandas reads integers so where some are "
+            f"missing: convert them with frame[{name!r}].astype('Int64'), or read them as text"
+        )
     if not pa.types.is_large_string(ids.type) and not pa.types.is_integer(ids.type):
         raise InputError(f"{name} must hold texts or integers, got {ids.type}")
     return ids
@@ -128,6 +206,11 @@ def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
+def _is_list(kind: pa.DataType) -> bool:
+    """Check whether a type is one of the list types."""
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
 def _texts(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     """Return texts as large_string, still in chunks, because reviews are large."""
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
@@ -139,7 +222,10 @@ def _texts(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
 def _text_or_lists(column: pa.Array, name: str) -> pa.Array:
     """Convert a column to texts or lists of texts."""
     kind = column.type
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+    if _is_list(kind):
+        if _is_list(kind.value_type) and not pa.types.is_nested(kind.value_type.value_type):
+            rows = [None if row is None else [part for inner in row for part in inner or ()] for row in column.to_pylist()]
+            return pa.array(rows, pa.list_(kind.value_type.value_type)).cast(pa.list_(pa.large_string()))
         if not pa.types.is_nested(kind.value_type) and not pa.types.is_binary(kind.value_type):
             return column.cast(pa.list_(pa.large_string()))
     elif pa.types.is_floating(kind):

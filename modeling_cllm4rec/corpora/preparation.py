@@ -24,7 +24,7 @@ from modeling_cllm4rec.corpora.data_folder import (
     write_tables,
 )
 from modeling_cllm4rec.corpora.interaction_store import Bounds, Entities, IntArray, InteractionStore
-from modeling_cllm4rec.corpora.interactions import check_texts, is_written
+from modeling_cllm4rec.corpora.interactions import clean_text_table, is_written
 from modeling_cllm4rec.corpora.splits import (
     LEAST_INTERACTIONS,
     SHORT_USERS,
@@ -84,7 +84,7 @@ def prepare_folder(
     Args:
         interactions: `user_id`, `item_id` and any of `rating`, `timestamp`, `review`, `split`; other columns are
             dropped. See `interactions.check_interactions`.
-        items: `item_id` and text columns, or `None`. See `interactions.check_texts`.
+        items: `item_id` and text columns, or `None`. See `interactions.clean_text_table`.
         users: `user_id` and text columns, or `None`. Users without interactions are dropped.
         output: the folder to write.
         split, seed, temporal_cuts: see `splits.Splitter`.
@@ -139,9 +139,9 @@ def prepare_folder(
     bounds = _bounds(k_core, min_user_interactions, max_user_interactions, min_item_interactions, max_item_interactions)
     check_split(split, interactions.schema.names, order, seed, temporal_cuts, source_columns)
     if items is not None:
-        items = check_texts(items, "item_id")
+        items = clean_text_table(items, "item_id")
     if users is not None:
-        users = check_texts(users, "user_id")
+        users = clean_text_table(users, "user_id")
     with new_folder(output, overwrite) as temporary:
         work = temporary / "work"
         work.mkdir()

@@ -11,6 +11,7 @@ from modeling_cllm4rec.corpora.interactions import (
     check_ids,
     check_interactions,
     check_texts,
+    clean_text_table,
 )
 
 AWKWARD = ["user_1", "<item_3>", "🙂", "two words", " ", "0", "-1", "nan", "NULL", "a\tb"]
@@ -103,5 +104,14 @@ def test_texts_that_are_none(values: list[Any]) -> None:
 
 
 def test_repeated_items() -> None:
+    table = pa.table(
+        {"item_id": ["x", "y", "x", "z", "z"], "title": ["A", "B", "A", "C", "D"], "tags": [["t"], [], ["t"], [], []]}
+    )
     with pytest.raises(ValueError, match=r"items: item_id is repeated: 'x', 'z'; keep one row for each"):
-        check_texts(pa.table({"item_id": ["x", "y", "x", "z", "z"]}), "item_id")
+        check_texts(table, "item_id")
+    with pytest.raises(ValueError, match=r"items: item_id is repeated with different texts: 'z'; keep one row for each"):
+        clean_text_table(table, "item_id")
+    assert clean_text_table(table.slice(0, 3), "item_id").to_pylist() == [
+        {"item_id": "x", "title": "A", "tags": ["t"]},
+        {"item_id": "y", "title": "B", "tags": None},
+    ]

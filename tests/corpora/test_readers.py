@@ -78,17 +78,20 @@ def test_nearest_names() -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", b"x", r"must end in \.csv, \.csv\.gz"),
+        ("a.xyz", b"x", r"must end in \.csv, \.tsv"),
         ("a.csv", b"", r"a\.csv is empty \(0 bytes\)"),
         ("a.parquet", b"", "is empty"),
         ("a.csv", b"user,item\n", r"a\.csv has no rows"),
         ("a.csv", b"user,item\nx\n", "cannot be read: .*Expected 2 columns, got 1"),
         ("a.csv", b"user,user\nx,y\n", "column 'user' occurs more than once"),
-        ("a.csv", b"user,item\nx,\xff\xfe\n", "cannot be read"),
+        (
+            "a.csv",
+            b"user,item\nx,\xff\xfe\n",
+            r"byte 12 \(0xff\) is not utf-8; name the encoding of the file, such as encoding='latin-1'",
+        ),
         ("a.csv.gz", b"user,item\nx,y\n", "cannot be read"),
         ("a.csv", b"user," + b"x" * 200_000 + b"\n1,2\n", "cannot be read: field larger than field limit"),
-        ("a.jsonl", b'{"user": 1}\n{"user": "x"}\n', "column 'user' mixes types: number, and string in row 2"),
-        ("a.json", b'[{"user": 1}]', "one JSON object per line"),
+        ("a.json", b"5\n", "one JSON object per line or one array of objects, not '5'"),
         ("a.jsonl", b'{"user": 1', "cannot be read"),
         ("a.parquet", b"PAR1 and no more", "cannot be read"),
         ("a.csv", b"item,user_no\nx,y\n", "no column 'user'; it has item, user_no; did you mean 'user_no'"),
@@ -106,8 +109,7 @@ def test_mixed_json_types_far_apart(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     filler = "x" * 200_000
     path.write_text("".join(f'{{"user": {i}, "filler": "{filler}"}}\n' for i in range(100)) + '{"user": "x"}\n')
-    with pytest.raises(ValueError, match="user"):
-        read_table(path, ["user"])
+    assert read_table(path, ["user"], [])["user"].to_pylist() == [*map(str, range(100)), "x"]
 
 
 def test_truncated_gzip(tmp_path: Path) -> None:
@@ -120,7 +122,7 @@ def test_truncated_gzip(tmp_path: Path) -> None:
 def test_bad_sources(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no such file or folder"):
         read_table(tmp_path / "none.csv")
-    with pytest.raises(ValueError, match="not one written by datasets"):
+    with pytest.raises(ValueError, match="neither one of Parquet files nor one written by datasets"):
         read_table(tmp_path)
     with pytest.raises(ValueError, match="'hf:' names no dataset"):
         read_table("hf:")

@@ -66,7 +66,7 @@ def test_types_of_ids_elsewhere(tmp_path: Path) -> None:
 def test_texts_are_selected(tmp_path: Path) -> None:
     path = write(tmp_path, "id,title,brand,price\n1,A,,9\n")
     read = {"id_column": "id", "name": "item_id"}
-    assert read_texts(path, **read).to_pylist() == [{"item_id": 1, "title": "A", "brand": "", "price": "9"}]
+    assert read_texts(path, **read).to_pylist() == [{"item_id": 1, "title": "A", "brand": None, "price": "9"}]
     assert read_texts(path, **read, columns=["price"]).to_pylist() == [{"item_id": 1, "price": "9"}]
     assert read_texts(path, **read, exclude=["price", "brand"]).column_names == ["item_id", "title"]
     with pytest.raises(ValueError, match="no column 'prize' to exclude; it has id, title, brand, price; did you mean 'price'"):
