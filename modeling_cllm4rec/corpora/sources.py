@@ -398,9 +398,10 @@ def _with_roles(
     for column, separator in separators.items():
         if column in columns and not pa.types.is_list(columns[column].type):
             columns[column] = split_texts(columns[column], separator)
-    used = {column for found in (*given.values(), *guessed.values()) for column in found}
+    named = {**given, **guessed}
+    used = {column for found in named.values() for column in found}
     made: dict[str, pa.Array] = {}
-    for role, found in {**given, **guessed}.items():
+    for role, found in named.items():
         if len(found) > 1:
             made[role] = join_columns([columns[column] for column in found], as_list=role == "categories")
         else:
@@ -411,7 +412,7 @@ def _with_roles(
     kept = {column: values for column, values in columns.items() if column not in used and column not in made}
     result = pa.table({name: kept.pop(name), **made, **kept})
     read = [
-        role if role not in {**given, **guessed} else f"{role} from {' and '.join({**given, **guessed}[role])}"
+        f"{role} from {' and '.join(named[role])}" if role in named and tuple(named[role]) != (role,) else role
         for role in roles_of(name)
         if role in result.column_names
     ]
