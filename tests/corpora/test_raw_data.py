@@ -103,11 +103,6 @@ def test_tables_in_memory(make: Callable[[Any], Any]) -> None:
     assert interactions.to_pylist() == [{"user_id": row["user"], "item_id": row["item"]} for row in ROWS]
 
 
-def test_polars() -> None:
-    polars = pytest.importorskip("polars")
-    assert as_table(polars.DataFrame(ROWS)).to_pylist() == ROWS
-
-
 def test_only_wanted_columns_are_parsed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = [
         {"id": "a", "title": "T", "price": 1.5, "images": [{"x": 1}], "details": {"k": 1}},
