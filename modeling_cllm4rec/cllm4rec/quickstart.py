@@ -95,6 +95,7 @@ def train_recommender(
         ExistingFileError: `output` holds data prepared from other tables or with other arguments.
 
     Example:
+        >>> import pandas as pd
         >>> frame = pd.DataFrame({"user_id": ["ann"] * 3, "item_id": [1, 2, 3]})
         >>> model = train_recommender(frame, "runs/mine", backbone="gpt2")  # doctest: +SKIP
         >>> model.recommend(users=["ann"], k=10).to_pandas()  # doctest: +SKIP

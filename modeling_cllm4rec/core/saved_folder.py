@@ -23,7 +23,7 @@ from .errors import ExistingFileError, InputError
 from .handler import EndpointHandler  # noqa: F401 (imported files are copied: Inference Endpoints look for handler.py)
 
 CARD_FILE, CURVES_FILE, REQUIREMENTS_FILE = "README.md", "training_curves.png", "requirements.txt"
-REQUIREMENTS = ("pandas>=2.2.3", "pyarrow>=18.0", "safetensors>=0.8", "torch>=2.13", "transformers>=5.20,<6")
+REQUIREMENTS = ("pandas>=2.2.3", "pyarrow>=24.0", "safetensors>=0.8", "torch>=2.13", "transformers>=5.20,<6")
 """Requirements that Inference Endpoints install before they start `handler.py`: their images hold other versions."""
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 UPLOAD_ARGUMENTS = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr")

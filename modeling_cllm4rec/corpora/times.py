@@ -26,6 +26,7 @@ SMALLEST = {"s": 10**8, "ms": 10**11, "us": 10**14, "ns": 10**17}
 LIMIT = 2**63
 """Times are stored as int64, so their magnitude is below this."""
 TOO_LARGE = "timestamp does not fit into 64 bits"
+FAR_DATE = f"{TOO_LARGE} in ns, which pandas 2 counts in all dates and pandas 3 in dates with nine decimals,"
 COMPLAINT = "timestamp is neither seconds since 1970 nor an ISO-8601 time"
 _TIME_WORDS = ("time", "date", "_dt", "dt_", "timestamp", "_ts", "_at", "created", "when", "unix")
 
@@ -119,7 +120,11 @@ def _parse_texts(column: pa.Array, first_row: int) -> pa.Array:
     numbers = pd.to_numeric(texts.to_pandas(), errors="coerce").to_numpy(np.float64)
     if np.isnan(numbers).all():
         times = pd.to_datetime(column.to_pandas(), errors="coerce", utc=True, format="ISO8601")
-        reject(column, times.isna().to_numpy(), COMPLAINT, first_row)
+        bad = times.isna().to_numpy()
+        if times.dt.unit == "ns":  # 64 bits count nanoseconds of the years 1678 to 2261
+            years = column.to_pandas().str.extract(r"^\s*(\d{4})-", expand=False).astype(np.float64)
+            reject(column, bad & ((years < 1678) | (years > 2261)).to_numpy(), FAR_DATE, first_row)
+        reject(column, bad, COMPLAINT, first_row)
         return _coarsest(times.astype("int64").to_numpy(), times.dt.unit)
     reject(column, np.isnan(numbers), COMPLAINT, first_row)
     reject(column, np.abs(numbers) >= LIMIT, TOO_LARGE, first_row)

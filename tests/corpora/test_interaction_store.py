@@ -268,6 +268,8 @@ def test_times_within_a_second_order(tmp_path: Path, times: Any) -> None:
         (["5", "soon"], "in row 2: 'soon'"),
         (["2020-01-01", "2020-13-01"], "in row 2: '2020-13-01'"),
         (["2020-01-01", ""], "in row 2: ''"),
+        (["2020-01-01T00:00:00.123456789", "3000-01-01"], "does not fit into 64 bits in ns, .* in row 2: '3000-01-01'"),
+        (["2020-01-01T00:00:00.123456789", "2020-13-01"], "nor an ISO-8601 time in row 2: '2020-13-01'"),
         ([True, False], "got bool"),
         ([1.0, 1e300], r"timestamp does not fit into 64 bits in row 2: 1e\+300"),
         (["1", "1e300"], "timestamp does not fit into 64 bits in row 2: '1e300'"),
@@ -290,7 +292,7 @@ def test_times_that_change_their_form_from_one_piece_to_the_next(monkeypatch: py
         (["1593878903", "2020-01-01"], "timestamp mixes numbers and dates: dates from row 2 on"),
         (["9007199254740993", "0.5"], r"16 and more digits, which the fractions of other rows would cut, \(rows 1 and 2 on\)"),
         (["0.5", "9007199254740993"], "would cut, in row 2: 9007199254740993"),
-        (["3000-01-01", "2020-01-01T00:00:00.123456789"], "does not fit into 64 bits in ns, which other rows need"),
+        (["3000-01-01", "2020-01-01T00:00:00.123456789"], "fit into 64 bits in ns, which (other rows need|pandas 2 counts)"),
     ):
         raw = pa.table({"user_id": ["a"] * 2, "item_id": [1, 2], "timestamp": times})
         with pytest.raises(ValueError, match=message), loaded(raw):
