@@ -73,7 +73,7 @@ class TextKNNRecommender:
             raise InputError(f"recency is {recency}; it must be 0 (equal weights) or more")
         self.num_items = int(vectors.shape[0])
         self.recency, self.max_history = recency, max_history
-        self._vectors = _unit_rows(vectors)
+        self._vectors = unit_rows(vectors)
         # All cosines of a large catalogue do not fit in memory; without pruning they are products of vectors at scoring time.
         self.similarities = None if neighbours is None else nearest_neighbours(self._vectors, neighbours)
 
@@ -180,15 +180,6 @@ def last_items(histories: Histories, count: int | None) -> Histories:
     steps_back = np.repeat(histories.indptr[1:], lengths) - 1 - np.arange(len(histories.items))
     kept = np.minimum(lengths, count)
     return Histories(np.concatenate([[0], np.cumsum(kept)]).astype(np.int64), histories.items[steps_back < count])
-
-
-def _unit_rows(vectors: TextVectors) -> TextVectors:
-    """Return rows of length 1; rows of zeros stay."""
-    if isinstance(vectors, np.ndarray):
-        return unit_rows(vectors)
-    lengths = sparse.linalg.norm(vectors, axis=1)
-    scales = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
-    return sparse.csr_array(sparse.diags_array(scales) @ vectors).astype(np.float32)
 
 
 def _dense(matrix: TextVectors) -> npt.NDArray[np.float32]:

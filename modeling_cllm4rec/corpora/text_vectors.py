@@ -177,12 +177,16 @@ def with_review_texts(data: RecommendationData) -> RecommendationData:
     return dataclasses.replace(data, items=data.items.append_column(REVIEW, column))
 
 
-def unit_rows(vectors: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
-    """Return rows of length 1; rows of zeros stay.
+def unit_rows(vectors: TextVectors) -> TextVectors:
+    """Return rows of length 1, sparse where they were sparse; rows of zeros stay.
 
     >>> unit_rows(np.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
     [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
     """
+    if sparse.issparse(vectors):
+        norms = sparse.linalg.norm(vectors, axis=1)
+        scales = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
+        return sparse.csr_array(sparse.diags_array(scales) @ vectors).astype(np.float32)
     rows = np.asarray(vectors, dtype=np.float32)
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     return np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
