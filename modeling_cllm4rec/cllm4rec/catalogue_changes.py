@@ -93,7 +93,7 @@ def add_items(
         new_rows = [regress_rows(np.hstack(features[0]), rows, np.hstack(features[1]), prediction_scale) for rows in trained]
     for table, rows in zip(both, new_rows, strict=True):
         append_rows(table, torch.from_numpy(rows))
-    _set_catalogue(model, together)
+    model.set_catalogue(together)
 
 
 @torch.no_grad()
@@ -147,7 +147,7 @@ def take_item_rows(model: Any, rows: np.ndarray) -> None:
     catalogue = _required(model.catalogue, "catalogue", "items")
     for side in ("collaborative", "content"):
         _replace_weight(model.tables(side)[1], model.tables(side)[1].weight[torch.from_numpy(rows)])
-    _set_catalogue(model, Catalogue(catalogue.table.take(pa.array(rows))))
+    model.set_catalogue(Catalogue(catalogue.table.take(pa.array(rows))))
 
 
 @torch.no_grad()
@@ -157,12 +157,6 @@ def take_users(model: Any, rows: np.ndarray, users: KnownUsers) -> None:
         _replace_weight(model.tables(side)[0], model.tables(side)[0].weight[torch.from_numpy(rows)])
     model.users = users
     model.config.num_users = len(users)
-
-
-def _set_catalogue(model: Any, catalogue: Catalogue) -> None:
-    model.catalogue = catalogue
-    model.config.num_items = len(catalogue)
-    model.config.catalogue_fingerprint = catalogue.ids.fingerprint
 
 
 def _folder_tokenizer(model: Any) -> PreTrainedTokenizerBase:

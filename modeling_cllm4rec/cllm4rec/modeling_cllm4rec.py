@@ -5,7 +5,6 @@ This file and its flat siblings are self-contained because they are copied into 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import pyarrow as pa
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedTokenizerBase
+from transformers import GenerationConfig, GenerationMixin, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, ModelOutput
 from transformers.utils import can_return_tuple
 
@@ -27,6 +26,7 @@ from ..core.language_model import (
     check_fields,
     decoder_arguments,
     evaluating,
+    new_backbone,
     next_word_loss,
     pretrained_backbone,
     published_config,
@@ -72,9 +72,7 @@ class CLLM4RecPreTrainedModel(RecommenderModel):
 
     def __init__(self, config: CLLM4RecConfig) -> None:
         super().__init__(config)
-        # A copy: a shared config would lose its attention implementation, and attention its causality.
-        text_config = copy.deepcopy(config.text_config)
-        self.backbone = AutoModelForCausalLM.from_config(text_config, dtype=torch.get_default_dtype())
+        self.backbone = new_backbone(config.text_config)
         width = self.backbone.get_input_embeddings().embedding_dim
         if width != config.hidden_size:
             raise InputError(

@@ -119,11 +119,16 @@ def _config_of(name_or_path: str | Path) -> PreTrainedConfig:
         raise InputError(f"backbone: {name_or_path} is no causal language model that transformers can load ({reason})") from error
 
 
-def published_config(backbone: PreTrainedModel) -> PreTrainedConfig:
-    """Return a copy of a backbone's configuration without the place that it was loaded from, which may be a local path.
+def new_backbone(config: PreTrainedConfig) -> PreTrainedModel:
+    """Return a causal language model with this configuration and random weights.
 
-    A copy, because a shared configuration loses its attention implementation, and attention then its causality.
+    It gets a copy, because a shared configuration loses its attention implementation, and attention then its causality.
     """
+    return AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.get_default_dtype())
+
+
+def published_config(backbone: PreTrainedModel) -> PreTrainedConfig:
+    """Return a copy of a backbone's configuration without the place that it was loaded from, which may be a local path."""
     config = copy.deepcopy(backbone.config)
     config.name_or_path = ""
     return config
@@ -249,6 +254,7 @@ __all__ = [
     "evaluating",
     "execution_device",
     "greedy_generation",
+    "new_backbone",
     "next_word_loss",
     "pad_prompts",
     "pretrained_backbone",

@@ -235,6 +235,12 @@ class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
         """
         check_parts(self.config, self.catalogue, self.users)
 
+    def set_catalogue(self, catalogue: Catalogue) -> None:
+        """Replace the catalogue: item_index j is row j of the new one."""
+        self.catalogue = catalogue
+        self.config.num_items = len(catalogue)
+        self.config.catalogue_fingerprint = catalogue.ids.fingerprint
+
     def save_pretrained(  # type: ignore[override]
         self, save_directory: Any, is_main_process: bool = True, *, include_histories: bool = True, **kwargs: Any
     ) -> None:

@@ -5,8 +5,6 @@ This file and its flat siblings are self-contained because they are copied into 
 
 from __future__ import annotations
 
-import copy
-import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,16 +14,17 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import cached_file, can_return_tuple
 
-from ..core.catalogue import Catalogue, KnownUsers, OnUnknown, Recommendations, extended_catalogue
-from ..core.errors import InputError, MissingFileError, MissingPackageError
+from ..core.catalogue import Catalogue, KnownUsers, OnUnknown, Recommendations
+from ..core.errors import InputError
 from ..core.language_model import (
     check_fields,
     decoder_arguments,
     evaluating,
+    new_backbone,
     next_word_loss,
     pretrained_backbone,
     published_config,
@@ -34,16 +33,15 @@ from ..core.questions import QuestionError, check_whole_number
 from ..core.recommender import RecommenderModel
 from ..core.top_items import NO_ITEM, PADDING, top_candidates
 from .beam_search import FoundItems, beam_search, check_tree_attention, score_all
+from .catalogue_changes import CODES, add_items, take_item_rows, with_codes
 from .configuration_lcrec import LCRecConfig
 from .constrained_decoding import ItemTrie
 from .modeling_rqvae import RQVAEModel
-from .prompts import semantic_id_prompt
-from .semantic_ids import SemanticIds, codes_of, nearest_free_codes
+from .prompts import semantic_id_prompt, semantic_id_tokens
+from .semantic_ids import SemanticIds, codes_of
 
 Scoring = Literal["beam", "all"]
 INDEXER_FOLDER = "rqvae"
-ENCODES_TEXTS = "modeling_cllm4rec.corpora.item_embeddings"
-"""The module that encodes item texts; saved folders are self-contained and do not include it."""
 
 
 class LCRecForRecommendation(RecommenderModel):
@@ -70,8 +68,7 @@ class LCRecForRecommendation(RecommenderModel):
 
     def __init__(self, config: LCRecConfig) -> None:
         super().__init__(config)
-        # A copy: a shared config would lose its attention implementation, and attention its causality.
-        self.backbone = AutoModelForCausalLM.from_config(copy.deepcopy(config.text_config), dtype=torch.get_default_dtype())
+        self.backbone = new_backbone(config.text_config)
         self.generation_config = GenerationConfig.from_model_config(config)
         self.post_init()
 
@@ -141,9 +138,9 @@ class LCRecForRecommendation(RecommenderModel):
             InputError: the model has no catalogue with codes.
         """
         catalogue = self.require_catalogue()
-        if "codes" not in catalogue.table.column_names:
-            raise InputError("the catalogue has no column 'codes': it is not that of an LC-Rec model")
-        return SemanticIds(codes_of(catalogue.table["codes"]), self.config.codebook_size)
+        if CODES not in catalogue.table.column_names:
+            raise InputError(f"the catalogue has no column {CODES!r}: it is not that of an LC-Rec model")
+        return SemanticIds(codes_of(catalogue.table[CODES]), self.config.codebook_size)
 
     @cached_property
     def trie(self) -> ItemTrie:
@@ -171,6 +168,17 @@ class LCRecForRecommendation(RecommenderModel):
     def set_indexer(self, indexer: RQVAEModel | None) -> None:
         """Attach an indexer that is no submodule of the model: it has its own folder and is not trained here."""
         self.__dict__["indexer"] = indexer
+
+    def set_catalogue(self, catalogue: Catalogue) -> None:
+        """Replace the catalogue and its codes; row j belongs to item_index j.
+
+        Raises:
+            InputError: as `check_catalogue`.
+        """
+        super().set_catalogue(catalogue)
+        for made_from_codes in ("semantic_ids", "trie"):
+            self.__dict__.pop(made_from_codes, None)
+        self.check_catalogue()
 
     def check_catalogue(self) -> None:
         """Raise InputError if catalogue, codes or users are not those of the weights."""
@@ -206,6 +214,10 @@ class LCRecForRecommendation(RecommenderModel):
             name = f"history {number}" if user_indices is None else f"the history of user index {user_indices[number]}"
             codes.append(self.semantic_ids.codes[self._last_items(name, items)])
         return [self._prompt(templates[template], one) for one in codes]
+
+    def _tokens_of(self, items: np.ndarray) -> np.ndarray:
+        """Return the (items, H) int64 token ids of the semantic IDs of items: indices, or a mask of all items."""
+        return semantic_id_tokens(self.semantic_ids.codes[items], self.config.first_index_token, self.config.codebook_size)
 
     def _last_items(self, name: str, history: np.ndarray) -> np.ndarray:
         if not len(history):
@@ -344,9 +356,7 @@ class LCRecForRecommendation(RecommenderModel):
 
     def item_vectors(self, items: np.ndarray) -> np.ndarray:
         """Return (items, K) float32 sums of the embeddings of each item's semantic ID tokens."""
-        config = self.config
-        codes = self.semantic_ids.codes[items]
-        tokens = codes + config.first_index_token + np.arange(config.num_levels) * config.codebook_size
+        tokens = self._tokens_of(items)
         words: Any = self.backbone.get_input_embeddings()
         with torch.no_grad():
             return np.asarray(words(torch.from_numpy(tokens).to(self.execution_device)).float().sum(1).cpu().numpy())
@@ -479,22 +489,9 @@ class LCRecForRecommendation(RecommenderModel):
             model = cls._around(backbone, tokenizer, config, dtype)
         model.users = users
         model.set_indexer(indexer)
-        model._set_items(catalogue, semantic_ids.codes)
+        model.set_catalogue(with_codes(catalogue, semantic_ids.codes))
         check_tree_attention(model.eval().backbone)
         return model
-
-    def _set_items(self, catalogue: Catalogue, codes: np.ndarray) -> None:
-        """Take these items with these codes as the catalogue."""
-        table = catalogue.table
-        if "codes" in table.column_names:
-            table = table.drop_columns(["codes"])
-        lists = pa.FixedSizeListArray.from_arrays(pa.array(codes.reshape(-1), pa.int32()), codes.shape[1])
-        self.catalogue = Catalogue(table.append_column("codes", lists.cast(pa.list_(pa.int32()))))
-        self.config.num_items = len(catalogue)
-        self.config.catalogue_fingerprint = catalogue.ids.fingerprint
-        for made_from_codes in ("semantic_ids", "trie"):
-            self.__dict__.pop(made_from_codes, None)
-        self.check_catalogue()
 
     @torch.no_grad()
     def start_semantic_id_rows(self, item_tokens: Sequence[np.ndarray], noise: float = 0.1) -> None:
@@ -506,10 +503,8 @@ class LCRecForRecommendation(RecommenderModel):
 
         A token that no item with words bears keeps its random row.
         """
-        config = self.config
         known = np.array([len(tokens) > 0 for tokens in item_tokens])
-        tokens = torch.from_numpy(self.semantic_ids.codes[known]).long()
-        tokens += config.first_index_token + torch.arange(config.num_levels) * config.codebook_size  # (items, H)
+        tokens = torch.from_numpy(self._tokens_of(known))
         owner = torch.from_numpy(np.repeat(np.arange(known.sum()), [len(words) for words in item_tokens if len(words)]))
         words = torch.from_numpy(np.concatenate([words for words in item_tokens if len(words)]).astype(np.int64))
         generator = torch.Generator().manual_seed(0)
@@ -517,7 +512,7 @@ class LCRecForRecommendation(RecommenderModel):
             table = weight.detach().float().cpu()
             count = torch.bincount(owner).clamp(min=1)[:, None]
             items = torch.zeros(int(known.sum()), table.shape[1]).index_add(0, owner, table[words]) / count
-            sums = torch.zeros_like(table).index_add(0, tokens.flatten(), items.repeat_interleave(config.num_levels, 0))
+            sums = torch.zeros_like(table).index_add(0, tokens.flatten(), items.repeat_interleave(tokens.shape[1], 0))
             bearers = torch.bincount(tokens.flatten(), minlength=len(table))
             borne = bearers > 0
             rows = sums[borne] / bearers[borne, None]
@@ -546,65 +541,15 @@ class LCRecForRecommendation(RecommenderModel):
         encoder: str | None = None,
         progress: bool = False,
     ) -> None:
-        """Take new items into the catalogue without training: each gets the nearest index that is free.
-
-        Args:
-            items: `item_id` and text columns.
-            embeddings: (new, input_dim) of their texts, made as `config.item_encoder` says; None makes them.
-            encoder: place of the encoder of texts, where `config.item_encoder` names one by its folder's name only.
-            progress: show a bar while texts are encoded.
-
-        Raises:
-            InputError: no `item_id`, ids of another type, an item that the catalogue has already, no indexer, embeddings of
-                another width or with NaN, a model that does not say how texts become embeddings, items without the texts that
-                are encoded, or more items than there are indices.
-            MissingFileError: the encoder is not there.
-            MissingPackageError: what encodes texts is not installed (what to install).
+        """Add new items to the catalogue without training; see `catalogue_changes.add_items`.
 
         Example:
             >>> model.add_items([{"item_id": "B9", "title": "Rose soap", "description": "For hands."}])  # doctest: +SKIP
         """
-        indexer, table = self.require_indexer(), self.require_catalogue().table
-        together, new = extended_catalogue(Catalogue(table.drop_columns(["codes"])), items)
-        if not new.num_rows:
-            return
-        vectors = self._embedded(new, encoder, progress) if embeddings is None else np.asarray(embeddings)
-        width = indexer.config.input_dim
-        if vectors.shape != (new.num_rows, width):
-            made = "; encoder is not that of the index" if embeddings is None else ""
-            raise InputError(f"embeddings have shape {vectors.shape}; {new.num_rows} items need ({new.num_rows}, {width}){made}")
-        if not np.isfinite(vectors).all():
-            raise InputError("embeddings hold NaN or infinite values; compute them again")
-        free = nearest_free_codes(indexer.latents(vectors), indexer.codebook_array, self.semantic_ids.codes)
-        self._set_items(together, np.concatenate([self.semantic_ids.codes, free]))
-
-    def _embedded(self, items: pa.Table, encoder: str | None, progress: bool) -> np.ndarray:
-        """Return (new, d) vectors of texts, made as those of the model's items."""
-        settings = dict(self.config.item_encoder or {})
-        if not settings:
-            raise InputError(
-                "this model does not say how texts become embeddings (config.item_encoder is empty); give embeddings=, or index "
-                "and align it again"
-            )
-        settings["encoder"] = encoder or settings["encoder"]
-        try:  # no import statement: transformers would ask for the package wherever a saved folder is loaded
-            embed_items = importlib.import_module(ENCODES_TEXTS).embed_items
-        except ImportError as error:
-            raise MissingPackageError(
-                "texts are encoded by the package modeling_cllm4rec, which is not installed: pip install . in its repository, "
-                f"or give embeddings= made by {settings}"
-            ) from error
-        try:
-            return np.asarray(embed_items(items, **settings, device=str(self.device), progress=progress))
-        except OSError as error:
-            raise MissingFileError(
-                f"the encoder of item texts, {settings['encoder']!r}, could not be read ({error}); give encoder= its folder or "
-                "its name on the Hub, or embeddings="
-            ) from error
+        add_items(self, items, embeddings, encoder=encoder, progress=progress)
 
     def _take_item_rows(self, rows: np.ndarray) -> None:
-        catalogue, codes = self.require_catalogue(), self.semantic_ids.codes
-        self._set_items(Catalogue(catalogue.table.take(pa.array(rows))), codes[rows])
+        take_item_rows(self, rows)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:

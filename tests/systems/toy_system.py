@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,12 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM
 
 from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers
 from modeling_cllm4rec.core.configuration_backbone import BackboneConfig
 from modeling_cllm4rec.core.errors import InputError
-from modeling_cllm4rec.core.language_model import evaluating, pretrained_backbone, published_config
+from modeling_cllm4rec.core.language_model import evaluating, new_backbone, pretrained_backbone, published_config
 from modeling_cllm4rec.core.recommender import RecommenderModel
 from modeling_cllm4rec.core.top_items import top_candidates
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
@@ -46,7 +44,7 @@ class ToyForRecommendation(RecommenderModel):
 
     def __init__(self, config: ToyConfig) -> None:
         super().__init__(config)
-        self.backbone = AutoModelForCausalLM.from_config(copy.deepcopy(config.text_config))
+        self.backbone = new_backbone(config.text_config)
         self.items = torch.nn.Embedding(config.num_items, config.hidden_size)
         self.post_init()
 
