@@ -22,7 +22,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers.utils.logging import disable_progress_bar
 
-from modeling_cllm4rec.commands.command_line import run_command
+from modeling_cllm4rec.commands.command_line import CommandParser
 from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.corpora.id_checks import check_same_ids
@@ -133,11 +133,9 @@ def beams(arguments: argparse.Namespace) -> dict[str, Any]:
     return written
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> CommandParser:
     """Return the parser of the command's flags."""
-    flags = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="beam_quality.py", allow_abbrev=False
-    )
+    flags = CommandParser(prog="beam_quality.py", description=__doc__)
     flags.add_argument("--model", required=True, help="LC-Rec folder or Hub name")
     flags.add_argument("--data", required=True, help="data folder written by `cllm4rec prepare`")
     flags.add_argument("--beams", nargs="+", type=int, default=[10, 20, 50], help="beam sizes to compare")
@@ -157,7 +155,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = flags.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     disable_progress_bar()
-    return run_command(flags.prog, lambda: print(as_markdown(beams(arguments))))
+    return flags.run(arguments, lambda: print(as_markdown(beams(arguments))))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from modeling_cllm4rec.commands.command_line import run_command
+from modeling_cllm4rec.commands.command_line import CommandParser
 from modeling_cllm4rec.core.catalogue import CATALOGUE_FILE, Catalogue
 from modeling_cllm4rec.core.errors import InputError, RunError
 from modeling_cllm4rec.hub.model_card import LIBRARIES, machine
@@ -372,11 +372,9 @@ def decode(arguments: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> CommandParser:
     """Return the parser of the command's flags."""
-    flags = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="decoding_speed.py", allow_abbrev=False
-    )
+    flags = CommandParser(prog="decoding_speed.py", description=__doc__)
     flags.add_argument("--model", help="name or path of a causal language model (default: GPT-2 shape, random weights)")
     flags.add_argument("--index", help="index.parquet with semantic IDs (default: random codes)")
     flags.add_argument("--items", type=int, default=10_000, help="number of items with random semantic IDs")
@@ -404,7 +402,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = flags.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     disable_progress_bar()
-    return run_command(flags.prog, lambda: print(as_markdown(decode(arguments))))
+    return flags.run(arguments, lambda: print(as_markdown(decode(arguments))))
 
 
 if __name__ == "__main__":

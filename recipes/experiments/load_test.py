@@ -5,7 +5,6 @@ python recipes/experiments/load_test.py --model runs/beauty --output runs/beauty
 
 from __future__ import annotations
 
-import argparse
 import http.client
 import json
 import os
@@ -23,7 +22,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from tqdm import tqdm
 
-from modeling_cllm4rec.commands.command_line import run_command
+from modeling_cllm4rec.commands.command_line import CommandParser
 from modeling_cllm4rec.core.catalogue import USERS_FILE, KnownUsers
 from modeling_cllm4rec.core.errors import InputError, MissingFileError, RunError
 
@@ -195,9 +194,7 @@ def load_test(model: str, seconds: float, callers: list[int], k: int) -> dict[st
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
-    flags = argparse.ArgumentParser(
-        description="Measure `cllm4rec serve` on loopback.", epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    flags = CommandParser(prog="load_test.py", description="Measure `cllm4rec serve` on loopback.", epilog=EPILOG)
     flags.add_argument("--model", required=True, help="folder of a model with users")
     flags.add_argument("--output", required=True, help="output folder for load-test.md and load-test.json")
     flags.add_argument("--seconds", type=float, default=10.0, help="seconds per row (default: 10)")
@@ -214,7 +211,7 @@ def main(argv: list[str] | None = None) -> int:
         (output / "load-test.md").write_text(text, encoding="utf-8")
         print(text)
 
-    return run_command("load_test.py", work)
+    return flags.run(arguments, work)
 
 
 if __name__ == "__main__":

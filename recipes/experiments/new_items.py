@@ -24,7 +24,7 @@ from transformers import AutoTokenizer
 
 from modeling_cllm4rec.cllm4rec.catalogue_changes import ITEM_WORDS
 from modeling_cllm4rec.commands.add_items import add_growth_flags, growth_settings
-from modeling_cllm4rec.commands.command_line import run_command
+from modeling_cllm4rec.commands.command_line import CommandParser
 from modeling_cllm4rec.core.catalogue import Catalogue, text_column
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.id_checks import check_same_ids
@@ -33,11 +33,9 @@ from modeling_cllm4rec.hub.loading import load_recommender
 from modeling_cllm4rec.systems import resolve, system_of
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> CommandParser:
     """Return the parser of the command's flags."""
-    flags = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="new_items.py", allow_abbrev=False
-    )
+    flags = CommandParser(prog="new_items.py", description=__doc__)
     commands = flags.add_subparsers(dest="command", required=True)
     split = commands.add_parser("split", help="write a data folder without a share of the items")
     split.add_argument("--data", required=True, help="prepared data folder")
@@ -118,7 +116,7 @@ def main(argv: list[str] | None = None) -> int:
     flags = parser()
     arguments = flags.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    return run_command(flags.prog, lambda: run(arguments))
+    return flags.run(arguments, lambda: run(arguments))
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from modeling_cllm4rec.cllm4rec.finetuning import FinetuningStage
 from modeling_cllm4rec.cllm4rec.parameters import choose_trainable
 from modeling_cllm4rec.cllm4rec.pretraining import PretrainingStage, new_model
 from modeling_cllm4rec.cllm4rec.prompts import Prompts
-from modeling_cllm4rec.commands.command_line import run_command
+from modeling_cllm4rec.commands.command_line import CommandParser
 from modeling_cllm4rec.core.errors import InputError, RunError
 from modeling_cllm4rec.corpora.batches import plan_batches
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
@@ -337,11 +337,9 @@ def speed(arguments: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> CommandParser:
     """Return the parser of the command's flags."""
-    flags = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="training_speed.py", allow_abbrev=False
-    )
+    flags = CommandParser(prog="training_speed.py", description=__doc__)
     flags.add_argument("--data", help="data folder (default: a synthetic data set)")
     flags.add_argument("--backbone", help="name or path of a causal language model (default: GPT-2 shape, random weights)")
     flags.add_argument("--output", default="reports/speed", help="output folder; speed.json and speed.md are overwritten")
@@ -362,7 +360,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = flags.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     disable_progress_bar()
-    return run_command(flags.prog, lambda: print(as_markdown(speed(arguments))))
+    return flags.run(arguments, lambda: print(as_markdown(speed(arguments))))
 
 
 if __name__ == "__main__":
