@@ -69,8 +69,8 @@ def train_recommender(
     Args:
         interactions: one row per interaction: `user_id`, `item_id`, and optionally `rating`, `timestamp`, `review`, `split`, or
             columns with names that are known (`userId`, `reviewerID`, ...). A path, a data frame of pandas or polars, a
-            `datasets.Dataset`, or a list of dicts; see `readers.open_source`. With `prepare={"format": "movielens"}` a folder in
-            the form of a public data set.
+            `datasets.Dataset`, or a list of dicts; see `readers.open_source`. Or the folder of a public data set as it is
+            downloaded; see `formats.PRESETS`.
         output: folder of the run, where the model is saved; the data folder is written to `OUTPUT/data`.
         backbone: name or path of a causal language model, such as `gpt2`. By default a GPT-2 of about one million parameters is
             trained on the texts of the data (without texts: drawn at random), which needs no download and takes a minute or two;

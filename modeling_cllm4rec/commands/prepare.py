@@ -22,7 +22,7 @@ from modeling_cllm4rec.corpora.splits import LEAST_INTERACTIONS, ORDERS, SHORT_U
 EPILOG = """example:
   cllm4rec prepare --interactions reviews.parquet --items items.parquet \\
       --min-rating 4 --k-core 5 --split random --seed 42 --output data/mine
-  cllm4rec prepare --format recbole --folder dataset/ml-100k --output data/ml-100k
+  cllm4rec prepare --folder ml-latest-small --output data/movies
 
 sources:
   .csv, .tsv, .txt, .dat (any delimiter), .jsonl, .json (objects, one array, or Python literals), each also with .gz, .zst or
@@ -30,7 +30,8 @@ sources:
   datasets.Dataset.save_to_disk; hf:NAME or hf:NAME:SPLIT, a dataset of the Hugging Face Hub; hf://datasets/OWNER/NAME/FILE
 
 Columns are found by their names (user_id, userId, reviewerID, ...; movie_title, genres, prod_name, ...) unless flags name them.
---list-formats prints the formats of a --folder: the data sets, where they come from and their terms.
+A --folder is a public data set as it is downloaded; its format is recognized by its files. --list-formats prints the formats: the
+data sets, where they come from and their terms.
 
 The filters run in this order: the last of repeated (user, item) pairs is kept, then --min-rating, then the numbers of
 interactions (--k-core, --min-user-interactions, ...), then --short-users.
@@ -81,8 +82,8 @@ def _add_source_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("interactions")
     source = group.add_mutually_exclusive_group(required=True)
     source.add_argument("--interactions", metavar="SOURCE", help="one row per interaction; see below")
-    source.add_argument("--folder", type=Path, help="a data set in the form of --format, as it is downloaded")
-    group.add_argument("--format", choices=FORMATS, help="form of --folder")
+    source.add_argument("--folder", type=Path, help="a public data set, as it is downloaded")
+    group.add_argument("--format", choices=FORMATS, help="form of --folder (default: recognized by its files)")
     group.add_argument("--list-formats", action=ListFormats, nargs=0, help="print the formats and end")
     for entity in ("user", "item"):
         group.add_argument(f"--{entity}-column", metavar="NAME", help=f"ids (default: {entity}_id, or a known name)")
@@ -118,8 +119,8 @@ def _add_text_arguments(parser: argparse.ArgumentParser, entity: str) -> None:
     group.add_argument(
         f"--on-missing-{entity}",
         choices=ON_MISSING,
-        default="error",
-        help=f"what to do with {entity}s that have interactions but are not in --{entity}s (default: error)",
+        help=f"what to do with {entity}s that have interactions but are not in --{entity}s (default: error"
+        + ("; of formats whose texts are known to lack items, keep)" if entity == "item" else ")"),
     )
 
 
@@ -234,8 +235,6 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    if (args.folder is None) != (args.format is None):
-        parser.error("--folder and --format belong together; give both, or --interactions")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
 
     def work() -> None:

@@ -1,10 +1,12 @@
 """Forms of public data sets, as they are downloaded: one row a data set.
 
-A row says which files are read, which columns have which role, and where the data comes from. Nothing is downloaded.
+A row says which files are read, which columns have which role, and where the data comes from. Nothing is downloaded. The format
+of a folder is recognized by the names of its files and by their columns.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -15,8 +17,11 @@ import pyarrow as pa
 
 from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.corpora.bad_rows import first_of
+from modeling_cllm4rec.corpora.readers import open_source
 from modeling_cllm4rec.corpora.sources import Expand
 from modeling_cllm4rec.corpora.text_files import COMPRESSIONS, TextForm
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class FileForm:
         texts: role of a text -> columns.
         keep: columns that are kept in addition; the others are not read.
         separators: column -> separator of several texts in one.
+        flags: columns of `1` and `0`; the names of those that are `1` become the categories.
         without: patterns of files that are not meant, though they fit.
     """
 
@@ -39,6 +45,7 @@ class FileForm:
     texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     keep: tuple[str, ...] = ()
     separators: Mapping[str, str] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
 
 
@@ -56,6 +63,7 @@ class Preset:
         split: the split that is usual for it.
         time_format: form of its times, if it is not ISO-8601 and no number.
         expand: function from the rows of a file to interactions, if a row has several.
+        on_missing_item: `keep` if the published texts lack some of the items, otherwise `error`.
     """
 
     name: str
@@ -67,6 +75,7 @@ class Preset:
     split: str = "random"
     time_format: str | None = None
     expand: Expand | None = None
+    on_missing_item: str = "error"
 
 
 @dataclass(frozen=True)
@@ -117,10 +126,11 @@ _AMAZON_REVIEWS = {
     "timestamp": "unixReviewTime",
     "review": "reviewText",
 }
-_GENRES = (
+_WORDS = (
     "unknown Action Adventure Animation Children's Comedy Crime Documentary Drama Fantasy Film-Noir Horror Musical Mystery "
     "Romance Sci-Fi Thriller War Western"
 ).split()
+_GENRES = tuple(_WORDS)
 
 PRESETS = {
     preset.name: preset
@@ -163,10 +173,11 @@ PRESETS = {
                     TextForm("|", "latin-1", ("movieId", "title", "released", "video", "url", *_GENRES), quoted=False),
                     {"id": "movieId"},
                     {"title": ("title",)},
+                    flags=_GENRES[1:],  # The first one says that the genre is unknown.
                 ),
             ),
             "https://grouplens.org/datasets/movielens/",
-            "research use; redistribution and commercial use need permission; cite Harper and Konstan 2015",
+            "research use; commercial use needs permission, and so does redistribution of 100K; cite Harper and Konstan 2015",
         ),
         Preset(
             "amazon2014",
@@ -187,11 +198,12 @@ PRESETS = {
             ),
             "https://cseweb.ucsd.edu/~jmcauley/datasets/amazon/links.html",
             _AMAZON_TERMS,
+            on_missing_item="keep",
         ),
         Preset(
             "amazon2018",
             "Amazon reviews 2018: `X.json.gz` or `X_5.json.gz`, and `meta_X.json.gz`",
-            (FileForm(("*.json",), columns=_AMAZON_REVIEWS, without=("meta_*",)),),
+            (FileForm(("*.json",), columns=_AMAZON_REVIEWS, without=("meta_*", "reviews_*")),),
             (
                 FileForm(
                     ("meta_*.json",),
@@ -207,6 +219,7 @@ PRESETS = {
             ),
             "https://cseweb.ucsd.edu/~jmcauley/datasets/amazon_v2/",
             _AMAZON_TERMS,
+            on_missing_item="keep",
         ),
         Preset(
             "amazon2023",
@@ -239,6 +252,7 @@ PRESETS = {
             ),
             "https://amazon-reviews-2023.github.io/",
             "no licence is given; cite Hou et al. 2024",
+            on_missing_item="keep",
         ),
         Preset(
             "yelp",
@@ -286,6 +300,7 @@ PRESETS = {
             ),
             "https://cseweb.ucsd.edu/~jmcauley/datasets.html#steam_data",
             "research use; cite Kang and McAuley 2018",
+            on_missing_item="keep",
         ),
         Preset(
             "goodreads",
@@ -402,22 +417,73 @@ def find_preset_files(name: str, folder: str | Path) -> FoundFiles:
     raise MissingFileError(f"{folder}: there is no file of interactions of {name} ({wanted}); download it from {preset.url}")
 
 
+def recognize_format(folder: str | Path) -> str:
+    """Find the format of a folder by the names of its files, and by their columns where they have a header.
+
+    Raises:
+        MissingFileError: there is no such folder, or its files are of no format.
+        InputError: the files fit several formats.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise MissingFileError(f"{folder}: there is no such folder")
+    found = {
+        name: next(iter(sorted(folder.glob(pattern))))
+        for name, pattern in (("recbole", "*.inter"), ("cllm4rec", "train_matrix.npz"), ("lcrec", "*.inter.json*"))
+        if any(folder.glob(pattern))
+    }
+    for name, preset in () if found else PRESETS.items():
+        for form in preset.interactions:
+            fitting = [path for path in _candidates(folder, form) if _has_columns(path, form)]
+            if fitting:
+                found.setdefault(name, fitting[0])
+    if not found:
+        names = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "empty"
+        raise MissingFileError(
+            f"{folder}: the format of the folder ({names}) cannot be recognized; name it with format=... ({', '.join(FORMATS)}), "
+            "or name the file of the interactions in place of the folder"
+        )
+    if len(found) > 1:
+        listed = ", ".join(f"{name} ({path.name})" for name, path in found.items())
+        raise InputError(f"{folder}: the files fit several formats: {listed}; name one of them with format=...")
+    ((name, path),) = found.items()
+    logger.info("%s: format %s (recognized by %s)", folder, name, path.name)
+    return name
+
+
+def _has_columns(path: Path, form: FileForm) -> bool:
+    """Check whether a file has the columns of ids; a file without a header is known by its name alone."""
+    if form.text.names:
+        return True
+    try:
+        columns = open_source(path, form.text, everything=False).columns
+    except InputError:  # It is of no table, as many other JSON files.
+        return False
+    return all(form.columns[role] in columns for role in ("user_id", "item_id"))
+
+
 def _find(folder: Path, form: FileForm, name: str) -> Path | None:
     """Find the one file of a form in a folder, plain or compressed."""
+    found = _candidates(folder, form)
+    if len(found) > 1:
+        listed = ", ".join(path.name for path in found)
+        raise InputError(f"{folder}: several files fit format {name}: {listed}; keep one of them in the folder")
+    return found[0] if found else None
+
+
+def _candidates(folder: Path, form: FileForm) -> list[Path]:
+    """Return the files that fit the first pattern of a form that any file fits."""
+    endings = ("", *COMPRESSIONS)
     for pattern in form.patterns:
-        endings = ("", *COMPRESSIONS)
         found = [
             path
             for path in sorted(folder.iterdir())
             if any(fnmatch(path.name, pattern + ending) for ending in endings)
             and not any(fnmatch(path.name, other) for other in form.without)
         ]
-        if len(found) > 1:
-            listed = ", ".join(path.name for path in found)
-            raise InputError(f"{folder}: several files fit format {name}: {listed}; keep one of them in the folder")
         if found:
-            return found[0]
-    return None
+            return found
+    return []
 
 
 def format_table() -> str:

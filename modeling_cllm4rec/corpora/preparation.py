@@ -406,6 +406,8 @@ def _missing(ids: pa.Array, known: pa.Table, on_missing: str, entity: str) -> pa
         InputError: there are some, and `on_missing` is `error`.
     """
     missing = ids.filter(pc.invert(pc.is_in(ids, value_set=known[f"{entity}_id"].combine_chunks())))
+    if len(missing):
+        logger.info("%d of %d %ss with interactions have no texts: %s", len(missing), len(ids), entity, first_of(missing))
     if len(missing) and on_missing == "error":
         raise InputError(
             f"{len(missing)} of {len(ids)} {entity}s with interactions are not among the {entity}s: {first_of(missing)}; "

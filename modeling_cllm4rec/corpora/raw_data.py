@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import pyarrow as pa
 
-from modeling_cllm4rec.core.errors import InputError
+from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.corpora.column_roles import TextColumns, check_text_columns, roles_of
 from modeling_cllm4rec.corpora.data_folder import RecommendationData, check_output
-from modeling_cllm4rec.corpora.formats import FORMATS, PRESETS, find_preset_files
+from modeling_cllm4rec.corpora.formats import FORMATS, PRESETS, find_preset_files, recognize_format
 from modeling_cllm4rec.corpora.memory_tables import TableLike, is_in_memory
 from modeling_cllm4rec.corpora.preparation import prepare_folder
 from modeling_cllm4rec.corpora.readers import checksum, open_source
 from modeling_cllm4rec.corpora.released_files import find_recbole_files, read_cllm4rec_files, read_lcrec_files
-from modeling_cllm4rec.corpora.sources import open_interactions, read_texts
+from modeling_cllm4rec.corpora.sources import OpenInteractions, open_interactions, read_texts
 from modeling_cllm4rec.corpora.text_files import TextForm
 
 _COLUMNS = ("rating_column", "timestamp_column", "review_column", "split_column")
@@ -41,6 +41,7 @@ class RawTables(NamedTuple):
         split: the split of the format, or the one that was asked for.
         order: the order of the interactions of a user.
         columns: all columns of the source of the interactions.
+        on_missing_item: treatment of items without texts that is usual for the format.
     """
 
     interactions: pa.Table | pa.RecordBatchReader
@@ -50,6 +51,7 @@ class RawTables(NamedTuple):
     split: str
     order: str
     columns: tuple[str, ...]
+    on_missing_item: str = "error"
 
 
 def open_raw_data(
@@ -82,10 +84,10 @@ def open_raw_data(
     """Open raw data of any kind.
 
     Args:
-        interactions: any source of `readers.open_source`, one row per interaction; or `folder`.
+        interactions: any source of `readers.open_source`, one row per interaction; or `folder`, which may also be given here.
         items, users: the same, one row per item or user.
-        folder: a folder with the files of `format`.
-        format: one of `formats.FORMATS`.
+        folder: a folder with the files of a public data set, as it is downloaded.
+        format: one of `formats.FORMATS`; recognized by the files by default.
         split, order: see `preparation.prepare_folder`; `None` is that of the format, else `random` and `time`.
         user_column, item_column, rating_column, timestamp_column, review_column, split_column: see `sources.open_interactions`.
         items_id_column, users_id_column: columns of the ids of items and users, see `sources.read_texts`.
@@ -100,6 +102,11 @@ def open_raw_data(
         MissingFileError, InputError: an argument is wrong or says nothing about the format, or a source cannot be read.
     """
     given = dict(locals())
+    if folder is None and _is_raw_folder(interactions):
+        folder, interactions = interactions, None
+    if format is None and folder is not None and interactions is None:
+        format = recognize_format(folder)
+    given |= {"folder": folder, "interactions": interactions, "format": format}
     _check_arguments(given)
     texts = check_text_columns(text)
     if format in PRESETS:
@@ -124,7 +131,8 @@ def open_raw_data(
             files |= _found_once({"interactions": list(found.interactions.values()), **texts_found}, files)
             items, users = (found.items if items is None else items), (found.users if users is None else users)
             sources = found.interactions.get("all") or dict(found.interactions)
-        opened = open_interactions(
+        _check_given(split, usual, format, folder)
+        opened = (open_interactions if folder else _opened)(
             sources,
             user_column=user_column,
             item_column=item_column,
@@ -222,15 +230,37 @@ def write_raw_data(
         sources=sources,
         overwrite=overwrite,
         on_step=on_step,
-        **arguments,
+        **{"on_missing_item": raw.on_missing_item} | {name: value for name, value in arguments.items() if value is not None},
     )
+
+
+def _opened(source: Any, **arguments: Any) -> OpenInteractions:
+    """Open interactions; where a file of a public data set is named that cannot be read alone, name its folder."""
+    try:
+        return open_interactions(source, **arguments)
+    except InputError as error:
+        if not isinstance(source, (str, Path)) or "no column" not in str(error) or not Path(source).is_file():
+            raise
+        folder = Path(source).resolve().parent
+        try:
+            name = recognize_format(folder)
+        except (InputError, MissingFileError):
+            raise error from None
+        raise InputError(f"{error}; or pass folder={str(folder)!r}, which has the files of format {name}") from error
+
+
+def _is_raw_folder(source: Any) -> TypeGuard[str | Path]:
+    """Check whether a source is a folder that is neither one of Parquet files nor a saved data set."""
+    if not isinstance(source, (str, Path)) or not Path(source).is_dir():
+        return False
+    return not any(any(Path(source).glob(pattern)) for pattern in ("*.parquet", "dataset_*.json"))
 
 
 def _check_arguments(given: dict[str, Any]) -> None:
     """Check that there is one source of interactions, and that every argument says something about it."""
     form, folder = given["format"], given["folder"]
-    if (form is None) != (folder is None):
-        raise InputError("folder and format belong together; give both, or interactions")
+    if folder is None and form is not None:
+        raise InputError(f"format is {form!r}, the form of a folder; give the folder of the data set in place of interactions")
     if (folder is None) == (given["interactions"] is None):
         raise InputError("give either interactions, or folder and format")
     if form is not None and form not in FORMATS:
@@ -238,20 +268,20 @@ def _check_arguments(given: dict[str, Any]) -> None:
     for name in MEANINGLESS[form]:
         value = given[name]
         if not (value is None or value in ("auto", [], (), {}) or (name == "reviews" and value)):
-            what = f"format {form}" if form else "interactions"
-            raise InputError(f"{'no_reviews' if name == 'reviews' else name} says nothing about {what}; leave it out")
+            what = f"format={form!r}" if form else "interactions"
+            raise InputError(f"{'reviews=False' if name == 'reviews' else name} says nothing about {what}; leave it out")
 
 
 def _check_given(split: str | None, usual: str, form: str | None, folder: str | Path | None) -> None:
     if split == "given" and usual != "given" and form is not None:
-        raise InputError(f"split 'given': the files of {folder} have no split; choose another, or leave it out")
+        raise InputError(f"split is 'given', but the files of {folder} have no split; choose another, or leave it out")
 
 
 def _found_once(found: dict[str, list[Any]], named: dict[str, list[str | Path]]) -> dict[str, list[Any]]:
     """Check that no table is both in the folder and named."""
     for name, paths in found.items():
         if name in named:
-            raise InputError(f"{name} names {named[name][0]}, but the folder has {paths[0]}; leave one of them out")
+            raise InputError(f"{name} is {named[name][0]}, but the folder has {paths[0]}; leave one of them out")
     return found
 
 
@@ -288,12 +318,14 @@ def _open_preset(given: dict[str, Any], texts: dict[str, tuple[str, ...]]) -> Ra
             exclude=given["exclude_item_columns"],
             text={role: names for role, names in {**roles, **texts}.items() if names and role in roles_of("item_id")},
             separators=form.separators,
+            flags=form.flags,
             id_type=given["id_type"],
             form=form.text,
         )
     users = _texts(given, "users", given["users"], None, texts)
-    split = given["split"] or preset.split
-    return RawTables(opened.reader, items, users, _named_files(given) | files, split, given["order"] or "time", opened.columns)
+    split, files = given["split"] or preset.split, _named_files(given) | files
+    missing = "error" if given["items"] is not None else preset.on_missing_item
+    return RawTables(opened.reader, items, users, files, split, given["order"] or "time", opened.columns, missing)
 
 
 def _texts(

@@ -39,6 +39,8 @@ ATOMIC = (".inter", ".item", ".user")
 """Suffixes of the atomic files of RecBole: columns separated by tabs, and a header of `name:type`."""
 JSON = (".json", ".jsonl", ".ndjson")
 DELIMITED = (".csv", ".tsv", ".txt", ".dat", ".data")
+LONGEST_NAME, MOST_NAMES = 40, 20
+"""Characters of a name of a column, and number of names, in a message."""
 PICKLE = "is a pickle, and to read a pickle is to run whatever program is in it, so it is never read here"
 """The reason in the message that refuses a pickle."""
 
@@ -70,7 +72,7 @@ class Source(NamedTuple):
         """
         for name in columns:
             if name not in self.columns:
-                listed = ", ".join(self.columns)
+                listed = first_columns(self.columns)
                 raise InputError(f"{self.name}: no column {name!r}; it has {listed}{nearest_names(name, self.columns)}")
         return self.reader(columns, required)
 
@@ -175,6 +177,17 @@ def nearest_names(name: str, names: Iterable[str]) -> str:
     folded = {other.lower(): other for other in names}
     close = difflib.get_close_matches(name.lower(), folded, n=1)
     return f"; did you mean {folded[close[0]]!r}?" if close else ""
+
+
+def first_columns(names: Sequence[str]) -> str:
+    """Return the names of columns for a message; those of a file without a header may be very long and very many.
+
+    >>> first_columns(["user", "", "N" * 100, *"abcdefghijklmnopqrstuvwxyz"])  # doctest: +ELLIPSIS
+    "user, '', NNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNN..., a, b, ... (and 9 more)"
+    """
+    shown = [name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 4]}..." for name in names[:MOST_NAMES]]
+    more = f" (and {len(names) - MOST_NAMES} more)" if len(names) > MOST_NAMES else ""
+    return ", ".join(name or "''" for name in shown) + more
 
 
 def _open_table(source: TableLike) -> Source:

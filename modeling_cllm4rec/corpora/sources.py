@@ -25,8 +25,8 @@ from modeling_cllm4rec.corpora.column_roles import (
 from modeling_cllm4rec.corpora.interactions import check_ids, check_interactions, clean_text_table
 from modeling_cllm4rec.corpora.json_files import MIXED
 from modeling_cllm4rec.corpora.memory_tables import TableLike
-from modeling_cllm4rec.corpora.readers import Source, nearest_names, open_source
-from modeling_cllm4rec.corpora.text_cleaning import join_columns, split_texts
+from modeling_cllm4rec.corpora.readers import Source, first_columns, nearest_names, open_source
+from modeling_cllm4rec.corpora.text_cleaning import flagged_names, join_columns, split_texts
 from modeling_cllm4rec.corpora.text_files import TextForm
 
 ID_TYPES = ("auto", "string", "integer")
@@ -151,6 +151,7 @@ def read_texts(
     exclude: Sequence[str] = (),
     text: TextColumns | None = None,
     separators: Mapping[str, str] | None = None,
+    flags: Sequence[str] = (),
     id_type: str = "auto",
     form: TextForm | None = None,
 ) -> pa.Table:
@@ -166,6 +167,7 @@ def read_texts(
         text: role -> its column, or several that are joined: `title`, `brand`, `categories`, `description` of items, `biography`
             of users. A role that is neither given nor a column is guessed from known names (`column_roles.KNOWN_TEXTS`).
         separators: column -> separator of several texts in one; the categories that are guessed are separated at `|`.
+        flags: columns of `1` and `0`; the names of those that are `1` become the `categories`.
         id_type: as in `open_interactions`.
         form: as in `open_interactions`.
 
@@ -186,20 +188,20 @@ def read_texts(
     if id_column is None or id_column not in opened.columns:
         wanted = id_column or name
         raise InputError(
-            f"{opened.name}: no column {wanted!r}; it has {', '.join(opened.columns)}{nearest_names(wanted, opened.columns)}; "
-            f"name it with {entity}s_id_column"
+            f"{opened.name}: no column {wanted!r}; it has {first_columns(opened.columns)}"
+            f"{nearest_names(wanted, opened.columns)}; name it with {entity}s_id_column"
         )
     given = {role: found for role, found in check_text_columns(text).items() if role in roles_of(name)}
     for column in exclude:
         if column not in opened.columns:
-            listed = ", ".join(opened.columns)
+            listed = first_columns(opened.columns)
             raise InputError(
                 f"{opened.name}: no column {column!r} to exclude; it has {listed}{nearest_names(column, opened.columns)}"
             )
         if column == id_column:
             raise InputError(f"{opened.name}: {column!r} is the column of ids and cannot be excluded")
     needed = list(dict.fromkeys([id_column, *(columns or ()), *(column for found in given.values() for column in found)]))
-    kept = (*opened.columns, *needed) if columns is None else tuple(needed)
+    kept = (*opened.columns, *needed) if columns is None else (*needed, *flags)
     kept = tuple(column for column in dict.fromkeys([id_column, *kept]) if column not in exclude or column in needed[1:])
     if name != id_column and name in kept:
         raise InputError(f"{opened.name}: ids are read from {id_column!r}, but there is a column {name!r}; exclude it")
@@ -211,7 +213,9 @@ def read_texts(
     field = table.schema.field(id_column)
     _refuse_mixed(field, name, opened.name, id_type)
     ids = typed_ids(table[id_column], name, opened.name, id_type, opened.untyped)
-    others = {column: table[column] for column in table.column_names if column != id_column}
+    others = {column: table[column] for column in table.column_names if column not in (id_column, *flags)}
+    if flags:
+        others["categories"] = flagged_names(table.select(list(flags)))
     cleaned = clean_text_table(pa.table({name: ids, **others}), name)
     return _with_roles(cleaned, given, guessed, separators or {}, name, opened.name)
 
@@ -313,7 +317,7 @@ def _find_roles(source: Source, given: Mapping[str, str | None]) -> dict[str, st
 
 
 def _no_column(source: Source, name: str) -> str:
-    listed = ", ".join(source.columns)
+    listed = first_columns(source.columns)
     looks_like_data = source.untyped and any(column.strip('"').isdigit() for column in source.columns)
     hint = "; the first line looks like data: write a line of names above it" if looks_like_data else ""
     return f"{source.name}: no column {name!r}; it has {listed}{nearest_names(name, source.columns)}{hint}"

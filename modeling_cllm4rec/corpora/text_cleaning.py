@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 
 from modeling_cllm4rec.corpora.item_texts import clean_text
 
-EMPTY = ("nan", "NaN", "None")
-"""Texts that programs write for a missing value."""
+EMPTY = ("nan", "NaN", "None", "(no genres listed)")
+"""What programs, and MovieLens, write in place of a missing text."""
 _UNCLEAN = "[<&\\x00-\\x1f\\x7f-\\xa0\u1680\u2000-\u200b\u2028\u2029\u202f\u205f\u2060\u3000\ufeff]|  |^ | $"
 _WRITTEN = r"[\p{L}\p{N}]"
 
@@ -127,6 +127,17 @@ def join_columns(columns: Sequence[pa.Array], as_list: bool) -> pa.Array:
         parts = [part for part in parts if part]
         rows.append((parts if as_list else " ".join(parts)) if parts else None)
     return pa.array(rows, pa.list_(pa.large_string()) if as_list else pa.large_string())
+
+
+def flagged_names(table: pa.Table) -> pa.Array:
+    """Return for each row the names of the columns whose value is `1`.
+
+    >>> flagged_names(pa.table({"Drama": ["1", "0"], "War": ["1", "0"]})).to_pylist()
+    [['Drama', 'War'], []]
+    """
+    flags = np.stack([pc.equal(column, "1").to_numpy() for column in table.columns], axis=1)
+    names = np.array(table.column_names, dtype=object)
+    return pa.array([names[row].tolist() for row in flags.astype(bool)], pa.list_(pa.large_string()))
 
 
 def _list(text: str | None) -> list[str] | None:

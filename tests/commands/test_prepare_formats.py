@@ -119,8 +119,8 @@ def test_the_released_index_becomes_an_index_folder(lcrec: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("form", "more", "message"),
     [
-        ("recbole", ["--split", "given"], "--split given: the files of .* have no split"),
-        ("recbole", ["--items", "a.csv"], "--items names a.csv, but the folder has .*tiny.item; leave one of them out"),
+        ("recbole", ["--split", "given"], "--split is 'given', but the files of .* have no split"),
+        ("recbole", ["--items", "a.csv"], "--items is a.csv, but the folder has .*tiny.item; leave one of them out"),
         ("recbole", ["--no-reviews"], "--no-reviews says nothing about --format recbole"),
         ("lcrec", [], "there is no NAME.inter.json"),
         ("lcrec", ["--rating-column", "x"], "--rating-column says nothing about --format lcrec"),
@@ -140,10 +140,11 @@ def test_bad_input_is_one_line(
 def test_items_of_lcrec_are_not_given_twice(lcrec: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--format", "lcrec", "--folder", str(lcrec), "--items", "a.csv", "--output", str(tmp_path / "data")]
     assert main(flags) == 2
-    assert "--items names a.csv, but the folder has" in capsys.readouterr().err
+    assert "--items is a.csv, but the folder has" in capsys.readouterr().err
 
 
-def test_a_folder_needs_its_format(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        main(["--folder", "a", "--output", "b"])
-    assert "--folder and --format belong together" in capsys.readouterr().err
+def test_a_format_is_one_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--interactions", "a.csv", "--format", "lcrec", "--output", str(tmp_path / "data")]) == 2
+    assert "--format is 'lcrec', the form of a folder; give the folder" in capsys.readouterr().err
+    assert main(["--folder", str(tmp_path), "--output", str(tmp_path / "data")]) == 2
+    assert "(empty) cannot be recognized; name it with --format ... (movielens, " in capsys.readouterr().err

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from modeling_cllm4rec.commands.main import main
-from modeling_cllm4rec.corpora.formats import FORMATS, PRESETS, format_table
+from modeling_cllm4rec.corpora.formats import FORMATS, PRESETS, format_table, recognize_format
 from modeling_cllm4rec.corpora.raw_data import open_raw_data, prepare
 
 Rows = list[dict[str, Any]]
@@ -63,13 +63,13 @@ FILES: Mapping[str, tuple[str, dict[str, bytes], dict[str, Any], dict[str, Any]]
         {
             "u.data": text("1\t10\t5\t881250949", "1\t20\t3\t891717742"),
             "u.item": text(
-                "10|Cité (1995)|01-Jan-1995||http://x.example/?a|" + "|".join("0" * 19),
+                "10|Cité (1995)|01-Jan-1995||http://x.example/?a|" + "|".join("0001110000000000000"),
                 "20|Down (1996)|01-Jan-1996||http://x.example/?b|" + "|".join("1" * 19),
                 encoding="latin-1",
             ),
         },
         {"user_id": 1, "item_id": 10, "rating": "5", "timestamp": "881250949"},
-        {"item_id": 10, "title": "Cité (1995)"},
+        {"item_id": 10, "title": "Cité (1995)", "categories": ["Animation", "Children's", "Comedy"]},
     ),
     "amazon2014": (
         "amazon2014",
@@ -369,7 +369,8 @@ def test_presets(tmp_path: Path, case: str) -> None:
     name, files, interaction, item = FILES[case]
     for file, content in files.items():
         (tmp_path / file).write_bytes(content)
-    raw = open_raw_data(folder=tmp_path, format=name)
+    assert recognize_format(tmp_path) == name
+    raw = open_raw_data(tmp_path)
     assert raw.items is not None
     row = raw.interactions.read_all().to_pylist()[0]
     row["timestamp"] = row["timestamp"].isoformat() if hasattr(row["timestamp"], "isoformat") else row["timestamp"]
@@ -398,7 +399,7 @@ def test_a_preset_from_the_shell(tmp_path: Path) -> None:
     rows = "".join(f"{user}::{item}::5::{978300760 + item}\n" for user in range(1, 4) for item in range(1, 5))
     (tmp_path / "ratings.dat").write_text(rows)
     (tmp_path / "movies.dat").write_text("".join(f"{item}::Film {item}::Drama|War\n" for item in range(1, 5)))
-    assert main(["prepare", "--format", "movielens", "--folder", str(tmp_path), "--output", str(tmp_path / "shell")]) == 0
+    assert main(["prepare", "--folder", str(tmp_path), "--output", str(tmp_path / "shell")]) == 0
     data = prepare(tmp_path / "python", folder=tmp_path, format="movielens")
     assert data.items["categories"].to_pylist() == [["Drama", "War"]] * 4
     assert (tmp_path / "shell" / "train.parquet").read_bytes() == (tmp_path / "python" / "train.parquet").read_bytes()
@@ -409,10 +410,10 @@ def test_a_preset_from_the_shell(tmp_path: Path) -> None:
     [
         ([], {"format": "hm"}, r"no file of interactions of hm \(transactions_train.csv\); download it from https://www.kaggle"),
         (["A.jsonl", "B.jsonl"], {"format": "amazon2023"}, "several files fit format amazon2023: A.jsonl, B.jsonl; keep one"),
-        (["ratings.csv"], {"format": "movielens", "delimiter": ";"}, "delimiter says nothing about format movielens"),
+        (["ratings.csv"], {"format": "movielens", "delimiter": ";"}, "delimiter says nothing about format='movielens'"),
         (["ratings.csv"], {"format": "netflix"}, "format must be one of movielens, .*, got 'netflix'"),
-        (["ratings.csv"], {"format": "movielens", "split": "given"}, "split 'given': the files of .* have no split"),
-        (["ratings.csv"], {}, "folder and format belong together"),
+        (["ratings.csv"], {"format": "movielens", "split": "given"}, "split is 'given', but the files of .* have no split"),
+        ([], {}, r"the format of the folder \(empty\) cannot be recognized; name it with format=... \(movielens, "),
         (["ratings.csv"], {"format": "movielens", "interactions": "a.csv"}, "give either interactions, or folder and format"),
     ],
 )
@@ -436,3 +437,49 @@ def test_times_of_another_form(tmp_path: Path) -> None:
     (tmp_path / "goodreads_interactions.json").write_bytes(lines(rows))
     with pytest.raises(ValueError, match="timestamp in row 1 is '2011-08-01'; the form is '%a %b"):
         open_raw_data(folder=tmp_path, format="goodreads")
+
+
+def test_no_genres_of_movielens(tmp_path: Path) -> None:
+    (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,10,4.5,964982703\n")
+    (tmp_path / "movies.csv").write_text("movieId,title,genres\n10,Up,(no genres listed)\n")
+    raw = open_raw_data(tmp_path)
+    assert raw.items is not None and raw.items.to_pylist() == [{"item_id": 10, "title": "Up", "categories": None}]
+
+
+def test_released_files_are_recognized(tmp_path: Path) -> None:
+    (tmp_path / "one.inter").write_text("user_id:token\titem_id:token\n1\t2\n")
+    (tmp_path / "one.item").write_text("item_id:token\tmovie_title:token_seq\n2\tUp\n")
+    assert open_raw_data(tmp_path).columns == ("user_id", "item_id")
+    (tmp_path / "one.inter.json").write_text('{"1": [2, 3]}')
+    with pytest.raises(
+        ValueError, match=r"fit several formats: recbole \(one.inter\), lcrec \(one.inter.json\); name one of them"
+    ):
+        recognize_format(tmp_path)
+    with pytest.raises(FileNotFoundError, match="none: there is no such folder"):
+        recognize_format(tmp_path / "none")
+
+
+def test_a_file_of_a_data_set_names_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "u.data").write_text("1\t10\t5\t881250949\n")
+    with pytest.raises(
+        ValueError, match="no column 'user_id'; it has 1, 10, 5.*; or pass folder='.*', .* files of format movielens"
+    ):
+        open_raw_data(tmp_path / "u.data")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "log.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="no column 'user_id'; it has a, b; name it with user_column$"):
+        open_raw_data(tmp_path / "other" / "log.csv")
+
+
+def test_texts_that_lack_items(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    reviews = [AMAZON_REVIEW, AMAZON_REVIEW | {"asin": "0002"}, AMAZON_REVIEW | {"asin": "0003"}]
+    (tmp_path / "Things_5.json").write_bytes(lines(reviews))
+    (tmp_path / "meta_Things.json").write_bytes(lines([{"asin": "0001", "title": "Lamp"}]))
+    with caplog.at_level("INFO"):
+        data = prepare(tmp_path / "data", tmp_path)
+    assert data.items["title"].to_pylist() == ["Lamp", None, None]
+    assert "2 of 3 items with interactions have no texts: '0002', '0003'" in caplog.text
+    with pytest.raises(ValueError, match="2 of 3 items with interactions are not among the items"):
+        prepare(tmp_path / "strict", tmp_path, on_missing_item="error")
+    with pytest.raises(ValueError, match="2 of 3 items with interactions are not among the items"):
+        prepare(tmp_path / "own", tmp_path, items=[{"asin": "0001", "title": "Lamp"}])
