@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -23,7 +22,16 @@ from modeling_cllm4rec.core.errors import CLLM4RecError, ExistingFileError, File
 from modeling_cllm4rec.corpora.atomic_files import atomic_folder, sweep_folder
 from modeling_cllm4rec.corpora.bad_rows import first_of
 from modeling_cllm4rec.corpora.hub_folders import download, is_hub_name, upload
+from modeling_cllm4rec.corpora.interaction_files import (
+    INTERACTION_TYPES,
+    POSITION,
+    check_interaction_table,
+    interaction_parts,
+    read_parquet,
+    require_file,
+)
 from modeling_cllm4rec.corpora.interactions import check_texts, is_written
+from modeling_cllm4rec.corpora.mapped_tables import Histories, collect_histories, mapped_folder, read_mapped, write_mapped
 from modeling_cllm4rec.corpora.splits import SPLITS
 from modeling_cllm4rec.corpora.times import ORDER, UNITS
 
@@ -36,33 +44,12 @@ README = "README.md"
 FILES = (README, INFO_FILE, *(f"{name}.parquet" for name in (*TABLES, *SPLITS)))
 """All files of the folder."""
 ROW_GROUP = 100_000
-"""Rows that a writer or a reader of a table holds in memory together."""
-INTERACTION_TYPES = {
-    "user_index": pa.int32(),
-    "item_index": pa.int32(),
-    "split": pa.string(),
-    "rating": pa.float64(),
-    "timestamp": pa.int64(),
-    "review": pa.large_string(),
-}
-"""The columns of the interactions; the first three are required."""
-POSITION = "position"
-"""Column of the files: number of a row among all interactions of its user, from 0. It restores the order over the splits."""
+"""Rows that a writer of a table holds in memory together."""
+MAPPED_BYTES = 4 << 20
+"""Size of the Parquet files from which on their tables are mapped; smaller ones are loaded faster than they are mapped."""
 
 
 logger = logging.getLogger(__name__)
-
-
-class Histories(NamedTuple):
-    """Item indices of many users as compressed rows: user i has `items[indptr[i]:indptr[i + 1]]`.
-
-    Attributes:
-        indptr: (users + 1,) int64 start of each user.
-        items: (nnz,) int32 item indices.
-    """
-
-    indptr: npt.NDArray[np.int64]
-    items: npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -76,6 +63,7 @@ class RecommendationData:
             `timestamp` (see `time_unit`), `review`; sorted by user_index, then by time (or by order in the source).
         info: the contents of `dataset.json`: `format`, `statistics`, `protocol`, `sources`.
         folder: path of the folder.
+        mapped: the interactions that are mapped, and the folder of their files, if they are; see `mapped_tables`.
     """
 
     users: pa.Table
@@ -83,6 +71,7 @@ class RecommendationData:
     interactions: pa.Table
     info: dict[str, Any]
     folder: Path
+    mapped: tuple[pa.Table, Path] | None = field(default=None, repr=False, compare=False)
 
     @property
     def num_users(self) -> int:
@@ -103,6 +92,9 @@ class RecommendationData:
     def load(cls, folder: str | Path) -> RecommendationData:
         """Read a prepared folder.
 
+        A folder of more than `MAPPED_BYTES` is read into memory only where it is used, and processes share that memory. The
+        first process writes the files for this into the folder.
+
         Args:
             folder: a path; or `hf:OWNER/NAME` or `hf:OWNER/NAME@REVISION`, a folder on the Hub, which is downloaded into the
                 cache of `huggingface_hub`.
@@ -117,8 +109,19 @@ class RecommendationData:
         if not folder.is_dir():
             raise MissingFileError(f"{folder}: there is no such data folder; make one with `cllm4rec prepare`")
         info = _read_info(folder / INFO_FILE)
-        tables = {name: _read_parquet(folder / f"{name}.parquet") for name in TABLES}
-        data = cls(info=info, folder=folder, interactions=_read_interactions(folder), **tables)
+        sources = [folder / f"{name}.parquet" for name in (*TABLES, *SPLITS)]
+        for source in sources:
+            require_file(source)
+        place = None
+        if sum(source.stat().st_size for source in sources) >= MAPPED_BYTES:
+            place = mapped_folder(folder, sources, lambda temporary: _write_mapped(folder, temporary, info))
+        if place is not None:
+            tables = {name: read_mapped(place / f"{name}.arrow") for name in (*TABLES, "interactions")}
+            data = cls(info=info, folder=folder, mapped=(tables["interactions"], place), **tables)
+            data.check_counts()  # All else was checked when the files were written.
+            return data
+        tables = {name: read_parquet(folder / f"{name}.parquet") for name in TABLES}
+        data = cls(info=info, folder=folder, interactions=pa.concat_tables(interaction_parts(folder)).combine_chunks(), **tables)
         data.validate()
         return data
 
@@ -197,11 +200,9 @@ class RecommendationData:
         unknown = [name for name in splits if name not in SPLITS]
         if unknown or not splits:
             raise InputError(f"splits must be one or more of {', '.join(SPLITS)}, got {list(splits)}")
-        wanted = pc.is_in(self.interactions["split"], value_set=pa.array(splits, self.interactions["split"].type))
-        chosen = self.interactions.select(["user_index", "item_index"]).filter(wanted)
-        counts = np.bincount(chosen["user_index"].to_numpy(), minlength=self.num_users)
-        indptr = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
-        return Histories(indptr, chosen["item_index"].to_numpy().astype(np.int32))
+        # The files are those of the loaded interactions, not of others that a copy of this object has.
+        place = self.mapped[1] if self.mapped is not None and self.mapped[0] is self.interactions else None
+        return collect_histories(self.interactions, sorted(set(splits)), self.num_users, place)
 
     def reviews(self) -> pa.Table:
         """Return the training pairs with a review that is not blank: `user_index`, `item_index`, `review`."""
@@ -219,7 +220,15 @@ class RecommendationData:
         """
         check_texts(self.items, "item_id")
         check_texts(self.users, "user_id")
-        _check_interactions_table(self.interactions, self.num_users, self.num_items, self.time_unit)
+        check_interaction_table(self.interactions, self.num_users, self.num_items, self.time_unit)
+        self.check_counts()
+
+    def check_counts(self) -> None:
+        """Check that the tables have the numbers of rows that `dataset.json` lists.
+
+        Raises:
+            InputError: they have others.
+        """
         counts = {"users": self.num_users, "items": self.num_items, "interactions": self.interactions.num_rows}
         for name, count in counts.items():
             if self.info["statistics"].get(name) != count:
@@ -377,6 +386,21 @@ def check_output(folder: str | Path, overwrite: bool = False) -> None:
         )
 
 
+def _write_mapped(folder: Path, place: Path, info: dict[str, Any]) -> None:
+    """Check the tables of a folder, and write them as files that processes map, some rows at a time."""
+    tables = {name: read_parquet(folder / f"{name}.parquet") for name in TABLES}
+    for name, table in tables.items():
+        check_texts(table, f"{name.removesuffix('s')}_id")
+        write_mapped(place / f"{name}.arrow", [table])
+
+    def checked() -> Iterator[pa.Table]:
+        for part in interaction_parts(folder):
+            check_interaction_table(part, tables["users"].num_rows, tables["items"].num_rows, info.get("time_unit", "s"))
+            yield part
+
+    write_mapped(place / "interactions.arrow", checked())
+
+
 def _read_info(path: Path) -> dict[str, Any]:
     """Read `dataset.json` and check its format."""
     if not path.is_file():
@@ -394,76 +418,6 @@ def _read_info(path: Path) -> dict[str, Any]:
         if name not in info:
             raise InputError(f"{path}: {name!r} is missing; prepare the folder again")
     return info
-
-
-def _read_parquet(path: Path, choose: Callable[[list[str]], list[str]] | None = None) -> pa.Table:
-    """Read one table of the folder, all columns or those that `choose` returns of them."""
-    if not path.is_file():
-        raise MissingFileError(f"{path} is missing; prepare the folder again with `cllm4rec prepare`")
-    try:
-        with pq.ParquetFile(path) as file:
-            return file.read(None if choose is None else choose(file.schema_arrow.names))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path} is truncated or not Parquet ({error}); prepare the folder again") from error
-
-
-def _read_interactions(folder: Path) -> pa.Table:
-    """Read the interactions of the three splits, in the order of `RecommendationData.interactions`."""
-    parts = []
-    for name in SPLITS:
-        part = _read_parquet(folder / f"{name}.parquet", lambda columns: [one for one in columns if not one.endswith("_id")])
-        for column in (POSITION, "user_index", "item_index"):
-            if column not in part.column_names:
-                columns = ", ".join(part.column_names)
-                raise InputError(f"interactions: no column {column!r} in {name}.parquet; the columns are {columns}")
-        parts.append(part.append_column("split", pa.array([name] * part.num_rows, pa.string())))
-    try:
-        table = pa.concat_tables(parts)
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{folder}: the files of the splits have different columns ({error}); prepare it again") from error
-    missing = [name for name in (POSITION, "user_index") if table[name].null_count]
-    if missing:
-        raise InputError(f"interactions: {missing[0]} is null in {table[missing[0]].null_count} rows")
-    users, positions = table["user_index"].to_numpy(), table[POSITION].to_numpy()
-    order = np.lexsort((positions, users))
-    starts = np.flatnonzero(np.diff(users[order], prepend=-1))
-    numbered = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
-    if not np.array_equal(positions[order], numbered):
-        raise InputError(
-            f"{folder}: {POSITION} does not number the rows of each user from 0, so the files of the splits are not of one "
-            "folder; prepare it again"
-        )
-    table = table.take(pa.array(order))
-    return table.select([name for name in INTERACTION_TYPES if name in table.column_names])
-
-
-def _check_interactions_table(table: pa.Table, num_users: int, num_items: int, time_unit: str) -> None:
-    """Check columns, types, order and splits of the interactions."""
-    types = INTERACTION_TYPES | ({"timestamp": pa.float64()} if time_unit == ORDER else {})
-    for name, kind in types.items():
-        if name not in table.column_names:
-            if name in ("user_index", "item_index", "split"):
-                raise InputError(f"interactions: no column {name!r}; the columns are {', '.join(table.column_names)}")
-        elif table[name].type != kind:
-            raise InputError(f"interactions: {name} must be {kind}, got {table[name].type}")
-        elif name not in ("rating", "review") and table[name].null_count:
-            raise InputError(f"interactions: {name} is null in {table[name].null_count} rows")
-    users, items = (table[name].to_numpy().astype(np.int64) for name in ("user_index", "item_index"))
-    for name, indices, size in (("user_index", users, num_users), ("item_index", items, num_items)):
-        if len(indices) and not 0 <= indices.min() <= indices.max() < size:
-            raise InputError(f"interactions: {name} must be in [0, {size}), got {indices.min()} to {indices.max()}")
-    if (np.diff(users) < 0).any():
-        raise InputError("interactions: rows must be sorted by user_index")
-    if len(np.unique(users * num_items + items)) < len(users):
-        raise InputError("interactions: a (user_index, item_index) pair occurs more than once")
-    unknown = set(pc.unique(table["split"]).to_pylist()) - set(SPLITS)
-    if unknown:
-        raise InputError(f"interactions: split must be one of {', '.join(SPLITS)}, got {first_of(sorted(unknown))}")
-    # A review of a held-out pair would leak the item and its qualities into training.
-    if "review" in table.column_names:
-        leaked = pc.sum(pc.and_(pc.not_equal(table["split"], "train"), table["review"].is_valid())).as_py()
-        if leaked:
-            raise InputError(f"interactions: {leaked} pairs outside train have a review; only train pairs may")
 
 
 def dataset_card(name: str, info: dict[str, Any], files: WrittenFiles) -> str:

@@ -8,7 +8,7 @@ id in the sorting order of all ids.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +29,8 @@ from modeling_cllm4rec.corpora.times import ORDER, SMALLEST, TOO_LARGE, UNITS, e
 IntArray = npt.NDArray[np.int64]
 CHUNK = 250_000
 """Rows that are in memory outside of the engine at a time."""
+ROWS_OF_ROUND = 4_000_000
+"""Rows of two integers that are in memory at a time."""
 CHUNK_BYTES = 2**28
 """Bytes of rows that are checked at a time."""
 EXACT = 2**53
@@ -46,14 +48,15 @@ class Bounds(NamedTuple):
     least: int | None = None
     most: int | None = None
 
-    def outside(self) -> str:
-        """Return the SQL condition on `count(*)` of a user or an item that is removed."""
-        conditions = []
-        if self.least is not None:
-            conditions.append(f"count(*) < {self.least}")
-        if self.most is not None:
-            conditions.append(f"count(*) > {self.most}")
-        return " or ".join(conditions) or "false"
+    def outside(self, counts: IntArray) -> npt.NDArray[np.bool_]:
+        """Return which of (n,) users or items have rows, and are removed for their number.
+
+        >>> Bounds(2, 3).outside(np.array([0, 1, 2, 3, 4])).tolist()
+        [False, True, False, False, True]
+        """
+        least, most = self.least or 0, np.iinfo(np.int64).max if self.most is None else self.most
+        outside: npt.NDArray[np.bool_] = (counts > 0) & ((counts < least) | (counts > most))
+        return outside
 
 
 class Entities(NamedTuple):
@@ -100,7 +103,7 @@ class InteractionStore:
                 "arrow_large_buffer_size": "true",  # Reviews of one batch may have more than 2 GB.
             }
         )
-        self._by_time = by_time
+        self._by_time, self._folder = by_time, folder
         self._tables: set[str] = set()
         self.num_rows = 0
         self.num_left = 0
@@ -285,17 +288,26 @@ class InteractionStore:
 
         With the same least number for both this is the k-core: the largest set of rows in which all users and items have it.
         """
-        # Removing users lowers the counts of items and the other way around, so the filter repeats until nothing changes.
-        removed = 0
         with _engine_errors():
-            while True:
-                now = self._delete(
-                    f"u in (select u from kept group by u having {users.outside()})"
-                    f" or i in (select i from kept group by i having {items.outside()})"
-                )
-                removed += now
-                if not now:
-                    return removed
+            # Rounds over two arrays of codes in a file; the engine would group all rows by user and by item in each round.
+            sizes = [int(self._value(f"select count(*) from {entity}s")) for entity in ("user", "item")]
+            pairs = np.memmap(self._folder / "pairs", dtype=np.int32, mode="w+", shape=(2, self.num_left))
+            start = 0
+            for batch in self._engine.sql("select u, i from kept").to_arrow_reader(CHUNK):
+                for place, name in enumerate("ui"):
+                    pairs[place, start : start + batch.num_rows] = batch[name].to_numpy()
+                start += batch.num_rows
+            removed = _out_of_bounds(pairs, sizes, (users, items))
+            del pairs
+            (self._folder / "pairs").unlink()
+            if not any(len(codes) for codes in removed):
+                return 0
+            for name, codes in zip("ui", removed, strict=True):
+                self._engine.register(f"removed_{name}", pa.table({"code": codes}))
+            number = self._delete("u in (select code from removed_u) or i in (select code from removed_i)")
+            for name in "ui":
+                self._engine.unregister(f"removed_{name}")
+        return number
 
     def drop_short_users(self, least: int) -> int:
         """Remove users with fewer rows than `least`, and return the number of rows removed."""
@@ -381,6 +393,38 @@ class InteractionStore:
 
     def _table(self, query: str) -> pa.Table:
         return self._engine.sql(query).to_arrow_table()
+
+
+def _out_of_bounds(
+    pairs: npt.NDArray[np.int32], sizes: Sequence[int], bounds: Sequence[Bounds]
+) -> tuple[npt.NDArray[np.int32], ...]:
+    """Return the codes of the users and of the items that bounds remove.
+
+    Args:
+        pairs: (2, rows) codes of user and item of each row; it is overwritten.
+        sizes: numbers of user codes and item codes.
+        bounds: of users and items.
+    """
+    gone = [np.zeros(size, dtype=bool) for size in sizes]
+    left = pairs.shape[1]
+    while True:
+        counts = [np.zeros(size, dtype=np.int64) for size in sizes]
+        for start in range(0, left, ROWS_OF_ROUND):
+            for codes, total in zip(pairs[:, start : min(start + ROWS_OF_ROUND, left)], counts, strict=True):
+                total += np.bincount(codes, minlength=len(total))
+        # Removing users lowers the counts of items and the other way around, so the rounds repeat until nothing changes.
+        outside = [bound.outside(total) for bound, total in zip(bounds, counts, strict=True)]
+        if not any(found.any() for found in outside):
+            return tuple(np.flatnonzero(found).astype(np.int32) for found in gone)
+        end = 0
+        for start in range(0, left, ROWS_OF_ROUND):
+            part = pairs[:, start : min(start + ROWS_OF_ROUND, left)]
+            kept = part[:, ~(outside[0][part[0]] | outside[1][part[1]])]
+            pairs[:, end : end + kept.shape[1]] = kept
+            end += kept.shape[1]
+        left = end
+        for found, total in zip(outside, gone, strict=True):
+            total |= found
 
 
 @contextmanager

@@ -157,7 +157,8 @@ def checksum(source: str | Path) -> str:
     elif name.startswith(HUB_PREFIX):
         paths = [Path(file["filename"]) for file in hub_dataset(name).cache_files]
     elif Path(source).is_dir():
-        paths = sorted(path for path in Path(source).rglob("*") if path.is_file())
+        files = (path for path in Path(source).rglob("*") if path.is_file())
+        paths = sorted(path for path in files if not any(part.startswith(".") for part in path.relative_to(source).parts))
     else:
         paths = [Path(source)]
     digest = hashlib.sha256()
@@ -271,7 +272,7 @@ def _open_parquet(name: str, paths: list[str]) -> Source:
 
     def batches(columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         for path in paths:
-            with pq.ParquetFile(path) as file:
+            with pq.ParquetFile(path, pre_buffer=False) as file:
                 for batch in file.iter_batches(columns=list(columns)):
                     selected = pa.Table.from_batches([batch]).select(list(columns))
                     yield from selected.cast(pa.schema([schema.field(column) for column in columns])).to_batches()

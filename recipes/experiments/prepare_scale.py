@@ -57,7 +57,7 @@ def prepare_once(file: Path, output: Path, k_core: int, memory_limit: str) -> No
     from modeling_cllm4rec.corpora.preparation import prepare_folder
 
     started = time.perf_counter()
-    log = pq.ParquetFile(file)
+    log = pq.ParquetFile(file, pre_buffer=False)
     reader = pa.RecordBatchReader.from_batches(log.schema_arrow, log.iter_batches(PIECE // 10))
     info = prepare_folder(
         reader, None, None, output, split="leave-one-out", k_core=k_core, memory_limit=memory_limit, overwrite=True
