@@ -269,7 +269,9 @@ def _check_arguments(given: dict[str, Any]) -> None:
         value = given[name]
         if not (value is None or value in ("auto", [], (), {}) or (name == "reviews" and value)):
             what = f"format={form!r}" if form else "interactions"
-            raise InputError(f"{'reviews=False' if name == 'reviews' else name} says nothing about {what}; leave it out")
+            raise InputError(
+                f"{'reviews=False' if name == 'reviews' else name} is given, but says nothing about {what}; leave it out"
+            )
 
 
 def _check_given(split: str | None, usual: str, form: str | None, folder: str | Path | None) -> None:

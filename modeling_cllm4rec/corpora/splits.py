@@ -111,7 +111,7 @@ def check_split(
         if value not in allowed:
             raise InputError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
     if seed < 0:
-        raise InputError(f"seed must be at least 0, got {seed}")
+        raise InputError(f"seed is {seed}; it must be at least 0")
     first, second = temporal_cuts
     if not 0 < first < second < 1:
         raise InputError(f"temporal_cuts must be two shares with 0 < first < second < 1, got {first} and {second}")

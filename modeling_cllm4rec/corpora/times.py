@@ -126,7 +126,10 @@ def _parse_texts(column: pa.Array, first_row: int) -> pa.Array:
             reject(column, bad & ((years < 1678) | (years > 2261)).to_numpy(), FAR_DATE, first_row)
         reject(column, bad, COMPLAINT, first_row)
         return _coarsest(times.astype("int64").to_numpy(), times.dt.unit)
-    reject(column, np.isnan(numbers), COMPLAINT, first_row)
+    strange = np.isnan(numbers)
+    if pd.to_datetime(column.filter(pa.array(strange)).to_pandas(), errors="coerce", utc=True, format="ISO8601").notna().all():
+        reject(column, strange, "timestamp mixes numbers and dates, so write all in one form; there is a date", first_row)
+    reject(column, strange, COMPLAINT, first_row)
     reject(column, np.abs(numbers) >= LIMIT, TOO_LARGE, first_row)
     long = pc.match_substring_regex(texts, r"^[+-]?\d{16,}$").to_numpy(zero_copy_only=False)
     if long.any():  # A float has 15 to 17 digits.

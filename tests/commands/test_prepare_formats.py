@@ -121,10 +121,10 @@ def test_the_released_index_becomes_an_index_folder(lcrec: Path, tmp_path: Path)
     [
         ("recbole", ["--split", "given"], "--split is 'given', but the files of .* have no split"),
         ("recbole", ["--items", "a.csv"], "--items is a.csv, but the folder has .*tiny.item; leave one of them out"),
-        ("recbole", ["--no-reviews"], "--no-reviews says nothing about --format recbole"),
+        ("recbole", ["--no-reviews"], "--no-reviews is given, but says nothing about --format recbole"),
         ("lcrec", [], "there is no NAME.inter.json"),
-        ("lcrec", ["--rating-column", "x"], "--rating-column says nothing about --format lcrec"),
-        ("cllm4rec", ["--id-type", "string"], "--id-type says nothing about --format cllm4rec"),
+        ("lcrec", ["--rating-column", "x"], "--rating-column is given, but says nothing about --format lcrec"),
+        ("cllm4rec", ["--id-type", "string"], "--id-type is given, but says nothing about --format cllm4rec"),
         ("cllm4rec", [], "train_matrix.npz is missing"),
     ],
 )

@@ -410,7 +410,11 @@ def test_a_preset_from_the_shell(tmp_path: Path) -> None:
     [
         ([], {"format": "hm"}, r"no file of interactions of hm \(transactions_train.csv\); download it from https://www.kaggle"),
         (["A.jsonl", "B.jsonl"], {"format": "amazon2023"}, "several files fit format amazon2023: A.jsonl, B.jsonl; keep one"),
-        (["ratings.csv"], {"format": "movielens", "delimiter": ";"}, "delimiter says nothing about format='movielens'"),
+        (
+            ["ratings.csv"],
+            {"format": "movielens", "delimiter": ";"},
+            "delimiter is given, but says nothing about format='movielens'",
+        ),
         (["ratings.csv"], {"format": "netflix"}, "format must be one of movielens, .*, got 'netflix'"),
         (["ratings.csv"], {"format": "movielens", "split": "given"}, "split is 'given', but the files of .* have no split"),
         ([], {}, r"the format of the folder \(empty\) cannot be recognized; name it with format=... \(movielens, "),

@@ -155,7 +155,7 @@ def test_bad_splits() -> None:
     table = table_of([3, 2, 1])
     with pytest.raises(ValueError, match="split must be one of random, leave-one-out, temporal, given, got 'loo'"):
         assign_splits(table, "loo")
-    with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
+    with pytest.raises(ValueError, match="seed is -1; it must be at least 0"):
         assign_splits(table, "random", seed=-1)
     with pytest.raises(ValueError, match="order must be one of time, rows, got 'file'"):
         check_split("random", table.column_names, "file", 1, (0.8, 0.9))
