@@ -229,7 +229,7 @@ def _own_backbone(data: RecommendationData, folder: Path, seed: int) -> Path:
             logger.info(
                 "no backbone is named: a small GPT-2 is trained on the texts of the data; name one, such as gpt2, to use it"
             )
-            train_backbone(data, temporary, context_length=512, max_text_tokens=64, epochs=2, seed=seed)
+            train_backbone(data, temporary, context_length=512, max_text_tokens=64, epochs=1, seed=seed)
     return folder
 
 
