@@ -17,7 +17,7 @@ from modeling_cllm4rec.corpora.atomic_files import atomic_file, check_output_fol
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.evaluation.evaluator import METRICS, parse_metrics
 from modeling_cllm4rec.systems import SYSTEMS
-from modeling_cllm4rec.training.loop import data_fingerprint
+from modeling_cllm4rec.training.run_folder import data_fingerprint
 
 UserGroup = Literal["everyone", "unseen-people"]
 """Evaluated users: all users of the data, or the users held out of training. The names are part of saved files."""

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 
 from modeling_cllm4rec.cllm4rec.arguments import FinetuneArguments
 from modeling_cllm4rec.cllm4rec.documents import HistoryCorpus, TextCorpus
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation, Side
-from modeling_cllm4rec.cllm4rec.objectives import holdout_terms, next_word_terms
+from modeling_cllm4rec.cllm4rec.objectives import HoldoutObjective, PretrainingObjective
 from modeling_cllm4rec.cllm4rec.parameters import choose_trainable
 from modeling_cllm4rec.cllm4rec.prompts import recommendation_segments
 from modeling_cllm4rec.cllm4rec.soft_targets import Teacher
@@ -27,15 +27,10 @@ from modeling_cllm4rec.hub.loading import load_recommender, load_tokenizer
 from modeling_cllm4rec.systems import SYSTEMS
 from modeling_cllm4rec.training.estimates import LargestBatch
 from modeling_cllm4rec.training.finishing import save_finished
-from modeling_cllm4rec.training.loop import (
-    Step,
-    broadcast_from_main,
-    check_folder,
-    make_accelerator,
-    run,
-    step_batch_size,
-)
 from modeling_cllm4rec.training.progress import Progress
+from modeling_cllm4rec.training.run_folder import check_folder
+from modeling_cllm4rec.training.stages import Part, Step, item_seed, step_batch_size
+from modeling_cllm4rec.training.trainer import run, start_processes
 
 logger = logging.getLogger(__name__)
 
@@ -60,9 +55,8 @@ class FinetuningStage:
         tokenizer: PreTrainedTokenizerBase,
         data: RecommendationData,
         arguments: FinetuneArguments,
-        is_main_process: bool = True,
     ) -> None:
-        self.model, self.data, self.arguments, self.is_main_process = model, data, arguments, is_main_process
+        self.model, self.data, self.arguments = model, data, arguments
         self.histories = HistoryCorpus(data.histories(*arguments.train_on.split("+")), arguments.seed, arguments.reorder)
         if not arguments.reorder:
             warn_if_unordered(data, "CLLM4Rec reads it with reorder=False; reorder=True draws new orders in each epoch")
@@ -125,28 +119,32 @@ class FinetuningStage:
             batches["content"] = LargestBatch(len(texts), int(texts[-1]), word_states=int(texts.sum()))
         return batches
 
-    def loss(self, step: Step, part: np.ndarray, epoch: int, generator: torch.Generator) -> tuple[torch.Tensor, float, int]:
-        """Compute the loss of one part of a recommendation step or a C step."""
-        arguments, weights, device = self.arguments, self.arguments.weights, self.model.item_content.weight.device
-        if step.kind == "content":
+    def inputs(self, part: Part) -> dict[str, torch.Tensor]:
+        """Return the documents of one part of a recommendation step or a C step."""
+        if part.kind == "content":
             assert self.texts is not None
-            words = next_word_terms(self.model, collate(*self.texts.rows(part)).to(device), weights)
-            return weights.total(words, len(step.documents)), float(words.nll.detach().sum()), words.tokens
-        kept, targets = self._masked(part, epoch)
-        prompts = self.model.build_prompts(self.histories.user_tokens(part, epoch, arguments.drop_user), kept)
-        batch = collate(prompts, [len(prompt) for prompt in prompts], targets).to(device)
+            return collate(*self.texts.rows(part.documents)).tensors()
+        kept, targets = self._masked(part.documents, part.epoch)
+        users = self.histories.user_tokens(part.documents, part.epoch, self.arguments.drop_user)
+        prompts = self.model.build_prompts(users, kept)
+        batch = collate(prompts, [len(prompt) for prompt in prompts], targets)
         if self.teacher is not None:
             # The teacher reads the prompt, not the whole history, because items that it reads get no probability.
             items, probs = self.teacher.soft_targets(kept)
-            batch.soft_target_items, batch.soft_target_probs = (
-                torch.from_numpy(items).to(device),
-                torch.from_numpy(probs).to(device),
-            )
-        terms = holdout_terms(
-            self.model, batch, weights, arguments.item_loss, generator, arguments.average_holdout, arguments.teacher_weight
-        )
-        total = weights.total(terms, len(step.documents), main_is_words_or_items=False)
-        return total, float(terms.nll.detach().sum()), len(part)
+            batch.soft_target_items, batch.soft_target_probs = torch.from_numpy(items), torch.from_numpy(probs)
+        return batch.tensors()
+
+    def count_items(self, part: Part, inputs: dict[str, torch.Tensor]) -> int:
+        """Return the number of users or text documents."""
+        return len(part.documents)
+
+    def objective(self, part: Part) -> PretrainingObjective | HoldoutObjective:
+        """Return the loss of a recommendation step or a C step."""
+        arguments, weights = self.arguments, self.arguments.weights
+        if part.kind == "content":
+            return PretrainingObjective("content", weights)
+        seed = item_seed(arguments.seed, part.number)
+        return HoldoutObjective(weights, arguments.item_loss, arguments.average_holdout, arguments.teacher_weight, seed)
 
     def _masked(self, users: np.ndarray, epoch: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Return the item indices of the prompts and of the targets."""
@@ -160,21 +158,18 @@ class FinetuningStage:
         """Return Recall@20, Recall@40, NDCG@100 on validation, and their sum as `selection` (released code, A4)."""
         if not self.validates or ((epoch + 1) % self.arguments.eval_every and epoch + 1 != self.num_epochs):
             return {}
-        values = [0.0] * len(self.metrics)
-        if self.is_main_process:
-            report = evaluate(
-                self.model,
-                self.data,
-                "validation",
-                metrics=self.metrics,
-                batch_size=self.arguments.eval_batch_size,
-                progress=False,
-                n_resamples=0,
-            )
-            values = [report.metrics[name] for name in self.metrics]
-        values = broadcast_from_main(values, self.model.item_content.weight.device)
-        metrics = {f"validation/{name}": value for name, value in zip(self.metrics, values, strict=True)}
-        return {**metrics, "selection": sum(values)}
+        report = evaluate(
+            self.model,
+            self.data,
+            "validation",
+            metrics=self.metrics,
+            batch_size=self.arguments.eval_batch_size,
+            progress=False,
+            n_resamples=0,
+            distributed=True,
+        )
+        metrics = {f"validation/{name}": report.metrics[name] for name in self.metrics}
+        return {**metrics, "selection": sum(metrics.values())}
 
 
 def load_start(
@@ -201,17 +196,17 @@ def finetune(arguments: FinetuneArguments) -> tuple[CLLM4RecForRecommendation, P
     """Finetune a pretrained model and save the best epoch to OUTPUT.
 
     Raises:
-        CLLM4RecError: as `load_start`, `FinetuningStage` and `training.loop.run`.
+        CLLM4RecError: as `load_start`, `FinetuningStage` and `training.trainer.run`.
 
     Example:
         >>> finetune(FinetuneArguments(data="data/mine", output="runs/mine"))  # doctest: +SKIP
     """
-    accelerator = make_accelerator(arguments)
+    processes = start_processes(arguments)
     data = RecommendationData.load(arguments.data)
     model, tokenizer = load_start(arguments, data)
     model.config.max_history_tokens = arguments.max_history_tokens
     model.config.recommendation_prompts = recommendation_segments(arguments.templates, tokenizer)
-    return model, finetune_from(model, tokenizer, data, arguments, accelerator, earlier=Path(arguments.start).parent)
+    return model, finetune_from(model, tokenizer, data, arguments, processes, earlier=Path(arguments.start).parent)
 
 
 def finetune_from(
@@ -219,7 +214,7 @@ def finetune_from(
     tokenizer: PreTrainedTokenizerBase,
     data: RecommendationData,
     arguments: FinetuneArguments,
-    accelerator: Accelerator,
+    processes: PartialState,
     record: str = FinetuningStage.name,
     earlier: Path | None = None,
 ) -> Progress:
@@ -229,12 +224,12 @@ def finetune_from(
         record: name of the run in the model card.
         earlier: folder with the records of earlier training, which are kept in the model card.
     """
-    if accelerator.is_main_process:
+    if processes.is_main_process:
         check_folder(FinetuningStage.name, arguments, data)
-    with accelerator.main_process_first():
-        stage = FinetuningStage(model, tokenizer, data, arguments, accelerator.is_main_process)
+    with processes.main_process_first():
+        stage = FinetuningStage(model, tokenizer, data, arguments)
     sides: tuple[Side, ...] = SIDES if arguments.content_every else ("collaborative",)
     adapted = choose_trainable(model, arguments, sides)
-    progress = run(stage, accelerator)
-    save_finished(stage, tokenizer, progress, accelerator, adapted, record=record, card_data=data, earlier=earlier)
+    progress = run(stage, processes)
+    save_finished(stage, tokenizer, progress, processes, adapted, record=record, card_data=data, earlier=earlier)
     return progress

@@ -5,7 +5,7 @@ This file and its flat siblings are self-contained because they are copied into 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -461,8 +461,9 @@ class CLLM4RecForRecommendation(CLLM4RecPreTrainedModel):
         labels: torch.Tensor | None = None,
         item_loss: ItemLoss = "exact",
         inputs_embeds: torch.Tensor | None = None,
+        objective: Callable[..., ModelOutput] | None = None,
         **kwargs: Any,
-    ) -> RecommendationOutput:
+    ) -> ModelOutput:
         """Scores of the whole catalogue.
 
         Args:
@@ -470,14 +471,18 @@ class CLLM4RecForRecommendation(CLLM4RecPreTrainedModel):
             attention_mask: (B, T).
             labels: (B, H) item indices that the multinomial likelihood counts, -100 where a row has fewer; or (B,), one each.
             item_loss: see `losses.multinomial_nll`.
-            kwargs: further arguments of the backbone's decoder, such as `output_hidden_states`.
+            objective: a function of this model and of the other arguments, whose output is returned. A wrapper of the model (data
+                parallel, sharded, autocast) thus sees every training step.
+            kwargs: further arguments of the backbone's decoder, such as `output_hidden_states`, or of the objective.
 
         Returns:
-            `RecommendationOutput` with logits (B, J).
+            `RecommendationOutput` with logits (B, J), or the objective's output.
 
         Raises:
             InputError: labels of another shape, or beyond the catalogue.
         """
+        if objective is not None:
+            return objective(self, input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         outputs = self.decode(input_ids, attention_mask, "collaborative", inputs_embeds=inputs_embeds, **kwargs)
         hidden = last_states(outputs.last_hidden_state, attention_mask)
         rows, loss = self.item_rows, None

@@ -11,6 +11,7 @@ from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendati
 from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.core.losses import ItemLoss, first_occurrence, multinomial_nll, squared_distances, word_nll
 from modeling_cllm4rec.corpora.batches import Batch
+from modeling_cllm4rec.training.stages import StepOutput, item_generator
 
 Regularization = Literal["paper", "released"]
 
@@ -47,7 +48,7 @@ class RegularizationConfig:
     lambda_l: float = 0.0
     regularization: Regularization = "paper"
 
-    def total(self, terms: LossTerms, documents: int, main_is_words_or_items: bool = True) -> torch.Tensor:
+    def total(self, terms: LossTerms, documents: int | torch.Tensor, main_is_words_or_items: bool = True) -> torch.Tensor:
         """Return the scalar to minimize.
 
         Args:
@@ -62,6 +63,54 @@ class RegularizationConfig:
         share = len(terms.nll) / documents
         units = terms.tokens if main_is_words_or_items else len(terms.nll)
         return share * (terms.nll.sum() / max(units, 1) + self.lambda_c * terms.mutual.sum())
+
+
+@dataclass(frozen=True)
+class PretrainingObjective:
+    """The L step or the C step of pretraining, as the trainer calls it.
+
+    Attributes:
+        side: `"collaborative"`, next items, or `"content"`, next words.
+        weights: of the regularization.
+        item_loss: see `losses.multinomial_nll`.
+        seed: of the sampled items, the same in all parts of a step.
+    """
+
+    side: Side
+    weights: RegularizationConfig
+    item_loss: ItemLoss = "exact"
+    seed: int = 0
+
+    def __call__(self, model: CLLM4RecForRecommendation, num_items_in_batch: int, **tensors: torch.Tensor) -> StepOutput:
+        """Return the share of the documents of a `Batch` in the loss of a step of `num_items_in_batch` documents."""
+        batch = Batch(**tensors)
+        if self.side == "content":
+            terms = next_word_terms(model, batch, self.weights)
+        else:
+            terms = next_item_terms(model, batch, self.weights, self.item_loss, item_generator(self.seed))
+        return _step_output(self.weights.total(terms, num_items_in_batch), terms.nll, terms.tokens)
+
+
+@dataclass(frozen=True)
+class HoldoutObjective:
+    """The recommendation step of finetuning, as the trainer calls it; see `holdout_terms` and `PretrainingObjective`."""
+
+    weights: RegularizationConfig
+    item_loss: ItemLoss = "exact"
+    average: bool = False
+    teacher_weight: float = 0.0
+    seed: int = 0
+
+    def __call__(self, model: CLLM4RecForRecommendation, num_items_in_batch: int, **tensors: torch.Tensor) -> StepOutput:
+        """Return the share of the users of a `Batch` in the loss of a step of `num_items_in_batch` users."""
+        generator = item_generator(self.seed)
+        terms = holdout_terms(model, Batch(**tensors), self.weights, self.item_loss, generator, self.average, self.teacher_weight)
+        loss = self.weights.total(terms, num_items_in_batch, main_is_words_or_items=False)
+        return _step_output(loss, terms.nll, len(terms.nll))
+
+
+def _step_output(loss: torch.Tensor, nll: torch.Tensor, tokens: int) -> StepOutput:
+    return StepOutput(loss, nll.detach().sum(), torch.tensor(tokens))
 
 
 def next_item_terms(

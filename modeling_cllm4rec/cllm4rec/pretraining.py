@@ -6,24 +6,24 @@ import contextlib
 import copy
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from modeling_cllm4rec.cllm4rec.arguments import PretrainArguments
 from modeling_cllm4rec.cllm4rec.documents import HistoryCorpus, TextCorpus, initial_item_rows
-from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation
-from modeling_cllm4rec.cllm4rec.objectives import LossTerms, RegularizationConfig, next_item_terms, next_word_terms
+from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation, Side
+from modeling_cllm4rec.cllm4rec.objectives import PretrainingObjective, RegularizationConfig, next_word_terms
 from modeling_cllm4rec.cllm4rec.parameters import choose_trainable
 from modeling_cllm4rec.cllm4rec.prompts import next_item_segments, recommendation_segments, tokenize_template
 from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers
 from modeling_cllm4rec.core.errors import CLLM4RecError, InputError, MissingFileError
 from modeling_cllm4rec.core.language_model import reject_adapter, tokenizer_of
+from modeling_cllm4rec.core.processes import process_count, process_number, sum_over_processes
 from modeling_cllm4rec.core.prompt_assembly import build_input_ids
 from modeling_cllm4rec.corpora.batches import Batch, collate, plan_batches
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
@@ -31,8 +31,10 @@ from modeling_cllm4rec.corpora.history_order import warn_if_unordered
 from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 from modeling_cllm4rec.training.estimates import FEWER_ROWS, LargestBatch, check_memory, id_table_memory
 from modeling_cllm4rec.training.finishing import save_finished
-from modeling_cllm4rec.training.loop import Step, check_folder, make_accelerator, run, step_batch_size
 from modeling_cllm4rec.training.progress import Progress
+from modeling_cllm4rec.training.run_folder import check_folder
+from modeling_cllm4rec.training.stages import Part, Step, item_seed, step_batch_size
+from modeling_cllm4rec.training.trainer import run, start_processes
 
 logger = logging.getLogger(__name__)
 
@@ -108,24 +110,27 @@ class PretrainingStage:
             batches["content"] = LargestBatch(len(texts), int(texts[-1]), word_states=int(texts.sum()))
         return batches
 
-    def loss(self, step: Step, part: np.ndarray, epoch: int, generator: torch.Generator) -> tuple[torch.Tensor, float, int]:
-        """Compute the loss of one part of an L or a C step (equations of section 3.3)."""
-        weights = self.arguments.weights
-        if epoch < self.warmup:
-            weights = dataclasses.replace(weights, lambda_c=0.0)
-        terms = self._terms(step.kind, part, epoch, weights, generator)
-        return weights.total(terms, len(step.documents)), float(terms.nll.detach().sum()), terms.tokens
+    def inputs(self, part: Part) -> dict[str, torch.Tensor]:
+        """Return the documents of one part of an L or a C step."""
+        return self._batch(part.kind, part.documents, part.epoch).tensors()
 
-    def _terms(
-        self, kind: str, part: np.ndarray, epoch: int, weights: RegularizationConfig, generator: torch.Generator
-    ) -> LossTerms:
-        device = self.model.item_content.weight.device
+    def count_items(self, part: Part, inputs: dict[str, torch.Tensor]) -> int:
+        """Return the number of documents."""
+        return len(part.documents)
+
+    def objective(self, part: Part) -> PretrainingObjective:
+        """Return the loss of an L or a C step (equations of section 3.3); the warm-up has no regularization."""
+        weights = self.arguments.weights
+        if part.epoch < self.warmup:
+            weights = dataclasses.replace(weights, lambda_c=0.0)
+        side: Side = "content" if part.kind == "content" else "collaborative"
+        return PretrainingObjective(side, weights, self.arguments.item_loss, item_seed(self.arguments.seed, part.number))
+
+    def _batch(self, kind: str, documents: np.ndarray, epoch: int) -> Batch:
         if kind == "content":
-            return next_word_terms(self.model, collate(*self.texts.rows(part)).to(device), weights)
-        orders = [self.histories.reordered(int(user), epoch) for user in part]
-        named = self.histories.user_tokens(part, epoch, self.arguments.drop_user)
-        batch = self._interactions(named, orders).to(device)
-        return next_item_terms(self.model, batch, weights, self.arguments.item_loss, generator)
+            return collate(*self.texts.rows(documents))
+        orders = [self.histories.reordered(int(user), epoch) for user in documents]
+        return self._interactions(self.histories.user_tokens(documents, epoch, self.arguments.drop_user), orders)
 
     def _interactions(self, users: np.ndarray, orders: list[np.ndarray]) -> Batch:
         """Build the interaction documents of users (-1: without the user's token) and their items."""
@@ -143,35 +148,42 @@ class PretrainingStage:
     def validate(self, epoch: int) -> dict[str, float]:
         """Return the nll, in nats, of a validation item after the training history, and of a word of the held-out texts."""
         metrics: dict[str, float] = {}
-        no_regularization = RegularizationConfig(lambda_c=0.0)
-        generator = torch.Generator()
         if len(self.text_validation):
-            nll, tokens = 0.0, 0
-            for part in np.array_split(self.text_validation, np.ceil(len(self.text_validation) / 32)):
-                terms = self._terms("content", part, epoch, no_regularization, generator)
-                nll, tokens = nll + float(terms.nll.sum()), tokens + terms.tokens
-            metrics["validation/word_nll"] = nll / max(tokens, 1)
+            parts = np.array_split(self.text_validation, np.ceil(len(self.text_validation) / 32))
+            metrics["validation/word_nll"] = self._mean_over_processes(self._word_nll, parts)
         users = np.flatnonzero(np.diff(self.truth.indptr) > 0)
         if epoch >= self.warmup and len(users):
-            metrics["validation/item_nll"] = self._validation_item_nll(users)
+            # Sorted by length, so that a batch has little padding.
+            users = users[np.argsort(self.histories.lengths[users], kind="stable")]
+            parts = np.array_split(users, np.ceil(len(users) / self.scores_at_once))
+            metrics["validation/item_nll"] = self._mean_over_processes(self._item_nll, parts)
             metrics["selection"] = -metrics["validation/item_nll"]
         return metrics
 
-    def _validation_item_nll(self, users: np.ndarray) -> float:
-        """Return the mean nll of the validation items of users."""
+    def _mean_over_processes(self, nll: Callable[[np.ndarray], tuple[float, int]], parts: list[np.ndarray]) -> float:
+        """Return the mean nll of all parts; each process computes every n-th one."""
+        mine = parts[process_number() :: process_count()]
+        total, count = sum_over_processes(np.reshape([nll(part) for part in mine], (-1, 2)).sum(0))
+        return float(total / max(count, 1))
+
+    def _word_nll(self, documents: np.ndarray) -> tuple[float, int]:
+        """Return the nll of the words of text documents, and their number."""
+        batch = collate(*self.texts.rows(documents)).to(self.model.item_content.weight.device)
+        terms = next_word_terms(self.model, batch, RegularizationConfig(lambda_c=0.0))
+        return float(terms.nll.sum()), terms.tokens
+
+    def _item_nll(self, users: np.ndarray) -> tuple[float, int]:
+        """Return the nll of the validation items of users, and their number."""
         device = self.model.item_content.weight.device
-        # Sorted by length, so that a batch has little padding.
-        users = users[np.argsort(self.histories.lengths[users], kind="stable")]
+        batch = self._interactions(users, [self.histories.history(int(user)) for user in users]).to(device)
+        hidden = self.model.prompt_state(batch.input_ids, batch.attention_mask)
+        logits = self.model.item_logits(hidden).float().log_softmax(-1)
         nll, count = 0.0, 0
-        for part in np.array_split(users, np.ceil(len(users) / self.scores_at_once)):
-            batch = self._interactions(part, [self.histories.history(int(user)) for user in part]).to(device)
-            hidden = self.model.prompt_state(batch.input_ids, batch.attention_mask)
-            logits = self.model.item_logits(hidden).float().log_softmax(-1)
-            for row, user in enumerate(part):
-                truth = self.truth.items[self.truth.indptr[user] : self.truth.indptr[user + 1]]
-                nll -= float(logits[row, torch.from_numpy(truth).long().to(device)].sum())
-                count += len(truth)
-        return nll / count
+        for row, user in enumerate(users):
+            truth = self.truth.items[self.truth.indptr[user] : self.truth.indptr[user + 1]]
+            nll -= float(logits[row, torch.from_numpy(truth).long().to(device)].sum())
+            count += len(truth)
+        return nll, count
 
 
 def new_model(data: RecommendationData, arguments: PretrainArguments) -> tuple[CLLM4RecForRecommendation, CLLM4RecTokenizer]:
@@ -276,21 +288,21 @@ def pretrain(arguments: PretrainArguments) -> tuple[CLLM4RecForRecommendation, P
     """Pretrain on a data folder and save the best epoch to OUTPUT/pretrained.
 
     Raises:
-        CLLM4RecError: as `new_model`, `TextCorpus` and `training.loop.run`.
+        CLLM4RecError: as `new_model`, `TextCorpus` and `training.trainer.run`.
 
     Example:
         >>> pretrain(PretrainArguments(data="data/mine", output="runs/mine", backbone="gpt2"))  # doctest: +SKIP
     """
-    accelerator: Accelerator = make_accelerator(arguments)
+    processes = start_processes(arguments)
     data = RecommendationData.load(arguments.data)
-    if accelerator.is_main_process:
+    if processes.is_main_process:
         check_folder(PretrainingStage.name, arguments, data)
     model, tokenizer = new_model(data, arguments)
-    with accelerator.main_process_first():
+    with processes.main_process_first():
         stage = PretrainingStage(model, tokenizer, data, arguments)
     adapted = choose_trainable(model, arguments)
-    progress = run(stage, accelerator)
-    save_finished(stage, tokenizer, progress, accelerator, adapted, folder=arguments.run_folder / "pretrained")
+    progress = run(stage, processes)
+    save_finished(stage, tokenizer, progress, processes, adapted, folder=arguments.run_folder / "pretrained")
     return model, progress
 
 

@@ -21,8 +21,8 @@ from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.hub.loading import load_recommender, load_tokenizer
 from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
-from modeling_cllm4rec.training.loop import make_accelerator
 from modeling_cllm4rec.training.progress import Progress
+from modeling_cllm4rec.training.trainer import start_processes
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ def update(arguments: UpdateArguments) -> tuple[CLLM4RecForRecommendation, Progr
         raise MissingFileError(f"start: there is no folder {arguments.start}; name a trained model")
     if Path(arguments.start).resolve() == arguments.run_folder.resolve():
         raise InputError(f"start and output are both {arguments.output}; choose another output, so that the old model is kept")
-    accelerator = make_accelerator(arguments)
+    processes = start_processes(arguments)
     data = RecommendationData.load(arguments.data)
     model = load_recommender(arguments.start, "start")
     if not isinstance(model, CLLM4RecForRecommendation):
@@ -142,4 +142,4 @@ def update(arguments: UpdateArguments) -> tuple[CLLM4RecForRecommendation, Progr
         model.config.max_history_tokens = arguments.max_history_tokens
     if arguments.prompts is not None or model.config.recommendation_prompts is None:
         model.config.recommendation_prompts = recommendation_segments(arguments.templates, tokenizer)
-    return model, finetune_from(model, tokenizer, data, arguments, accelerator, "update", Path(arguments.start))
+    return model, finetune_from(model, tokenizer, data, arguments, processes, "update", Path(arguments.start))

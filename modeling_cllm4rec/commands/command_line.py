@@ -134,7 +134,7 @@ def run_command(name: str, work: Callable[[], None], flags: dict[str, str] | Non
 
     Returns:
         0 when it was done; the error's exit code (2 for bad input, 1 for a failed run); 1 when the reader of the output went
-        away; 130 when it was interrupted.
+        away; 130 when it was interrupted, 128 + the number of another signal.
 
     Example:
         >>> run_command("cllm4rec nothing", lambda: None)
@@ -146,9 +146,9 @@ def run_command(name: str, work: Callable[[], None], flags: dict[str, str] | Non
     except BrokenPipeError:  # as in `cllm4rec recommend ... | head`; the interpreter's own last flush must not fail either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return RUN_FAILED
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
-        return INTERRUPTED
+    except KeyboardInterrupt as stopped:
+        print(f"{name}: {in_shell_words(str(stopped) or 'interrupted', flags or {})}", file=sys.stderr)
+        return int(getattr(stopped, "exit_code", INTERRUPTED))
     except CLLM4RecError as error:
         if debug or os.environ.get("CLLM4REC_DEBUG", "0") not in ("", "0"):
             traceback.print_exc()

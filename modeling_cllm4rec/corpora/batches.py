@@ -75,10 +75,14 @@ class Batch:
     soft_target_items: torch.Tensor | None = None
     soft_target_probs: torch.Tensor | None = None
 
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return name -> tensor of those that there are."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
+
     def to(self, device: torch.device) -> Batch:
         """Return the same batch on a device."""
-        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items() if tensor is not None})
+        return replace(self, **{name: tensor.to(device) for name, tensor in self.tensors().items()})
 
 
 def collate(rows: list[np.ndarray], prompt_lengths: np.ndarray | list[int], targets: list[np.ndarray] | None = None) -> Batch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,7 @@ import torch
 from tqdm.auto import tqdm
 
 from modeling_cllm4rec.core.errors import InputError, nearest
+from modeling_cllm4rec.core.processes import process_count, process_number, sum_over_processes
 from modeling_cllm4rec.core.top_items import top_items
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.corpora.history_order import is_ordered
@@ -112,6 +114,7 @@ def evaluate(
     n_resamples: int = 1000,
     max_users: int | None = None,
     slice_by: Histories | None = None,
+    distributed: bool = False,
 ) -> EvaluationReport:
     """Rank the whole catalogue for each user and compute metrics on the interactions of a split.
 
@@ -134,6 +137,8 @@ def evaluate(
         max_users: size of the random sample of users to evaluate, the same for equal data; None evaluates all users.
         slice_by: the training histories of the recommender, usually `data.histories("train")`, to also report metrics over the
             true items of one kind, see `slices.slice_targets`; None reports no slices.
+        distributed: whether the processes of `torch.distributed` share the users out among them; all of them must call, and get
+            the same report.
 
     Returns:
         Means, intervals, protocol, values per user, and slices.
@@ -177,7 +182,8 @@ def evaluate(
         parts = [(name, label, kept_items(select_users(truth, users), marks)) for name, label, marks in marked]
     per_part = [{label: np.full(len(users), np.nan) for label in per_user} for _ in parts]
     with tqdm(total=len(users), desc=f"evaluating {split}", unit="user", disable=not progress) as bar:
-        for rows in _batches_by_length(np.diff(histories.indptr)[users], batch_size):
+        batches = _batches_by_length(np.diff(histories.indptr)[users], batch_size)
+        for rows in itertools.islice(batches, process_number(), None, process_count()) if distributed else batches:
             batch = users[rows]
             given = select_users(histories, batch)
             ranked, illegal = _rank(recommender, batch, given, None if seen is None else select_users(seen, batch), largest_k)
@@ -196,6 +202,15 @@ def evaluate(
                     if metric != "coverage":
                         values[label][rows] = PER_USER_METRICS[metric](hit, sizes, k)
             bar.update(len(batch))
+    if distributed:
+        # Each process has filled the rows of its own users.
+        per_user = {label: sum_over_processes(values) for label, values in per_user.items()}
+        shown = {label: sum_over_processes(values) > 0 for label, values in shown.items()}
+        illegal_items = int(sum_over_processes([illegal_items])[0])
+        for values in per_part:
+            for label, found in values.items():
+                without_targets = sum_over_processes(~np.isnan(found)) == 0
+                values[label] = np.where(without_targets, np.nan, sum_over_processes(np.nan_to_num(found)))
     seconds = time.perf_counter() - start
 
     means = {

@@ -14,7 +14,7 @@ from huggingface_hub import metadata_load
 from transformers.utils import cached_file
 
 NOT_REPEATED = (
-    *("resume", "overwrite", "stop_after_steps", "stop_after_epochs", "save_every"),
+    *("resume", "overwrite", "stop_after_steps", "stop_after_epochs", "save_every", "save_minutes"),
     *("report_to", "max_memory"),
 )
 """Arguments that do not change the result of a finished training."""

@@ -45,17 +45,14 @@ from modeling_cllm4rec.tokenization.tokenization_lcrec import add_semantic_id_to
 from modeling_cllm4rec.training.backbones import untrained_backbone
 from modeling_cllm4rec.training.estimates import LargestBatch
 from modeling_cllm4rec.training.finishing import save_finished
-from modeling_cllm4rec.training.loop import (
-    Step,
-    broadcast_from_main,
-    check_folder,
-    make_accelerator,
-    run,
-    step_batch_size,
-)
 from modeling_cllm4rec.training.progress import Progress
+from modeling_cllm4rec.training.run_folder import check_folder
+from modeling_cllm4rec.training.stages import Objective, Part, Step, StepOutput, step_batch_size
+from modeling_cllm4rec.training.trainer import run, start_processes
 
 logger = logging.getLogger(__name__)
+
+IGNORE_INDEX = -100
 
 (SELECTION,) = SYSTEMS["lcrec"].selection
 
@@ -136,44 +133,64 @@ class AlignmentStage:
         words = sum(int(counted.sum()) for counted in self.corpus.rows(longest, 0)[1])
         return {"align": LargestBatch(len(longest), int(lengths.max()), word_states=words)}
 
-    def loss(self, step: Step, part: np.ndarray, epoch: int, generator: torch.Generator) -> tuple[torch.Tensor, float, int]:
-        """Return this part's share of the step's loss, the mean NLL over all response tokens of the step (equation 10)."""
-        rows, counted = self.corpus.rows(part, epoch)
-        # Divided by the tokens of the whole step, not of the part: parts of different length then add up to the mean.
-        counted_in_step = counted if len(part) == len(step.documents) else self.corpus.rows(step.documents, epoch)[1]
-        tokens = sum(int(counts.sum()) for counts in counted_in_step)
-        device = self.model.device
-        ids = torch.from_numpy(pad_right(rows, 0)).to(device)
-        mask = torch.from_numpy(pad_right([np.ones(len(row), dtype=np.int64) for row in rows], 0)).to(device)
-        predicted = torch.from_numpy(pad_right([counts.astype(np.int64) for counts in counted], 0)).to(device).bool()
-        document, place = predicted.nonzero(as_tuple=True)
-        body = self.model.backbone.base_model
-        # Only states before counted tokens go through the output layer, which is most of the memory of a large vocabulary.
-        hidden = body(input_ids=ids, attention_mask=mask, use_cache=False, return_dict=True).last_hidden_state
-        nll = word_nll(self.model.word_head, hidden[document, place - 1], ids[document, place]).sum()
-        return nll / tokens, float(nll.detach()), len(document)
+    def inputs(self, part: Part) -> dict[str, torch.Tensor]:
+        """Return the documents of one part, with labels for the response tokens."""
+        rows, counted = self.corpus.rows(part.documents, part.epoch)
+        labels = [np.where(counts, row, IGNORE_INDEX) for row, counts in zip(rows, counted, strict=True)]
+        return {
+            "input_ids": torch.from_numpy(pad_right(rows, 0)),
+            "attention_mask": torch.from_numpy(pad_right([np.ones(len(row), dtype=np.int64) for row in rows], 0)),
+            "labels": torch.from_numpy(pad_right(labels, IGNORE_INDEX)),
+        }
+
+    def count_items(self, part: Part, inputs: dict[str, torch.Tensor]) -> int:
+        """Return the number of response tokens."""
+        return int((inputs["labels"] != IGNORE_INDEX).sum())
+
+    def objective(self, part: Part) -> Objective:
+        """Return `response_nll`, which all tasks share."""
+        return response_nll
 
     def validate(self, epoch: int) -> dict[str, float]:
         """Return HR@10 and NDCG@10 on validation by constrained search; NDCG@10 selects the epoch, not the loss."""
         if not self.validates or ((epoch + 1) % self.arguments.eval_every and epoch + 1 != self.num_epochs):
             return {}
         names = ["hit_rate@10", SELECTION]
-        values = [0.0] * len(names)
-        if self.is_main_process:
-            report = evaluate(
-                SearchingRecommender(self.model, {"num_beams": self.arguments.num_beams}),
-                self.data,
-                "validation",
-                metrics=names,
-                batch_size=self.arguments.eval_batch_size,
-                progress=False,
-                n_resamples=0,
-                max_users=self.arguments.eval_users,
-            )
-            values = [report.metrics[name] for name in names]
-        values = broadcast_from_main(values, self.model.device)
-        metrics = {f"validation/{name}": value for name, value in zip(names, values, strict=True)}
+        report = evaluate(
+            SearchingRecommender(self.model, {"num_beams": self.arguments.num_beams}),
+            self.data,
+            "validation",
+            metrics=names,
+            batch_size=self.arguments.eval_batch_size,
+            progress=False,
+            n_resamples=0,
+            max_users=self.arguments.eval_users,
+            distributed=True,
+        )
+        metrics = {f"validation/{name}": report.metrics[name] for name in names}
         return {**metrics, "selection": metrics[f"validation/{SELECTION}"]}
+
+
+def response_nll(
+    model: LCRecForRecommendation,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    labels: torch.Tensor,
+    num_items_in_batch: torch.Tensor | int,
+) -> StepOutput:
+    """Compute a part's share of the mean NLL over all response tokens of a step (equation 10).
+
+    Args:
+        input_ids, attention_mask: (B, T) documents, padded on the right.
+        labels: (B, T) response tokens at their own place, -100 elsewhere.
+        num_items_in_batch: response tokens of the whole step: parts of different length then add up to the mean.
+    """
+    document, place = (labels != IGNORE_INDEX).nonzero(as_tuple=True)
+    body = model.backbone.base_model
+    # Only states before counted tokens go through the output layer, which is most of the memory of a large vocabulary.
+    hidden = body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, return_dict=True).last_hidden_state
+    nll = word_nll(model.word_head, hidden[document, place - 1], labels[document, place]).sum()
+    return StepOutput(nll / num_items_in_batch, nll.detach(), torch.tensor(len(document)))
 
 
 def load_semantic_ids(folder: str | Path, data: RecommendationData) -> tuple[SemanticIds, RQVAEModel | None, dict[str, object]]:
@@ -288,17 +305,17 @@ def align(arguments: AlignArguments) -> tuple[LCRecForRecommendation, Progress]:
     Example:
         >>> align(AlignArguments(data="data", index="runs/index", output="runs/mine", backbone="gpt2"))  # doctest: +SKIP
     """
-    accelerator = make_accelerator(arguments)
+    processes = start_processes(arguments)
     data = RecommendationData.load(arguments.data)
-    if accelerator.is_main_process:
+    if processes.is_main_process:
         check_folder(AlignmentStage.name, arguments, data)
     model, tokenizer = new_lcrec_model(data, arguments)
-    with accelerator.main_process_first():
-        stage = AlignmentStage(model, tokenizer, data, arguments, accelerator.is_main_process, str(accelerator.device))
+    with processes.main_process_first():
+        stage = AlignmentStage(model, tokenizer, data, arguments, processes.is_main_process, str(processes.device))
     adapted = choose_semantic_id_rows(model, arguments)
-    progress = run(stage, accelerator)
+    progress = run(stage, processes)
     source = None if stage.corpus.intentions is None else stage.corpus.intentions.source
     notes = [] if source is None else [f"Intentions and preferences were written by: {source}."]
     earlier = Path(arguments.index)
-    save_finished(stage, tokenizer, progress, accelerator, adapted, card_data=data, earlier=earlier, notes=notes)
+    save_finished(stage, tokenizer, progress, processes, adapted, card_data=data, earlier=earlier, notes=notes)
     return model, progress

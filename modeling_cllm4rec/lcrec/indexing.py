@@ -46,7 +46,7 @@ from modeling_cllm4rec.lcrec.semantic_ids import (
     squared_distances_to,
 )
 from modeling_cllm4rec.training.estimates import check_memory, indexing_memory
-from modeling_cllm4rec.training.loop import RUN_FILE
+from modeling_cllm4rec.training.run_folder import RUN_FILE
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ This file and its flat siblings are self-contained because they are copied into 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import torch
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import CausalLMOutputWithPast, ModelOutput
 from transformers.utils import cached_file, can_return_tuple
 
 from ..core.catalogue import Catalogue, KnownUsers, OnUnknown, Recommendations
@@ -88,8 +88,9 @@ class LCRecForRecommendation(RecommenderModel):
         inputs_embeds: torch.Tensor | None = None,
         shift_labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        objective: Callable[..., ModelOutput] | None = None,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> ModelOutput:
         """As the language model inside.
 
         Args:
@@ -97,10 +98,15 @@ class LCRecForRecommendation(RecommenderModel):
             labels: (B, T) tokens to be predicted at their own place (shifted inside), -100 for places that do not count.
             position_ids: (B, T); None counts the real tokens.
             shift_labels, num_items_in_batch: see `language_model.next_word_loss`.
+            objective: a function of this model and of the other arguments, whose output is returned. A wrapper of the model (data
+                parallel, sharded, autocast) thus sees every training step.
 
         Returns:
-            Logits (B, T, N) and, with labels, the mean loss in nats.
+            Logits (B, T, N) and, with labels, the mean loss in nats; or the objective's output.
         """
+        if objective is not None:
+            inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+            return objective(self, **inputs, num_items_in_batch=num_items_in_batch, **kwargs)
         given = input_ids if inputs_embeds is None else inputs_embeds
         if given is None:
             raise InputError("give input_ids or inputs_embeds")

@@ -58,6 +58,9 @@ class TrainingArguments:
     gradient_checkpointing: bool = field(default=False, metadata={"help": "save memory: compute activations twice"})
     patience: int = field(default=0, metadata={"help": "stop after so many epochs without a better validation; 0 never stops"})
     save_every: int = field(default=500, metadata={"help": "optimizer steps between checkpoints (and at each epoch's end)"})
+    save_minutes: float = field(
+        default=30.0, metadata={"help": "most minutes between checkpoints, whatever save_every says; 0: by steps alone"}
+    )
     stop_after_steps: int = field(
         default=0, metadata={"help": "end the process after so many optimizer steps, to be resumed later; 0 runs to the end"}
     )
@@ -76,7 +79,7 @@ class TrainingArguments:
         check_at_least(self, 1, "epochs", "batch_size", "gradient_accumulation_steps", "lora_rank", "lora_alpha", "save_every")
         check_at_least(self, 1, "max_text_tokens")
         check_at_least(self, 0, "seed", "lr", "backbone_lr", "backbone_weight_decay")
-        check_at_least(self, 0, "max_grad_norm", "warmup_share", "patience", "stop_after_steps")
+        check_at_least(self, 0, "max_grad_norm", "warmup_share", "patience", "stop_after_steps", "save_minutes")
         if self.warmup_share > 1:
             raise InputError(f"warmup_share is {self.warmup_share}; it must lie between 0 and 1")
         if self.dropout is not None and not 0 <= self.dropout < 1:

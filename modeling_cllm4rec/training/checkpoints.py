@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,11 +16,18 @@ from safetensors.torch import load_file, save_file
 from modeling_cllm4rec.core.errors import FileWriteError, InputError
 from modeling_cllm4rec.corpora.atomic_files import atomic_folder, restore_folder
 
+logger = logging.getLogger(__name__)
+
 PREFIX = "step-"
 
 
-def write_atomically(folder: Path, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
+def write_atomically(
+    folder: Path, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any], beside: Mapping[str, str] | None = None
+) -> None:
     """Write a folder of `tensors.safetensors` and `state.json`, whole or not at all.
+
+    Args:
+        beside: further files, name -> content.
 
     Raises:
         FileWriteError: the folder cannot be written, such as on a full disk; earlier checkpoints are unchanged.
@@ -29,7 +37,8 @@ def write_atomically(folder: Path, tensors: Mapping[str, torch.Tensor], state: M
             # Tied or sliced tensors share memory, which safetensors refuses; each name gets a copy of its own.
             copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
             save_file(copies, temporary / "tensors.safetensors")
-            (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
+            for name, content in {"state.json": json.dumps(state), **(beside or {})}.items():
+                (temporary / name).write_text(content, encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise FileWriteError(
             f"the checkpoint {folder} could not be written ({error}); earlier checkpoints are untouched: make room on the "
@@ -48,7 +57,7 @@ def read(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         return load_file(folder / "tensors.safetensors"), json.loads((folder / "state.json").read_text(encoding="utf-8"))
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
         raise InputError(
-            f"the checkpoint {folder} cannot be read ({error}); delete it to continue from the one before"
+            f"the checkpoint {folder} cannot be read ({error}); delete it, or start again with overwrite=True"
         ) from error
 
 
@@ -63,12 +72,37 @@ def latest(folder: Path) -> Path | None:
     return steps[-1] if steps else None
 
 
-def save_step(folder: Path, step: int, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
+def read_latest(folder: Path) -> tuple[Path, dict[str, torch.Tensor], dict[str, Any]] | None:
+    """Return the newest checkpoint of a stage that can be read, its tensors and its state; None if there is none at all.
+
+    A newer one that is torn, as after a crash of the machine, is left where it is, with a warning.
+
+    Raises:
+        InputError: there are checkpoints, but none can be read.
+    """
+    steps = _steps(folder)[::-1]
+    for number, step in enumerate(steps):
+        try:
+            return step, *read(step)
+        except InputError as error:
+            if number == len(steps) - 1:
+                raise
+            logger.warning("%s; going on from %s", error, steps[number + 1].name)
+    return None
+
+
+def save_step(
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, torch.Tensor],
+    state: Mapping[str, Any],
+    beside: Mapping[str, str] | None = None,
+) -> None:
     """Write the checkpoint of an optimizer step, then remove all older ones except the one before.
 
     The one before stays until the next checkpoint, in case the newest one cannot be read.
     """
-    write_atomically(folder / f"{PREFIX}{step:08d}", tensors, state)
+    write_atomically(folder / f"{PREFIX}{step:08d}", tensors, state, beside)
     keep = _steps(folder)[-2:]
     for path in folder.glob(f"{PREFIX}*"):  # also temporary folders that a kill left behind
         if path not in keep:

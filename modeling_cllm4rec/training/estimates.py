@@ -102,7 +102,7 @@ def training_memory(stage: Any, device: torch.device) -> MemoryEstimate:
     """Estimate the memory of a training stage on its device, starting from the memory that its process holds now.
 
     Args:
-        stage: a `loop.Stage` whose model is built, on its device, its trainable weights chosen.
+        stage: a `stages.Stage` whose model is built, on its device, its trainable weights chosen.
     """
     model, arguments = stage.model, stage.arguments
     weights = tensor_bytes(trainable(model).values())

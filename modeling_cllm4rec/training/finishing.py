@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import peft
-from accelerate import Accelerator
+from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.hub.model_card import give_card, save_record, training_record
-from modeling_cllm4rec.training.loop import Stage
 from modeling_cllm4rec.training.parameters import merge_lora
 from modeling_cllm4rec.training.progress import Progress
+from modeling_cllm4rec.training.stages import Stage
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ def save_finished(
     stage: Stage,
     tokenizer: PreTrainedTokenizerBase,
     progress: Progress,
-    accelerator: Accelerator,
+    processes: PartialState,
     adapted: peft.PeftModel | None,
     *,
     folder: Path | None = None,
@@ -44,7 +44,7 @@ def save_finished(
         notes: sentences about this training for the card.
     """
     arguments = stage.arguments
-    if progress.finished and accelerator.is_main_process:
+    if progress.finished and processes.is_main_process:
         merge_lora(adapted)
         target = arguments.run_folder if folder is None else folder
         stage.model.save_pretrained(target)
@@ -54,4 +54,4 @@ def save_finished(
         if card_data is not None:
             give_card(stage.model, arguments.run_folder, card_data)
         logger.info("model saved in %s", target)
-    accelerator.wait_for_everyone()
+    processes.wait_for_everyone()

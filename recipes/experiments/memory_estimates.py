@@ -36,8 +36,8 @@ from modeling_cllm4rec.lcrec.indexing import index_items
 from modeling_cllm4rec.lcrec.parameters import choose_semantic_id_rows
 from modeling_cllm4rec.training import estimates
 from modeling_cllm4rec.training.backbones import train_backbone
-from modeling_cllm4rec.training.loop import make_accelerator, run
 from modeling_cllm4rec.training.precision import frozen_weights_in
+from modeling_cllm4rec.training.trainer import run, start_processes
 
 TOLERANCE = 0.25
 WORDS = "amber basin cedar delta ember field grove haven inlet jetty knoll lagoon meadow north ocean prairie".split()
@@ -76,11 +76,11 @@ def training(kind: str, shape: dict[str, Any], sizes: dict[str, int], **more: An
         AcceleratorState._reset_state(reset_partial_state=True)  # train_backbone has set it to fp32
         shared: dict[str, Any] = {"data": str(data.folder), "output": str(folder / "run"), "epochs": 1, **more}
         stage = STAGES[kind](data, backbone, shared)
-        accelerator = make_accelerator(stage.arguments)
+        processes = start_processes(stage.arguments)
         with frozen_weights_in(torch.bfloat16 if stage.arguments.precision == "bf16" else None, stage.model.backbone):
-            estimate = estimates.training_memory(stage, accelerator.device)
+            estimate = estimates.training_memory(stage, processes.device)
         print(estimate.line(), file=sys.stderr)
-        run(stage, accelerator)
+        run(stage, processes)
         return estimate.total, peak_memory()
 
     return case

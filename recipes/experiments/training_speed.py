@@ -44,9 +44,9 @@ from modeling_cllm4rec.corpora.preparation import prepare_tables
 from modeling_cllm4rec.corpora.synthetic import make_synthetic_dataset
 from modeling_cllm4rec.hub.model_card import LIBRARIES, machine
 from modeling_cllm4rec.training.backbones import train_backbone
-from modeling_cllm4rec.training.loop import Step
 from modeling_cllm4rec.training.parameters import parameter_groups, set_dropout
 from modeling_cllm4rec.training.precision import frozen_weights_in
+from modeling_cllm4rec.training.stages import Step, part_loss
 
 
 class TrainingOptions(NamedTuple):
@@ -160,7 +160,8 @@ def our_pass(setup: Setup, arguments: argparse.Namespace, options: TrainingOptio
             step = Step(kind, documents[batch])
             optimizer.zero_grad(set_to_none=True)
             with _autocast(model.device, options.dtype):
-                loss, _, _ = stage.loss(step, step.documents, 0, torch.Generator())
+                loss = part_loss(stage, step).loss
+            assert loss is not None
             loss.backward()
             clip_grad_norm_(parameters, stage.arguments.max_grad_norm)
             optimizer.step()
@@ -192,7 +193,7 @@ def compare_losses(setup: Setup, batch_size: int) -> dict[str, dict[str, float]]
     for kind, documents in setup.documents.items():
         batch = some_batches(documents, batch_size, 1)
         step = Step(kind, batch)
-        ours = float(setup.stage(kind).loss(step, batch, 0, torch.Generator())[0])
+        ours = float(part_loss(setup.stage(kind), step).loss)  # type: ignore[arg-type]
         losses[kind] = {"ours": ours} | {name: float(scheme.loss(kind, batch)) for name, scheme in setup.released.items()}
         for name, loss in losses[kind].items():
             if not abs(loss - ours) <= LARGEST_DIFFERENCE * abs(ours):

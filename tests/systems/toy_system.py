@@ -22,7 +22,9 @@ from modeling_cllm4rec.systems import Recipe, Stage, System, register_system
 from modeling_cllm4rec.training.arguments import TrainingArguments
 from modeling_cllm4rec.training.estimates import LargestBatch
 from modeling_cllm4rec.training.finishing import save_finished
-from modeling_cllm4rec.training.loop import Step, check_folder, make_accelerator, run
+from modeling_cllm4rec.training.run_folder import check_folder
+from modeling_cllm4rec.training.stages import Objective, Part, Step, StepOutput
+from modeling_cllm4rec.training.trainer import run, start_processes
 
 
 class ToyConfig(BackboneConfig):
@@ -68,14 +70,15 @@ class ToyForRecommendation(RecommenderModel):
     def build_prompts(self, user_indices: np.ndarray | None, histories: Iterable[np.ndarray]) -> list[np.ndarray]:
         return [np.asarray(history, dtype=np.int64) for history in histories]
 
-    def forward(self, histories: Sequence[np.ndarray]) -> torch.Tensor:
-        ids, mask = self.pad_prompts(histories)
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor, objective=None, **kwargs: Any) -> Any:
+        if objective is not None:
+            return objective(self, ids=ids, mask=mask, **kwargs)
         state = (self.items(ids) * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
         return state @ self.items.weight.T
 
     def score_prompts(self, prompts: Sequence[np.ndarray]) -> torch.Tensor:
         with evaluating(self):
-            return self(prompts)
+            return self(*self.pad_prompts(prompts))
 
     def best_items(self, prompts, seen, k, candidates, **search: Any) -> tuple[np.ndarray, np.ndarray]:
         if search:
@@ -111,11 +114,16 @@ class ToyStage:
         users = np.array([user for user, row in enumerate(self.rows) if len(row) > 1])
         return [Step("toy", part) for part in np.array_split(users, 3)]
 
-    def loss(self, step: Step, part: np.ndarray, epoch: int, generator: torch.Generator) -> tuple[torch.Tensor, float, int]:
-        rows = [self.rows[user] for user in part]
-        logits = self.model([row[:-1] for row in rows])
-        nll = F.cross_entropy(logits, torch.tensor([row[-1] for row in rows]), reduction="sum")
-        return nll / len(step.documents), float(nll.detach()), len(part)
+    def inputs(self, part: Part) -> dict[str, torch.Tensor]:
+        rows = [self.rows[user] for user in part.documents]
+        ids, mask = self.model.pad_prompts([row[:-1] for row in rows])
+        return {"ids": ids, "mask": mask, "next_items": torch.tensor([row[-1] for row in rows])}
+
+    def count_items(self, part: Part, inputs: dict[str, torch.Tensor]) -> int:
+        return len(part.documents)
+
+    def objective(self, part: Part) -> Objective:
+        return next_item_nll
 
     def validate(self, epoch: int) -> dict[str, float]:
         report = evaluate(self.model, self.data, "validation", metrics=["ndcg@5"], progress=False, n_resamples=0)
@@ -125,17 +133,22 @@ class ToyStage:
         return {"toy": LargestBatch(16, 16)}
 
 
+def next_item_nll(model, ids, mask, next_items, num_items_in_batch) -> StepOutput:
+    nll = F.cross_entropy(model(ids, mask), next_items, reduction="sum")
+    return StepOutput(nll / num_items_in_batch, nll.detach(), torch.tensor(len(ids)))
+
+
 def train(arguments: ToyArguments):
-    accelerator, data = make_accelerator(arguments), RecommendationData.load(arguments.data)
+    processes, data = start_processes(arguments), RecommendationData.load(arguments.data)
     check_folder(ToyStage.name, arguments, data)
     histories = data.histories("train")
     users = KnownUsers(data.users["user_id"], histories.indptr, histories.items)
     model = ToyForRecommendation.from_backbone(arguments.backbone, Catalogue(data.items), users, arguments.seed)
     model.backbone.requires_grad_(False)
     stage = ToyStage(model, data, arguments)
-    progress = run(stage, accelerator)
+    progress = run(stage, processes)
     _, tokenizer = pretrained_backbone(arguments.backbone, torch.float32)
-    save_finished(stage, tokenizer, progress, accelerator, None, card_data=data)
+    save_finished(stage, tokenizer, progress, processes, None, card_data=data)
     return model, progress
 
 

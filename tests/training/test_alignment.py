@@ -16,7 +16,7 @@ import numpy as np
 import peft
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BertConfig, BertLMHeadModel
 
@@ -36,6 +36,7 @@ from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
 from modeling_cllm4rec.lcrec.parameters import choose_semantic_id_rows
 from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds
 from modeling_cllm4rec.training.parameters import merge_lora, trainable
+from modeling_cllm4rec.training.stages import part_loss
 
 MakeAlign = Callable[..., AlignArguments]
 REPOSITORY = Path(__file__).parents[2]
@@ -286,7 +287,7 @@ def test_the_loss_is_the_mean_over_response_tokens_by_hand(align_arguments: Make
     with pytest.warns(UnorderedHistoriesWarning, match="LC-Rec reads it; reorder=1 shuffles every history"):
         stage = AlignmentStage(model, tokenizer, data, arguments)
     step = stage.steps(0)[0]
-    loss, nll, tokens = stage.loss(step, step.documents, 0, torch.Generator())
+    output = part_loss(stage, step)
     total, count = 0.0, 0
     for ids, counted in zip(*stage.corpus.rows(step.documents, 0), strict=True):
         with torch.no_grad():
@@ -294,9 +295,9 @@ def test_the_loss_is_the_mean_over_response_tokens_by_hand(align_arguments: Make
         for place in np.flatnonzero(counted):
             total -= float(logits[place - 1, ids[place]])
             count += 1
-    assert tokens == count
-    assert nll == pytest.approx(total, rel=1e-4)
-    assert float(loss) == pytest.approx(total / count, rel=1e-4)
+    assert output.tokens == count
+    assert float(output.nll) == pytest.approx(total, rel=1e-4)
+    assert float(output.loss) == pytest.approx(total / count, rel=1e-4)
 
 
 def test_evaluation_over_templates_is_the_mean(align_arguments: MakeAlign) -> None:
@@ -335,7 +336,7 @@ def test_a_writer_writes_on_the_device_of_the_run(
     monkeypatch.setattr(alignment, "write_intentions", noted)
     arguments = align_arguments(intention_writer=str(tmp_path / "writer"), tasks=["itemsearch=0.2", "preferenceobtain=0.2"])
     progress = align(arguments)[1]
-    assert progress.finished and devices == [str(Accelerator().device)]
+    assert progress.finished and devices == [str(PartialState().device)]
     assert "written by writer (" in (arguments.run_folder / "README.md").read_text(encoding="utf-8")
     lines = (arguments.run_folder / "intentions.jsonl").read_text(encoding="utf-8").splitlines()
     assert 40 <= len(lines) <= 100  # 40 items, and each of 60 users with two training items or more

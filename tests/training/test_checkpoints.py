@@ -154,7 +154,9 @@ def test_a_damaged_checkpoint_says_so(file: str, damage: str, tmp_path: Path) ->
     path = tmp_path / "step-00000005" / file
     content = path.read_bytes()
     path.unlink() if damage == "missing" else path.write_bytes(content[: len(content) // 2] if damage == "torn" else b"")
-    with pytest.raises(ValueError, match="checkpoint .*step-00000005 cannot be read .*delete it to continue from the one before"):
+    with pytest.raises(
+        ValueError, match="checkpoint .*step-00000005 cannot be read .*delete it, or start again with overwrite=True"
+    ):
         checkpoints.read(tmp_path / "step-00000005")
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,12 +20,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modeling_cllm4rec.cllm4rec.arguments import FinetuneArguments, PretrainArguments
-from modeling_cllm4rec.cllm4rec.finetuning import finetune
+from modeling_cllm4rec.cllm4rec.finetuning import FinetuningStage, finetune
 from modeling_cllm4rec.cllm4rec.pretraining import pretrain
+from modeling_cllm4rec.commands.command_line import run_command
 from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.preparation import prepare_tables
 from modeling_cllm4rec.corpora.synthetic import SyntheticDataset
 from modeling_cllm4rec.training import checkpoints
+from modeling_cllm4rec.training.interruption import RunInterrupted
+from modeling_cllm4rec.training.stages import Part
 
 Weights = dict[str, torch.Tensor]
 Read = Callable[[Path | str], Weights]
@@ -232,16 +236,91 @@ def test_resuming_with_another_backbone(
         pretrain(pretrain_arguments(resume=True, tune=tune, backbone=str(tmp_path / "other")))
 
 
-def test_a_torn_checkpoint_says_what_to_do(finetune_arguments: MakeFinetune) -> None:
+def test_a_torn_checkpoint_gives_way_to_the_one_before(
+    finetune_arguments: MakeFinetune,
+    tmp_path: Path,
+    read_weights: Read,
+    assert_same_bits: Same,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    whole = finetune_arguments(output=str(tmp_path / "whole"))
+    finetune(whole)
     arguments = finetune_arguments(save_every=1, stop_after_steps=3)
     finetune(arguments)
     newest = arguments.run_folder / "checkpoints" / "finetune" / "step-00000003"
     (newest / "tensors.safetensors").write_bytes((newest / "tensors.safetensors").read_bytes()[:-100])
-    with pytest.raises(ValueError, match="step-00000003 cannot be read .*delete it to continue from the one before"):
-        finetune(finetune_arguments(resume=True))
-    shutil.rmtree(newest)
     _, progress = finetune(finetune_arguments(resume=True))
     assert progress.finished
+    assert "step-00000003 cannot be read" in caplog.text and "going on from step-00000002" in caplog.text
+    assert_same_bits(read_weights(arguments.run_folder), read_weights(whole.run_folder))
+
+
+def test_when_no_checkpoint_can_be_read(finetune_arguments: MakeFinetune) -> None:
+    arguments = finetune_arguments(stop_after_steps=3)
+    finetune(arguments)
+    (newest,) = (arguments.run_folder / "checkpoints" / "finetune").glob("step-*")
+    (newest / "state.json").write_text('{"progress": ')
+    with pytest.raises(InputError, match="step-00000003 cannot be read .*delete it, or start again with overwrite=True"):
+        finetune(finetune_arguments(resume=True))
+
+
+# ---- signals, and the clock ----
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(
+    name: str,
+    finetune_arguments: MakeFinetune,
+    tmp_path: Path,
+    read_weights: Read,
+    assert_same_bits: Same,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = finetune_arguments(output=str(tmp_path / "whole"))
+    finetune(whole)
+    number = getattr(signal, name)
+    before = signal.getsignal(number)
+    read = FinetuningStage.inputs
+
+    def inputs(self: FinetuningStage, part: Part) -> dict[str, torch.Tensor]:
+        if part.number == 5:
+            os.kill(os.getpid(), number)
+        return read(self, part)
+
+    arguments = finetune_arguments()
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(KeyboardInterrupt, match=f"{name} after step 6, which is saved") as stopped,
+    ):
+        patch.setattr(FinetuningStage, "inputs", inputs)
+        finetune(arguments)
+    assert stopped.value.exit_code == 128 + number  # type: ignore[attr-defined]
+    assert signal.getsignal(number) == before
+    _, progress = finetune(finetune_arguments(resume=True))
+    assert progress.finished
+    assert_same_bits(read_weights(arguments.run_folder), read_weights(whole.run_folder))
+
+
+def test_a_command_that_a_signal_stopped(capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        raise RunInterrupted(signal.SIGTERM, "finetune", 6)
+
+    assert run_command("cllm4rec finetune", work, {"resume": "--resume"}) == 143
+    assert capsys.readouterr().err == (
+        "cllm4rec finetune: finetune was stopped by SIGTERM after step 6, which is saved; go on with --resume\n"
+    )
+
+
+def test_checkpoints_by_the_clock(finetune_arguments: MakeFinetune, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[int] = []
+    save = checkpoints.save_step
+    monkeypatch.setattr(
+        checkpoints,
+        "save_step",
+        lambda folder, step, *rest: (saved.append(step), save(folder, step, *rest)),  # type: ignore[func-returns-value]
+    )
+    finetune(finetune_arguments(epochs=1, save_minutes=1e-9))
+    assert saved == [1, 2, 3, 4]
 
 
 def test_a_disk_that_fills_up_in_a_run(
@@ -296,7 +375,7 @@ import torch
 
 from modeling_cllm4rec.training import checkpoints
 from modeling_cllm4rec.cllm4rec.arguments import FinetuneArguments, PretrainArguments
-from modeling_cllm4rec.cllm4rec.finetuning import finetune
+from modeling_cllm4rec.cllm4rec.finetuning import FinetuningStage, finetune
 from modeling_cllm4rec.cllm4rec.pretraining import pretrain
 
 def child(values):  # forked before any computation: importing all of this once is enough

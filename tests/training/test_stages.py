@@ -12,7 +12,7 @@ from modeling_cllm4rec.cllm4rec.arguments import FinetuneArguments, PretrainArgu
 from modeling_cllm4rec.cllm4rec.finetuning import FinetuningStage, load_start
 from modeling_cllm4rec.cllm4rec.pretraining import PretrainingStage, new_model
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
-from modeling_cllm4rec.training.loop import Step
+from modeling_cllm4rec.training.stages import Step, part_loss
 
 MakePretrain = Callable[..., PretrainArguments]
 MakeFinetune = Callable[..., FinetuneArguments]
@@ -29,10 +29,6 @@ def finetuning(arguments: FinetuneArguments, data: RecommendationData) -> Finetu
 
 def documents(steps: list[Step], kind: str) -> list[int]:
     return [int(one) for step in steps if step.kind == kind for one in step.documents]
-
-
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
 
 
 # ---- pretraining ----
@@ -78,7 +74,7 @@ def test_the_warm_up_has_no_regularization(pretrain_arguments: MakePretrain, dat
         stage.model.eval()
         part = stage.text_train[:8]
         for epoch in (0, 1):
-            values[lambda_c, epoch] = stage.loss(Step("content", part), part, epoch, generator())[0].item()
+            values[lambda_c, epoch] = part_loss(stage, Step("content", part), epoch=epoch).loss.item()
     assert values[0.0, 0] == values[1.0, 0] == values[0.0, 1]
     assert values[1.0, 1] > values[0.0, 1]
 
@@ -90,11 +86,11 @@ def test_parts_of_a_step_add_up(kind: str, pretrain_arguments: MakePretrain, dat
     stage = pretraining(pretrain_arguments(), data)
     stage.model.eval()
     step = Step(kind, np.arange(12))
-    whole = stage.loss(step, step.documents, 1, generator())
-    parts = [stage.loss(step, part, 1, generator()) for part in np.array_split(step.documents, 5)]
-    assert sum(part[0].item() for part in parts) == pytest.approx(whole[0].item(), rel=1e-5)
-    assert sum(part[1] for part in parts) == pytest.approx(whole[1], rel=1e-5)
-    assert sum(part[2] for part in parts) == whole[2]
+    whole = part_loss(stage, step, epoch=1)
+    parts = [part_loss(stage, step, part, epoch=1) for part in np.array_split(step.documents, 5)]
+    assert sum(part.loss.item() for part in parts) == pytest.approx(whole.loss.item(), rel=1e-5)
+    assert sum(part.nll.item() for part in parts) == pytest.approx(whole.nll.item(), rel=1e-5)
+    assert sum(int(part.tokens) for part in parts) == whole.tokens
 
 
 @torch.no_grad()
@@ -132,7 +128,7 @@ def test_long_histories_keep_their_last_items(pretrain_arguments: MakePretrain, 
 def test_a_context_that_holds_no_item(pretrain_arguments: MakePretrain, data: RecommendationData) -> None:
     stage = pretraining(pretrain_arguments(max_history_tokens=2), data)
     with pytest.raises(ValueError, match="words take .* tokens and the context holds 2: no item of the history fits"):
-        stage.loss(Step("collaborative", np.arange(4)), np.arange(4), 1, generator())
+        part_loss(stage, Step("collaborative", np.arange(4)), epoch=1)
 
 
 # ---- finetuning ----
@@ -193,6 +189,6 @@ def test_a_history_of_one_item_is_held_out_whole(finetune_arguments: MakeFinetun
     one = stage.histories.histories._replace(indptr=np.arange(data.num_users + 1), items=np.zeros(data.num_users, np.int32))
     stage.histories.histories = one
     part = np.arange(3)
-    loss, nll, tokens = stage.loss(Step("recommendation", part), part, 0, generator())
-    assert loss.isfinite() and nll > 0
-    assert tokens == 3
+    output = part_loss(stage, Step("recommendation", part))
+    assert output.loss.isfinite() and output.nll > 0
+    assert output.tokens == 3

@@ -31,8 +31,8 @@ from modeling_cllm4rec.core.language_model import pretrained_backbone
 from modeling_cllm4rec.core.losses import multinomial_nll
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.history_order import UnorderedHistoriesWarning
-from modeling_cllm4rec.training.loop import Step
 from modeling_cllm4rec.training.progress import Progress
+from modeling_cllm4rec.training.stages import Objective, Part, Step, StepOutput, part_loss
 
 Weights = dict[str, torch.Tensor]
 Read = Callable[[Path | str], Weights]
@@ -388,8 +388,8 @@ def item_nll(arguments: PretrainArguments, model: CLLM4RecForRecommendation, dat
     with pytest.warns(UnorderedHistoriesWarning, match="CLLM4Rec reads it with reorder=False; reorder=True draws new orders"):
         stage = PretrainingStage(model.eval(), tokenizer, data, dataclasses.replace(arguments, reorder=False, item_loss="exact"))
     users = stage.histories.users
-    _, nll, tokens = stage.loss(Step("collaborative", users), users, 1, torch.Generator())
-    return nll / tokens
+    output = part_loss(stage, Step("collaborative", users), epoch=1)
+    return float(output.nll / output.tokens)
 
 
 # ---- the best epoch ----
@@ -463,18 +463,18 @@ def test_tensorboard_gets_losses_and_metrics(finetune_arguments: MakeFinetune) -
     arguments = finetune_arguments(report_to="tensorboard")
     finetune(arguments)
     scalars: dict[str, list[int]] = {}
-    for file in (arguments.run_folder / "trackers").rglob("events.out.tfevents.*"):  # one is of the arguments
+    for file in (arguments.run_folder / "runs").rglob("events.out.tfevents.*"):
         events = loader.EventAccumulator(str(file))
         events.Reload()
         scalars.update({name: [event.step for event in events.Scalars(name)] for name in events.Tags()["scalars"]})
-    assert scalars["selection"] == scalars["validation/recall@20"] == [4, 8, 12]
-    assert scalars["recommendation/nll"] == scalars["lr"] == [10]
+    assert scalars["eval/selection"] == scalars["eval/recall@20"] == [4, 8, 12]
+    assert scalars["train/recommendation_nll"] == scalars["train/learning_rate"] == scalars["train/grad_norm"] == [10]
 
 
 def test_no_tracker_writes_nothing(finetune_arguments: MakeFinetune) -> None:
     arguments = finetune_arguments(epochs=1)
     finetune(arguments)
-    assert not (arguments.run_folder / "trackers").exists()
+    assert not (arguments.run_folder / "runs").exists()
     assert not list(arguments.run_folder.rglob("*tfevents*"))
 
 
@@ -524,17 +524,23 @@ def test_a_tracker_that_is_not_installed(finetune_arguments: MakeFinetune) -> No
 def test_a_loss_that_is_no_number_ends_the_run_before_it_spoils_the_weights(
     broken: str, finetune_arguments: MakeFinetune, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loss = FinetuningStage.loss
     held: list[tuple[PreTrainedModel, Weights]] = []
 
-    def spoiled(self: FinetuningStage, step: Any, part: Any, epoch: int, generator: Any) -> tuple[torch.Tensor, float, int]:
-        value, nll, tokens = loss(self, step, part, epoch, generator)
-        if epoch == 1:
-            held.append((self.model, {name: one.clone() for name, one in self.model.state_dict().items()}))
-            return value * float("nan"), float("nan") if broken == "loss" else nll, tokens
-        return value, nll, tokens
+    whole = FinetuningStage.objective
 
-    monkeypatch.setattr(FinetuningStage, "loss", spoiled)
+    def objective(self: FinetuningStage, part: Part) -> Objective:
+        right = whole(self, part)
+
+        def spoiled(model: CLLM4RecForRecommendation, **inputs: Any) -> StepOutput:
+            output = right(model, **inputs)
+            held.append((self.model, {name: one.clone() for name, one in self.model.state_dict().items()}))
+            assert output.loss is not None and output.nll is not None
+            nll = output.nll * float("nan") if broken == "loss" else output.nll
+            return StepOutput(output.loss * float("nan"), nll, output.tokens)
+
+        return spoiled if part.epoch == 1 else right
+
+    monkeypatch.setattr(FinetuningStage, "objective", objective)
     arguments = finetune_arguments()
     with pytest.raises(FloatingPointError, match="finetune: at step 5 the loss is .* norm nan; .*last checkpoint is good"):
         finetune(arguments)

@@ -1,0 +1,98 @@
+"""The folder of a run: which run it holds, and whether another one may write into it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from modeling_cllm4rec.core.errors import ExistingFileError, InputError
+from modeling_cllm4rec.corpora.atomic_files import atomic_file, check_output_folder
+from modeling_cllm4rec.corpora.data_folder import INFO_FILE, RecommendationData
+from modeling_cllm4rec.training import checkpoints
+from modeling_cllm4rec.training.arguments import TrainingArguments
+
+NOT_PART_OF_A_RUN = (
+    *("resume", "overwrite", "stop_after_steps", "report_to", "save_every", "save_minutes"),
+    *("output", "data", "start", "backbone", "index", "max_memory"),
+)
+"""Arguments that a resumed run may change: they do not change the result, or their content is compared instead."""
+
+
+RUN_FILE = "run.json"
+"""Arguments of the run of a folder, which a resumed run is compared with. Its costs are in `RECORD_FILE`, `training.json`."""
+
+
+def run_identity(arguments: TrainingArguments, data: RecommendationData) -> dict[str, Any]:
+    """Return the arguments and fingerprints of a run; two runs with the same identity compute the same weights."""
+    identity = {key: value for key, value in dataclasses.asdict(arguments).items() if key not in NOT_PART_OF_A_RUN}
+    return {**identity, "data_sha256": data_fingerprint(data), **arguments.fingerprints()}
+
+
+def check_folder(stage: str, arguments: TrainingArguments, data: RecommendationData) -> None:
+    """Check that a stage may write to its output folder, before the stage is built; nothing is written.
+
+    Raises:
+        ExistingFileError: the folder is a file or a data folder, or holds a run and neither `resume` nor `overwrite` is set.
+        FileWriteError: the folder may not be written into.
+        InputError: `resume` is set, but the run in the folder had other arguments or data, which are listed.
+    """
+    check_output_folder(arguments.run_folder)
+    folder = stage_folder(stage, arguments)
+    record = folder / RUN_FILE
+    if (arguments.run_folder / INFO_FILE).exists():
+        raise ExistingFileError(
+            f"output: {arguments.run_folder} is a data folder, which is never written into; choose another output"
+        )
+    # A run that was killed before its first checkpoint has nothing to lose or to go on with.
+    if not record.exists() or arguments.overwrite or not checkpoints.any_saved(folder):
+        return
+    if not arguments.resume:
+        raise ExistingFileError(
+            f"output: {folder} holds a run already; pass resume=True to continue it, overwrite=True to replace it, or "
+            "choose another output"
+        )
+    try:
+        before = json.loads(record.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"resume: {record} cannot be read ({error}); pass overwrite=True to start again") from error
+    identity = run_identity(arguments, data)
+    changed = {key: (before.get(key), value) for key, value in identity.items() if before.get(key) != value}
+    if changed:
+        raise InputError(
+            f"resume: the run in {folder} had other arguments (then, now): {changed}; give the same ones, or pass overwrite=True"
+        )
+
+
+def claim_folder(stage: str, arguments: TrainingArguments, data: RecommendationData) -> None:
+    """Record the identity of this run in its folder, after deleting a run to be overwritten; raises as `check_folder`."""
+    check_folder(stage, arguments, data)
+    folder = stage_folder(stage, arguments)
+    record = folder / RUN_FILE
+    if arguments.overwrite:
+        shutil.rmtree(folder, ignore_errors=True)
+    if record.exists() and checkpoints.any_saved(folder):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_file(record) as temporary:
+        temporary.write_text(json.dumps(run_identity(arguments, data)), encoding="utf-8")
+
+
+def stage_folder(stage: str, arguments: TrainingArguments) -> Path:
+    """Return the folder of a stage's record and checkpoints."""
+    return arguments.run_folder / "checkpoints" / stage
+
+
+def data_fingerprint(data: RecommendationData) -> str:
+    """Return the SHA-256 of ids, texts and interactions, so that a run is not resumed on other data or another split."""
+    digest = hashlib.sha256()
+    for table in (data.users, data.items, data.interactions):
+        for name in table.column_names:
+            digest.update(name.encode())
+            for start in range(0, table.num_rows, 65536):
+                values = table[name].slice(start, 65536).to_pylist()
+                digest.update(json.dumps(values, default=str).encode())
+    return digest.hexdigest()

@@ -1,0 +1,511 @@
+"""The engine of all stages: `transformers.Trainer` with the steps, the objective and the validation of a stage.
+
+The stage's plan of steps is the batch sampler; every random number of a step (dropout, sampled items) depends on (seed, step,
+process) alone, and every order of documents and items on (seed, epoch) alone. A resumed run therefore computes the same bits as
+an uninterrupted one, and the loss of a step does not depend on the number of processes or of accumulation steps.
+
+Checkpoints are safetensors and JSON, written beside and renamed; `Trainer`'s own are pickled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import logging
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+from torch.utils.data import DataLoader, Dataset, Sampler
+from transformers import PrinterCallback, ProgressCallback, Trainer, get_scheduler
+from transformers import TrainingArguments as TrainerArguments
+
+from modeling_cllm4rec.core.errors import DivergedError, InputError
+from modeling_cllm4rec.core.optional_packages import require
+from modeling_cllm4rec.corpora.batches import micro_batch
+from modeling_cllm4rec.training import checkpoints
+from modeling_cllm4rec.training.arguments import TrainingArguments
+from modeling_cllm4rec.training.callbacks import EpochCallback, StepBarCallback
+from modeling_cllm4rec.training.estimates import advice_for, check_memory, training_memory
+from modeling_cllm4rec.training.interruption import InterruptionCallback, RunInterrupted
+from modeling_cllm4rec.training.parameters import parameter_groups, start_fingerprint, trainable
+from modeling_cllm4rec.training.precision import frozen_weights_in
+from modeling_cllm4rec.training.progress import Progress
+from modeling_cllm4rec.training.run_folder import claim_folder, stage_folder
+from modeling_cllm4rec.training.stages import Part, Stage
+from modeling_cllm4rec.training.weight_average import WeightAverage
+
+logger = logging.getLogger(__name__)
+
+TRAINER_STATE = "trainer_state.json"
+
+
+class StepEnd(NamedTuple):
+    """What all processes know at the end of a step: its mean nll in nats, and whether to stop or to save."""
+
+    nll: float
+    stop: bool
+    save: bool
+
+
+def start_processes(arguments: TrainingArguments) -> PartialState:
+    """Return the processes and the device of a run, without writing anything.
+
+    Raises:
+        InputError: a kind of parallel training that is not supported (sharded parameters).
+        MissingPackageError: a tracker that is not installed.
+    """
+    if arguments.report_to != "none":
+        extra = "tensorboard" if arguments.report_to == "tensorboard" else None
+        require(arguments.report_to, extra, f"report_to={arguments.report_to!r}", "pass report_to='none'")
+    state = PartialState()
+    single_or_replicated = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU, DistributedType.MULTI_XPU)
+    if state.distributed_type not in single_or_replicated:
+        raise InputError(
+            f"distributed_type {state.distributed_type.value} is not supported: parameters must be whole on every process; "
+            "launch with plain data parallelism (multi-GPU, multi-CPU)"
+        )
+    return state
+
+
+def run(stage: Stage, state: PartialState) -> Progress:
+    """Train a stage to its end or to `stop_after_steps`; the model then holds the weights of the best epoch.
+
+    Raises:
+        DivergedError: the loss or the gradient is not finite.
+        MemoryLimitError: the estimate is above `max_memory`.
+        InputError, ExistingFileError: as `run_folder.check_folder`; a checkpoint to resume from that does not fit.
+        FileWriteError: a checkpoint cannot be written.
+    """
+    arguments, model = stage.arguments, stage.model
+    model.to(state.device)
+    if arguments.gradient_checkpointing:
+        if hasattr(model.backbone, "activation_checkpointing_enable"):
+            model.backbone.activation_checkpointing_enable()
+        else:  # its name before transformers 5.23
+            model.backbone.gradient_checkpointing_enable()
+    fingerprint = start_fingerprint(model)
+    with frozen_weights_in(torch.bfloat16 if arguments.precision == "bf16" else None, model.backbone):
+        estimate = training_memory(stage, state.device)
+        if state.is_main_process:
+            logger.info("%s: an estimate of %s", stage.name, estimate.line())
+        check_memory(estimate, arguments.max_memory, advice_for(estimate, arguments), state.device)
+        if state.is_main_process:
+            claim_folder(stage.name, arguments, stage.data)
+        state.wait_for_everyone()
+        return RecommenderTrainer(stage, fingerprint).fit()
+
+
+class RecommenderTrainer(Trainer):
+    """`transformers.Trainer` for a stage.
+
+    Args:
+        stage: its model is on its device, with its trainable weights chosen.
+        fingerprint: of the weights before training, see `parameters.start_fingerprint`.
+
+    Attributes:
+        progress: epochs and steps done, and the results of the validations.
+    """
+
+    def __init__(self, stage: Stage, fingerprint: str) -> None:
+        self.stage, self.fingerprint = stage, fingerprint
+        self.folder = stage_folder(stage.name, stage.arguments)
+        self.plan = Plan(stage)
+        self.progress = Progress()
+        self.parts = Parts(stage)
+        self.parameters = trainable(stage.model)
+        decay = stage.arguments.average_decay
+        self.average = WeightAverage(self.parameters, decay) if decay else None
+        config = stage.model.config
+        use_cache = vars(config).get("use_cache")
+        super().__init__(stage.model, trainer_arguments(stage, self.plan.total), train_dataset=self.parts)
+        # `Trainer` switches it off in the configuration, which would be saved with the model.
+        if use_cache is None:
+            vars(config).pop("use_cache", None)
+        else:
+            config.use_cache = use_cache
+        self.model_accepts_loss_kwargs = True  # the losses of the parts of a step add up: `Trainer` must not average them
+        self.loss_is_scaled_for_ga = True
+        self._part_nll = torch.zeros(2, dtype=torch.float64)
+        self.interruption, self.interrupted = InterruptionCallback(), 0
+        self._saved_at = time.perf_counter()
+        self.logged_nll: dict[str, tuple[float, int]] = {}
+        self._seeded_step = -1
+        for shown in (PrinterCallback, ProgressCallback):
+            self.remove_callback(shown)
+        self.add_callback(self.interruption)
+        self.add_callback(EpochCallback(self))
+        self.add_callback(StepBarCallback(self))
+
+    def fit(self) -> Progress:
+        """Train from the last checkpoint, if the run is resumed, to the end or to `stop_after_steps`.
+
+        Raises:
+            RunInterrupted: a signal ended the run; its last step is saved.
+        """
+        last = None
+        if self.stage.arguments.resume and (found := checkpoints.read_latest(self.folder)):
+            last, *self._restored = found
+            self.progress = Progress(**self._restored[1]["progress"])
+        if self.is_world_process_zero():
+            listed = ", ".join(f"{number:,} {kind} documents" for kind, number in self.plan.documents.items())
+            name, epochs = self.stage.name, self.stage.num_epochs
+            logger.info("%s: %d epochs, %s steps: %s", name, epochs, f"{self.plan.total:,}", listed)
+            if last is not None:
+                logger.info("resumed %s after step %d of %d", name, self.progress.step, self.plan.total)
+        self.end_empty_epochs()
+        try:
+            if not self.progress.finished and self.progress.epoch < self.stage.num_epochs:
+                self.train(resume_from_checkpoint=None if last is None else str(last))
+            elif last is not None:
+                self._load_from_checkpoint(str(last))
+        finally:
+            # Accelerate puts a `forward` with autocast on the model, where it would be saved, exported and compiled with it.
+            for name in ("forward", "_original_forward"):
+                vars(self.stage.model).pop(name, None)
+            self.interruption.give_back()
+        return self._finish()
+
+    def end_empty_epochs(self) -> None:
+        """End the epochs that have no steps, such as a warm-up on texts that are all held out."""
+        progress = self.progress
+        while progress.epoch < self.stage.num_epochs and not self.plan.steps_in_epoch[progress.epoch] and not progress.finished:
+            self.evaluate()
+
+    def _finish(self) -> Progress:
+        """Give the model the weights of the best epoch, unless the run was stopped before its end."""
+        progress = self.progress
+        if progress.epoch < self.stage.num_epochs and not progress.finished:
+            if self.interrupted:
+                raise RunInterrupted(self.interrupted, self.stage.name, progress.step)
+            return progress
+        if progress.best_epoch >= 0:
+            tensors, _ = checkpoints.read(self.folder / "best")
+            self._copy_weights(tensors, self.folder / "best")
+        elif self.average is not None:
+            self.average.apply()
+        progress.finished = True
+        return progress
+
+    # ---- data: the plan of steps ----
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Return the parts of this process, from the step on that the run has reached."""
+        args = self.args
+        workers: dict[str, Any] = {}
+        if args.dataloader_num_workers:
+            workers = {
+                "prefetch_factor": args.dataloader_prefetch_factor or 2,
+                "multiprocessing_context": args.dataloader_multiprocessing_context,
+            }
+        return DataLoader(
+            self.parts,
+            batch_size=None,
+            sampler=PartSampler(self.plan, self.progress, args.process_index, args.world_size),
+            collate_fn=_as_it_is,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
+            **workers,
+        )
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
+        """Return the parts of an optimizer step on this process, and the number of documents or tokens over all processes."""
+        samples = list(itertools.islice(epoch_iterator, num_batches))
+        if not samples:
+            return [], None
+        counted = torch.tensor(sum(sample.pop("items") for sample in samples), device=device)
+        if self.args.world_size > 1:
+            torch.distributed.all_reduce(counted)
+        return samples, counted
+
+    def num_examples(self, dataloader: DataLoader) -> int:
+        """Return the number of documents of the whole run."""
+        return sum(self.plan.documents.values())
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Return 0: an estimate from `input_ids` alone would leave out the softmax over the catalogue."""
+        return 0
+
+    # ---- one step ----
+
+    def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """Compute the gradient of one part, with the random numbers of its step."""
+        self.part: Part = inputs["part"]
+        part = self.part
+        if part.number != self._seeded_step:
+            # Seeds are counters, not the state of a generator that runs on: a resumed run needs only the number of the step.
+            # Processes draw different dropout masks.
+            seeds = np.random.SeedSequence((self.args.seed, part.number, self.args.process_index))
+            torch.manual_seed(int(seeds.generate_state(1)[0]))
+            self._seeded_step = part.number
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def compute_loss(
+        self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Compute the share of a part in the loss of its step, times the number of processes, whose gradients are averaged."""
+        part = inputs.pop("part")
+        output = model(**inputs, objective=self.stage.objective(part), num_items_in_batch=num_items_in_batch)
+        if not part.idle:
+            self._part_nll = self._part_nll.to(output.nll.device)
+            self._part_nll += torch.stack([output.nll, output.tokens.to(output.nll.device)]).double()
+        loss = output.loss * (self.accelerator.num_processes * (not part.idle))
+        return (loss, output) if return_outputs else loss
+
+    def end_of_step(self) -> StepEnd:
+        """Exchange what the processes know at the end of a step, so that all of them save and stop at the same one."""
+        wants_save = self.args.should_save and self.minutes_since_save() >= (self.stage.arguments.save_minutes or float("inf"))
+        flags = torch.tensor([self.interruption.received, wants_save], dtype=torch.float64, device=self._part_nll.device)
+        nll, tokens, signals, save = self.accelerator.reduce(torch.cat([self._part_nll, flags]), "sum").tolist()
+        self._part_nll = torch.zeros_like(self._part_nll)
+        self.interrupted = self.interruption.received or (signal.SIGTERM if signals else 0)
+        return StepEnd(nll / max(tokens, 1), bool(self.interrupted), bool(save))
+
+    def minutes_since_save(self) -> float:
+        """Return the minutes since the last checkpoint, or since the run began."""
+        return (time.perf_counter() - self._saved_at) / 60
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log as `Trainer` does, with the mean nll in nats of each kind of step since the last time."""
+        if "loss" in logs:
+            logs = {**logs, **{f"{kind}_nll": total / steps for kind, (total, steps) in self.logged_nll.items()}}
+            self.logged_nll = {}
+        super().log(logs, start_time)
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        """Return the norm of the gradient, before the optimizer steps, so that one that is not finite changes no weight.
+
+        Raises:
+            DivergedError: it is not finite.
+        """
+        norm = super()._get_grad_norm(model, grad_norm)
+        if not np.isfinite(float(norm)):
+            nll, tokens = self._part_nll.tolist()
+            raise DivergedError(
+                f"{self.stage.name}: at step {self.progress.step + 1} the loss is {nll / max(tokens, 1)} and the gradient's norm "
+                f"{float(norm)}; lower lr, or set max_grad_norm; the last checkpoint is good"
+            )
+        return norm
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """Create the optimizer: rows of IDs at `lr` without weight decay, the rest at `backbone_lr` with it."""
+        if self.optimizer is None:
+            kind, settings = self.get_optimizer_cls_and_kwargs(self.args)
+            self.optimizer = kind(parameter_groups(self.stage.model, self.stage.arguments), **settings)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """Create the schedule of the learning rate, with the warm-up also for `constant`."""
+        arguments = self.stage.arguments
+        if self.lr_scheduler is None:
+            name = "constant_with_warmup" if arguments.schedule == "constant" else arguments.schedule
+            warmup = int(arguments.warmup_share * num_training_steps)
+            used: Any = optimizer or self.optimizer
+            self.lr_scheduler = get_scheduler(name, used, warmup, num_training_steps)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    # ---- validation ----
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Validate at the end of an epoch, keep the best weights, and decide whether to stop early.
+
+        Validation and the best weights are those of the moving average; training continues from the plain ones.
+        """
+        progress, stage = self.progress, self.stage
+        stage.model.eval()
+        with nullcontext() if self.average is None else self.average.in_place():
+            with self.accelerator.autocast():
+                metrics = stage.validate(progress.epoch)
+            selection = metrics.get("selection")
+            better = selection is not None and (progress.best is None or selection > progress.best)
+            if better and self.args.should_save:
+                checkpoints.write_atomically(self.folder / "best", dict(self.parameters), {"epoch": progress.epoch, **metrics})
+        self.accelerator.wait_for_everyone()
+        progress.end_epoch(metrics, self.stage.arguments.patience)
+        if metrics and self.is_world_process_zero():
+            shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+            logger.info("%s epoch %d/%d: %s", stage.name, progress.epoch, stage.num_epochs, shown)
+        named = {f"{metric_key_prefix}_{name.removeprefix('validation/')}": value for name, value in metrics.items()}
+        self.log(dict(named))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, named)
+        self.control.should_training_stop |= progress.finished
+        return named
+
+    # ---- checkpoints ----
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """Write trained weights, moments, averages and progress, whole or not at all."""
+        if self.args.should_save:
+            optimizer: Any = self.optimizer
+            schedule: Any = self.lr_scheduler
+            tensors: dict[str, torch.Tensor] = {f"model.{name}": weight for name, weight in self.parameters.items()}
+            tensors.update(checkpoints.optimizer_tensors(optimizer))
+            tensors.update(self.average.tensors() if self.average is not None else {})
+            state = {
+                "progress": dataclasses.asdict(self.progress),
+                "schedule": {"last_epoch": schedule.last_epoch},
+                "start": self.fingerprint,
+            }
+            beside = {TRAINER_STATE: json.dumps(dataclasses.asdict(self.state), indent=2, sort_keys=True) + "\n"}
+            checkpoints.save_step(self.folder, self.progress.step, tensors, state, beside)
+        # No process may end, and with it the process group, while the main process still writes.
+        self.accelerator.wait_for_everyone()
+        self._saved_at = time.perf_counter()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        """Load the trained weights and the averages of a checkpoint.
+
+        Raises:
+            InputError: its run began with other weights, or trained others.
+        """
+        tensors, state = self._restored
+        if state["start"] != self.fingerprint:
+            raise InputError(
+                f"resume: the run of {resume_from_checkpoint} started from other weights; give the same backbone (or start), "
+                "data and seed, or pass overwrite=True"
+            )
+        weights = {name[len("model.") :]: weight for name, weight in tensors.items() if name.startswith("model.")}
+        self._copy_weights(weights, Path(resume_from_checkpoint))
+        if self.average is not None:
+            self.average.restore(tensors)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Load the moments of a checkpoint, and compute the learning rates of its step."""
+        if checkpoint is None:
+            return
+        tensors, state = self._restored
+        del self._restored
+        optimizer: Any = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
+        checkpoints.restore_optimizer(optimizer, tensors)
+        # Learning rates are computed from the step. Calling `schedule.step` would warn, since the new optimizer has not stepped.
+        schedule: Any = self.lr_scheduler
+        schedule.last_epoch = state["schedule"]["last_epoch"]
+        for group, start, factor in zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+            group["lr"] = start * factor(schedule.last_epoch)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Do nothing: each step seeds its random numbers itself."""
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """Do nothing: bfloat16 needs no scaling of gradients."""
+
+    @torch.no_grad()
+    def _copy_weights(self, tensors: dict[str, torch.Tensor], path: Path) -> None:
+        """Copy the weights of a checkpoint into the parameters of the same names."""
+        if self.parameters.keys() != tensors.keys():
+            raise InputError(f"{path} holds other weights than this run trains; give the same arguments, or pass overwrite=True")
+        for name, parameter in self.parameters.items():
+            parameter.copy_(tensors[name])
+
+
+def trainer_arguments(stage: Stage, steps: int) -> TrainerArguments:
+    """Return the arguments of `transformers.Trainer` for a stage.
+
+    The whole run is one epoch for `Trainer`, whose epochs all have the same length; `EpochCallback` ends the stage's epochs.
+    """
+    arguments = stage.arguments
+    kinds = {step.kind for epoch in range(stage.num_epochs) for step in stage.steps(epoch)}
+    built = TrainerArguments(
+        output_dir=str(arguments.run_folder),
+        max_steps=steps,
+        per_device_train_batch_size=arguments.batch_size,
+        gradient_accumulation_steps=arguments.gradient_accumulation_steps,
+        max_grad_norm=arguments.max_grad_norm,
+        optim="adamw_torch_fused",
+        weight_decay=0.0,
+        bf16=arguments.precision == "bf16",
+        use_cpu=PartialState().device.type == "cpu",
+        seed=arguments.seed,
+        save_strategy="steps",
+        save_steps=arguments.save_every,
+        logging_steps=10,
+        ignore_data_skip=True,
+        report_to=arguments.report_to,
+        run_name=f"cllm4rec-{stage.name}",
+        # An L step trains the collaborative rows alone, a C step the content rows alone.
+        ddp_find_unused_parameters=len(kinds) > 1,
+    )
+    built._n_gpu = min(built.n_gpu, 1)  # `Trainer` would split a batch among all GPUs of one process, by nn.DataParallel
+    return built
+
+
+class Plan:
+    """The steps of a run, planned one epoch at a time."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.steps_in_epoch: list[int] = []
+        self.documents: Counter[str] = Counter()
+        for epoch in range(stage.num_epochs):
+            steps = stage.steps(epoch)
+            self.steps_in_epoch.append(len(steps))
+            for step in steps:
+                self.documents[step.kind] += len(step.documents)
+        self.total = sum(self.steps_in_epoch)
+
+    def documents_until(self, epoch: int, step_in_epoch: int) -> Counter[str]:
+        """Return the documents of each kind before a step of an epoch."""
+        done: Counter[str] = Counter()
+        for earlier in range(min(epoch + 1, self.stage.num_epochs)):
+            steps = self.stage.steps(earlier)
+            for step in steps[:step_in_epoch] if earlier == epoch else steps:
+                done[step.kind] += len(step.documents)
+        return done
+
+
+class Parts(Dataset):
+    """The inputs of the parts of steps, by part."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+
+    def __getitem__(self, part: Part) -> dict[str, Any]:
+        inputs = self.stage.inputs(part)
+        return {"part": part, "items": 0 if part.idle else self.stage.count_items(part, inputs), **inputs}
+
+
+class PartSampler(Sampler):
+    """The parts of the steps that one process reads, from the step on that a run has reached.
+
+    Args:
+        plan: of the whole run.
+        progress: of the run; it is read when the iteration begins.
+        process, processes: number of this process, and of all.
+    """
+
+    def __init__(self, plan: Plan, progress: Progress, process: int, processes: int) -> None:
+        self.plan, self.progress, self.process, self.processes = plan, progress, process, processes
+
+    def __len__(self) -> int:
+        return self.plan.total * self.plan.stage.arguments.gradient_accumulation_steps
+
+    def __iter__(self) -> Iterator[Part]:
+        stage, number, first_epoch, done = self.plan.stage, self.progress.step, self.progress.epoch, self.progress.step_in_epoch
+        accumulations = stage.arguments.gradient_accumulation_steps
+        for epoch in range(first_epoch, stage.num_epochs):
+            for step in stage.steps(epoch)[done if epoch == first_epoch else 0 :]:
+                for accumulation in range(accumulations):
+                    place = accumulation * self.processes + self.process
+                    documents = micro_batch(step.documents, accumulations * self.processes, place)
+                    idle = not len(documents)
+                    mine = step.documents[:1] if idle else documents
+                    yield Part(step.kind, mine, len(step.documents), epoch, number, idle)
+                number += 1
+
+
+def _as_it_is(inputs: Any) -> Any:
+    """Return the inputs of a part, which are tensors already. A function of a module, so that worker processes can name it."""
+    return inputs
+
+
+__all__ = ["RecommenderTrainer", "run", "start_processes"]
