@@ -13,6 +13,7 @@ import dataclasses
 import itertools
 import json
 import logging
+import os
 import signal
 import time
 from collections import Counter
@@ -67,6 +68,7 @@ def start_processes(arguments: TrainingArguments) -> PartialState:
     if arguments.report_to != "none":
         extra = "tensorboard" if arguments.report_to == "tensorboard" else None
         require(arguments.report_to, extra, f"report_to={arguments.report_to!r}", "pass report_to='none'")
+    _check_launch()
     state = PartialState()
     single_or_replicated = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU, DistributedType.MULTI_XPU)
     if state.distributed_type not in single_or_replicated:
@@ -75,6 +77,27 @@ def start_processes(arguments: TrainingArguments) -> PartialState:
             "launch with plain data parallelism (multi-GPU, multi-CPU)"
         )
     return state
+
+
+def _check_launch() -> None:
+    """Refuse what `accelerate launch` was asked for and silently leaves out on a CPU.
+
+    Raises:
+        InputError: several processes were asked for and this is the only one; or sharding, which accelerate has on GPUs only.
+    """
+    asked = os.environ.get
+    # `accelerate launch --cpu --num_processes 2` sets the address of a main process, but no rank.
+    if asked("ACCELERATE_MIXED_PRECISION") and asked("MASTER_ADDR") and not (asked("RANK") or asked("WORLD_SIZE")):
+        raise InputError(
+            "num_processes: accelerate launch was asked for several processes and started one; on CPUs launch with "
+            "ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m modeling_cllm4rec ..."
+        )
+    for flag, kind in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DEEPSPEED")):
+        if asked(flag, "false").lower() == "true" and not torch.accelerator.is_available():
+            raise InputError(
+                f"distributed_type {kind} is not supported: parameters must be whole on every process, and on CPUs accelerate "
+                "leaves sharding out without a word; launch with plain data parallelism (multi-GPU, multi-CPU)"
+            )
 
 
 def run(stage: Stage, state: PartialState) -> Progress:

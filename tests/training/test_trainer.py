@@ -17,12 +17,13 @@ from modeling_cllm4rec.cllm4rec.finetuning import FinetuningStage, load_start
 from modeling_cllm4rec.cllm4rec.parameters import choose_trainable
 from modeling_cllm4rec.cllm4rec.pretraining import PretrainingStage, new_model
 from modeling_cllm4rec.cllm4rec.prompts import recommendation_segments
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.batches import micro_batch
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.training.parameters import parameter_groups, start_fingerprint, trainable
 from modeling_cllm4rec.training.progress import Progress
 from modeling_cllm4rec.training.stages import Part, Stage
-from modeling_cllm4rec.training.trainer import RecommenderTrainer, run
+from modeling_cllm4rec.training.trainer import RecommenderTrainer, run, start_processes
 
 MakePretrain = Callable[..., PretrainArguments]
 MakeFinetune = Callable[..., FinetuneArguments]
@@ -112,6 +113,27 @@ def test_the_trainer_equals_a_plain_loop(
     assert recorded == pytest.approx(by_hand, rel=1e-6)
     for name, weight in trainable(stages[0].model).items():
         torch.testing.assert_close(trainable(stages[1].model)[name], weight, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"MASTER_ADDR": "127.0.0.1"}, "num_processes: accelerate launch was asked for several processes and started one"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "distributed_type FSDP is not supported: .* on CPUs accelerate leaves sharding out"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "distributed_type DEEPSPEED is not supported"),
+    ],
+    ids=["one of two", "fsdp", "deepspeed"],
+)
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="accelerate does what it is asked for where there is a GPU")
+def test_what_accelerate_silently_leaves_out(
+    environment: dict[str, str], message: str, finetune_arguments: MakeFinetune, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"ACCELERATE_MIXED_PRECISION": "no", **environment}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=message):
+        start_processes(finetune_arguments())
 
 
 def test_worker_processes_feed_the_same_parts(finetune_arguments: MakeFinetune, recorded: list[float]) -> None:
