@@ -17,7 +17,7 @@ from modeling_cllm4rec.training.arguments import TrainingArguments, read_yaml, s
 
 SET_BY_JOBS = ("data", "output", "seed", "resume", "overwrite", "stop_after_steps", "stop_after_epochs")
 """Arguments that the benchmark sets for every job; `set_by_jobs` adds those that name the folder of the previous stage."""
-EPOCHS = ("epochs", "warmup_epochs")
+EPOCHS = ("num_train_epochs", "warmup_epochs")
 
 Recipe = dict[str, dict[str, Any]]
 """Stage -> its settings."""
@@ -143,9 +143,9 @@ def check_recipe(recipe: Mapping[str, Mapping[str, Any] | None], name: str) -> N
     """
     stages = system_of_recipe(name).stages
     built = [arguments_of(stage, settings) for stage in stages if (settings := recipe[stage.section]) is not None]
-    precisions = {arguments.precision for arguments in built if isinstance(arguments, TrainingArguments)}
+    precisions = {arguments.bf16 for arguments in built if isinstance(arguments, TrainingArguments)}
     if len(precisions) > 1:
-        raise InputError(f"{name}: precision is {' and '.join(sorted(precisions))}; one process trains all stages: set it once")
+        raise InputError(f"{name}: bf16 differs between the stages; one process trains all of them: set it once")
 
 
 def arguments_of(stage: Stage, settings: Mapping[str, Any]) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,12 +10,14 @@ import yaml
 from modeling_cllm4rec.cllm4rec.objectives import RegularizationConfig
 from modeling_cllm4rec.cllm4rec.prompts import Prompts
 from modeling_cllm4rec.core.errors import InputError
-from modeling_cllm4rec.training.arguments import TrainingArguments, check_at_least
+from modeling_cllm4rec.training.argument_names import accepts_other_names
+from modeling_cllm4rec.training.arguments import TrainingArguments, check_at_least, from_json
 
 INIT_COLUMNS = ("title", "brand", "categories")
 """Text columns whose words initialize the rows of an item."""
 
 
+@accepts_other_names
 @dataclass
 class TeacherArguments(TrainingArguments):
     """Arguments of a teacher, a baseline whose soft targets are also learned; see `cllm4rec/soft_targets.py`."""
@@ -62,6 +63,7 @@ class TeacherArguments(TrainingArguments):
         return settings
 
 
+@accepts_other_names
 @dataclass
 class StageArguments(TrainingArguments):
     """Arguments of pretraining and of finetuning.
@@ -94,7 +96,7 @@ class StageArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         if isinstance(self.prompts, str):
-            self.prompts = _from_json("prompts", self.prompts)
+            self.prompts = from_json("prompts", self.prompts)
         super().__post_init__()
         check_at_least(self, 1, "max_history_tokens")
         check_at_least(self, 0, "lambda_c", "lambda_l")
@@ -119,11 +121,12 @@ class StageArguments(TrainingArguments):
         return RegularizationConfig(self.lambda_c, self.lambda_l, self.mutual_regularization)
 
 
+@accepts_other_names
 @dataclass
 class PretrainArguments(StageArguments):
     """Pretraining (section 3.3): content warm-up, then alternating L and C steps with mutual regularization."""
 
-    epochs: int = field(
+    num_train_epochs: int = field(
         default=10, metadata={"help": "passes over the interactions; the warmup_epochs of the content LM come before them"}
     )
     drop_user: float = field(default=0.0, metadata={"help": "probability that a history is written without its user's token"})
@@ -152,6 +155,7 @@ class PretrainArguments(StageArguments):
                 raise InputError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1")
 
 
+@accepts_other_names
 @dataclass
 class FinetuneArguments(TeacherArguments, StageArguments):
     """Finetuning for recommendation (section 3.4): masked history in, held-out items under the multinomial likelihood."""
@@ -168,7 +172,7 @@ class FinetuneArguments(TeacherArguments, StageArguments):
     train_on: Literal["train", "train+validation"] = field(
         default="train", metadata={"help": "splits to train on; the model is always selected on validation"}
     )
-    eval_batch_size: int = field(default=256, metadata={"help": "users per batch in validation"})
+    per_device_eval_batch_size: int = field(default=256, metadata={"help": "users per batch in validation"})
     eval_every: int = field(default=1, metadata={"help": "epochs between validations"})
 
     def __post_init__(self) -> None:
@@ -176,16 +180,5 @@ class FinetuneArguments(TeacherArguments, StageArguments):
         self.start = self.start or str(self.run_folder / "pretrained")
         if not 0 < self.mask_share < 1:
             raise InputError(f"mask_share is {self.mask_share}; it must lie between 0 and 1, both excluded")
-        check_at_least(self, 1, "eval_batch_size", "eval_every")
+        check_at_least(self, 1, "per_device_eval_batch_size", "eval_every")
         check_at_least(self, 0, "content_every", "teacher_weight")
-
-
-def _from_json(name: str, text: str) -> dict[str, str]:
-    """Parse a JSON object of templates from the command line."""
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{name} is {text!r}, which is no JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{name} is {text!r}; it must be a JSON object of names and templates")
-    return value

@@ -83,7 +83,7 @@ class FinetuningStage:
     @property
     def num_epochs(self) -> int:
         """Return the number of passes over the users."""
-        return self.arguments.epochs
+        return self.arguments.num_train_epochs
 
     def steps(self, epoch: int) -> list[Step]:
         """Return the recommendation steps of an epoch, with C steps between them if `content_every` is set."""
@@ -106,16 +106,16 @@ class FinetuningStage:
     @property
     def scores_at_once(self) -> int:
         """Return the number of users per validation batch."""
-        return min(self.arguments.eval_batch_size, self.data.num_users)
+        return min(self.arguments.per_device_eval_batch_size, self.data.num_users)
 
     def largest_batches(self) -> dict[str, LargestBatch]:
         """Return a batch of the longest histories, and one of the longest texts if there are C steps."""
         users = self.histories.users
-        longest = users[np.argsort(self.histories.lengths[users], kind="stable")][-self.arguments.batch_size :]
+        longest = users[np.argsort(self.histories.lengths[users], kind="stable")][-self.arguments.per_device_train_batch_size :]
         prompts = self.model.build_prompts(longest, [self.histories.history(int(user)) for user in longest])
         batches = {"recommendation": LargestBatch(len(prompts), max(map(len, prompts)), len(prompts))}
         if self.texts is not None:
-            texts = np.sort(self.texts.lengths)[-self.arguments.batch_size :]
+            texts = np.sort(self.texts.lengths)[-self.arguments.per_device_train_batch_size :]
             batches["content"] = LargestBatch(len(texts), int(texts[-1]), word_states=int(texts.sum()))
         return batches
 
@@ -163,7 +163,7 @@ class FinetuningStage:
             self.data,
             "validation",
             metrics=self.metrics,
-            batch_size=self.arguments.eval_batch_size,
+            batch_size=self.arguments.per_device_eval_batch_size,
             progress=False,
             n_resamples=0,
             distributed=True,

@@ -84,7 +84,7 @@ class PretrainingStage:
     @property
     def num_epochs(self) -> int:
         """Return the number of warm-up and alternating epochs."""
-        return self.warmup + self.arguments.epochs
+        return self.warmup + self.arguments.num_train_epochs
 
     def steps(self, epoch: int) -> list[Step]:
         """Return the steps of an L pass and a C pass; in a warm-up epoch of the C pass alone."""
@@ -102,7 +102,7 @@ class PretrainingStage:
 
     def largest_batches(self) -> dict[str, LargestBatch]:
         """Return a batch of the longest histories that fit the context, and one of the longest texts."""
-        size, prompt_length = self.arguments.batch_size, len(build_input_ids(self.segments, user=0))
+        size, prompt_length = self.arguments.per_device_train_batch_size, len(build_input_ids(self.segments, user=0))
         histories = np.minimum(np.sort(self.histories.lengths[self.histories.users])[-size:], self.max_length - prompt_length)
         batches = {"collaborative": LargestBatch(len(histories), int(histories[-1]) + prompt_length, int(histories.sum()))}
         texts = np.sort(self.texts.lengths[self.text_train])[-size:]

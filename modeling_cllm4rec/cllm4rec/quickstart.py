@@ -31,6 +31,7 @@ from modeling_cllm4rec.corpora.readers import checksum
 from modeling_cllm4rec.evaluation.evaluator import comparison_table, evaluate
 from modeling_cllm4rec.evaluation.verdicts import verdicts
 from modeling_cllm4rec.hub.loading import load_recommender
+from modeling_cllm4rec.training.argument_names import current_names
 from modeling_cllm4rec.training.arguments import read_yaml, stage_settings
 from modeling_cllm4rec.training.backbones import train_backbone, training_texts, untrained_backbone
 
@@ -83,7 +84,7 @@ def train_recommender(
         overwrite: whether to replace an earlier run in `output` that had other tables or arguments, and to train again from the
             beginning.
         verbose: whether to print estimates, progress and the comparison to standard error, unless logging is set up already.
-        shared: arguments of both stages, such as `epochs=5, batch_size=64`.
+        shared: arguments of both stages, such as `num_train_epochs=5, per_device_train_batch_size=64`.
 
     Returns:
         The finished model, loaded from `output`.
@@ -103,9 +104,12 @@ def train_recommender(
     output = Path(output)
     place = {"data": str(output / "data"), "output": str(output), "resume": not overwrite, "overwrite": overwrite}
     recipe = read_yaml(config)
-    first = {**stage_settings(recipe, config, PretrainArguments, "pretrain"), **place, **shared, **(pretraining or {})}
-    second = {**stage_settings(recipe, config, FinetuneArguments, "finetune"), **place, **shared, **(finetuning or {})}
-    for given in (shared, pretraining or {}, finetuning or {}):
+    shared = current_names(shared, FinetuneArguments)
+    pretraining = current_names(pretraining or {}, PretrainArguments)
+    finetuning = current_names(finetuning or {}, FinetuneArguments)
+    first = {**stage_settings(recipe, config, PretrainArguments, "pretrain"), **place, **shared, **pretraining}
+    second = {**stage_settings(recipe, config, FinetuneArguments, "finetune"), **place, **shared, **finetuning}
+    for given in (shared, pretraining, finetuning):
         if given.get("stop_after_steps"):
             raise InputError(
                 "stop_after_steps ends a stage early, but train_recommender needs both whole; call the stages instead"
@@ -120,7 +124,7 @@ def train_recommender(
         pretrain_arguments.backbone = backbone or str(_own_backbone(data, output / "backbone", pretrain_arguments.seed))
         if "init_ids" not in first:
             pretrain_arguments.init_ids = "text" if _has_words(data) else "random"
-        if "ease" in finetune_arguments.teacher.split("+") and "teacher" not in {**shared, **(finetuning or {})}:
+        if "ease" in finetune_arguments.teacher.split("+") and "teacher" not in {**shared, **finetuning}:
             finetune_arguments.teacher = finetune_arguments.teacher if data.num_items <= LARGEST_EASE else ""
             if not finetune_arguments.teacher:
                 logger.info("no teacher: EASE would hold %s pairs of items in memory", f"{data.num_items**2:,}")

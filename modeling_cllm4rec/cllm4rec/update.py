@@ -21,12 +21,14 @@ from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.hub.loading import load_recommender, load_tokenizer
 from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
+from modeling_cllm4rec.training.argument_names import accepts_other_names
 from modeling_cllm4rec.training.progress import Progress
 from modeling_cllm4rec.training.trainer import start_processes
 
 logger = logging.getLogger(__name__)
 
 
+@accepts_other_names
 @dataclass
 class UpdateArguments(FinetuneArguments):
     """Arguments of an update: finetuning on a data folder with all users and items of the model, and maybe more."""

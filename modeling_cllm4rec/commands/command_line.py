@@ -17,26 +17,13 @@ OK, RUN_FAILED, BAD_ARGUMENTS, INTERRUPTED = 0, 1, 2, 130
 """Exit codes. Bad arguments include those that name a file, a folder or an id that is missing or wrong."""
 
 HUGGING_FACE_NAMES = {
-    "learning_rate": "lr",
-    "num_train_epochs": "epochs",
-    "per_device_train_batch_size": "batch_size",
-    "per_device_eval_batch_size": "eval_batch_size",
+    "per_device_eval_batch_size": "batch_size",
     "output_dir": "output",
-    "lr_scheduler_type": "schedule",
-    "warmup_ratio": "warmup_share",
-    "save_steps": "save_every",
-    "eval_steps": "eval_every",
-    "resume_from_checkpoint": "resume",
     "overwrite_output_dir": "overwrite",
     "model_name_or_path": "backbone",
-    "attn_implementation": "attention",
-    "bf16": "precision",
-    "lora_r": "lora_rank",
-    "early_stopping_patience": "patience",
-    "weight_decay": "backbone_weight_decay",
     "dataset_name": "data",
 }
-"""Argument names of transformers, peft and TRL -> the name here."""
+"""Argument names of transformers, peft and TRL -> the name here, where it is another one."""
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+import yaml
 from transformers import HfArgumentParser
 
 from modeling_cllm4rec.commands.command_line import CommandParser
 from modeling_cllm4rec.core.errors import InputError
+from modeling_cllm4rec.training.argument_names import PASSED_ON, current_names
 from modeling_cllm4rec.training.arguments import packaged_configs, read_config
 
 Arguments = TypeVar("Arguments", bound=Any)
@@ -50,7 +53,7 @@ def parse_arguments(
         SystemExit: with code 2, a flag whose value is no number where one is needed.
     """
     parser = StageParser(kind) if parser is None else parser
-    words = list(sys.argv[1:] if argv is None else argv)
+    words = _current_flags(list(sys.argv[1:] if argv is None else argv), kind, parser)
     given, unknown = parser.parse_known_args(words)
     if unknown:
         raise InputError(parser.about_unknown(unknown[0]))
@@ -58,3 +61,33 @@ def parse_arguments(
         parser.set_defaults(**read_config(given.config, kind, section))
     arguments, *_ = parser.parse_args_into_dataclasses(words)
     return arguments
+
+
+def _current_flags(words: list[str], kind: type[Any], parser: StageParser) -> list[str]:
+    """Return the words of a command with flags of transformers and earlier flags under the names of the fields of `kind`."""
+    known = {option for action in parser._actions for option in action.option_strings}
+    found: list[str] = []
+    passed: dict[str, Any] = {}
+    place = 0
+    while place < len(words):
+        word = words[place]
+        place += 1
+        flag, equals, value = word.partition("=")
+        name = flag[2:].replace("-", "_")
+        if not flag.startswith("--") or known & {flag, "--" + name, "--" + name.replace("_", "-")}:
+            found.append(word)
+            continue
+        behind = not equals and place < len(words) and not words[place].startswith("--")
+        text = value if equals else words[place] if behind else "true"
+        given = {name: yaml.safe_load(text)}
+        renamed = current_names(given, kind)
+        if renamed == given:  # no name that is known; the parser reports it
+            found.append(word)
+            continue
+        place += behind
+        passed |= renamed.pop(PASSED_ON, {})
+        for new, converted in renamed.items():
+            found += [f"--{new}"] if converted is True else [] if converted in (None, False) else [f"--{new}", str(converted)]
+    if passed and any(word.partition("=")[0] == "--trainer" for word in words):
+        raise InputError(f"trainer is given beside {', '.join(passed)}; write all of them into one of the two")
+    return [*found, *(["--trainer", json.dumps(passed)] if passed else [])]

@@ -14,8 +14,9 @@ from huggingface_hub import metadata_load
 from transformers.utils import cached_file
 
 NOT_REPEATED = (
-    *("resume", "overwrite", "stop_after_steps", "stop_after_epochs", "save_every", "save_minutes"),
-    *("report_to", "max_memory"),
+    *("resume", "resume_from_checkpoint", "overwrite", "stop_after_steps", "stop_after_epochs"),
+    *("save_every", "save_steps", "save_minutes", "report_to", "max_memory", "trainer"),
+    *("push_to_hub", "hub_model_id", "hub_private_repo"),
 )
 """Arguments that do not change the result of a finished training."""
 NOT_STATED = "not stated"
@@ -25,8 +26,8 @@ def changed_arguments(arguments: Any) -> dict[str, Any]:
     """Return the arguments that differ from their defaults and change the result.
 
     >>> from modeling_cllm4rec.cllm4rec.arguments import PretrainArguments
-    >>> changed_arguments(PretrainArguments(data="data", output="runs/mine", backbone="gpt2", epochs=3, resume=True))
-    {'data': 'data', 'output': 'runs/mine', 'epochs': 3, 'backbone': 'gpt2'}
+    >>> changed_arguments(PretrainArguments(data="data", output="runs/mine", backbone="gpt2", num_train_epochs=3, resume=True))
+    {'data': 'data', 'output': 'runs/mine', 'num_train_epochs': 3, 'backbone': 'gpt2'}
     """
     changed = {}
     for field in dataclasses.fields(arguments):

@@ -115,7 +115,7 @@ class AlignmentStage:
     @property
     def num_epochs(self) -> int:
         """Passes over the documents."""
-        return self.arguments.epochs
+        return self.arguments.num_train_epochs
 
     def steps(self, epoch: int) -> list[Step]:
         """Return the batches of an epoch, each of documents of similar length from all tasks."""
@@ -129,7 +129,7 @@ class AlignmentStage:
         """Return the longest documents of the first epoch."""
         numbers = self.corpus.documents(0)
         lengths = self.corpus.lengths(numbers, 0)
-        longest = numbers[np.argsort(lengths, kind="stable")][-self.arguments.batch_size :]
+        longest = numbers[np.argsort(lengths, kind="stable")][-self.arguments.per_device_train_batch_size :]
         words = sum(int(counted.sum()) for counted in self.corpus.rows(longest, 0)[1])
         return {"align": LargestBatch(len(longest), int(lengths.max()), word_states=words)}
 
@@ -161,7 +161,7 @@ class AlignmentStage:
             self.data,
             "validation",
             metrics=names,
-            batch_size=self.arguments.eval_batch_size,
+            batch_size=self.arguments.per_device_eval_batch_size,
             progress=False,
             n_resamples=0,
             max_users=self.arguments.eval_users,

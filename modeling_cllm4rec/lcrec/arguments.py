@@ -9,13 +9,15 @@ from typing import Any, Literal
 
 from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.lcrec.alignment_tasks import ALIGNMENT_TASKS, parse_tasks
-from modeling_cllm4rec.training.arguments import TrainingArguments, check_at_least, check_types
+from modeling_cllm4rec.training.argument_names import accepts_other_names
+from modeling_cllm4rec.training.arguments import SchedulerName, TrainingArguments, check_at_least, check_types
 
 INDEX_FILE = "index.parquet"
 WITHOUT_EMBEDDINGS = ("random", "vanilla", "co-occurrence", "given")
 """Methods that read no item texts. They have no indexer, so items that are added later cannot get semantic IDs."""
 
 
+@accepts_other_names
 @dataclass
 class IndexArguments:
     """Arguments of the semantic IDs: from the item texts of a data folder to an index folder."""
@@ -66,9 +68,9 @@ class IndexArguments:
     sinkhorn_epsilon: float = field(
         default=0.003, metadata={"help": "sharpness of the uniform semantic mapping of the last level; 0 switches it off"}
     )
-    epochs: int = field(default=1000, metadata={"help": "passes of the RQ-VAE over the items"})
-    batch_size: int = field(default=1024, metadata={"help": "items in a step"})
-    lr: float = field(default=1e-3, metadata={"help": "learning rate"})
+    num_train_epochs: int = field(default=1000, metadata={"help": "passes of the RQ-VAE over the items"})
+    per_device_train_batch_size: int = field(default=1024, metadata={"help": "items in a step"})
+    learning_rate: float = field(default=1e-3, metadata={"help": "learning rate"})
     weight_decay: float = field(default=1e-4, metadata={"help": "weight decay"})
     warmup_epochs: int = field(default=50, metadata={"help": "epochs in which the learning rate rises"})
     max_grad_norm: float = field(default=1.0, metadata={"help": "clip gradients to this norm"})
@@ -86,14 +88,15 @@ class IndexArguments:
         for name in ("data", "output"):
             if not getattr(self, name):
                 raise InputError(f"{name} is not set; name a folder")
-        check_at_least(self, 1, "num_levels", "codebook_size", "latent_dim", "epochs", "batch_size", "save_every")
+        check_at_least(self, 1, "num_levels", "codebook_size", "latent_dim", "num_train_epochs", "per_device_train_batch_size")
+        check_at_least(self, 1, "save_every")
         check_at_least(self, 1, "encode_batch_size", "max_text_tokens")
-        check_at_least(self, 0, "seed", "beta", "sinkhorn_epsilon", "lr", "weight_decay", "max_grad_norm")
+        check_at_least(self, 0, "seed", "beta", "sinkhorn_epsilon", "learning_rate", "weight_decay", "max_grad_norm")
         check_at_least(self, 0, "warmup_epochs", "stop_after_epochs")
-        if self.warmup_epochs > self.epochs:
+        if self.warmup_epochs > self.num_train_epochs:
             raise InputError(
-                f"warmup_epochs is {self.warmup_epochs} and epochs {self.epochs}, so the learning rate would never reach lr; "
-                "lower warmup_epochs"
+                f"warmup_epochs is {self.warmup_epochs} and num_train_epochs {self.num_train_epochs}, so the learning rate would "
+                "never reach its top; lower warmup_epochs"
             )
         if bool(self.codes) != (self.method == "given"):
             raise InputError(f"codes is {self.codes!r} and method {self.method!r}; a file of codes belongs to method 'given'")
@@ -124,6 +127,7 @@ class IndexArguments:
         return {"encoder": encoder, **{name: getattr(self, name) for name in names}}
 
 
+@accepts_other_names
 @dataclass
 class AlignArguments(TrainingArguments):
     """Arguments of the alignment: tokens of semantic IDs and the language model, tuned on the alignment tasks."""
@@ -142,13 +146,13 @@ class AlignArguments(TrainingArguments):
             "help": "trained weights: the full backbone as in the paper, LoRA matrices, or the tokens of semantic IDs alone"
         },
     )
-    epochs: int = field(default=4, metadata={"help": "passes over the documents"})
-    lr: float = field(default=1e-3, metadata={"help": "learning rate of the token embeddings"})
-    backbone_lr: float = field(default=5e-5, metadata={"help": "learning rate of the rest of the language model"})
-    schedule: Literal["constant", "linear", "cosine"] = field(
-        default="cosine", metadata={"help": "decay of the learning rate after the warm-up"}
+    num_train_epochs: int = field(default=4, metadata={"help": "passes over the documents"})
+    learning_rate: float = field(default=1e-3, metadata={"help": "learning rate of the token embeddings"})
+    backbone_learning_rate: float = field(default=5e-5, metadata={"help": "learning rate of the rest of the language model"})
+    lr_scheduler_type: SchedulerName = field(default="cosine", metadata={"help": "learning rate after the warm-up"})
+    warmup_steps: float = field(
+        default=0.01, metadata={"help": "steps in which the learning rate rises; below 1 a share of all steps, rounded down"}
     )
-    warmup_share: float = field(default=0.01, metadata={"help": "share of the steps in which the learning rate rises"})
     max_grad_norm: float = field(default=1.0, metadata={"help": "clip gradients to this norm; 0 does not clip"})
     tasks: list[str] = field(
         default_factory=lambda: list(ALIGNMENT_TASKS),
@@ -183,7 +187,7 @@ class AlignArguments(TrainingArguments):
     )
     num_beams: int = field(default=20, metadata={"help": "beams of validation and of the finished model"})
     eval_users: int | None = field(default=1000, metadata={"help": "users of a validation, a fixed random sample; null for all"})
-    eval_batch_size: int = field(default=64, metadata={"help": "users ranked at a time in validation"})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "users ranked at a time in validation"})
     eval_every: int = field(default=1, metadata={"help": "epochs between validations"})
 
     def __post_init__(self) -> None:
@@ -206,7 +210,7 @@ class AlignArguments(TrainingArguments):
             )
         if self.scratch_layers and self.tune != "full":
             raise InputError(f"tune is {self.tune!r}, but random weights must all be trained; set tune: full")
-        for name in ("max_history", "num_beams", "eval_users", "eval_batch_size", "eval_every"):
+        for name in ("max_history", "num_beams", "eval_users", "per_device_eval_batch_size", "eval_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} is {value}; it must be 1 or more")

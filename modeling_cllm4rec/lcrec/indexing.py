@@ -132,7 +132,7 @@ def index_items(arguments: IndexArguments, embeddings: np.ndarray | None = None)
     settings["report"] = report
     # The settings are written after the index: without them, a killed run is not taken for a finished one.
     (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=1), encoding="utf-8")
-    steps = progress.epoch * -(-len(items) // arguments.batch_size)
+    steps = progress.epoch * -(-len(items) // arguments.per_device_train_batch_size)
     save_record(folder, STAGE, {**training_record(arguments, progress), "steps": steps})
     logger.info("semantic IDs of %d items saved in %s", len(items), folder)
     return semantic_ids, progress

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -12,37 +13,57 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 
 from modeling_cllm4rec.core.errors import InputError, MissingFileError, nearest
+from modeling_cllm4rec.training.argument_names import PASSED_ON, accepts_other_names, check_passed_on, current_names
+
+SchedulerName = Literal[
+    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
+]
+"""Schedules whose learning rate is a function of the step, so that a resumed run needs no state of them."""
 
 
+@accepts_other_names
 @dataclass
 class TrainingArguments:
-    """Arguments of all training stages."""
+    """Arguments of all training stages, by the names of `transformers.TrainingArguments`, which are explained there.
+
+    Further arguments of transformers may be given as if they were fields; they are held in `trainer`. One that a stage would not
+    honour is an error, see `argument_names`.
+    """
 
     data: str = field(default="", metadata={"help": "data folder written by `cllm4rec prepare`"})
     output: str = field(default="", metadata={"help": "folder of the run: the finished model, and checkpoints/ of each stage"})
     seed: int = field(default=42, metadata={"help": "start of all random numbers"})
     resume: bool = field(default=False, metadata={"help": "go on from the last checkpoint of this run"})
+    resume_from_checkpoint: str | None = field(
+        default=None, metadata={"help": "as --resume; or a checkpoint's folder of this run, to go on from that one"}
+    )
     overwrite: bool = field(default=False, metadata={"help": "throw away what an earlier run of this stage left in output"})
     tune: Literal["frozen", "lora", "full"] = field(
         default="frozen",
         metadata={"help": "the backbone: frozen as in the paper, LoRA matrices, or all of its weights"},
     )
-    lora_rank: int = field(default=16, metadata={"help": "rank of the LoRA matrices"})
+    lora_r: int = field(default=16, metadata={"help": "rank of the LoRA matrices"})
     lora_alpha: int = field(default=32, metadata={"help": "scale of the LoRA matrices"})
-    epochs: int = field(default=10, metadata={"help": "passes over the interactions"})
-    batch_size: int = field(default=32, metadata={"help": "documents at a time on one process"})
+    num_train_epochs: int = field(default=10, metadata={"help": "passes over the interactions"})
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "documents at a time on one process"})
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "batches of one optimizer step"})
-    lr: float = field(default=1e-3, metadata={"help": "learning rate of the ID rows"})
-    backbone_lr: float = field(default=1e-4, metadata={"help": "learning rate of the backbone, when it is tuned"})
-    backbone_weight_decay: float = field(default=0.01, metadata={"help": "weight decay of the backbone; ID rows have none"})
-    schedule: Literal["constant", "linear", "cosine"] = field(
-        default="linear", metadata={"help": "decay of the learning rate after the warm-up"}
+    learning_rate: float = field(default=1e-3, metadata={"help": "learning rate of the ID rows"})
+    backbone_learning_rate: float = field(default=1e-4, metadata={"help": "learning rate of the backbone, when it is tuned"})
+    weight_decay: float = field(default=0.01, metadata={"help": "weight decay of the backbone; ID rows have none"})
+    lr_scheduler_type: SchedulerName = field(default="linear", metadata={"help": "learning rate after the warm-up"})
+    warmup_steps: float = field(
+        default=0.05, metadata={"help": "steps in which the learning rate rises; below 1 a share of all steps, rounded down"}
     )
-    warmup_share: float = field(default=0.05, metadata={"help": "share of the steps in which the learning rate rises"})
+    optim: Literal["adamw_torch_fused", "adamw_torch", "sgd", "adagrad"] = field(
+        default="adamw_torch_fused", metadata={"help": "optimizer"}
+    )
     max_grad_norm: float = field(default=10.0, metadata={"help": "clip gradients to this norm; 0 does not clip"})
-    attention: Literal["own", "eager", "sdpa"] = field(
-        default="own",
-        metadata={"help": "how the backbone computes attention in training; eager is the quicker one for short texts on a CPU"},
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={
+            "help": "attention of the backbone in training, such as sdpa or flash_attention_2; for short texts on a CPU eager is "
+            "quicker (default: the backbone's own)"
+        },
     )
     dropout: float | None = field(
         default=None, metadata={"help": "dropout in the backbone, everywhere (default: what its own configuration says)"}
@@ -54,12 +75,15 @@ class TrainingArguments:
     max_text_tokens: int | None = field(
         default=None, metadata={"help": "cut longer texts; without it, a text beyond the context is an error"}
     )
-    precision: Literal["no", "bf16"] = field(default="no", metadata={"help": "bf16 computes in bfloat16, weights stay fp32"})
+    bf16: bool = field(default=False, metadata={"help": "compute in bfloat16; trained weights stay in 32 bits"})
+    torch_compile: bool = field(default=False, metadata={"help": "compile the layers of the backbone"})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "save memory: compute activations twice"})
-    patience: int = field(default=0, metadata={"help": "stop after so many epochs without a better validation; 0 never stops"})
-    save_every: int = field(default=500, metadata={"help": "optimizer steps between checkpoints (and at each epoch's end)"})
+    early_stopping_patience: int = field(
+        default=0, metadata={"help": "stop after so many epochs without a better validation; 0 never stops"}
+    )
+    save_steps: int = field(default=500, metadata={"help": "optimizer steps between checkpoints (and at each epoch's end)"})
     save_minutes: float = field(
-        default=30.0, metadata={"help": "most minutes between checkpoints, whatever save_every says; 0: by steps alone"}
+        default=30.0, metadata={"help": "most minutes between checkpoints, whatever save_steps says; 0: by steps alone"}
     )
     stop_after_steps: int = field(
         default=0, metadata={"help": "end the process after so many optimizer steps, to be resumed later; 0 runs to the end"}
@@ -67,27 +91,48 @@ class TrainingArguments:
     max_memory: float | None = field(
         default=None, metadata={"help": "refuse to begin when the estimate is more GB (10^9 bytes) of memory than this"}
     )
-    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = field(
+    report_to: Literal["none", "tensorboard", "wandb", "trackio", "mlflow"] = field(
         default="none", metadata={"help": "tracker that receives losses and metrics"}
+    )
+    push_to_hub: bool = field(default=False, metadata={"help": "upload the finished model to the Hub"})
+    hub_model_id: str = field(default="", metadata={"help": "its name there, NAME or OWNER/NAME (default: that of output)"})
+    hub_private_repo: bool | None = field(default=None, metadata={"help": "make a new repository private (default: the owner's)"})
+    trainer: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "further arguments of transformers.TrainingArguments as JSON; they may also be flags of their own"},
     )
 
     def __post_init__(self) -> None:
+        # transformers takes True, False and the name of a folder.
+        if str(self.resume_from_checkpoint).lower() in ("true", "false"):
+            self.resume = self.resume or str(self.resume_from_checkpoint).lower() == "true"
+            self.resume_from_checkpoint = None
+        if isinstance(self.trainer, str):
+            self.trainer = from_json("trainer", self.trainer)
+        check_passed_on(self.trainer or {})
         check_types(self)
         for name in ("data", "output"):
             if not getattr(self, name):
                 raise InputError(f"{name} is not set; give {name}=..., or set it in the YAML file")
-        check_at_least(self, 1, "epochs", "batch_size", "gradient_accumulation_steps", "lora_rank", "lora_alpha", "save_every")
+        check_at_least(self, 1, "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps")
+        check_at_least(self, 1, "lora_r", "lora_alpha", "save_steps")
         check_at_least(self, 1, "max_text_tokens")
-        check_at_least(self, 0, "seed", "lr", "backbone_lr", "backbone_weight_decay")
-        check_at_least(self, 0, "max_grad_norm", "warmup_share", "patience", "stop_after_steps", "save_minutes")
-        if self.warmup_share > 1:
-            raise InputError(f"warmup_share is {self.warmup_share}; it must lie between 0 and 1")
+        check_at_least(self, 0, "seed", "learning_rate", "backbone_learning_rate", "weight_decay")
+        check_at_least(self, 0, "max_grad_norm", "warmup_steps", "early_stopping_patience", "stop_after_steps", "save_minutes")
+        if self.warmup_steps > 1 and self.warmup_steps % 1:
+            raise InputError(f"warmup_steps is {self.warmup_steps}; it must be a whole number of steps, or a share below 1")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise InputError(f"dropout is {self.dropout}; it must be 0 or more and lie below 1")
         if not 0 <= self.average_decay < 1:
             raise InputError(f"average_decay is {self.average_decay}; it must be 0 (no averaging) or lie below 1")
+        self.resume = self.resume or self.resume_from_checkpoint is not None
         if self.resume and self.overwrite:
             raise InputError("resume and overwrite are both set; choose one")
+
+    @property
+    def precision(self) -> Literal["no", "bf16"]:
+        """Precision of the computation, in the words of accelerate."""
+        return "bf16" if self.bf16 else "no"
 
     @property
     def run_folder(self) -> Path:
@@ -97,6 +142,21 @@ class TrainingArguments:
     def fingerprints(self) -> dict[str, str]:
         """Return hashes of further inputs of a run, so that it is not resumed with other inputs."""
         return {}
+
+
+def from_json(name: str, text: str) -> dict[str, Any]:
+    """Parse a JSON object of the command line.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{name} is {text!r}, which is no JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{name} is {text!r}; it must be a JSON object of names and values")
+    return value
 
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -155,6 +215,7 @@ def stage_settings(content: Mapping[str, Any], path: str | Path, kind: type[Any]
     own = content.get(section) or {}
     if not isinstance(own, dict):
         raise InputError(f"{path}: {section}: expected keys and values, got {type(own).__name__}")
+    shared, own = current_names(shared, kind, f"{path}: "), current_names(own, kind, f"{path}: {section}: ")
     names = {one.name: one for one in fields(kind)}
     common = {one.name for one in fields(shared_kind)}
     for place, keys, allowed in (("", shared, common), (f"{section}: ", own, set(names))):
@@ -162,6 +223,8 @@ def stage_settings(content: Mapping[str, Any], path: str | Path, kind: type[Any]
             if key not in allowed:
                 raise InputError(f"{path}: {place}unknown key {key!r}; {nearest(key, sorted(allowed))}")
     merged = {**shared, **own}
+    if shared.get(PASSED_ON) and own.get(PASSED_ON):
+        merged[PASSED_ON] = {**shared[PASSED_ON], **own[PASSED_ON]}
     for key, value in merged.items():
         merged[key] = _typed(path, key, value, names[key].default)
     return merged
@@ -199,7 +262,9 @@ def check_types(arguments: Any) -> None:
             continue
         hints = get_args(hint) if isinstance(hint, UnionType) else (hint,)
         kinds = tuple(get_origin(one) or one for one in hints)
-        words = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
+        words = list(value) if isinstance(value, (dict, list)) else []
+        if isinstance(value, dict) and dict[str, str] in hints:
+            words += value.values()
         inner = int if hint == list[int] else str
         right = isinstance(value, (*kinds, int) if float in kinds else kinds) and all(type(word) is inner for word in words)
         if not right or (isinstance(value, bool) and bool not in kinds):

@@ -54,4 +54,7 @@ def save_finished(
         if card_data is not None:
             give_card(stage.model, arguments.run_folder, card_data)
         logger.info("model saved in %s", target)
+        if arguments.push_to_hub:
+            name = arguments.hub_model_id or target.resolve().name
+            logger.info("model uploaded: %s", stage.model.push_to_hub(name, private=arguments.hub_private_repo))
     processes.wait_for_everyone()

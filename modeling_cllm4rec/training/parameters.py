@@ -8,6 +8,7 @@ from typing import Any
 import peft
 import torch
 
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.core.recommender import RecommenderModel
 from modeling_cllm4rec.training.arguments import TrainingArguments
 
@@ -21,13 +22,18 @@ def tune_backbone(model: RecommenderModel, arguments: TrainingArguments) -> peft
     model.requires_grad_(False)
     if arguments.dropout is not None:
         set_dropout(model.backbone, arguments.dropout)
-    if arguments.attention != "own":
-        model.backbone.set_attn_implementation(arguments.attention)
+    if arguments.attn_implementation is not None:
+        try:
+            model.backbone.set_attn_implementation(arguments.attn_implementation)
+        except (ValueError, ImportError) as error:
+            raise InputError(
+                f"attn_implementation is {arguments.attn_implementation!r}; the backbone refuses it: {error}"
+            ) from error
     if arguments.tune == "full":
         model.backbone.requires_grad_(True)
     if arguments.tune == "lora":
         config = peft.LoraConfig(
-            r=arguments.lora_rank, lora_alpha=arguments.lora_alpha, target_modules="all-linear", lora_dropout=0.0
+            r=arguments.lora_r, lora_alpha=arguments.lora_alpha, target_modules="all-linear", lora_dropout=0.0
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(arguments.seed)
@@ -56,15 +62,15 @@ def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 
 
 def parameter_groups(model: RecommenderModel, arguments: TrainingArguments) -> list[dict[str, Any]]:
-    """Rows of IDs at `lr` without weight decay, the rest of the backbone at `backbone_lr` with it."""
+    """Rows of IDs at `learning_rate` without weight decay, the rest of the backbone at `backbone_learning_rate` with it."""
     tables = {id(weight) for weight in model.id_parameters}
     parameters = trainable(model).values()
     groups = [
-        {"params": [one for one in parameters if id(one) in tables], "lr": arguments.lr, "weight_decay": 0.0},
+        {"params": [one for one in parameters if id(one) in tables], "lr": arguments.learning_rate, "weight_decay": 0.0},
         {
             "params": [one for one in parameters if id(one) not in tables],
-            "lr": arguments.backbone_lr,
-            "weight_decay": arguments.backbone_weight_decay,
+            "lr": arguments.backbone_learning_rate,
+            "weight_decay": arguments.weight_decay,
         },
     ]
     return [group for group in groups if group["params"]]

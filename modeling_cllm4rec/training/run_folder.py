@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,18 @@ from modeling_cllm4rec.core.errors import ExistingFileError, InputError
 from modeling_cllm4rec.corpora.atomic_files import atomic_file, check_output_folder
 from modeling_cllm4rec.corpora.data_folder import INFO_FILE, RecommendationData
 from modeling_cllm4rec.training import checkpoints
+from modeling_cllm4rec.training.argument_names import current_names
 from modeling_cllm4rec.training.arguments import TrainingArguments
 
 NOT_PART_OF_A_RUN = (
-    *("resume", "overwrite", "stop_after_steps", "report_to", "save_every", "save_minutes"),
-    *("output", "data", "start", "backbone", "index", "max_memory"),
+    *("resume", "resume_from_checkpoint", "overwrite", "stop_after_steps", "report_to", "save_steps", "save_minutes"),
+    *("output", "data", "start", "backbone", "index", "max_memory", "push_to_hub", "hub_model_id", "hub_private_repo"),
 )
 """Arguments that a resumed run may change: they do not change the result, or their content is compared instead."""
 
+
+CHANGE_THE_RESULT = ("adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_kwargs")
+"""Arguments of transformers that are passed on and are part of a run."""
 
 RUN_FILE = "run.json"
 """Arguments of the run of a folder, which a resumed run is compared with. Its costs are in `RECORD_FILE`, `training.json`."""
@@ -29,6 +34,8 @@ RUN_FILE = "run.json"
 def run_identity(arguments: TrainingArguments, data: RecommendationData) -> dict[str, Any]:
     """Return the arguments and fingerprints of a run; two runs with the same identity compute the same weights."""
     identity = {key: value for key, value in dataclasses.asdict(arguments).items() if key not in NOT_PART_OF_A_RUN}
+    passed_on = identity.pop("trainer") or {}
+    identity |= {key: value for key, value in passed_on.items() if key in CHANGE_THE_RESULT}
     return {**identity, "data_sha256": data_fingerprint(data), **arguments.fingerprints()}
 
 
@@ -59,6 +66,8 @@ def check_folder(stage: str, arguments: TrainingArguments, data: RecommendationD
         before = json.loads(record.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"resume: {record} cannot be read ({error}); pass overwrite=True to start again") from error
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+        before = current_names(before, type(arguments))  # the run may be of an earlier version
     identity = run_identity(arguments, data)
     changed = {key: (before.get(key), value) for key, value in identity.items() if before.get(key) != value}
     if changed:

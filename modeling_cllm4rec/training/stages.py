@@ -131,7 +131,7 @@ def item_generator(seed: int) -> torch.Generator:
 
 def step_batch_size(arguments: TrainingArguments) -> int:
     """Return the number of documents of one optimizer step, over all processes and accumulation steps."""
-    return arguments.batch_size * arguments.gradient_accumulation_steps * process_count()
+    return arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * process_count()
 
 
 def part_loss(stage: Stage, step: Step, documents: np.ndarray | None = None, epoch: int = 0, number: int = 0) -> StepOutput:

@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PrinterCallback, ProgressCallback, Trainer, get_scheduler
 from transformers import TrainingArguments as TrainerArguments
 
-from modeling_cllm4rec.core.errors import DivergedError, InputError
+from modeling_cllm4rec.core.errors import DivergedError, InputError, MissingFileError
 from modeling_cllm4rec.core.optional_packages import require
 from modeling_cllm4rec.corpora.batches import micro_batch
 from modeling_cllm4rec.training import checkpoints
@@ -48,6 +48,11 @@ from modeling_cllm4rec.training.weight_average import WeightAverage
 logger = logging.getLogger(__name__)
 
 TRAINER_STATE = "trainer_state.json"
+SHARED_NAMES = (
+    *("seed", "per_device_train_batch_size", "gradient_accumulation_steps", "max_grad_norm", "learning_rate", "weight_decay"),
+    *("optim", "bf16", "save_steps", "report_to"),
+)
+"""Arguments of a stage that `Trainer` reads under the same names."""
 
 
 class StepEnd(NamedTuple):
@@ -116,6 +121,8 @@ def run(stage: Stage, state: PartialState) -> Progress:
             model.backbone.activation_checkpointing_enable()
         else:  # its name before transformers 5.23
             model.backbone.gradient_checkpointing_enable()
+    if arguments.torch_compile:
+        model.backbone.base_model.compile(dynamic=True)
     fingerprint = start_fingerprint(model)
     with frozen_weights_in(torch.bfloat16 if arguments.precision == "bf16" else None, model.backbone):
         estimate = training_memory(stage, state.device)
@@ -176,7 +183,7 @@ class RecommenderTrainer(Trainer):
             RunInterrupted: a signal ended the run; its last step is saved.
         """
         last = None
-        if self.stage.arguments.resume and (found := checkpoints.read_latest(self.folder)):
+        if self.stage.arguments.resume and (found := self._checkpoint()):
             last, *self._restored = found
             self.progress = Progress(**self._restored[1]["progress"])
         if self.is_world_process_zero():
@@ -192,11 +199,25 @@ class RecommenderTrainer(Trainer):
             elif last is not None:
                 self._load_from_checkpoint(str(last))
         finally:
+            self.stage.model.backbone.base_model._compiled_call_impl = None  # compiled code cannot be saved or copied
             # Accelerate puts a `forward` with autocast on the model, where it would be saved, exported and compiled with it.
             for name in ("forward", "_original_forward"):
                 vars(self.stage.model).pop(name, None)
             self.interruption.give_back()
         return self._finish()
+
+    def _checkpoint(self) -> tuple[Path, dict[str, torch.Tensor], dict[str, Any]] | None:
+        """Return the checkpoint to go on from, its tensors and its state: the named one, or the newest that can be read."""
+        named = self.stage.arguments.resume_from_checkpoint
+        if named is None:
+            return checkpoints.read_latest(self.folder)
+        path = Path(named)
+        if path.resolve().parent != self.folder.resolve() or not path.is_dir():
+            there = sorted(one.name for one in self.folder.glob(f"{checkpoints.PREFIX}*"))
+            raise MissingFileError(
+                f"resume_from_checkpoint: {named} is no checkpoint of this run; {self.folder} has {', '.join(there) or 'none'}"
+            )
+        return path, *checkpoints.read(path)
 
     def end_empty_epochs(self) -> None:
         """End the epochs that have no steps, such as a warm-up on texts that are all held out."""
@@ -315,25 +336,25 @@ class RecommenderTrainer(Trainer):
             nll, tokens = self._part_nll.tolist()
             raise DivergedError(
                 f"{self.stage.name}: at step {self.progress.step + 1} the loss is {nll / max(tokens, 1)} and the gradient's norm "
-                f"{float(norm)}; lower lr, or set max_grad_norm; the last checkpoint is good"
+                f"{float(norm)}; lower learning_rate, or set max_grad_norm; the last checkpoint is good"
             )
         return norm
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """Create the optimizer: rows of IDs at `lr` without weight decay, the rest at `backbone_lr` with it."""
+        """Create the optimizer, see `parameters.parameter_groups`."""
         if self.optimizer is None:
             kind, settings = self.get_optimizer_cls_and_kwargs(self.args)
             self.optimizer = kind(parameter_groups(self.stage.model, self.stage.arguments), **settings)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
-        """Create the schedule of the learning rate, with the warm-up also for `constant`."""
+        """Create the schedule of the learning rate."""
         arguments = self.stage.arguments
         if self.lr_scheduler is None:
-            name = "constant_with_warmup" if arguments.schedule == "constant" else arguments.schedule
-            warmup = int(arguments.warmup_share * num_training_steps)
+            warmup = arguments.warmup_steps if arguments.warmup_steps >= 1 else arguments.warmup_steps * num_training_steps
             used: Any = optimizer or self.optimizer
-            self.lr_scheduler = get_scheduler(name, used, warmup, num_training_steps)
+            kwargs: Any = self.args.lr_scheduler_kwargs or {}
+            self.lr_scheduler = get_scheduler(arguments.lr_scheduler_type, used, int(warmup), num_training_steps, kwargs)
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
@@ -354,7 +375,7 @@ class RecommenderTrainer(Trainer):
             if better and self.args.should_save:
                 checkpoints.write_atomically(self.folder / "best", dict(self.parameters), {"epoch": progress.epoch, **metrics})
         self.accelerator.wait_for_everyone()
-        progress.end_epoch(metrics, self.stage.arguments.patience)
+        progress.end_epoch(metrics, self.stage.arguments.early_stopping_patience)
         if metrics and self.is_world_process_zero():
             shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
             logger.info("%s epoch %d/%d: %s", stage.name, progress.epoch, stage.num_epochs, shown)
@@ -438,26 +459,23 @@ def trainer_arguments(stage: Stage, steps: int) -> TrainerArguments:
     """
     arguments = stage.arguments
     kinds = {step.kind for epoch in range(stage.num_epochs) for step in stage.steps(epoch)}
-    built = TrainerArguments(
-        output_dir=str(arguments.run_folder),
-        max_steps=steps,
-        per_device_train_batch_size=arguments.batch_size,
-        gradient_accumulation_steps=arguments.gradient_accumulation_steps,
-        max_grad_norm=arguments.max_grad_norm,
-        optim="adamw_torch_fused",
-        weight_decay=0.0,
-        bf16=arguments.precision == "bf16",
-        use_cpu=PartialState().device.type == "cpu",
-        seed=arguments.seed,
-        save_strategy="steps",
-        save_steps=arguments.save_every,
-        logging_steps=10,
-        ignore_data_skip=True,
-        report_to=arguments.report_to,
-        run_name=f"cllm4rec-{stage.name}",
+    settings: dict[str, Any] = {
+        "output_dir": str(arguments.run_folder),
+        "max_steps": steps,
+        "ignore_data_skip": True,
+        "save_strategy": "steps",
+        "use_cpu": PartialState().device.type == "cpu",
+        "logging_steps": 10,
+        "run_name": f"cllm4rec-{stage.name}",
         # An L step trains the collaborative rows alone, a C step the content rows alone.
-        ddp_find_unused_parameters=len(kinds) > 1,
-    )
+        "ddp_find_unused_parameters": len(kinds) > 1,
+        **{name: getattr(arguments, name) for name in SHARED_NAMES},
+        **(arguments.trainer if isinstance(arguments.trainer, dict) else {}),
+    }
+    try:
+        built = TrainerArguments(**settings)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"trainer: transformers.TrainingArguments refuses {arguments.trainer}: {error}") from error
     built._n_gpu = min(built.n_gpu, 1)  # `Trainer` would split a batch among all GPUs of one process, by nn.DataParallel
     return built
 

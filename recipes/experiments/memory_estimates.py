@@ -74,7 +74,7 @@ def training(kind: str, shape: dict[str, Any], sizes: dict[str, int], **more: An
         data = RecommendationData.load(make_data(folder, **sizes))
         backbone = str(train_backbone(data, folder / "backbone", epochs=0, **shape))
         AcceleratorState._reset_state(reset_partial_state=True)  # train_backbone has set it to fp32
-        shared: dict[str, Any] = {"data": str(data.folder), "output": str(folder / "run"), "epochs": 1, **more}
+        shared: dict[str, Any] = {"data": str(data.folder), "output": str(folder / "run"), "num_train_epochs": 1, **more}
         stage = STAGES[kind](data, backbone, shared)
         processes = start_processes(stage.arguments)
         with frozen_weights_in(torch.bfloat16 if stage.arguments.precision == "bf16" else None, stage.model.backbone):
@@ -136,7 +136,7 @@ def indexing(num_items: int, method: str) -> Callable[[Path], tuple[int, int]]:
             data=str(data),
             output=str(folder / "index"),
             method=method,  # type: ignore[arg-type]
-            epochs=2,
+            num_train_epochs=2,
             warmup_epochs=1,
         )
         estimate = estimates.indexing_memory(num_items, 384, arguments.codebook_size, arguments.latent_dim)
@@ -155,7 +155,7 @@ CASES: dict[str, Callable[[Path], tuple[int, int]]] = {
     **{f"{task}-{items}": head(task, items) for items in (100_000, 500_000) for task in ("exact", "chunked", "sampled")},
     "pretrain-narrow": training("pretrain", NARROW, SMALL, max_text_tokens=24, **FEW),
     "pretrain-wide": training("pretrain", WIDE, SMALL, max_text_tokens=24, batch_size=64, **FEW),
-    "pretrain-wide-bf16": training("pretrain", WIDE, SMALL, max_text_tokens=24, batch_size=64, precision="bf16", **FEW),
+    "pretrain-wide-bf16": training("pretrain", WIDE, SMALL, max_text_tokens=24, per_device_train_batch_size=64, bf16=True, **FEW),
     "pretrain-items": training("pretrain", WIDE, BIG, item_loss="sampled", **FEWER),
     "pretrain-items-exact": training("pretrain", WIDE, BIG, batch_size=4, **FEWER),
     "finetune-wide-full": training("finetune", WIDE, SMALL, tune="full", batch_size=64, average_decay=0.9),

@@ -109,7 +109,7 @@ def make_setup(arguments: argparse.Namespace, folder: Path) -> Setup:
         "data": str(data.folder),
         "output": str(folder / "run"),
         "seed": arguments.seed,
-        "batch_size": arguments.batch_size,
+        "per_device_train_batch_size": arguments.batch_size,
         "max_text_tokens": arguments.max_text_tokens,
         "mutual_regularization": "released",
         "drop_user": 0.0,

@@ -10,8 +10,8 @@ from modeling_cllm4rec.benchmark.ablation import make_variant_jobs
 from modeling_cllm4rec.cllm4rec.ablation import VARIANTS
 
 RECIPE: dict[str, dict[str, Any]] = {
-    "pretrain": {"backbone": "gpt2", "epochs": 4, "tune": "full", "lambda_c": 1.0},
-    "finetune": {"epochs": 6, "tune": "full", "lambda_c": 0.1, "content_every": 20},
+    "pretrain": {"backbone": "gpt2", "num_train_epochs": 4, "tune": "full", "lambda_c": 1.0},
+    "finetune": {"num_train_epochs": 6, "tune": "full", "lambda_c": 0.1, "content_every": 20},
 }
 
 
@@ -80,7 +80,7 @@ def test_the_recipe_itself_is_always_there() -> None:
 
 def test_epochs_share() -> None:
     job = make_variant_jobs(RECIPE, ["LLM-CF"], [1], epochs_share=0.3, name="cllm4rec")[0][1]
-    assert (job.recipe["pretrain"]["epochs"], job.recipe["finetune"]["epochs"]) == (2, 2)
+    assert (job.recipe["pretrain"]["num_train_epochs"], job.recipe["finetune"]["num_train_epochs"]) == (2, 2)
     assert job.recipe["pretrain"]["warmup_epochs"] == 0
 
 

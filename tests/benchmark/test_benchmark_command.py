@@ -183,9 +183,9 @@ def test_overwrite_spares_what_is_no_report(quality: Quality, tmp_path: Path, ca
 RECIPE = """
 max_text_tokens: 12
 batch_size: 32
-lr: 1e-2
-pretrain: {backbone: gpt2, epochs: 1, warmup_epochs: 0, content_share: 0.1}
-finetune: {epochs: 1}
+learning_rate: 1e-2
+pretrain: {backbone: gpt2, num_train_epochs: 1, warmup_epochs: 0, content_share: 0.1}
+finetune: {num_train_epochs: 1}
 """
 
 
@@ -224,7 +224,7 @@ def test_ablation(
     assert main([str(word) for word in [*quality, "--output", tmp_path / "quality"]]) == 0
     row = next(row for row in read_tables(tmp_path / "quality", 20)[1][0].rows if row.model == "mine")
     assert row.seeds == [1, 2] and row.deviations["recall@5"] == 0
-    record["finetune"]["arguments"]["lr"] = 0.5
+    record["finetune"]["arguments"]["learning_rate"] = 0.5
     (tmp_path / "second" / "training.json").write_text(json.dumps(record))
     quality[quality.index(both)] = f"mine={tmp_path / 'second'}"
     assert main([str(word) for word in [*quality, "--output", tmp_path / "quality"]]) == 0
@@ -236,7 +236,8 @@ LCREC = """
 lcrec:
   index: {method: rk-means, num_levels: 2, codebook_size: 8, encoder: ENCODER, fields: [title]}
   align:
-    {epochs: 1, batch_size: 32, tasks: [seqrec, item2index=0.2], max_history: 4, max_text_tokens: 8, num_beams: 10, eval_users: 5}
+    {num_train_epochs: 1, per_device_train_batch_size: 32, tasks: [seqrec, item2index=0.2],
+     max_history: 4, max_text_tokens: 8, num_beams: 10, eval_users: 5}
 """
 
 

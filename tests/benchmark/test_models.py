@@ -88,7 +88,7 @@ def test_folders_of_one_name_are_runs_of_one_model(tmp_path: Path) -> None:
 
 def test_folders_that_are_no_seeds_of_one_model_are_refused(tmp_path: Path) -> None:
     first, second = saved_model(tmp_path / "a", seed=42), saved_model(tmp_path / "b", b"v", seed=43)
-    record = {"finetune": {"arguments": {"seed": 43, "output": "elsewhere", "lr": 0.1}, "seconds": 2.0}}
+    record = {"finetune": {"arguments": {"seed": 43, "output": "elsewhere", "learning_rate": 0.1}, "seconds": 2.0}}
     (second / "training.json").write_text(json.dumps(record))
     message = r"folders a and b of mine are not seeds of one training: \{'finetune: lr': \(None, 0.1\)\}; give each its own"
     with pytest.raises(ValueError, match=message):
@@ -102,11 +102,12 @@ def test_folders_that_are_no_seeds_of_one_model_are_refused(tmp_path: Path) -> N
 def test_a_folder_is_of_a_recipe_if_its_training_was(tmp_path: Path) -> None:
     """Whatever its backbone was; of other settings nobody knows here how they were chosen."""
     folder = saved_model(tmp_path / "m", seed=1)
-    record = '{"finetune": {"arguments": {"seed": 1, "lr": 0.1, "epochs": 3, "backbone": "mine"}, "seconds": 1.0}}'
+    given = {"seed": 1, "learning_rate": 0.1, "num_train_epochs": 3, "backbone": "mine"}
+    record = json.dumps({"finetune": {"arguments": given, "seconds": 1.0}})
     (folder / "training.json").write_text(record)
     chosen = {"cllm4rec": "recipe, chosen on validation of books among 13 configurations"}
     for lr, wanted in ((0.1, chosen["cllm4rec"]), (0.2, budgets.UNKNOWN)):
-        recipe: dict[str, Any] = {"pretrain": {"backbone": "gpt2"}, "finetune": {"lr": lr, "backbone": "gpt2"}}
+        recipe: dict[str, Any] = {"pretrain": {"backbone": "gpt2"}, "finetune": {"learning_rate": lr, "backbone": "gpt2"}}
         (job,) = make_jobs([f"mine={folder}"], [1], Recipes({}, {"cllm4rec": recipe}, chosen))
         assert job.chosen == wanted
 
@@ -139,10 +140,10 @@ def test_trained_folder_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_system_of_a_recipe(tiny_backbones: dict[str, Path]) -> None:
-    recipe: dict[str, Any] = {"pretrain": {"backbone": "gpt2", "epochs": 5, "warmup_epochs": 0}, "finetune": {}}
+    recipe: dict[str, Any] = {"pretrain": {"backbone": "gpt2", "num_train_epochs": 5, "warmup_epochs": 0}, "finetune": {}}
     job = make_jobs(["cllm4rec"], [1], Recipes({}, {"cllm4rec": recipe}), backbone="mine", epochs_share=0.5)[0]
-    assert job.recipe["pretrain"] == {"backbone": "mine", "epochs": 3, "warmup_epochs": 0}
-    assert job.recipe["finetune"] == {"epochs": 5}  # of the default 10
+    assert job.recipe["pretrain"] == {"backbone": "mine", "num_train_epochs": 3, "warmup_epochs": 0}
+    assert job.recipe["finetune"] == {"num_train_epochs": 5}  # of the default 10
 
 
 def test_backbones_of_text_only_and_from_scratch() -> None:

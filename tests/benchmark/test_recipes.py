@@ -12,7 +12,7 @@ CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
 
 
 def written(folder: Path, text: str) -> Path:
-    (folder / "own.yaml").write_text("lr: 2e-3\npretrain:\n  backbone: gpt2\nfinetune:\n  epochs: 3\n")
+    (folder / "own.yaml").write_text("learning_rate: 2e-3\npretrain:\n  backbone: gpt2\nfinetune:\n  num_train_epochs: 3\n")
     (folder / "benchmark.yaml").write_text(text)
     return folder / "benchmark.yaml"
 
@@ -32,11 +32,13 @@ def test_no_file_is_an_empty_one() -> None:
 
 def test_inline_and_named_sections_are_the_same(tmp_path: Path) -> None:
     named = read_recipes(written(tmp_path, "cllm4rec: own.yaml\n"))
-    inline = "cllm4rec:\n  lr: 2e-3\n  data: thrown/away\n  pretrain: {backbone: gpt2}\n  finetune: {epochs: 3}\n"
+    inline = (
+        "cllm4rec:\n  learning_rate: 2e-3\n  data: thrown/away\n  pretrain: {backbone: gpt2}\n  finetune: {num_train_epochs: 3}\n"
+    )
     assert read_recipes(written(tmp_path, inline)) == named
     assert named.systems["cllm4rec"] == {
-        "pretrain": {"lr": 0.002, "backbone": "gpt2"},
-        "finetune": {"lr": 0.002, "epochs": 3},
+        "pretrain": {"learning_rate": 0.002, "backbone": "gpt2"},
+        "finetune": {"learning_rate": 0.002, "num_train_epochs": 3},
     }
 
 
@@ -50,7 +52,7 @@ def test_inline_and_named_sections_are_the_same(tmp_path: Path) -> None:
         ("baselines: {ease+ials: {weights: {itemknn: 1}}}", "weights of 'ease.ials' names 'itemknn'; known are ease, ials"),
         ("cllm4rec: {pretrain: {lambdac: 1}}", r"cllm4rec: pretrain: unknown key 'lambdac'; did you mean 'lambda_c'"),
         ("baselines: [own.yaml]", "it must be the name of a YAML file and a key in it"),
-        ("baselines: [own.yaml, books]", "own.yaml has no key 'books'; it has lr, pretrain, finetune"),
+        ("baselines: [own.yaml, books]", "own.yaml has no key 'books'; it has learning_rate, pretrain, finetune"),
         ("baselines: [own.yaml, pretrain]", "own.yaml: pretrain: unknown key 'backbone'"),
         ("cllm4rec: 3", "cllm4rec is 3; it must be keys and values, or the name of a YAML file in the same folder"),
         ("lcrec: {indices: {}}", r"lcrec: unknown key 'indices'; did you mean 'index'"),
@@ -70,15 +72,19 @@ def test_file_that_is_not_there(tmp_path: Path) -> None:
 def test_recipes_that_cannot_train() -> None:
     with pytest.raises(ValueError, match="backbone is not set"):
         check_recipe({"pretrain": {}, "finetune": {}}, "cllm4rec")
-    with pytest.raises(ValueError, match="cllm4rec: precision is bf16 and no; one process trains all stages: set it once"):
-        check_recipe({"pretrain": {"backbone": "gpt2"}, "finetune": {"precision": "bf16"}}, "cllm4rec")
+    with pytest.raises(ValueError, match="cllm4rec: bf16 differs between the stages; .* set it once"):
+        check_recipe({"pretrain": {"backbone": "gpt2"}, "finetune": {"bf16": True}}, "cllm4rec")
 
 
 def test_recipe_of_an_ablation(tmp_path: Path) -> None:
     """A file for `pretrain` and `finetune`, or a benchmark's one that has a recipe of one system."""
     plain = read_one_recipe((written(tmp_path, "cllm4rec: own.yaml")).with_name("own.yaml"))
     assert plain == read_one_recipe(tmp_path / "benchmark.yaml")
-    assert plain == ("cllm4rec", {"pretrain": {"lr": 0.002, "backbone": "gpt2"}, "finetune": {"lr": 0.002, "epochs": 3}})
+    settings = {
+        "pretrain": {"learning_rate": 0.002, "backbone": "gpt2"},
+        "finetune": {"learning_rate": 0.002, "num_train_epochs": 3},
+    }
+    assert plain == ("cllm4rec", settings)
     assert read_one_recipe(CONFIGS / "scientific_benchmark.yaml")[0] == "lcrec"
     with pytest.raises(ValueError, match="has recipes of cllm4rec and lcrec, and an ablation is of one; name a file with one"):
         read_one_recipe(CONFIGS / "benchmark.yaml")

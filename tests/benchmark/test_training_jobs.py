@@ -23,7 +23,13 @@ from modeling_cllm4rec.evaluation.searching import SearchingRecommender
 
 def cllm4rec(backbone: Path) -> dict[str, Any]:
     return {
-        "pretrain": {"backbone": str(backbone), "epochs": 1, "warmup_epochs": 0, "content_share": 0.0, "max_text_tokens": 12},
+        "pretrain": {
+            "backbone": str(backbone),
+            "num_train_epochs": 1,
+            "warmup_epochs": 0,
+            "content_share": 0.0,
+            "max_text_tokens": 12,
+        },
         "finetune": None,
     }
 
@@ -53,8 +59,8 @@ def test_lcrec_is_indexed_aligned_and_searched_wide_enough(
         "index": {"method": "random", "num_levels": 2, "codebook_size": 8},
         "align": {
             "backbone": str(tiny_backbones["gpt2"]),
-            "epochs": 1,
-            "batch_size": 32,
+            "num_train_epochs": 1,
+            "per_device_train_batch_size": 32,
             "tasks": ["seqrec"],
             "max_history": 4,
             "num_beams": 10,
@@ -79,7 +85,7 @@ def test_tiger_trains_from_scratch_on_an_index(data: RecommendationData, setting
             "scratch_heads": 2,
             "scratch_context": 96,
             "tune": "full",
-            "epochs": 1,
+            "num_train_epochs": 1,
             "tasks": ["seqrec"],
             "max_history": 4,
             "num_beams": 10,

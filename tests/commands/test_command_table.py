@@ -139,11 +139,10 @@ def test_debug_shows_the_traceback_of_our_errors(monkeypatch, capsys: pytest.Cap
 def test_flags_in_either_spelling_defaults_in_help_and_names_of_transformers(capsys: pytest.CaptureFixture[str]) -> None:
     parser = CommandParser("x")
     parser.add_argument("--batch-size", type=int, default=7, help="users in one pass")
-    parser.add_argument("--lr", type=float)
     assert parser.parse_args(["--batch_size=3"]).batch_size == 3 == parser.parse_args(["--batch-size", "3"]).batch_size
     assert "users in one pass (default: 7)" in " ".join(parser.format_help().split())
     for words, message in (
-        (["--learning_rate", "1"], "unknown flag '--learning_rate'; here it is --lr"),
+        (["--per_device_eval_batch_size", "1"], "unknown flag '--per_device_eval_batch_size'; here it is --batch-size"),
         (["--batch-sise", "1"], "unknown flag '--batch-sise'; did you mean '--batch-size'?"),
         (["--zzz"], "unknown flag '--zzz'; see cllm4rec x --help"),
         (["stray"], "unexpected word 'stray'; put a value behind its flag"),

@@ -15,11 +15,11 @@ from modeling_cllm4rec.lcrec.arguments import AlignArguments, IndexArguments
 SHARED = {"data": "my data", "output": "runs/it's mine", "seed": 7}
 CASES = {
     "pretrain": PretrainArguments(
-        **SHARED, backbone="gpt2", reorder=False, lr=3e-4, init_columns=["title"], prompts={"biography": "{user} is: "}
+        **SHARED, backbone="gpt2", reorder=False, learning_rate=3e-4, init_columns=["title"], prompts={"biography": "{user} is: "}
     ),
     "finetune": FinetuneArguments(**SHARED, content_every=3, average_holdout=True, max_history_tokens=99),
     "update": UpdateArguments(**SHARED, start="runs/old", average_decay=0.9, dropout=0.0),
-    "index-items": IndexArguments(**SHARED, hidden_dims=[16, 8], fields=["title"], epochs=70, max_text_tokens=5),
+    "index-items": IndexArguments(**SHARED, hidden_dims=[16, 8], fields=["title"], num_train_epochs=70, max_text_tokens=5),
     "align": AlignArguments(**SHARED, index="runs/index", backbone="gpt2", tasks=["seqrec", "item2index=0.5"]),
 }
 
@@ -35,7 +35,7 @@ def test_a_command_gives_the_same_arguments(stage: str) -> None:
 
 
 def test_only_what_is_computed_is_repeated() -> None:
-    arguments = PretrainArguments(data="d", output="o", backbone="gpt2", resume=True, save_every=3, report_to="tensorboard")
+    arguments = PretrainArguments(data="d", output="o", backbone="gpt2", resume=True, save_steps=3, report_to="tensorboard")
     assert changed_arguments(arguments) == {"data": "d", "output": "o", "backbone": "gpt2"}
     old = {"data": "d", "overwrite": True, "max_text_tokens": None}  # a record that names all arguments
     assert training_command("finetune", old) == "cllm4rec finetune --data d"

@@ -158,9 +158,9 @@ def test_a_seventh_task_trains(
         index=str(tmp_path / "index"),
         tasks=["item2brand"],
         templates=str(item_to_brand),
-        epochs=1,
+        num_train_epochs=1,
         stop_after_steps=1,
-        batch_size=8,
+        per_device_train_batch_size=8,
         num_beams=10,
         eval_users=5,
     )

@@ -29,9 +29,9 @@ def run(mains: Mains, data_folder: Path, tiny_backbones: dict[str, Path], tmp_pa
         "codebook_size": 8,
         "hidden_dims": [16],
         "latent_dim": 4,
-        "epochs": 5,
+        "num_train_epochs": 5,
         "warmup_epochs": 1,
-        "lr": "1e-3",
+        "learning_rate": "1e-3",
         "output": str(folder / "index"),
     }
     (folder / "index.yaml").write_text(yaml.safe_dump(index))
@@ -41,7 +41,7 @@ def run(mains: Mains, data_folder: Path, tiny_backbones: dict[str, Path], tmp_pa
         "index": str(folder / "index"),
         "backbone": str(tiny_backbones["gpt2"]),
         "tasks": ["seqrec", "itemsearch=0.2"],
-        "epochs": 1,
+        "num_train_epochs": 1,
         "max_text_tokens": 8,
         "num_beams": 12,
         "output": str(folder / "lcrec"),

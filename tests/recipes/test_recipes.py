@@ -51,11 +51,11 @@ def config(data_folder: Path, tiny_backbones: dict[str, Path], tmp_path_factory:
     path = tmp_path_factory.mktemp("config") / "tiny.yaml"
     values = {
         "data": str(data_folder),
-        "batch_size": 32,
+        "per_device_train_batch_size": 32,
         "max_text_tokens": 12,
-        "lr": "1e-2",
-        "pretrain": {"backbone": str(tiny_backbones["gpt2"]), "epochs": 1, "content_share": 0.3},
-        "finetune": {"epochs": 2, "content_every": 1},
+        "learning_rate": "1e-2",
+        "pretrain": {"backbone": str(tiny_backbones["gpt2"]), "num_train_epochs": 1, "content_share": 0.3},
+        "finetune": {"num_train_epochs": 2, "content_every": 1},
     }
     path.write_text(yaml.safe_dump(values))
     return path

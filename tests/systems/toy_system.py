@@ -108,7 +108,7 @@ class ToyStage:
 
     @property
     def num_epochs(self) -> int:
-        return self.arguments.epochs
+        return self.arguments.num_train_epochs
 
     def steps(self, epoch: int) -> list[Step]:
         users = np.array([user for user, row in enumerate(self.rows) if len(row) > 1])

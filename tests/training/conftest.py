@@ -45,11 +45,11 @@ def pretrain_arguments(data_folder: Path, tiny_backbones: dict[str, Path], tmp_p
             "data": str(data_folder),
             "output": str(tmp_path / "run"),
             "backbone": str(tiny_backbones["gpt2"]),
-            "epochs": 1,
-            "batch_size": 32,
+            "num_train_epochs": 1,
+            "per_device_train_batch_size": 32,
             "content_share": 0.3,
             "max_text_tokens": 12,
-            "lr": 0.01,
+            "learning_rate": 0.01,
             **changes,
         }
         return PretrainArguments(**values)
@@ -72,7 +72,11 @@ def still_pretrained(data_folder: Path, still_backbone: Path, tmp_path_factory: 
 def _pretrained(data_folder: Path, backbone: Path, run: Path) -> Path:
     AcceleratorState._reset_state(reset_partial_state=True)
     values = {"data": str(data_folder), "output": str(run), "backbone": str(backbone)}
-    pretrain(PretrainArguments(**values, epochs=1, warmup_epochs=0, content_share=0.2, max_text_tokens=12, lr=0.01))
+    pretrain(
+        PretrainArguments(
+            **values, num_train_epochs=1, warmup_epochs=0, content_share=0.2, max_text_tokens=12, learning_rate=0.01
+        )
+    )
     return run / "pretrained"
 
 
@@ -85,10 +89,10 @@ def finetune_arguments(data_folder: Path, pretrained: Path, tmp_path: Path) -> C
             "data": str(data_folder),
             "output": str(tmp_path / "run"),
             "start": str(pretrained),
-            "epochs": 3,
-            "batch_size": 16,
+            "num_train_epochs": 3,
+            "per_device_train_batch_size": 16,
             "max_text_tokens": 12,
-            "lr": 0.01,
+            "learning_rate": 0.01,
             **changes,
         }
         return FinetuneArguments(**values)

@@ -61,8 +61,8 @@ def align_arguments(data: RecommendationData, tiny_backbones: dict[str, Path], i
             "output": str(tmp_path / "run"),
             "backbone": str(tiny_backbones["gpt2"]),
             "index": str(index_folder),
-            "epochs": 2,
-            "batch_size": 16,
+            "num_train_epochs": 2,
+            "per_device_train_batch_size": 16,
             "max_text_tokens": 8,
             "tasks": ["seqrec", "item2index=0.3", "index2item=0.3", "fusionseqrec=0.1", "itemsearch=0.2", "preferenceobtain=0.2"],
             "eval_users": 20,
@@ -82,7 +82,7 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 def test_words_stay_to_the_bit_and_index_tokens_learn(
     tune: str, backbone: str, align_arguments: MakeAlign, tiny_backbones: dict[str, Path]
 ) -> None:
-    arguments = align_arguments(tune=tune, backbone=str(tiny_backbones[backbone]), epochs=1)
+    arguments = align_arguments(tune=tune, backbone=str(tiny_backbones[backbone]), num_train_epochs=1)
     start = new_lcrec_model(RecommendationData.load(arguments.data), arguments)[0].state_dict()
     model, progress = align(arguments)
     assert progress.finished
@@ -101,13 +101,15 @@ def test_words_stay_to_the_bit_and_index_tokens_learn(
 
 
 def test_training_learns_and_the_best_epoch_is_kept(align_arguments: MakeAlign) -> None:
-    arguments = align_arguments(epochs=4, tasks=["seqrec"], lr=1e-2, backbone_lr=1e-3, average_decay=0.9)
+    arguments = align_arguments(
+        num_train_epochs=4, tasks=["seqrec"], learning_rate=1e-2, backbone_learning_rate=1e-3, average_decay=0.9
+    )
     model, progress = align(arguments)
     values = [epoch["selection"] for epoch in progress.history]
     assert progress.best == max(values)
     data = RecommendationData.load(arguments.data)
     stage = AlignmentStage(model, AutoTokenizer.from_pretrained(arguments.run_folder), data, arguments)
-    assert stage.validate(arguments.epochs - 1)["selection"] == pytest.approx(progress.best)
+    assert stage.validate(arguments.num_train_epochs - 1)["selection"] == pytest.approx(progress.best)
 
 
 @pytest.mark.parametrize("changes", [{}, {"tune": "lora"}, {"average_decay": 0.9, "gradient_accumulation_steps": 2}])
@@ -129,9 +131,9 @@ def test_accumulated_parts_are_one_batch(align_arguments: MakeAlign, still_backb
         arguments = align_arguments(
             backbone=str(still_backbone),
             output=str(tmp_path / str(parts)),
-            batch_size=size,
+            per_device_train_batch_size=size,
             gradient_accumulation_steps=parts,
-            epochs=1,
+            num_train_epochs=1,
         )
         align(arguments)
         folders.append(weights_of(arguments.run_folder))
@@ -155,7 +157,8 @@ os.write(1, f"rank {torch.distributed.get_rank()} of {torch.distributed.get_worl
 def test_two_processes_are_a_larger_batch(align_arguments: MakeAlign, still_backbone: Path, tmp_path: Path) -> None:
     """By torchrun, at half the batch size; the last batch of an epoch leaves odd parts."""
     one, two = (
-        align_arguments(backbone=str(still_backbone), output=str(tmp_path / str(size)), batch_size=size) for size in (16, 8)
+        align_arguments(backbone=str(still_backbone), output=str(tmp_path / str(size)), per_device_train_batch_size=size)
+        for size in (16, 8)
     )
     _, progress = align(one)
     (tmp_path / "two.py").write_text(TWO_PROCESSES)
@@ -181,7 +184,7 @@ def test_bf16_trains_float32_weights(align_arguments: MakeAlign, tmp_path: Path)
     runs = []
     for precision in ("no", "bf16"):
         AcceleratorState._reset_state(reset_partial_state=True)  # it remembers the precision
-        runs.append(align(align_arguments(precision=precision, epochs=1, output=str(tmp_path / precision)))[1])
+        runs.append(align(align_arguments(precision=precision, num_train_epochs=1, output=str(tmp_path / precision)))[1])
     full, half = runs
     assert half.finished and half.history[0]["step"] == full.history[0]["step"]
     assert half.history[0]["train/align_nll"] != full.history[0]["train/align_nll"]
@@ -201,7 +204,7 @@ def test_gradient_checkpointing_computes_the_same(
             output=str(tmp_path / str(switched)),
             tune=tune,
             gradient_checkpointing=switched,
-            epochs=1,
+            num_train_epochs=1,
         )
         model, _ = align(arguments)
         assert any(getattr(part, "gradient_checkpointing", False) for part in model.backbone.modules()) == switched
@@ -220,13 +223,13 @@ def test_patience_stops_early_and_of_equal_epochs_the_first_is_kept(
         return {"selection": values[epoch]}
 
     monkeypatch.setattr(AlignmentStage, "validate", validate)
-    arguments = align_arguments(epochs=5, patience=2, tasks=["seqrec"])
+    arguments = align_arguments(num_train_epochs=5, early_stopping_patience=2, tasks=["seqrec"])
     _, progress = align(arguments)
     assert (progress.epoch, progress.best_epoch, progress.finished) == (4, 1, True)
     saved = weights_of(arguments.run_folder)
     assert all(torch.equal(value, seen[1][name]) for name, value in saved.items())
     assert not all(torch.equal(value, seen[3][name]) for name, value in saved.items())
-    _, resumed = align(align_arguments(epochs=5, patience=2, tasks=["seqrec"], resume=True))
+    _, resumed = align(align_arguments(num_train_epochs=5, early_stopping_patience=2, tasks=["seqrec"], resume=True))
     assert resumed.epoch == 4 and len(seen) == 4  # an early end is an end
 
 
@@ -267,7 +270,7 @@ def test_a_decoder_of_bert(align_arguments: MakeAlign, tiny_backbones: dict[str,
         bert = BertLMHeadModel(BertConfig(vocab_size=len(tokenizer), **shape, max_position_embeddings=128, is_decoder=True))
     bert.save_pretrained(tmp_path / "bert")
     tokenizer.save_pretrained(tmp_path / "bert")
-    arguments = align_arguments(backbone=str(tmp_path / "bert"), lr=1e-2, backbone_lr=1e-3)
+    arguments = align_arguments(backbone=str(tmp_path / "bert"), learning_rate=1e-2, backbone_learning_rate=1e-3)
     model, progress = align(arguments)
     assert progress.finished and progress.history[1]["train/align_nll"] < progress.history[0]["train/align_nll"] - 0.1
     loaded, request = LCRecForRecommendation.from_pretrained(arguments.run_folder), {"k": 5, "num_beams": 40}
@@ -301,7 +304,7 @@ def test_the_loss_is_the_mean_over_response_tokens_by_hand(align_arguments: Make
 
 
 def test_evaluation_over_templates_is_the_mean(align_arguments: MakeAlign) -> None:
-    arguments = align_arguments(epochs=1)
+    arguments = align_arguments(num_train_epochs=1)
     model, _ = align(arguments)
     data = RecommendationData.load(arguments.data)
     shared = {"metrics": ["hit_rate@5", "ndcg@10"], "progress": False, "n_resamples": 20, "slice_by": data.histories("train")}

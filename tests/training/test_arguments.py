@@ -43,29 +43,29 @@ def parse_finetune(folder: Path, text: str, *flags: str) -> FinetuneArguments:
 
 
 def test_yaml_sets_defaults_and_flags_have_the_last_word(tmp_path: Path) -> None:
-    text = "seed: 7\nepochs: 3\nlr: 0.5\npretrain:\n  epochs: 4\n  tune: lora\n"
-    arguments = parse_pretrain(tmp_path, text, "--lr", "0.25", "--tune", "full")
-    assert (arguments.seed, arguments.epochs, arguments.lr, arguments.tune) == (7, 4, 0.25, "full")
-    assert arguments.batch_size == PretrainArguments(**BASE, backbone="gpt2").batch_size
+    text = "seed: 7\nnum_train_epochs: 3\nlearning_rate: 0.5\npretrain:\n  num_train_epochs: 4\n  tune: lora\n"
+    arguments = parse_pretrain(tmp_path, text, "--learning-rate", "0.25", "--tune", "full")
+    assert (arguments.seed, arguments.num_train_epochs, arguments.learning_rate, arguments.tune) == (7, 4, 0.25, "full")
+    assert arguments.per_device_train_batch_size == PretrainArguments(**BASE, backbone="gpt2").per_device_train_batch_size
 
 
 @pytest.mark.parametrize("position", ["before", "after", "equals"])
 def test_the_place_of_config_does_not_matter(position: str, tmp_path: Path) -> None:
-    path = write(tmp_path, "epochs: 3\nlr: 0.5\n")
+    path = write(tmp_path, "num_train_epochs: 3\nlearning_rate: 0.5\n")
     argv = {
-        "before": ["--config", path, *FLAGS, "--lr", "0.25"],
-        "after": [*FLAGS, "--lr", "0.25", "--config", path],
-        "equals": [*FLAGS, f"--config={path}", "--lr", "0.25"],
+        "before": ["--config", path, *FLAGS, "--learning-rate", "0.25"],
+        "after": [*FLAGS, "--learning-rate", "0.25", "--config", path],
+        "equals": [*FLAGS, f"--config={path}", "--learning-rate", "0.25"],
     }[position]
     arguments = parse_arguments(FinetuneArguments, "finetune", argv)
-    assert (arguments.epochs, arguments.lr) == (3, 0.25)
+    assert (arguments.num_train_epochs, arguments.learning_rate) == (3, 0.25)
 
 
 def test_the_section_of_the_other_stage_is_not_read(tmp_path: Path) -> None:
-    text = "pretrain:\n  epochs: 3\nfinetune:\n  epochs: 5\n  drop_user: 0.5\n"
-    assert parse_pretrain(tmp_path, text).epochs == 3
+    text = "pretrain:\n  num_train_epochs: 3\nfinetune:\n  num_train_epochs: 5\n  drop_user: 0.5\n"
+    assert parse_pretrain(tmp_path, text).num_train_epochs == 3
     finetune = parse_finetune(tmp_path, text)
-    assert (finetune.epochs, finetune.drop_user) == (5, 0.5)
+    assert (finetune.num_train_epochs, finetune.drop_user) == (5, 0.5)
 
 
 def test_a_file_of_nothing_and_no_file_are_fine(tmp_path: Path) -> None:
@@ -74,8 +74,13 @@ def test_a_file_of_nothing_and_no_file_are_fine(tmp_path: Path) -> None:
 
 def test_numbers_as_yaml_reads_them(tmp_path: Path) -> None:
     """YAML 1.1 takes 1e-3 for a string and 1 for an integer."""
-    arguments = parse_pretrain(tmp_path, "lr: 1e-3\nbackbone_lr: 2E-4\nlambda_c: 1\nmax_grad_norm: 0.5\n")
-    assert (arguments.lr, arguments.backbone_lr, arguments.lambda_c, arguments.max_grad_norm) == (1e-3, 2e-4, 1.0, 0.5)
+    arguments = parse_pretrain(tmp_path, "learning_rate: 1e-3\nbackbone_learning_rate: 2E-4\nlambda_c: 1\nmax_grad_norm: 0.5\n")
+    assert (arguments.learning_rate, arguments.backbone_learning_rate, arguments.lambda_c, arguments.max_grad_norm) == (
+        1e-3,
+        2e-4,
+        1.0,
+        0.5,
+    )
     assert isinstance(arguments.lambda_c, float)
 
 
@@ -127,20 +132,20 @@ def test_every_argument_has_a_help_text(kind: type[Any]) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("epoch: 3", r"unknown key 'epoch'; did you mean 'epochs'"),
-        ("qqqq: 3", r"unknown key 'qqqq'; known are .*warmup_share"),
+        ("num_train_epoch: 3", r"unknown key 'num_train_epoch'; did you mean 'num_train_epochs'"),
+        ("qqqq: 3", r"unknown key 'qqqq'; known are .*warmup_steps"),
         ("pretrain:\n  warmup_epoch: 3", r"pretrain: unknown key 'warmup_epoch'; did you mean 'warmup_epochs'"),
         ("pretrain:\n  mask_share: 0.5", r"pretrain: unknown key 'mask_share'"),
         ("warmup_epochs: 3", r"unknown key 'warmup_epochs'"),  # a key of one stage belongs under its name
-        ("pretain:\n  epochs: 3", r"unknown key 'pretain'"),
-        ("epochs: 5.0", r"epochs is 5\.0 \(float\); it must be int"),
-        ("epochs: '5'", r"epochs is '5' \(str\); it must be int"),
-        ("epochs: true", r"epochs is True \(bool\); it must be int"),
-        ("lr: fast", r"lr is 'fast'; it must be a number"),
-        ("lr: [0.1]", r"lr is \[0\.1\]; it must be a number"),
-        ("lr: true", r"lr is True \(bool\); it must be float"),
-        ("lr: null", r"lr is None \(NoneType\); it must be float"),
-        ("lr: .nan", r"lr is nan; it must be a finite number"),
+        ("pretain:\n  num_train_epochs: 3", r"unknown key 'pretain'"),
+        ("num_train_epochs: 5.0", r"num_train_epochs is 5\.0 \(float\); it must be int"),
+        ("num_train_epochs: '5'", r"num_train_epochs is '5' \(str\); it must be int"),
+        ("num_train_epochs: true", r"num_train_epochs is True \(bool\); it must be int"),
+        ("learning_rate: fast", r"learning_rate is 'fast'; it must be a number"),
+        ("learning_rate: [0.1]", r"learning_rate is \[0\.1\]; it must be a number"),
+        ("learning_rate: true", r"learning_rate is True \(bool\); it must be float"),
+        ("learning_rate: null", r"learning_rate is None \(NoneType\); it must be float"),
+        ("learning_rate: .nan", r"learning_rate is nan; it must be a finite number"),
         ("lambda_c: .inf", r"lambda_c is inf; it must be a finite number"),
         ("data: 5", r"data is 5 \(int\); it must be str"),
         ("reorder: 3", r"reorder is 3 \(int\); it must be bool"),
@@ -195,7 +200,7 @@ def test_reading_a_config_gives_its_own_keys(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--epoch", "3"], r"unknown flag '--epoch'; did you mean '--epochs'"),  # no abbreviations
+        (["--num-train-epoch", "3"], r"unknown flag '--num-train-epoch'; did you mean '--num-train-epochs'"),  # no abbreviations
         (["--conf", "x.yaml"], r"unknown flag '--conf'"),
         (["--mask-shares", "3"], r"unknown flag '--mask-shares'; did you mean '--mask-share'"),
         (["stray"], r"unexpected word 'stray'"),
@@ -209,7 +214,7 @@ def test_unknown_flags(flags: list[str], message: str) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
+        (["--num-train-epochs", "many"], "argument --num_train_epochs/--num-train-epochs: invalid int value: 'many'"),
         (["--tune", "forzen"], "argument --tune: invalid choice: 'forzen'"),
         (["--config"], "argument --config: expected one argument"),
     ],
@@ -227,12 +232,12 @@ COMMON: list[tuple[dict[str, Any], str]] = [
     *(
         ({name: 0}, rf"{name} is 0; it must be 1 or more")
         for name in (
-            "epochs",
-            "batch_size",
+            "num_train_epochs",
+            "per_device_train_batch_size",
             "gradient_accumulation_steps",
-            "lora_rank",
+            "lora_r",
             "lora_alpha",
-            "save_every",
+            "save_steps",
             "max_text_tokens",
             "max_history_tokens",
         )
@@ -241,26 +246,26 @@ COMMON: list[tuple[dict[str, Any], str]] = [
         ({name: -1}, rf"{name} is -1; it must be 0 or more")
         for name in (
             "seed",
-            "lr",
-            "backbone_lr",
-            "backbone_weight_decay",
+            "learning_rate",
+            "backbone_learning_rate",
+            "weight_decay",
             "lambda_c",
             "lambda_l",
             "max_grad_norm",
-            "warmup_share",
-            "patience",
+            "warmup_steps",
+            "early_stopping_patience",
             "stop_after_steps",
         )
     ),
-    ({"warmup_share": 1.5}, r"warmup_share is 1\.5; it must lie between 0 and 1"),
+    ({"warmup_steps": 1.5}, r"warmup_steps is 1\.5; it must be a whole number of steps, or a share below 1"),
     ({"lambda_l": 0.1, "mutual_regularization": "released"}, r"lambda_l is 0\.1, but the released code has no prior"),
     ({"resume": True, "overwrite": True}, r"resume and overwrite are both set"),
     *(
         ({name: "other"}, rf"{name} is 'other'; allowed are '")
-        for name in ("tune", "schedule", "mutual_regularization", "item_loss", "precision", "report_to")
+        for name in ("tune", "lr_scheduler_type", "mutual_regularization", "item_loss", "optim", "report_to")
     ),
-    ({"lr": float("nan")}, r"lr is nan; it must be a finite number"),
-    ({"epochs": "3"}, r"epochs is '3' \(str\); it must be int"),
+    ({"learning_rate": float("nan")}, r"learning_rate is nan; it must be a finite number"),
+    ({"num_train_epochs": "3"}, r"num_train_epochs is '3' \(str\); it must be int"),
     ({"prompts": {"review": "{user}"}}, r"prompts\.review is '\{user\}'; it must hold each of"),
 ]
 
@@ -302,7 +307,7 @@ def test_values_that_pretraining_does_not_allow(values: dict[str, Any], message:
         ({"average_decay": 1.0}, r"average_decay is 1\.0; it must be 0 \(no averaging\) or lie below 1"),
         ({"content_every": -1}, r"content_every is -1; it must be 0 or more"),
         ({"eval_every": 0}, r"eval_every is 0; it must be 1 or more"),
-        ({"eval_batch_size": 0}, r"eval_batch_size is 0; it must be 1 or more"),
+        ({"per_device_eval_batch_size": 0}, r"per_device_eval_batch_size is 0; it must be 1 or more"),
         ({"target": "some"}, r"target is 'some'; allowed are 'holdout', 'all'"),
         ({"train_on": "test"}, r"train_on is 'test'; allowed are 'train', 'train\+validation'"),
     ],

@@ -184,7 +184,7 @@ def test_steps_are_shown_first_and_time_after_five(
     pretrain_arguments: Callable[..., PretrainArguments], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
-        _, progress = pretrain(pretrain_arguments(batch_size=16))
+        _, progress = pretrain(pretrain_arguments(per_device_train_batch_size=16))
     said = [record.message for record in caplog.records if record.message.startswith("pretrain")]
     ahead = next(number for number, line in enumerate(said) if re.match(r"pretrain: \d+ epochs, \d+ steps: ", line))
     assert f" {progress.step} steps: " in said[ahead] and "content documents" in said[ahead]

@@ -30,8 +30,15 @@ def embeddings(data: RecommendationData) -> np.ndarray:
 
 
 def arguments(data: RecommendationData, output: Path, **changes: Any) -> IndexArguments:
-    shape = {"num_levels": 3, "codebook_size": 5, "hidden_dims": [16], "latent_dim": 4, "epochs": 12, "batch_size": 16}
-    return IndexArguments(data=str(data.folder), output=str(output), **{**shape, "warmup_epochs": 2, "save_every": 4, **changes})
+    shape = {
+        "num_levels": 3,
+        "codebook_size": 5,
+        "hidden_dims": [16],
+        "latent_dim": 4,
+        "num_train_epochs": 12,
+        "per_device_train_batch_size": 16,
+    }
+    return IndexArguments(data=str(data.folder), output=str(output), **{**shape, "warmup_epochs": 2, "save_steps": 4, **changes})
 
 
 @pytest.mark.parametrize("method", ["rqvae", "rk-means", "random"])

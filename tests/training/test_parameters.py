@@ -24,7 +24,7 @@ def model(tiny_backbone: Path) -> CLLM4RecForRecommendation:
 
 @pytest.fixture
 def arguments() -> Callable[[str], FinetuneArguments]:
-    return lambda tune: FinetuneArguments(data="d", output="o", tune=tune, lr=0.5, backbone_lr=0.25)  # type: ignore[arg-type]
+    return lambda tune: FinetuneArguments(data="d", output="o", tune=tune, learning_rate=0.5, backbone_learning_rate=0.25)  # type: ignore[arg-type]
 
 
 def test_frozen(model: CLLM4RecForRecommendation, arguments: Callable[[str], FinetuneArguments]) -> None:
@@ -66,7 +66,7 @@ def test_attention_is_another_way_to_the_same_states(tune: str, model: CLLM4RecF
     ids = torch.tensor([[5, 9, 7, 2], [3, 8, 0, 0]])
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
     expected = model.eval()(input_ids=ids, attention_mask=mask).logits
-    tune_backbone(model, FinetuneArguments(data="d", output="o", tune=tune, attention="eager"))  # type: ignore[arg-type]
+    tune_backbone(model, FinetuneArguments(data="d", output="o", tune=tune, attn_implementation="eager"))  # type: ignore[arg-type]
     assert model.backbone.config.get_text_config()._attn_implementation == "eager"
     torch.testing.assert_close(model.eval()(input_ids=ids, attention_mask=mask).logits, expected, atol=1e-5, rtol=1e-5)
     later = ids.clone()

@@ -17,7 +17,12 @@ from modeling_cllm4rec.core.errors import ExistingFileError, InputError, Missing
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.synthetic import SyntheticDataset
 
-SHORT: dict[str, Any] = {"batch_size": 32, "max_text_tokens": 8, "epochs": 1, "pretraining": {"content_share": 0.1}}
+SHORT: dict[str, Any] = {
+    "per_device_train_batch_size": 32,
+    "max_text_tokens": 8,
+    "num_train_epochs": 1,
+    "pretraining": {"content_share": 0.1},
+}
 
 
 def test_five_lines(synthetic_dataset: SyntheticDataset, tiny_backbones: dict[str, Path], tmp_path: Path) -> None:
@@ -45,7 +50,7 @@ def test_tables_files_and_settings(synthetic_dataset: SyntheticDataset, tiny_bac
         items=items,
         users=synthetic_dataset.users,
         prepare={"split": "temporal", "temporal_cuts": (0.6, 0.8)},
-        finetuning={"epochs": 2},
+        finetuning={"num_train_epochs": 2},
         **SHORT,
     )
     data = RecommendationData.load(tmp_path / "run" / "data")
@@ -68,7 +73,7 @@ def test_settings_come_from_the_recipe_and_from_the_call(
 ) -> None:
     monkeypatch.setattr(own_data, "_own_backbone", lambda data, folder, seed: folder)
     table = synthetic_dataset.interactions
-    train_recommender(table, tmp_path / "a", batch_size=7, finetuning={"lr": 0.5})
+    train_recommender(table, tmp_path / "a", per_device_train_batch_size=7, finetuning={"learning_rate": 0.5})
     train_recommender(table, tmp_path / "b", config="demo.yaml", max_text_tokens=None)
     assert [one.batch_size for one in calls] == [7, 7, 32, 32] and [one.max_text_tokens for one in calls] == [64, 64, None, None]
     assert [one.lr for one in calls] == [3e-3, 0.5, 5e-3, 3e-3] and [one.teacher for one in calls[1::2]] == ["ease", ""]
@@ -109,7 +114,9 @@ def test_a_wrong_backbone_leaves_nothing_behind(synthetic_dataset: SyntheticData
     assert not (tmp_path / "run").exists() and calls == []
 
 
-@pytest.mark.parametrize("bad", [{"epochs": -1}, {"finetuning": {"mask_share": 2}}, {"pretraining": {"warmup_epochs": -1}}])
+@pytest.mark.parametrize(
+    "bad", [{"num_train_epochs": -1}, {"finetuning": {"mask_share": 2}}, {"pretraining": {"warmup_epochs": -1}}]
+)
 def test_a_wrong_argument_leaves_nothing_behind(
     synthetic_dataset: SyntheticDataset, tmp_path: Path, calls: list[Any], bad: dict[str, Any]
 ) -> None:
@@ -126,7 +133,7 @@ def test_prepared_data_is_used_again_until_its_tables_change(
     train_recommender(table, tmp_path / "run", **settings)
     written = (tmp_path / "run" / "data" / "dataset.json").stat().st_mtime_ns
     train_recommender(pa.concat_tables([table.slice(0, 9), table.slice(9)]), tmp_path / "run", **settings)  # the same rows
-    train_recommender(table, tmp_path / "run", epochs=3, **settings)
+    train_recommender(table, tmp_path / "run", num_train_epochs=3, **settings)
     assert (tmp_path / "run" / "data" / "dataset.json").stat().st_mtime_ns == written
     assert [one.resume for one in calls] == [True] * 6 and not any(one.overwrite for one in calls)
 
@@ -171,8 +178,8 @@ def test_a_second_call_goes_on_and_other_arguments_are_named(
     assert "CLLM4Rec" in caplog.text and "popularity" in caplog.text and "on recall@20" in caplog.text
     assert model.num_items == 40
     with pytest.raises(InputError, match=r"had other arguments \(then, now\): .'epochs': \(1, 2\).*pass overwrite=True"):
-        train_recommender(table, tmp_path / "run", **{**settings, "epochs": 2})
-    train_recommender(table, tmp_path / "run", **{**settings, "epochs": 2}, overwrite=True)
+        train_recommender(table, tmp_path / "run", **{**settings, "num_train_epochs": 2})
+    train_recommender(table, tmp_path / "run", **{**settings, "num_train_epochs": 2}, overwrite=True)
 
 
 @pytest.mark.parametrize("texts", [True, False])

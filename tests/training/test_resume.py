@@ -49,11 +49,11 @@ def other_random_state(number: int) -> None:
 PRETRAINING_STOPS = (3, 17, 18, 20)
 
 
-@pytest.mark.parametrize("changes", [{}, {"tune": "lora", "schedule": "cosine"}], ids=["frozen", "lora"])
+@pytest.mark.parametrize("changes", [{}, {"tune": "lora", "lr_scheduler_type": "cosine"}], ids=["frozen", "lora"])
 def test_resumed_pretraining_is_bit_equal(
     changes: dict[str, Any], pretrain_arguments: MakePretrain, tmp_path: Path, read_weights: Read, assert_same_bits: Same
 ) -> None:
-    changes = {**changes, "warmup_share": 0.2, "save_every": 4}
+    changes = {**changes, "warmup_steps": 0.2, "save_steps": 4}
     whole = pretrain_arguments(output=str(tmp_path / "whole"), **changes)
     _, progress = pretrain(whole)
     counts = [epoch["step"] for epoch in progress.history]
@@ -75,8 +75,8 @@ def test_resumed_pretraining_is_bit_equal(
     "changes",
     [
         {"tune": "full", "content_every": 3},
-        {"item_loss": "sampled", "gradient_accumulation_steps": 2, "batch_size": 8},
-        {"patience": 1, "reorder": False},
+        {"item_loss": "sampled", "gradient_accumulation_steps": 2, "per_device_train_batch_size": 8},
+        {"early_stopping_patience": 1, "reorder": False},
         {"average_decay": 0.9},
         {"teacher": "ease", "tune": "full"},
     ],
@@ -110,7 +110,10 @@ def test_resuming_without_a_checkpoint_starts_over(
     finetune_arguments: MakeFinetune, tmp_path: Path, read_weights: Read, assert_same_bits: Same
 ) -> None:
     """A run killed before its first checkpoint, or `--resume` given from the start."""
-    first, second = finetune_arguments(epochs=1), finetune_arguments(epochs=1, resume=True, output=str(tmp_path / "second"))
+    first, second = (
+        finetune_arguments(num_train_epochs=1),
+        finetune_arguments(num_train_epochs=1, resume=True, output=str(tmp_path / "second")),
+    )
     finetune(first)
     finetune(second)
     assert_same_bits(read_weights(second.run_folder), read_weights(first.run_folder))
@@ -142,14 +145,14 @@ def test_resuming_does_not_warn(finetune_arguments: MakeFinetune, recwarn: pytes
 
 
 def test_an_output_folder_that_holds_another_run(finetune_arguments: MakeFinetune, read_weights: Read) -> None:
-    arguments = finetune_arguments(epochs=1)
+    arguments = finetune_arguments(num_train_epochs=1)
     finetune(arguments)
     before = read_weights(arguments.run_folder)
     message = "output: .*finetune holds a run already; pass resume=True .*overwrite=True .*or choose another output"
     with pytest.raises(FileExistsError, match=message):
-        finetune(finetune_arguments(epochs=1, seed=7))
+        finetune(finetune_arguments(num_train_epochs=1, seed=7))
     assert all(torch.equal(one, before[name]) for name, one in read_weights(arguments.run_folder).items())
-    finetune(finetune_arguments(epochs=1, seed=7, overwrite=True))
+    finetune(finetune_arguments(num_train_epochs=1, seed=7, overwrite=True))
     assert not torch.equal(read_weights(arguments.run_folder)["item_collaborative.weight"], before["item_collaborative.weight"])
 
 
@@ -181,7 +184,7 @@ def test_an_output_folder_that_is_a_data_folder(
     ("changes", "message"),
     [
         ({"seed": 7}, r"had other arguments \(then, now\): \{'seed': \(42, 7\)\}; give the same ones, or pass overwrite=True"),
-        ({"lr": 0.5, "epochs": 9}, r"\{'epochs': \(3, 9\), 'lr': \(0\.01, 0\.5\)\}"),
+        ({"learning_rate": 0.5, "num_train_epochs": 9}, r"\{'epochs': \(3, 9\), 'lr': \(0\.01, 0\.5\)\}"),
         ({"prompts": {"anonymous": "They chose {items} and"}}, r"'prompts': \(None, \{'anonymous'"),
     ],
 )
@@ -199,7 +202,7 @@ def test_arguments_that_may_change(finetune_arguments: MakeFinetune, tmp_path: P
     arguments.run_folder.rename(moved)
     shutil.copytree(arguments.data, tmp_path / "data")
     _, progress = finetune(
-        finetune_arguments(resume=True, output=str(moved), data=str(tmp_path / "data"), save_every=1, stop_after_steps=3)
+        finetune_arguments(resume=True, output=str(moved), data=str(tmp_path / "data"), save_steps=1, stop_after_steps=3)
     )
     assert progress.step == 3
 
@@ -245,7 +248,7 @@ def test_a_torn_checkpoint_gives_way_to_the_one_before(
 ) -> None:
     whole = finetune_arguments(output=str(tmp_path / "whole"))
     finetune(whole)
-    arguments = finetune_arguments(save_every=1, stop_after_steps=3)
+    arguments = finetune_arguments(save_steps=1, stop_after_steps=3)
     finetune(arguments)
     newest = arguments.run_folder / "checkpoints" / "finetune" / "step-00000003"
     (newest / "tensors.safetensors").write_bytes((newest / "tensors.safetensors").read_bytes()[:-100])
@@ -319,7 +322,7 @@ def test_checkpoints_by_the_clock(finetune_arguments: MakeFinetune, monkeypatch:
         "save_step",
         lambda folder, step, *rest: (saved.append(step), save(folder, step, *rest)),  # type: ignore[func-returns-value]
     )
-    finetune(finetune_arguments(epochs=1, save_minutes=1e-9))
+    finetune(finetune_arguments(num_train_epochs=1, save_minutes=1e-9))
     assert saved == [1, 2, 3, 4]
 
 
@@ -341,9 +344,9 @@ def test_a_disk_that_fills_up_in_a_run(
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "save_file", fill)
         with pytest.raises(OSError, match="No space left on device.*earlier checkpoints are untouched"):
-            finetune(finetune_arguments(save_every=2))
+            finetune(finetune_arguments(save_steps=2))
     assert [path.parent.name for path in saved] == ["step-00000002.partial", "best.partial"]
-    rest = finetune_arguments(resume=True, save_every=2)
+    rest = finetune_arguments(resume=True, save_steps=2)
     finetune(rest)
     assert_same_bits(read_weights(rest.run_folder), read_weights(whole.run_folder))
 
@@ -360,8 +363,8 @@ def test_run_json_is_whole_or_not_there(finetune_arguments: MakeFinetune, monkey
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", full)
         with pytest.raises(OSError, match="No space left on device"):
-            finetune(finetune_arguments(epochs=1))
-    _, progress = finetune(finetune_arguments(epochs=1, resume=True))
+            finetune(finetune_arguments(num_train_epochs=1))
+    _, progress = finetune(finetune_arguments(num_train_epochs=1, resume=True))
     assert progress.finished
 
 
@@ -435,7 +438,7 @@ def test_killed_at_random_moments_and_resumed_is_bit_equal(
     """SIGKILL up to twelve times, often while a checkpoint is written: one is written after each step."""
     make: Callable[..., Any] = pretrain_arguments if stage == "pretrain" else finetune_arguments
     epochs = 3 if stage == "pretrain" else 8
-    whole, killed = (make(output=str(tmp_path / name), save_every=1, epochs=epochs) for name in ("whole", "killed"))
+    whole, killed = (make(output=str(tmp_path / name), save_steps=1, num_train_epochs=epochs) for name in ("whole", "killed"))
     script = tmp_path / "kill.py"
     script.write_text(KILL_AT_RANDOM)
     ended = subprocess.run(
@@ -461,8 +464,8 @@ def test_killed_at_random_moments_and_resumed_is_bit_equal(
 
 
 def test_a_record_that_cannot_be_read(finetune_arguments: MakeFinetune) -> None:
-    arguments = finetune_arguments(epochs=1)
+    arguments = finetune_arguments(num_train_epochs=1)
     finetune(arguments)
     (arguments.run_folder / "checkpoints" / "finetune" / "run.json").write_text("{")
     with pytest.raises(InputError, match="run.json cannot be read .*; pass overwrite=True to start again"):
-        finetune(finetune_arguments(epochs=1, resume=True))
+        finetune(finetune_arguments(num_train_epochs=1, resume=True))

@@ -30,7 +30,7 @@ SCRATCH: dict[str, Any] = {
     "max_history": 6,
     "num_beams": 10,
     "eval_users": 20,
-    "epochs": 2,
+    "num_train_epochs": 2,
 }
 
 

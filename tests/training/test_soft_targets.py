@@ -82,7 +82,7 @@ def test_a_model_that_is_taught_comes_nearer_to_its_teacher(
     users = np.arange(data.num_users)
     agreement = []
     for number, changes in enumerate(({}, {"teacher": "ease", "teacher_weight": 5.0})):
-        arguments = finetune_arguments(output=str(tmp_path / str(number)), tune="full", epochs=4, **changes)
+        arguments = finetune_arguments(output=str(tmp_path / str(number)), tune="full", num_train_epochs=4, **changes)
         model, _ = finetune(arguments)
         chosen, _ = Teacher(fit_baseline("ease", data), num_items=10).soft_targets(
             [histories.items[a:b] for a, b in spans(histories)]
@@ -99,7 +99,7 @@ def spans(histories: Histories) -> list[tuple[int, int]]:
 
 def test_settings_without_a_teacher_are_logged(finetune_arguments: MakeFinetune, caplog: pytest.LogCaptureFixture) -> None:
     """A flag that leaves out the teacher of a YAML file leaves its settings behind."""
-    finetune(finetune_arguments(teacher_settings=["shrink=3"], epochs=1))
+    finetune(finetune_arguments(teacher_settings=["shrink=3"], num_train_epochs=1))
     assert "there is no teacher: teacher_settings ['shrink=3'] are not used" in caplog.text
 
 

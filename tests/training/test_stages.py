@@ -35,7 +35,7 @@ def documents(steps: list[Step], kind: str) -> list[int]:
 
 
 def test_a_warm_up_epoch_reads_each_text_once(pretrain_arguments: MakePretrain, data: RecommendationData) -> None:
-    stage = pretraining(pretrain_arguments(warmup_epochs=2, epochs=3), data)
+    stage = pretraining(pretrain_arguments(warmup_epochs=2, num_train_epochs=3), data)
     assert stage.num_epochs == 5
     for epoch in (0, 1):
         steps = stage.steps(epoch)
@@ -46,7 +46,7 @@ def test_a_warm_up_epoch_reads_each_text_once(pretrain_arguments: MakePretrain, 
 def test_an_alternating_epoch_reads_all_histories_then_a_share_of_the_texts(
     pretrain_arguments: MakePretrain, data: RecommendationData
 ) -> None:
-    stage = pretraining(pretrain_arguments(content_share=0.3, batch_size=16), data)
+    stage = pretraining(pretrain_arguments(content_share=0.3, per_device_train_batch_size=16), data)
     steps = stage.steps(1)
     kinds = [step.kind for step in steps]
     assert kinds == sorted(kinds)  # collaborative, then content

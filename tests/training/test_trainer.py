@@ -34,7 +34,7 @@ def plain_loop(stage: Stage) -> list[float]:
     arguments, model, found = stage.arguments, stage.model, []
     optimizer = torch.optim.AdamW(parameter_groups(model, arguments), fused=True)
     steps = [(epoch, step) for epoch in range(stage.num_epochs) for step in stage.steps(epoch)]
-    warmup, parts = int(arguments.warmup_share * len(steps)), arguments.gradient_accumulation_steps
+    warmup, parts = int(arguments.warmup_steps * len(steps)), arguments.gradient_accumulation_steps
     starts = [group["lr"] for group in optimizer.param_groups]
     for number, (epoch, step) in enumerate(steps):
         rate = number / warmup if number < warmup else (len(steps) - number) / (len(steps) - warmup)
@@ -88,8 +88,11 @@ def finetuning(arguments: FinetuneArguments) -> FinetuningStage:
 @pytest.mark.parametrize(
     ("kind", "changes"),
     [
-        ("pretrain", {"epochs": 2, "tune": "full", "batch_size": 16}),
-        ("finetune", {"gradient_accumulation_steps": 3, "batch_size": 4, "max_grad_norm": 0.3, "warmup_share": 0.3}),
+        ("pretrain", {"num_train_epochs": 2, "tune": "full", "per_device_train_batch_size": 16}),
+        (
+            "finetune",
+            {"gradient_accumulation_steps": 3, "per_device_train_batch_size": 4, "max_grad_norm": 0.3, "warmup_steps": 0.3},
+        ),
         ("finetune", {"item_loss": "sampled", "content_every": 2, "tune": "full"}),
     ],
     ids=["pretrain", "accumulated", "sampled"],
@@ -137,7 +140,7 @@ def test_what_accelerate_silently_leaves_out(
 
 
 def test_worker_processes_feed_the_same_parts(finetune_arguments: MakeFinetune, recorded: list[float]) -> None:
-    arguments = finetune_arguments(epochs=1)
+    arguments = finetune_arguments(num_train_epochs=1)
     runs = []
     for workers in (0, 2):
         recorded.clear()
@@ -151,7 +154,7 @@ def test_worker_processes_feed_the_same_parts(finetune_arguments: MakeFinetune, 
 
 def test_the_model_is_left_as_it_came(finetune_arguments: MakeFinetune) -> None:
     """`Trainer` writes `use_cache` into the configuration, and accelerate wraps `forward`."""
-    stage = finetuning(finetune_arguments(epochs=1, precision="bf16"))
+    stage = finetuning(finetune_arguments(num_train_epochs=1, bf16=True))
     before = copy.deepcopy(stage.model.config.to_dict())
     run(stage, PartialState())
     assert stage.model.config.to_dict() == before

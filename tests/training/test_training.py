@@ -110,7 +110,7 @@ def test_frozen_pretraining_moves_the_rows_that_occur_and_nothing_else(
 def test_a_warm_up_moves_content_rows_only(
     pretrain_arguments: MakePretrain, data: RecommendationData, read_weights: Read
 ) -> None:
-    arguments = pretrain_arguments(stop_after_steps=9, schedule="constant", warmup_share=0.0)  # the warm-up has 17 steps
+    arguments = pretrain_arguments(stop_after_steps=9, lr_scheduler_type="constant", warmup_steps=0.0)  # the warm-up has 17 steps
     model, _ = new_model(data, arguments)
     start = {name: one.clone() for name, one in model.state_dict().items()}
     trained, progress = pretrain(arguments)
@@ -169,7 +169,7 @@ def assert_reloads_equal(model: CLLM4RecForRecommendation, folder: Path) -> None
 
 
 def test_full_tuning_moves_the_backbone(finetune_arguments: MakeFinetune, pretrained: Path, read_weights: Read) -> None:
-    arguments = finetune_arguments(tune="full", epochs=1)
+    arguments = finetune_arguments(tune="full", num_train_epochs=1)
     model, _ = finetune(arguments)
     saved, start = (backbone_of(read_weights(folder)) for folder in (arguments.run_folder, pretrained))
     still = [name for name, one in saved.items() if torch.equal(one, start[name])]
@@ -194,7 +194,7 @@ def test_finetuning_moves_content_rows_with_content_steps_only(
 def test_without_anything_to_train_on_nothing_moves(
     finetune_arguments: MakeFinetune, pretrained: Path, read_weights: Read, assert_same_bits: Callable[..., None]
 ) -> None:
-    arguments = finetune_arguments(lr=0.0)
+    arguments = finetune_arguments(learning_rate=0.0)
     finetune(arguments)
     assert_same_bits(read_weights(arguments.run_folder), read_weights(pretrained))
 
@@ -214,14 +214,14 @@ def without_times(progress: Progress) -> list[dict[str, Any]]:
 def test_accumulation_is_a_larger_batch_in_finetuning(
     finetune_arguments: MakeFinetune, still_pretrained: Path, tmp_path: Path, read_weights: Read
 ) -> None:
-    clothes = [{"batch_size": 8}, {"batch_size": 4, "gradient_accumulation_steps": 2}]
+    clothes = [{"per_device_train_batch_size": 8}, {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}]
     results = [
         run_finetune(
             finetune_arguments(
                 start=str(still_pretrained),
                 output=str(tmp_path / str(number)),
-                lr=1e-3,
-                epochs=2,
+                learning_rate=1e-3,
+                num_train_epochs=2,
                 tune="full",
                 content_every=3,
                 **one,
@@ -238,8 +238,12 @@ def test_accumulation_is_a_larger_batch_in_pretraining(
     pretrain_arguments: MakePretrain, still_backbone: Path, tmp_path: Path, read_weights: Read
 ) -> None:
     weights, histories = [], []
-    for number, one in enumerate([{"batch_size": 32}, {"batch_size": 8, "gradient_accumulation_steps": 4}]):
-        arguments = pretrain_arguments(backbone=str(still_backbone), output=str(tmp_path / str(number)), lr=1e-3, **one)
+    for number, one in enumerate(
+        [{"per_device_train_batch_size": 32}, {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 4}]
+    ):
+        arguments = pretrain_arguments(
+            backbone=str(still_backbone), output=str(tmp_path / str(number)), learning_rate=1e-3, **one
+        )
         _, progress = pretrain(arguments)
         weights.append(read_weights(arguments.run_folder / "pretrained"))
         histories.append(without_times(progress))
@@ -273,9 +277,17 @@ def test_two_processes_are_a_larger_batch(
     weights: list[tuple[Weights, Weights]] = []
     for number, size in enumerate((8, 4)):
         run = tmp_path / str(number)
-        first = pretrain_arguments(backbone=str(still_backbone), output=str(run), lr=1e-3, batch_size=size)
+        first = pretrain_arguments(
+            backbone=str(still_backbone), output=str(run), learning_rate=1e-3, per_device_train_batch_size=size
+        )
         second = finetune_arguments(
-            start=str(run / "pretrained"), output=str(run), lr=1e-3, batch_size=size, tune="full", content_every=4, epochs=2
+            start=str(run / "pretrained"),
+            output=str(run),
+            learning_rate=1e-3,
+            per_device_train_batch_size=size,
+            tune="full",
+            content_every=4,
+            num_train_epochs=2,
         )
         if size == 8:
             pretrain(first)
@@ -348,7 +360,7 @@ def test_the_sampled_item_loss_trains(
 ) -> None:
     monkeypatch.setattr(objectives, "multinomial_nll", functools.partial(multinomial_nll, num_samples=20))
     monkeypatch.setattr(PretrainingStage, "validate", lambda self, epoch: {})  # keeps the last epoch
-    arguments = pretrain_arguments(item_loss="sampled", warmup_epochs=0, epochs=8, lambda_c=0.0, lr=0.03)
+    arguments = pretrain_arguments(item_loss="sampled", warmup_epochs=0, num_train_epochs=8, lambda_c=0.0, learning_rate=0.03)
     model, progress = pretrain(arguments)
     assert progress.best_epoch == -1
     assert item_nll(arguments, model, data) < item_nll(arguments, new_model(data, arguments)[0], data) - 0.1
@@ -357,7 +369,7 @@ def test_the_sampled_item_loss_trains(
 
 
 def test_bf16_trains_float32_weights(finetune_arguments: MakeFinetune, read_weights: Read) -> None:
-    arguments = finetune_arguments(precision="bf16", epochs=1)
+    arguments = finetune_arguments(bf16=True, num_train_epochs=1)
     _, progress = finetune(arguments)
     assert progress.finished
     assert {one.dtype for one in read_weights(arguments.run_folder).values()} == {torch.float32}
@@ -374,7 +386,7 @@ def test_learning_rates_rise_and_fall(schedule: str, finetune_arguments: MakeFin
         return step(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", listen)
-    finetune(finetune_arguments(schedule=schedule, warmup_share=0.25, lr=0.3))
+    finetune(finetune_arguments(lr_scheduler_type=schedule, warmup_steps=0.25, learning_rate=0.3))
     assert rates[:4] == pytest.approx([0.0, 0.1, 0.2, 0.3])
     left = np.arange(9) / 9
     falling = {"constant": np.ones(9), "linear": 1 - left, "cosine": (1 + np.cos(np.pi * left)) / 2}[schedule]
@@ -414,7 +426,7 @@ def assert_saved(folder: Path, weights: Weights, read: Read) -> None:
 
 def test_the_best_epoch_is_kept(finetune_arguments: MakeFinetune, read_weights: Read, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = script_validation(monkeypatch, [1.0, 3.0, 2.0, 2.5])
-    arguments = finetune_arguments(epochs=4, tune="full")
+    arguments = finetune_arguments(num_train_epochs=4, tune="full")
     model, progress = finetune(arguments)
     assert (progress.epoch, progress.best_epoch, progress.best) == (4, 1, 3.0)
     assert_saved(arguments.run_folder, seen[1], read_weights)
@@ -426,18 +438,18 @@ def test_patience_stops_early_and_of_equal_epochs_the_first_is_kept(
     finetune_arguments: MakeFinetune, read_weights: Read, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = script_validation(monkeypatch, [1.0, 3.0, 2.0, 3.0, 9.0])
-    arguments = finetune_arguments(epochs=5, patience=2)
+    arguments = finetune_arguments(num_train_epochs=5, early_stopping_patience=2)
     _, progress = finetune(arguments)
     assert (progress.epoch, progress.best_epoch, progress.finished) == (4, 1, True)
     assert_saved(arguments.run_folder, seen[1], read_weights)
-    again, resumed = finetune(finetune_arguments(epochs=5, patience=2, resume=True))
+    again, resumed = finetune(finetune_arguments(num_train_epochs=5, early_stopping_patience=2, resume=True))
     assert resumed.epoch == 4  # an early end is an end
     assert len(seen) == 4
     assert torch.equal(again.item_collaborative.weight, seen[1]["item_collaborative.weight"])
 
 
 def test_validation_by_the_real_metrics_chooses(finetune_arguments: MakeFinetune) -> None:
-    _, progress = finetune(finetune_arguments(epochs=4))
+    _, progress = finetune(finetune_arguments(num_train_epochs=4))
     values = [epoch["selection"] for epoch in progress.history]
     assert progress.best_epoch == int(np.argmax(values))
     for epoch in progress.history:  # ndcg@100 is left out: the catalogue has 40 items
@@ -445,12 +457,16 @@ def test_validation_by_the_real_metrics_chooses(finetune_arguments: MakeFinetune
 
 
 def test_eval_every_validates_seldom_and_at_the_end(finetune_arguments: MakeFinetune) -> None:
-    _, progress = finetune(finetune_arguments(epochs=5, eval_every=2))
+    _, progress = finetune(finetune_arguments(num_train_epochs=5, eval_every=2))
     assert ["selection" in epoch for epoch in progress.history] == [False, True, False, True, True]
 
 
 def test_pretraining_learns_words(pretrain_arguments: MakePretrain) -> None:
-    _, progress = pretrain(pretrain_arguments(epochs=2, warmup_epochs=0, tune="full", backbone_lr=1e-3, batch_size=16))
+    _, progress = pretrain(
+        pretrain_arguments(
+            num_train_epochs=2, warmup_epochs=0, tune="full", backbone_learning_rate=1e-3, per_device_train_batch_size=16
+        )
+    )
     words = [epoch["validation/word_nll"] for epoch in progress.history]
     assert words[-1] < words[0] - 0.05
 
@@ -472,7 +488,7 @@ def test_tensorboard_gets_losses_and_metrics(finetune_arguments: MakeFinetune) -
 
 
 def test_no_tracker_writes_nothing(finetune_arguments: MakeFinetune) -> None:
-    arguments = finetune_arguments(epochs=1)
+    arguments = finetune_arguments(num_train_epochs=1)
     finetune(arguments)
     assert not (arguments.run_folder / "runs").exists()
     assert not list(arguments.run_folder.rglob("*tfevents*"))
@@ -553,7 +569,7 @@ def test_a_loss_that_is_no_number_ends_the_run_before_it_spoils_the_weights(
 
 def test_a_learning_rate_beyond_all_bounds(finetune_arguments: MakeFinetune) -> None:
     with pytest.raises(FloatingPointError, match="lower lr, or set max_grad_norm"):
-        finetune(finetune_arguments(lr=1e30, warmup_share=0.0, max_grad_norm=0.0))
+        finetune(finetune_arguments(learning_rate=1e30, warmup_steps=0.0, max_grad_norm=0.0))
 
 
 def test_finetuning_without_a_pretrained_model(finetune_arguments: MakeFinetune) -> None:
@@ -633,7 +649,7 @@ def test_finetuning_without_validation_keeps_the_last_epoch(
     kept = data.interactions.filter(pc.not_equal(data.interactions["split"], "validation"))
     info = {**data.info, "statistics": {**data.info["statistics"], "interactions": kept.num_rows}}
     dataclasses.replace(data, interactions=pa.table(kept), info=info).save(tmp_path / "no-validation")
-    model, progress = finetune(finetune_arguments(data=str(tmp_path / "no-validation"), epochs=2))
+    model, progress = finetune(finetune_arguments(data=str(tmp_path / "no-validation"), num_train_epochs=2))
     assert "no validation interactions, so no epoch is selected: the weights of the last epoch are kept" in caplog.text
     assert (progress.epoch, progress.best_epoch, progress.finished) == (2, -1, True)
     assert not any("selection" in epoch for epoch in progress.history)
