@@ -56,5 +56,6 @@ def save_finished(
         logger.info("model saved in %s", target)
         if arguments.push_to_hub:
             name = arguments.hub_model_id or target.resolve().name
+            tokenizer.push_to_hub(name, private=arguments.hub_private_repo)
             logger.info("model uploaded: %s", stage.model.push_to_hub(name, private=arguments.hub_private_repo))
     processes.wait_for_everyone()

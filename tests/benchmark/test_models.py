@@ -90,7 +90,9 @@ def test_folders_that_are_no_seeds_of_one_model_are_refused(tmp_path: Path) -> N
     first, second = saved_model(tmp_path / "a", seed=42), saved_model(tmp_path / "b", b"v", seed=43)
     record = {"finetune": {"arguments": {"seed": 43, "output": "elsewhere", "learning_rate": 0.1}, "seconds": 2.0}}
     (second / "training.json").write_text(json.dumps(record))
-    message = r"folders a and b of mine are not seeds of one training: \{'finetune: lr': \(None, 0.1\)\}; give each its own"
+    message = (
+        r"folders a and b of mine are not seeds of one training: \{'finetune: learning_rate': \(None, 0.1\)\}; give each its own"
+    )
     with pytest.raises(ValueError, match=message):
         make_jobs([f"mine={first}", f"mine={second}"], [1], NONE)
     assert len(make_jobs([f"mine={first}", f"other={second}"], [1], NONE)) == 2

@@ -13,13 +13,15 @@ import torch
 from accelerate import PartialState
 
 from modeling_cllm4rec.cllm4rec.arguments import FinetuneArguments, PretrainArguments
-from modeling_cllm4rec.cllm4rec.finetuning import FinetuningStage, load_start
+from modeling_cllm4rec.cllm4rec.finetuning import FinetuningStage, finetune, load_start
+from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
 from modeling_cllm4rec.cllm4rec.parameters import choose_trainable
 from modeling_cllm4rec.cllm4rec.pretraining import PretrainingStage, new_model
 from modeling_cllm4rec.cllm4rec.prompts import recommendation_segments
-from modeling_cllm4rec.core.errors import InputError
+from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.corpora.batches import micro_batch
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
+from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 from modeling_cllm4rec.training.parameters import parameter_groups, start_fingerprint, trainable
 from modeling_cllm4rec.training.progress import Progress
 from modeling_cllm4rec.training.stages import Part, Stage
@@ -167,3 +169,71 @@ def test_no_file_is_pickled(finetune_arguments: MakeFinetune) -> None:
     (folder,) = (arguments.run_folder / "checkpoints" / "finetune").glob("step-*")
     assert sorted(file.name for file in folder.iterdir()) == ["state.json", "tensors.safetensors", "trainer_state.json"]
     assert {file.suffix for file in Path(arguments.output).rglob("*") if file.is_file()} <= {".json", ".safetensors"}
+
+
+def test_resume_from_a_named_checkpoint(
+    finetune_arguments: MakeFinetune,
+    tmp_path: Path,
+    read_weights: Callable[[Path | str], dict[str, torch.Tensor]],
+    assert_same_bits: Callable[[dict[str, torch.Tensor], dict[str, torch.Tensor]], None],
+) -> None:
+    whole = finetune_arguments(output=str(tmp_path / "whole"))
+    finetune(whole)
+    arguments = finetune_arguments(save_steps=2, stop_after_steps=6)
+    finetune(arguments)
+    folder = arguments.run_folder / "checkpoints" / "finetune"
+    assert sorted(one.name for one in folder.glob("step-*")) == ["step-00000004", "step-00000006"]
+    said = "resume_from_checkpoint: .*elsewhere is no checkpoint of this run; .* has step-00000004"
+    with pytest.raises(MissingFileError, match=said):
+        finetune(finetune_arguments(resume_from_checkpoint=str(tmp_path / "elsewhere")))
+    _, progress = finetune(finetune_arguments(resume_from_checkpoint=str(folder / "step-00000004")))
+    assert progress.finished
+    assert_same_bits(read_weights(arguments.run_folder), read_weights(whole.run_folder))
+
+
+def test_the_finished_model_goes_to_the_hub(finetune_arguments: MakeFinetune, monkeypatch: pytest.MonkeyPatch) -> None:
+    pushed: list[tuple[str, str, bool | None]] = []
+
+    def noted(self: Any, repo_id: str, *, private: bool | None = None) -> str:
+        pushed.append((type(self).__name__, repo_id, private))
+        return "the address"
+
+    monkeypatch.setattr(CLLM4RecForRecommendation, "push_to_hub", noted)
+    monkeypatch.setattr(CLLM4RecTokenizer, "push_to_hub", noted)
+    short = {"num_train_epochs": 1, "push_to_hub": True}
+    finetune(finetune_arguments(**short, stop_after_steps=1))
+    assert pushed == []
+    finetune(finetune_arguments(**short, resume=True, hub_model_id="me/books", hub_private_repo=True))
+    assert pushed == [("CLLM4RecTokenizer", "me/books", True), ("CLLM4RecForRecommendation", "me/books", True)]
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "sgd", "adagrad"])
+def test_other_optimizers_resume_to_the_same_bits(
+    optim: str,
+    finetune_arguments: MakeFinetune,
+    tmp_path: Path,
+    read_weights: Callable[[Path | str], dict[str, torch.Tensor]],
+    assert_same_bits: Callable[[dict[str, torch.Tensor], dict[str, torch.Tensor]], None],
+) -> None:
+    same = {"optim": optim, "lr_scheduler_type": "inverse_sqrt", "warmup_steps": 2, "num_train_epochs": 2}
+    whole, stopped = finetune_arguments(**same, output=str(tmp_path / "whole")), finetune_arguments(**same, stop_after_steps=3)
+    finetune(whole)
+    finetune(stopped)
+    finetune(finetune_arguments(**same, resume=True))
+    assert_same_bits(read_weights(stopped.run_folder), read_weights(whole.run_folder))
+
+
+def test_an_attention_that_the_backbone_refuses(finetune_arguments: MakeFinetune) -> None:
+    with pytest.raises(InputError, match="attn_implementation is 'fast'; the backbone refuses it"):
+        finetune(finetune_arguments(attn_implementation="fast"))
+
+
+@pytest.mark.slow
+def test_a_compiled_backbone_trains_the_same(finetune_arguments: MakeFinetune, recorded: list[float], tmp_path: Path) -> None:
+    runs = []
+    for compiled in (False, True):
+        recorded.clear()
+        model, _ = finetune(finetune_arguments(output=str(tmp_path / str(compiled)), dropout=0.0, torch_compile=compiled))
+        runs.append(list(recorded))
+    assert runs[1] == pytest.approx(runs[0], rel=1e-4)
+    copy.deepcopy(model)
