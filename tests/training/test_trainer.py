@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import PartialState
+from accelerate.commands.config.config_args import load_config_from_file
 
 from modeling_cllm4rec.cllm4rec.arguments import FinetuneArguments, PretrainArguments
 from modeling_cllm4rec.cllm4rec.finetuning import FinetuningStage, finetune, load_start
@@ -27,6 +28,7 @@ from modeling_cllm4rec.training.progress import Progress
 from modeling_cllm4rec.training.stages import Part, Stage
 from modeling_cllm4rec.training.trainer import RecommenderTrainer, run, start_processes
 
+REPOSITORY = Path(__file__).parents[2]
 MakePretrain = Callable[..., PretrainArguments]
 MakeFinetune = Callable[..., FinetuneArguments]
 
@@ -237,3 +239,11 @@ def test_a_compiled_backbone_trains_the_same(finetune_arguments: MakeFinetune, r
         runs.append(list(recorded))
     assert runs[1] == pytest.approx(runs[0], rel=1e-4)
     copy.deepcopy(model)
+
+
+@pytest.mark.parametrize(
+    "file", sorted((REPOSITORY / "recipes" / "accelerate_configs").glob("*.yaml")), ids=lambda file: file.stem
+)
+def test_configurations_of_accelerate_are_read(file: Path) -> None:
+    read = load_config_from_file(str(file))
+    assert read.num_processes == {"single": 1, "multi_gpu": 2}[file.stem] and not read.use_cpu
