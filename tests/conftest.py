@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import re
 import shutil
@@ -41,6 +42,11 @@ END_OF_TEXT = "<|endoftext|>"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--every-extra", action="store_true", help="all extras are installed: a test skipped for lack of one fails")
+
+
+def pytest_collection_finish() -> None:
+    """Leave the modules out of garbage collections: every training begins with one, which would walk through all of torch."""
+    gc.freeze()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

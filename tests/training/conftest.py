@@ -25,6 +25,12 @@ def _plain_accelerator() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw no training curves: with matplotlib they take as long as these trainings. tests/evaluation draws them."""
+    monkeypatch.setattr("modeling_cllm4rec.hub.model_card.keep_curves", lambda folder: None)
+
+
 @pytest.fixture(scope="session")
 def still_backbone(tiny_backbones: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the tiny GPT-2 without dropout: the same training, divided otherwise, must then give the same weights."""
