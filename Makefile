@@ -8,10 +8,10 @@ ALL_STAMP := .venv/.installed-all
 LOWEST := .venv-lowest
 NEWEST := .venv-newest
 TRANSFORMERS ?= transformers
-EXTRAS := app,baselines,benchmark,dev,docs,lcrec,onnx,serve,tensorboard,vectors
+EXTRAS := app,baselines,benchmark,dev,docs,lcrec,onnx,search,serve,tensorboard,vectors
 # What skips without an extra. PYTEST_FLAGS=--every-extra makes such a skip a failure.
 EXTRA_TESTS := tests/app tests/baselines tests/exports tests/serving tests/benchmark/test_results.py \
-    tests/corpora/test_item_embeddings.py tests/evaluation/test_training_curves.py tests/training/test_indexing.py
+    tests/corpora/test_item_embeddings.py tests/evaluation/test_training_curves.py tests/training/test_indexing.py tests/training/test_search.py
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 LOWEST_INSTALL := $(LOWEST)/bin/python -m pip install -qq --disable-pip-version-check -c constraints-lowest.txt
 NEWEST_INSTALL := $(NEWEST)/bin/python -m pip install -qq --disable-pip-version-check --upgrade
