@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from modeling_cllm4rec.lcrec.configuration_lcrec import LCRecConfig
     from modeling_cllm4rec.lcrec.configuration_rqvae import RQVAEConfig
     from modeling_cllm4rec.lcrec.constrained_decoding import ItemTrie, TrieLogitsProcessor
-    from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
+    from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForCausalLM, LCRecForRecommendation
     from modeling_cllm4rec.lcrec.modeling_rqvae import RQVAEModel
     from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 
@@ -41,6 +41,7 @@ __all__ = [
     "Catalogue",
     "ItemTrie",
     "LCRecConfig",
+    "LCRecForCausalLM",
     "LCRecForRecommendation",
     "RQVAEConfig",
     "RQVAEModel",
@@ -60,6 +61,7 @@ _MODULE_OF = {
     "Catalogue": "modeling_cllm4rec.core.catalogue",
     "ItemTrie": "modeling_cllm4rec.lcrec.constrained_decoding",
     "LCRecConfig": "modeling_cllm4rec.lcrec.configuration_lcrec",
+    "LCRecForCausalLM": "modeling_cllm4rec.lcrec.modeling_lcrec",
     "LCRecForRecommendation": "modeling_cllm4rec.lcrec.modeling_lcrec",
     "RQVAEConfig": "modeling_cllm4rec.lcrec.configuration_rqvae",
     "RQVAEModel": "modeling_cllm4rec.lcrec.modeling_rqvae",

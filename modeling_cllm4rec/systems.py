@@ -286,6 +286,7 @@ register_system(
         title="LC-Rec",
         config="modeling_cllm4rec.lcrec.configuration_lcrec:LCRecConfig",
         model="modeling_cllm4rec.lcrec.modeling_lcrec:LCRecForRecommendation",
+        causal_lm="modeling_cllm4rec.lcrec.modeling_lcrec:LCRecForCausalLM",
         stages=(
             Stage(
                 name="index-items",

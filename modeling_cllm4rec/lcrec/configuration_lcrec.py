@@ -15,6 +15,7 @@ from ..core.errors import InputError
 AUTO_MAP = {
     "AutoConfig": "configuration_lcrec.LCRecConfig",
     "AutoModel": "modeling_lcrec.LCRecForRecommendation",
+    "AutoModelForCausalLM": "modeling_lcrec.LCRecForCausalLM",
 }
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import torch
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, GenerationMixin, PreTrainedTokenizerBase
 from transformers.modeling_outputs import CausalLMOutputWithPast, ModelOutput
 from transformers.utils import cached_file, can_return_tuple
 
@@ -583,4 +583,14 @@ def _compressed(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return indptr, np.concatenate(rows) if len(rows) else np.zeros(0, np.int64)
 
 
-__all__ = ["INDEXER_FOLDER", "LCRecForRecommendation", "Scoring"]
+class LCRecForCausalLM(LCRecForRecommendation, GenerationMixin):
+    """The same model for `AutoModelForCausalLM`, `generate` and `pipeline("text-generation")`.
+
+    Nothing constrains what it writes: give `generate` a `TrieLogitsProcessor`, or use `recommend`, for real items only.
+
+    The tokens of semantic IDs are special tokens, so that a text of a user can never be read as one. Therefore
+    `skip_special_tokens=True`, which pipelines set, leaves them out: pass `skip_special_tokens=False`, or decode the token ids.
+    """
+
+
+__all__ = ["INDEXER_FOLDER", "LCRecForCausalLM", "LCRecForRecommendation", "Scoring"]
