@@ -87,7 +87,13 @@ def _current_flags(words: list[str], kind: type[Any], parser: StageParser) -> li
         place += behind
         passed |= renamed.pop(PASSED_ON, {})
         for new, converted in renamed.items():
-            found += [f"--{new}"] if converted is True else [] if converted in (None, False) else [f"--{new}", str(converted)]
+            found += (
+                [f"--{new}"]
+                if converted is True
+                else []
+                if converted is None or converted is False
+                else [f"--{new}", str(converted)]
+            )
     if passed and any(word.partition("=")[0] == "--trainer" for word in words):
         raise InputError(f"trainer is given beside {', '.join(passed)}; write all of them into one of the two")
     return [*found, *(["--trainer", json.dumps(passed)] if passed else [])]

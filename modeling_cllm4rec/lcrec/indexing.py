@@ -45,6 +45,7 @@ from modeling_cllm4rec.lcrec.semantic_ids import (
     sinkhorn,
     squared_distances_to,
 )
+from modeling_cllm4rec.training.argument_names import current_record
 from modeling_cllm4rec.training.estimates import check_memory, indexing_memory
 from modeling_cllm4rec.training.run_folder import RUN_FILE
 
@@ -245,6 +246,7 @@ def _check_same(record: Path, identity: Mapping[str, Any]) -> None:
         before = json.loads(record.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"resume: {record} is damaged ({error}); set overwrite, or choose another output") from error
+    before = current_record(before, IndexArguments)
     changed = {key: (before.get(key), value) for key, value in identity.items() if before.get(key) != value}
     if changed:
         raise InputError(

@@ -72,7 +72,7 @@ EARLIER: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "lr": ("learning_rate", _same),
     "backbone_lr": ("backbone_learning_rate", _same),
     "backbone_weight_decay": ("weight_decay", _same),
-    "schedule": ("lr_scheduler_type", lambda value: "constant_with_warmup" if value == "constant" else value),
+    "schedule": ("lr_scheduler_type", _same),
     "warmup_share": ("warmup_steps", _same),
     "warmup_ratio": ("warmup_steps", _same),
     "attention": ("attn_implementation", lambda value: None if value == "own" else value),
@@ -122,6 +122,12 @@ def current_names(settings: Mapping[str, Any], kind: type[Any], place: str = "")
     return found
 
 
+def current_record(settings: Mapping[str, Any], kind: type[Any]) -> dict[str, Any]:
+    """Return the settings of a run that an earlier version may have recorded, under the names of now; see `current_names`."""
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+        return current_names(settings, kind)
+
+
 def accepts_other_names(kind: Kind) -> Kind:
     """Let a dataclass of arguments be made with names of transformers and with earlier names; a decorator."""
     original = kind.__init__  # type: ignore[misc]
@@ -160,4 +166,13 @@ def _defaults() -> dict[str, Any]:
     }
 
 
-__all__ = ["EARLIER", "HONOURED", "PASSED_ON", "REFUSED", "accepts_other_names", "check_passed_on", "current_names"]
+__all__ = [
+    "EARLIER",
+    "HONOURED",
+    "PASSED_ON",
+    "REFUSED",
+    "accepts_other_names",
+    "check_passed_on",
+    "current_names",
+    "current_record",
+]

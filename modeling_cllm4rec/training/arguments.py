@@ -50,7 +50,9 @@ class TrainingArguments:
     learning_rate: float = field(default=1e-3, metadata={"help": "learning rate of the ID rows"})
     backbone_learning_rate: float = field(default=1e-4, metadata={"help": "learning rate of the backbone, when it is tuned"})
     weight_decay: float = field(default=0.01, metadata={"help": "weight decay of the backbone; ID rows have none"})
-    lr_scheduler_type: SchedulerName = field(default="linear", metadata={"help": "learning rate after the warm-up"})
+    lr_scheduler_type: SchedulerName = field(
+        default="linear", metadata={"help": "learning rate after the warm-up, which all of them have"}
+    )
     warmup_steps: float = field(
         default=0.05, metadata={"help": "steps in which the learning rate rises; below 1 a share of all steps, rounded down"}
     )

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import shutil
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from modeling_cllm4rec.core.errors import ExistingFileError, InputError
 from modeling_cllm4rec.corpora.atomic_files import atomic_file, check_output_folder
 from modeling_cllm4rec.corpora.data_folder import INFO_FILE, RecommendationData
 from modeling_cllm4rec.training import checkpoints
-from modeling_cllm4rec.training.argument_names import current_names
+from modeling_cllm4rec.training.argument_names import current_record
 from modeling_cllm4rec.training.arguments import TrainingArguments
 
 NOT_PART_OF_A_RUN = (
@@ -66,8 +65,7 @@ def check_folder(stage: str, arguments: TrainingArguments, data: RecommendationD
         before = json.loads(record.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"resume: {record} cannot be read ({error}); pass overwrite=True to start again") from error
-    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
-        before = current_names(before, type(arguments))  # the run may be of an earlier version
+    before = current_record(before, type(arguments))
     identity = run_identity(arguments, data)
     changed = {key: (before.get(key), value) for key, value in identity.items() if before.get(key) != value}
     if changed:

@@ -354,7 +354,9 @@ class RecommenderTrainer(Trainer):
             warmup = arguments.warmup_steps if arguments.warmup_steps >= 1 else arguments.warmup_steps * num_training_steps
             used: Any = optimizer or self.optimizer
             kwargs: Any = self.args.lr_scheduler_kwargs or {}
-            self.lr_scheduler = get_scheduler(arguments.lr_scheduler_type, used, int(warmup), num_training_steps, kwargs)
+            name = arguments.lr_scheduler_type
+            name = "constant_with_warmup" if name == "constant" else name  # that of transformers would leave the warm-up out
+            self.lr_scheduler = get_scheduler(name, used, int(warmup), num_training_steps, kwargs)
             self._created_lr_scheduler = True
         return self.lr_scheduler
 

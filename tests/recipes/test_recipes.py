@@ -106,7 +106,7 @@ def test_what_a_run_leaves(run: Path) -> None:
 def test_the_record_of_a_run(run: Path, data_folder: Path) -> None:
     record = json.loads((run / "training.json").read_text())
     assert set(record) == {"pretrain", "finetune"}
-    assert record["finetune"]["arguments"]["lr"] == 0.01
+    assert record["finetune"]["arguments"]["learning_rate"] == 0.01
     assert record["finetune"]["arguments"]["start"] == str(run / "pretrained")
     assert [epoch["epoch"] for epoch in record["finetune"]["history"]] == [0, 1]
     card = (run / "README.md").read_text()
@@ -143,8 +143,8 @@ def test_stop_and_resume(config: Path, run: Path, finetune: Main, tmp_path: Path
     ("flags", "message"),
     [
         (["--data", "nowhere"], "error: nowhere: there is no such data folder"),
-        (["--epoch", "3"], r"error: unknown flag '--epoch'; did you mean '--epochs'"),
-        (["--epochs", "0"], "error: --epochs is 0; it must be 1 or more"),
+        (["--num-train-epoch", "3"], r"error: unknown flag '--num-train-epoch'; did you mean '--num-train-epochs'"),
+        (["--epochs", "0"], "error: --num-train-epochs is 0; it must be 1 or more"),
         (["--config", "missing.yaml"], "error: --config: there is no file missing.yaml"),
     ],
 )
@@ -165,9 +165,9 @@ def test_bad_training_input_is_one_line(
 
 
 def test_an_unknown_yaml_key_is_one_line(pretrain: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "bad.yaml").write_text("data: d\nepoch: 3\n")
+    (tmp_path / "bad.yaml").write_text("data: d\nnum_train_epoch: 3\n")
     assert pretrain("--config", tmp_path / "bad.yaml", "--output", tmp_path / "run") == 2
-    assert_one_line(capsys, r"pretrain: error: .*bad\.yaml: unknown key 'epoch'; did you mean 'epochs'")
+    assert_one_line(capsys, r"pretrain: error: .*bad\.yaml: unknown key 'num_train_epoch'; did you mean 'num_train_epochs'")
 
 
 def test_a_backbone_that_is_not_there_is_one_error(

@@ -20,7 +20,7 @@ BASE = {"data": "d", "output": "o"}
 OLD = {"epochs": 3, "batch_size": 8, "lr": 0.5, "backbone_lr": 0.25, "backbone_weight_decay": 0.1, "schedule": "constant"}
 OLD |= {"warmup_share": 0.2, "attention": "own", "precision": "bf16", "patience": 2, "save_every": 7, "lora_rank": 4}
 NEW = {"num_train_epochs": 3, "per_device_train_batch_size": 8, "learning_rate": 0.5, "backbone_learning_rate": 0.25}
-NEW |= {"weight_decay": 0.1, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 0.2, "attn_implementation": None}
+NEW |= {"weight_decay": 0.1, "lr_scheduler_type": "constant", "warmup_steps": 0.2, "attn_implementation": None}
 NEW |= {"bf16": True, "early_stopping_patience": 2, "save_steps": 7, "lora_r": 4}
 
 

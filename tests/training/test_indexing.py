@@ -38,7 +38,7 @@ def arguments(data: RecommendationData, output: Path, **changes: Any) -> IndexAr
         "num_train_epochs": 12,
         "per_device_train_batch_size": 16,
     }
-    return IndexArguments(data=str(data.folder), output=str(output), **{**shape, "warmup_epochs": 2, "save_steps": 4, **changes})
+    return IndexArguments(data=str(data.folder), output=str(output), **{**shape, "warmup_epochs": 2, "save_every": 4, **changes})
 
 
 @pytest.mark.parametrize("method", ["rqvae", "rk-means", "random"])
@@ -61,7 +61,7 @@ def test_a_whole_index(data: RecommendationData, embeddings: np.ndarray, tmp_pat
 
 
 def test_training_lowers_the_loss(data: RecommendationData, embeddings: np.ndarray, tmp_path: Path) -> None:
-    _, progress = index_items(arguments(data, tmp_path / "index", epochs=60, lr=1e-2), embeddings)
+    _, progress = index_items(arguments(data, tmp_path / "index", num_train_epochs=60, learning_rate=1e-2), embeddings)
     assert np.mean(progress.losses[-5:]) < 0.7 * np.mean(progress.losses[:5])
 
 
@@ -104,7 +104,7 @@ def test_nothing_depends_on_the_global_random_state(data: RecommendationData, em
     for number in (1, 2):
         torch.manual_seed(number)
         np.random.seed(number)
-        index, _ = index_items(arguments(data, tmp_path / str(number), epochs=4), embeddings)
+        index, _ = index_items(arguments(data, tmp_path / str(number), num_train_epochs=4), embeddings)
         assert index is not None
         codes.append(index.codes)
     assert np.array_equal(*codes)
@@ -118,14 +118,14 @@ def test_plots(data: RecommendationData, embeddings: np.ndarray, tmp_path: Path)
 
 class TestBadInput:
     def test_output_that_holds_something(self, data: RecommendationData, embeddings: np.ndarray, tmp_path: Path) -> None:
-        index_items(arguments(data, tmp_path / "index", epochs=2), embeddings)
+        index_items(arguments(data, tmp_path / "index", num_train_epochs=2), embeddings)
         before = (tmp_path / "index" / "index.parquet").read_bytes()
         with pytest.raises(FileExistsError, match="holds an index already; set resume"):
-            index_items(arguments(data, tmp_path / "index", epochs=2), embeddings)
-        with pytest.raises(ValueError, match=r"had other arguments \(then, now\): \{'lr': \(0.001, 0.5\)\}"):
-            index_items(arguments(data, tmp_path / "index", epochs=2, lr=0.5, resume=True), embeddings)
+            index_items(arguments(data, tmp_path / "index", num_train_epochs=2), embeddings)
+        with pytest.raises(ValueError, match=r"had other arguments \(then, now\): \{'learning_rate': \(0.001, 0.5\)\}"):
+            index_items(arguments(data, tmp_path / "index", num_train_epochs=2, learning_rate=0.5, resume=True), embeddings)
         assert (tmp_path / "index" / "index.parquet").read_bytes() == before
-        index_items(arguments(data, tmp_path / "index", epochs=3, overwrite=True), embeddings)
+        index_items(arguments(data, tmp_path / "index", num_train_epochs=3, overwrite=True), embeddings)
         with pytest.raises(FileExistsError, match="is a data folder, which is never written into"):
             index_items(arguments(data, data.folder), embeddings)
 
@@ -142,10 +142,10 @@ class TestBadInput:
         broken = np.full_like(embeddings, np.inf)
         with pytest.raises(ValueError, match="the embeddings of 40 items are NaN or infinite"):
             index_items(arguments(data, tmp_path / "index"), broken)
-        index_items(arguments(data, tmp_path / "index", epochs=2), embeddings)
+        index_items(arguments(data, tmp_path / "index", num_train_epochs=2), embeddings)
         before = {file: file.read_bytes() for file in (tmp_path / "index").rglob("*") if file.is_file()}
         with pytest.raises(ValueError, match="the embeddings of 40 items are NaN or infinite"):
-            index_items(arguments(data, tmp_path / "index", epochs=3, overwrite=True), broken)
+            index_items(arguments(data, tmp_path / "index", num_train_epochs=3, overwrite=True), broken)
         assert {file: file.read_bytes() for file in (tmp_path / "index").rglob("*") if file.is_file()} == before
 
     def test_resume_with_other_embeddings(self, data: RecommendationData, embeddings: np.ndarray, tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ class TestBadInput:
         ("changes", "message"),
         [
             ({"num_levels": 27}, "num_levels is 27; a semantic ID has at most 26 levels"),
-            ({"warmup_epochs": 13}, "warmup_epochs is 13 and epochs 12, .* lower warmup_epochs"),
+            ({"warmup_epochs": 13}, "warmup_epochs is 13 and num_train_epochs 12, .* lower warmup_epochs"),
             ({"codebook_size": 41}, "40 items are fewer than the 41 codes of a level, .* lower codebook_size to 40 or less"),
             ({"codebook_size": 3}, r"40 items are more than the 27 semantic IDs of 3 levels of 3 codes; raise num_levels"),
             ({"num_levels": 0}, "num_levels is 0; it must be 1 or more"),

@@ -75,8 +75,16 @@ def test_settings_come_from_the_recipe_and_from_the_call(
     table = synthetic_dataset.interactions
     train_recommender(table, tmp_path / "a", per_device_train_batch_size=7, finetuning={"learning_rate": 0.5})
     train_recommender(table, tmp_path / "b", config="demo.yaml", max_text_tokens=None)
-    assert [one.batch_size for one in calls] == [7, 7, 32, 32] and [one.max_text_tokens for one in calls] == [64, 64, None, None]
-    assert [one.lr for one in calls] == [3e-3, 0.5, 5e-3, 3e-3] and [one.teacher for one in calls[1::2]] == ["ease", ""]
+    assert [one.per_device_train_batch_size for one in calls] == [7, 7, 32, 32] and [one.max_text_tokens for one in calls] == [
+        64,
+        64,
+        None,
+        None,
+    ]
+    assert [one.learning_rate for one in calls] == [3e-3, 0.5, 5e-3, 3e-3] and [one.teacher for one in calls[1::2]] == [
+        "ease",
+        "",
+    ]
     with pytest.raises(MissingFileError, match="config: there is no file mine.yaml"):
         train_recommender(table, tmp_path / "c", config="mine.yaml")
 
@@ -177,7 +185,9 @@ def test_a_second_call_goes_on_and_other_arguments_are_named(
     assert "resumed pretrain after step 2 of 2" in caplog.text
     assert "CLLM4Rec" in caplog.text and "popularity" in caplog.text and "on recall@20" in caplog.text
     assert model.num_items == 40
-    with pytest.raises(InputError, match=r"had other arguments \(then, now\): .'epochs': \(1, 2\).*pass overwrite=True"):
+    with pytest.raises(
+        InputError, match=r"had other arguments \(then, now\): .'num_train_epochs': \(1, 2\).*pass overwrite=True"
+    ):
         train_recommender(table, tmp_path / "run", **{**settings, "num_train_epochs": 2})
     train_recommender(table, tmp_path / "run", **{**settings, "num_train_epochs": 2}, overwrite=True)
 

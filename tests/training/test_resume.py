@@ -184,7 +184,7 @@ def test_an_output_folder_that_is_a_data_folder(
     ("changes", "message"),
     [
         ({"seed": 7}, r"had other arguments \(then, now\): \{'seed': \(42, 7\)\}; give the same ones, or pass overwrite=True"),
-        ({"learning_rate": 0.5, "num_train_epochs": 9}, r"\{'epochs': \(3, 9\), 'lr': \(0\.01, 0\.5\)\}"),
+        ({"learning_rate": 0.5, "num_train_epochs": 9}, r"\{'num_train_epochs': \(3, 9\), 'learning_rate': \(0\.01, 0\.5\)\}"),
         ({"prompts": {"anonymous": "They chose {items} and"}}, r"'prompts': \(None, \{'anonymous'"),
     ],
 )

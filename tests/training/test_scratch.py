@@ -59,7 +59,9 @@ def test_weights_are_seeded_and_fresh(data: RecommendationData, vanilla: Path, t
 
 
 def test_it_learns_and_is_saved_whole(data: RecommendationData, vanilla: Path, tmp_path: Path) -> None:
-    model, progress = align(scratch(data, vanilla, tmp_path / "run", epochs=3, lr=1e-2, backbone_lr=3e-3))
+    model, progress = align(
+        scratch(data, vanilla, tmp_path / "run", num_train_epochs=3, learning_rate=1e-2, backbone_learning_rate=3e-3)
+    )
     losses = [epoch["train/align_nll"] for epoch in progress.history]
     assert progress.finished and losses[2] < losses[0] - 0.2
     assert not [path for path in (tmp_path / "run").rglob("*") if "scratch" in path.name]

@@ -568,7 +568,7 @@ def test_a_loss_that_is_no_number_ends_the_run_before_it_spoils_the_weights(
 
 
 def test_a_learning_rate_beyond_all_bounds(finetune_arguments: MakeFinetune) -> None:
-    with pytest.raises(FloatingPointError, match="lower lr, or set max_grad_norm"):
+    with pytest.raises(FloatingPointError, match="lower learning_rate, or set max_grad_norm"):
         finetune(finetune_arguments(learning_rate=1e30, warmup_steps=0.0, max_grad_norm=0.0))
 
 

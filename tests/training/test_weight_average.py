@@ -39,8 +39,8 @@ def test_model_holds_the_average_within_the_block_only_and_after_an_error_too() 
 
 
 def test_the_saved_model_is_the_validated_average(finetune_arguments: Callable[..., FinetuneArguments], tmp_path: Path) -> None:
-    plain, _ = finetune(finetune_arguments(output=str(tmp_path / "plain"), epochs=1))
-    arguments = finetune_arguments(output=str(tmp_path / "average"), epochs=1, average_decay=0.9)
+    plain, _ = finetune(finetune_arguments(output=str(tmp_path / "plain"), num_train_epochs=1))
+    arguments = finetune_arguments(output=str(tmp_path / "average"), num_train_epochs=1, average_decay=0.9)
     averaged, progress = finetune(arguments)
     tensors, state = checkpoints.read(arguments.run_folder / "checkpoints" / "finetune" / f"step-{progress.step:08d}")
     name = "item_collaborative.weight"
