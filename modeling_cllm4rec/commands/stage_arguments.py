@@ -95,5 +95,5 @@ def _current_flags(words: list[str], kind: type[Any], parser: StageParser) -> li
                 else [f"--{new}", str(converted)]
             )
     if passed and any(word.partition("=")[0] == "--trainer" for word in words):
-        raise InputError(f"trainer is given beside {', '.join(passed)}; write all of them into one of the two")
+        raise InputError(f"trainer is given together with {', '.join(passed)}; write all of them into one of the two")
     return [*found, *(["--trainer", json.dumps(passed)] if passed else [])]

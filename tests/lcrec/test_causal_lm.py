@@ -63,8 +63,8 @@ def test_constrained_it_writes_the_items_that_recommend_finds(folder: Path) -> N
 def test_a_pipeline_shows_semantic_ids_unless_they_are_left_out_as_special(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     writer = pipeline("text-generation", model=AutoModelForCausalLM.from_pretrained(folder), tokenizer=tokenizer)
-    ((told,),) = (writer("<a_1><b_2>", max_new_tokens=1, skip_special_tokens=False),)
-    assert told["generated_text"].startswith("<a_1><b_2>")
+    ((text,),) = (writer("<a_1><b_2>", max_new_tokens=1, skip_special_tokens=False),)
+    assert text["generated_text"].startswith("<a_1><b_2>")
     ids = tokenizer("<a_1><b_2>", add_special_tokens=False)["input_ids"]
     assert tokenizer.decode(ids, skip_special_tokens=True) == "" and tokenizer.decode(ids) == "<a_1><b_2>"
 

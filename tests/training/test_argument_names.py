@@ -139,5 +139,5 @@ def test_unknown_names_stay_errors_of_their_kind(tmp_path: Path) -> None:
         FinetuneArguments(**BASE, lern_rate=0.1)  # type: ignore[call-arg]
     with pytest.raises(InputError, match="trainer: transformers.TrainingArguments has no argument 'lern_rate'"):
         FinetuneArguments(**BASE, trainer={"lern_rate": 0.1})
-    with pytest.raises(InputError, match="trainer is given beside logging_steps"):
+    with pytest.raises(InputError, match="trainer is given together with logging_steps"):
         parse_arguments(FinetuneArguments, "finetune", ["--data=d", "--output=o", "--logging-steps=3", "--trainer={}"])
