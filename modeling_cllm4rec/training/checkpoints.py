@@ -22,12 +22,12 @@ PREFIX = "step-"
 
 
 def write_atomically(
-    folder: Path, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any], beside: Mapping[str, str] | None = None
+    folder: Path, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any], more_files: Mapping[str, str] | None = None
 ) -> None:
     """Write a folder of `tensors.safetensors` and `state.json`, whole or not at all.
 
     Args:
-        beside: further files, name -> content.
+        more_files: further files, name -> content.
 
     Raises:
         FileWriteError: the folder cannot be written, such as on a full disk; earlier checkpoints are unchanged.
@@ -37,7 +37,7 @@ def write_atomically(
             # Tied or sliced tensors share memory, which safetensors refuses; each name gets a copy of its own.
             copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
             save_file(copies, temporary / "tensors.safetensors")
-            for name, content in {"state.json": json.dumps(state), **(beside or {})}.items():
+            for name, content in {"state.json": json.dumps(state), **(more_files or {})}.items():
                 (temporary / name).write_text(content, encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise FileWriteError(
@@ -96,13 +96,13 @@ def save_step(
     step: int,
     tensors: Mapping[str, torch.Tensor],
     state: Mapping[str, Any],
-    beside: Mapping[str, str] | None = None,
+    more_files: Mapping[str, str] | None = None,
 ) -> None:
     """Write the checkpoint of an optimizer step, then remove all older ones except the one before.
 
     The one before stays until the next checkpoint, in case the newest one cannot be read.
     """
-    write_atomically(folder / f"{PREFIX}{step:08d}", tensors, state, beside)
+    write_atomically(folder / f"{PREFIX}{step:08d}", tensors, state, more_files)
     keep = _steps(folder)[-2:]
     for path in folder.glob(f"{PREFIX}*"):  # also temporary folders that a kill left behind
         if path not in keep:

@@ -4,7 +4,7 @@ The stage's plan of steps is the batch sampler; every random number of a step (d
 process) alone, and every order of documents and items on (seed, epoch) alone. A resumed run therefore computes the same bits as
 an uninterrupted one, and the loss of a step does not depend on the number of processes or of accumulation steps.
 
-Checkpoints are safetensors and JSON, written beside and renamed; `Trainer`'s own are pickled.
+Checkpoints are safetensors and JSON, written under another name and renamed; `Trainer`'s own are pickled.
 """
 
 from __future__ import annotations
@@ -402,8 +402,8 @@ class RecommenderTrainer(Trainer):
                 "schedule": {"last_epoch": schedule.last_epoch},
                 "start": self.fingerprint,
             }
-            beside = {TRAINER_STATE: json.dumps(dataclasses.asdict(self.state), indent=2, sort_keys=True) + "\n"}
-            checkpoints.save_step(self.folder, self.progress.step, tensors, state, beside)
+            more_files = {TRAINER_STATE: json.dumps(dataclasses.asdict(self.state), indent=2, sort_keys=True) + "\n"}
+            checkpoints.save_step(self.folder, self.progress.step, tensors, state, more_files)
         # No process may end, and with it the process group, while the main process still writes.
         self.accelerator.wait_for_everyone()
         self._saved_at = time.perf_counter()
