@@ -69,7 +69,8 @@ def sampled_log_partition(
     none of them: exp of the result is an unbiased estimate of the denominator, if more items are drawn than P.
 
     Args:
-        hidden: (M, K); table: (J, K); positives: (M, P) item indices, -100 where a row has fewer.
+        hidden: (M, K); table: (J, K); positives: (M, P) item indices, -100 where a row has fewer; one that
+            occurs twice in a row counts once.
         num_samples: items drawn without replacement, at most J.
         generator: CPU random generator.
 
@@ -82,7 +83,7 @@ def sampled_log_partition(
     sample = torch.randperm(num_items, generator=generator)[:num_samples].to(hidden.device)  # (S,)
     logits = F.linear(hidden, F.embedding(sample, table).to(hidden.dtype)).float()  # (M, S)
     own = (sample[None, :, None] == positives[:, None, :]).any(-1)  # (M, S): a positive is no negative
-    given = positives >= 0
+    given = (positives >= 0) & first_occurrence(positives)  # a held-out item is often a soft target as well
     rows = F.embedding(positives.clamp(min=0), table).to(hidden.dtype)  # (M, P, K)
     positive = torch.einsum("mk,mpk->mp", hidden, rows).float().masked_fill(~given, float("-inf"))
     rest = num_items - given.sum(-1)  # (M,) items that are no positive

@@ -154,6 +154,17 @@ def test_the_sampled_partition_is_unbiased():
     assert (error > 0).all()  # the estimates differ: it is a sample
 
 
+def test_a_positive_that_is_named_twice_counts_once():
+    """Held-out items are often soft targets of the teacher as well: the row then names them twice."""
+    hidden, table = torch.randn(2, 3), torch.randn(9, 3)
+    once = torch.tensor([[4, 7, -100, -100], [1, 2, 3, -100]])
+    twice = torch.tensor([[4, 7, 4, 7], [1, 2, 3, 1]])
+    values = [sampled_log_partition(hidden, table, positives, 5, torch.Generator().manual_seed(0)) for positives in (once, twice)]
+    torch.testing.assert_close(values[0], values[1])
+    exact = sampled_log_partition(hidden, table, twice, 9, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(exact, item_log_partition(hidden, table))
+
+
 def test_the_sampled_loss_needs_the_positives_only_once():
     table = torch.zeros(3, 2)  # every item weighs exp(0) = 1
     positives = torch.tensor([[0, 1]])
