@@ -284,9 +284,9 @@ slow = pytest.mark.slow
 @pytest.mark.parametrize(
     "first",
     [
-        "import modeling_cllm4rec",
         "from transformers import AutoModel, AutoTokenizer\nimport modeling_cllm4rec",
-        "from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecModel",
+        pytest.param("import modeling_cllm4rec", marks=slow),
+        pytest.param("from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecModel", marks=slow),
         pytest.param("import modeling_cllm4rec.tokenization", marks=slow),
         pytest.param("from modeling_cllm4rec import CLLM4RecForRecommendation", marks=slow),
         pytest.param("from transformers import AutoConfig\nimport modeling_cllm4rec", marks=slow),

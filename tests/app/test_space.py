@@ -61,6 +61,7 @@ def test_the_command(tmp_path, capsys):
     assert not (tmp_path / "released" / "modeling_cllm4rec").exists()
 
 
+@pytest.mark.slow
 def test_a_space_brings_the_package_along(tmp_path):
     """Its page is imported from the folder, and pip is asked for nothing that is on no index."""
     write_space(tmp_path, package_files())

@@ -16,6 +16,7 @@ print(json.dumps({"module": type(model).__module__.split(".")[0], **answers}))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("commit", sorted(path.name for path in SAVED.iterdir()))
 @pytest.mark.parametrize("system", ["cllm4rec", "lcrec"])
 @pytest.mark.parametrize("package", [True, False], ids=["with the package", "with the folder's own code"])

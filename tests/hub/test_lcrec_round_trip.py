@@ -35,7 +35,7 @@ print(json.dumps(results))
 """
 
 
-@pytest.mark.parametrize("package", [False, True])
+@pytest.mark.parametrize("package", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_moved_folder_in_a_fresh_process(package, tiny_backbones, run, tmp_path):
     folders, expected = {}, {}
     for name in ("gpt2", "llama"):

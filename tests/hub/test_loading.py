@@ -47,6 +47,7 @@ def test_what_can_only_be_a_path_is_not_looked_for_on_the_hub(name: str, tmp_pat
         loading.load_recommender(name)
 
 
+@pytest.mark.slow
 def test_a_hub_that_is_not_reached_is_asked_once(run: Run) -> None:
     said = run(RECOMMEND, package=True, environment=UNREACHED, model="you/typo")
     assert said["code"] == 2 and said["seconds"] < 20
@@ -54,6 +55,7 @@ def test_a_hub_that_is_not_reached_is_asked_once(run: Run) -> None:
     assert "you/typo is no folder with a model and could not be read from the Hub (" in line and "refused" in line
 
 
+@pytest.mark.slow
 def test_a_model_in_the_cache_needs_no_hub(
     run: Run, make_folder: Callable[[Path, Path], Path], tiny_backbones: dict[str, Path], tmp_path: Path
 ) -> None:

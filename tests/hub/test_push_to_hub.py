@@ -85,6 +85,7 @@ def metrics(text: str) -> dict[str, float]:
     return {result.metric_type: result.metric_value for result in ModelCard(text).data.eval_results}
 
 
+@pytest.mark.slow
 def test_pushed_and_pulled_back(tiny_backbones, make_folder, card, run, tmp_path):
     folder = make_folder(tiny_backbones["gpt2"], tmp_path / "model")
     (folder / "README.md").write_text(card, encoding="utf-8")

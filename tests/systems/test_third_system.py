@@ -68,6 +68,7 @@ print(json.dumps({"served": len(served[0]["results"][0]["items"]), "reported": r
 """
 
 
+@pytest.mark.slow
 def test_a_third_system_needs_no_edit_of_the_library(tiny_backbones, synthetic_dataset, tmp_path):
     interactions = synthetic_dataset.interactions.to_pandas()[["user_id", "item_id"]].drop_duplicates()
     users = {name: f"u{number}" for number, name in enumerate(interactions["user_id"].unique())}

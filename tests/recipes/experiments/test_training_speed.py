@@ -27,6 +27,7 @@ def setup(data_folder: Path, tiny_backbone: Path, tmp_path: Path) -> Any:
     return made
 
 
+@pytest.mark.slow
 def test_one_run(data_folder: Path, tiny_backbones: dict[str, Path], tmp_path: Path) -> None:
     arguments = ["--data", str(data_folder), "--backbone", str(tiny_backbones["gpt2"]), "--output", str(tmp_path)]
     sizes = ["--steps", "2", "--batch-size", "4", "--repeats", "2", "--item-counts", "200", "--max-text-tokens", "12"]
@@ -147,6 +148,7 @@ def test_growth_measures(task: str) -> None:
     assert row["peak_bytes"] >= row["bytes_before"] > 50e6
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_the_process_alone() -> None:
     """A parent of half a gigabyte does not count, a table of 120 MB does."""
     held = np.ones(64 * 2**20)
