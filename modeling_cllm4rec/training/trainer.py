@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,6 +49,8 @@ from modeling_cllm4rec.training.weight_average import WeightAverage
 logger = logging.getLogger(__name__)
 
 TRAINER_STATE = "trainer_state.json"
+LONGEST_WAIT = 7200
+"""Seconds that a process waits for the others, unless `ddp_timeout` is given: the first one alone tokenizes a large corpus."""
 SHARED_NAMES = (
     *("seed", "per_device_train_batch_size", "gradient_accumulation_steps", "max_grad_norm", "learning_rate", "weight_decay"),
     *("optim", "bf16", "save_steps", "report_to"),
@@ -74,7 +77,10 @@ def start_processes(arguments: TrainingArguments) -> PartialState:
         extra = "tensorboard" if arguments.report_to == "tensorboard" else None
         require(arguments.report_to, extra, f"report_to={arguments.report_to!r}", "pass report_to='none'")
     _check_launch()
-    state = PartialState()
+    passed_on = arguments.trainer if isinstance(arguments.trainer, dict) else {}
+    seconds = passed_on.get("ddp_timeout", LONGEST_WAIT)
+    backend = {"backend": passed_on["ddp_backend"]} if "ddp_backend" in passed_on else {}
+    state = PartialState(timeout=timedelta(seconds=seconds), **backend)
     single_or_replicated = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU, DistributedType.MULTI_XPU)
     if state.distributed_type not in single_or_replicated:
         raise InputError(

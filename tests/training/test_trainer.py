@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.corpora.batches import micro_batch
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
+from modeling_cllm4rec.training import trainer
 from modeling_cllm4rec.training.parameters import parameter_groups, start_fingerprint, trainable
 from modeling_cllm4rec.training.progress import Progress
 from modeling_cllm4rec.training.stages import Part, Stage
@@ -143,15 +145,23 @@ def test_what_accelerate_silently_leaves_out(
         start_processes(finetune_arguments())
 
 
+def test_how_long_processes_wait_for_each_other(finetune_arguments: MakeFinetune, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[dict[str, Any]] = []
+    monkeypatch.setattr(trainer, "PartialState", lambda **settings: (made.append(settings), PartialState())[1])
+    start_processes(finetune_arguments())
+    start_processes(finetune_arguments(trainer={"ddp_timeout": 60, "ddp_backend": "gloo"}))
+    assert made == [{"timeout": timedelta(hours=2)}, {"timeout": timedelta(minutes=1), "backend": "gloo"}]
+
+
 def test_worker_processes_feed_the_same_parts(finetune_arguments: MakeFinetune, recorded: list[float]) -> None:
     arguments = finetune_arguments(num_train_epochs=1)
     runs = []
     for workers in (0, 2):
         recorded.clear()
-        trainer = RecommenderTrainer(stage := finetuning(arguments), start_fingerprint(stage.model))
-        trainer.args.dataloader_num_workers = workers
-        trainer.args.save_steps = 10**6
-        trainer.fit()
+        engine = RecommenderTrainer(stage := finetuning(arguments), start_fingerprint(stage.model))
+        engine.args.dataloader_num_workers = workers
+        engine.args.save_steps = 10**6
+        engine.fit()
         runs.append(list(recorded))
     assert runs[0] == runs[1] and len(runs[0]) == 4
 
