@@ -80,7 +80,7 @@ def start_processes(arguments: TrainingArguments) -> PartialState:
     passed_on = arguments.trainer if isinstance(arguments.trainer, dict) else {}
     seconds = passed_on.get("ddp_timeout", LONGEST_WAIT)
     backend = {"backend": passed_on["ddp_backend"]} if "ddp_backend" in passed_on else {}
-    state = PartialState(timeout=timedelta(seconds=seconds), **backend)
+    state = PartialState(cpu=bool(passed_on.get("use_cpu")), timeout=timedelta(seconds=seconds), **backend)
     single_or_replicated = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU, DistributedType.MULTI_XPU)
     if state.distributed_type not in single_or_replicated:
         raise InputError(
@@ -98,7 +98,9 @@ def _check_launch() -> None:
     """
     asked = os.environ.get
     # `accelerate launch --cpu --num_processes 2` sets the address of a main process, but no rank.
-    if asked("ACCELERATE_MIXED_PRECISION") and asked("MASTER_ADDR") and not (asked("RANK") or asked("WORLD_SIZE")):
+    on_cpu = not torch.accelerator.is_available() or asked("ACCELERATE_USE_CPU", "false").lower() == "true"
+    launched = on_cpu and asked("ACCELERATE_MIXED_PRECISION") and asked("MASTER_ADDR")
+    if launched and not (asked("RANK") or asked("WORLD_SIZE")):
         raise InputError(
             "num_processes: accelerate launch was asked for several processes and started one; on CPUs launch with "
             "ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m modeling_cllm4rec ..."
@@ -163,7 +165,7 @@ class RecommenderTrainer(Trainer):
         self.average = WeightAverage(self.parameters, decay) if decay else None
         config = stage.model.config
         use_cache = vars(config).get("use_cache")
-        super().__init__(stage.model, trainer_arguments(stage, self.plan.total), train_dataset=self.parts)
+        super().__init__(stage.model, trainer_arguments(stage, self.plan), train_dataset=self.parts)
         # `Trainer` switches it off in the configuration, which would be saved with the model.
         if use_cache is None:
             vars(config).pop("use_cache", None)
@@ -460,23 +462,22 @@ class RecommenderTrainer(Trainer):
             parameter.copy_(tensors[name])
 
 
-def trainer_arguments(stage: Stage, steps: int) -> TrainerArguments:
+def trainer_arguments(stage: Stage, plan: Plan) -> TrainerArguments:
     """Return the arguments of `transformers.Trainer` for a stage.
 
     The whole run is one epoch for `Trainer`, whose epochs all have the same length; `EpochCallback` ends the stage's epochs.
     """
     arguments = stage.arguments
-    kinds = {step.kind for epoch in range(stage.num_epochs) for step in stage.steps(epoch)}
     settings: dict[str, Any] = {
         "output_dir": str(arguments.run_folder),
-        "max_steps": steps,
+        "max_steps": plan.total,
         "ignore_data_skip": True,
         "save_strategy": "steps",
         "use_cpu": PartialState().device.type == "cpu",
         "logging_steps": 10,
         "run_name": f"cllm4rec-{stage.name}",
         # An L step trains the collaborative rows alone, a C step the content rows alone.
-        "ddp_find_unused_parameters": len(kinds) > 1,
+        "ddp_find_unused_parameters": len(plan.documents) > 1,
         **{name: getattr(arguments, name) for name in SHARED_NAMES},
         **(arguments.trainer if isinstance(arguments.trainer, dict) else {}),
     }
@@ -505,6 +506,8 @@ class Plan:
     def documents_until(self, epoch: int, step_in_epoch: int) -> Counter[str]:
         """Return the documents of each kind before a step of an epoch."""
         done: Counter[str] = Counter()
+        if not epoch and not step_in_epoch:
+            return done
         for earlier in range(min(epoch + 1, self.stage.num_epochs)):
             steps = self.stage.steps(earlier)
             for step in steps[:step_in_epoch] if earlier == epoch else steps:

@@ -150,7 +150,10 @@ def test_how_long_processes_wait_for_each_other(finetune_arguments: MakeFinetune
     monkeypatch.setattr(trainer, "PartialState", lambda **settings: (made.append(settings), PartialState())[1])
     start_processes(finetune_arguments())
     start_processes(finetune_arguments(trainer={"ddp_timeout": 60, "ddp_backend": "gloo"}))
-    assert made == [{"timeout": timedelta(hours=2)}, {"timeout": timedelta(minutes=1), "backend": "gloo"}]
+    assert made == [
+        {"cpu": False, "timeout": timedelta(hours=2)},
+        {"cpu": False, "timeout": timedelta(minutes=1), "backend": "gloo"},
+    ]
 
 
 def test_worker_processes_feed_the_same_parts(finetune_arguments: MakeFinetune, recorded: list[float]) -> None:
