@@ -10,6 +10,7 @@ import yaml
 from modeling_cllm4rec.cllm4rec.objectives import RegularizationConfig
 from modeling_cllm4rec.cllm4rec.prompts import Prompts
 from modeling_cllm4rec.core.errors import InputError
+from modeling_cllm4rec.corpora.text_vectors import TFIDF
 from modeling_cllm4rec.training.argument_names import accepts_other_names
 from modeling_cllm4rec.training.arguments import TrainingArguments, check_at_least, from_json
 
@@ -126,8 +127,11 @@ class StageArguments(TrainingArguments):
 class PretrainArguments(StageArguments):
     """Pretraining (section 3.3): content warm-up, then alternating L and C steps with mutual regularization."""
 
+    least_epochs = 0  # without any epoch, the stage writes the new model, to be finetuned as it is
+
     num_train_epochs: int = field(
-        default=10, metadata={"help": "passes over the interactions; the warmup_epochs of the content LM come before them"}
+        default=10,
+        metadata={"help": "passes over the interactions, after the warmup_epochs of the content LM; 0 leaves them out"},
     )
     drop_user: float = field(default=0.0, metadata={"help": "probability that a history is written without its user's token"})
     backbone: str = field(default="", metadata={"help": "name or path of a causal language model"})
@@ -136,11 +140,18 @@ class PretrainArguments(StageArguments):
         metadata={"help": "weights of the backbone: pretrained, or random in the same shape (LLM-Scratch of the paper)"},
     )
     warmup_epochs: int = field(default=1, metadata={"help": "epochs of the content LM alone, without regularization"})
-    init_ids: Literal["text", "random"] = field(
-        default="text", metadata={"help": "initial ID rows: from the words of the item's texts, or random as in the paper"}
+    init_ids: Literal["text", "text_vectors", "random"] = field(
+        default="text",
+        metadata={"help": "initial item rows: the mean word row of the texts, their whitened vectors, or random as in the paper"},
     )
     init_columns: list[str] = field(
-        default_factory=lambda: list(INIT_COLUMNS), metadata={"help": "text columns that init_ids: text reads"}
+        default_factory=lambda: list(INIT_COLUMNS),
+        metadata={
+            "help": "text columns that init_ids reads; text_vectors reads the training reviews where there are none of them"
+        },
+    )
+    init_encoder: str = field(
+        default=TFIDF, metadata={"help": "of init_ids: text_vectors: tfidf, or the name or path of an encoder"}
     )
     content_share: float = field(default=1.0, metadata={"help": "share of the text documents that one C pass reads"})
     text_validation_share: float = field(default=0.02, metadata={"help": "share of the text documents held out for validation"})

@@ -28,6 +28,7 @@ from modeling_cllm4rec.core.prompt_assembly import build_input_ids
 from modeling_cllm4rec.corpora.batches import Batch, collate, plan_batches
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.history_order import warn_if_unordered
+from modeling_cllm4rec.corpora.text_vectors import text_vectors, whitened_rows
 from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 from modeling_cllm4rec.training.estimates import FEWER_ROWS, LargestBatch, check_memory, id_table_memory
 from modeling_cllm4rec.training.finishing import save_finished
@@ -213,6 +214,8 @@ def new_model(data: RecommendationData, arguments: PretrainArguments) -> tuple[C
         _randomize_backbone(model, arguments.seed)
     if arguments.init_ids == "text":
         _initialize_item_rows(model, tokenizer, data, arguments)
+    elif arguments.init_ids == "text_vectors":
+        _initialize_item_rows_by_vectors(model, data, arguments)
     return model, tokenizer
 
 
@@ -284,6 +287,28 @@ def _initialize_item_rows(
     logger.info("%d of %d item rows initialized from words", has_text.sum(), len(has_text))
 
 
+@torch.no_grad()
+def _initialize_item_rows_by_vectors(
+    model: CLLM4RecForRecommendation, data: RecommendationData, arguments: PretrainArguments
+) -> None:
+    """Initialize the item rows of both sides with whitened vectors of the item's texts, as large as word rows.
+
+    Mean word rows all point the same way, because the common words of a catalogue dominate them; whitened vectors do not.
+    """
+    columns = [name for name in arguments.init_columns if name in data.items.column_names]
+    vectors = text_vectors(data, encoder=arguments.init_encoder, fields=columns or None, progress=False)
+    item_rows = torch.from_numpy(whitened_rows(vectors, model.config.hidden_size, arguments.seed))
+    has_text = item_rows.any(dim=1)
+    word_table: Any = model.get_input_embeddings()
+    size = float(word_table.weight.float().std())  # of one element
+    scale = size / item_rows[has_text].square().mean().sqrt()
+    for side in SIDES:
+        table = model.tables(side)[1].weight
+        table[has_text] = (item_rows[has_text] * scale).to(table)
+        table[~has_text] *= size / model.config.initializer_range  # or the others would be drowned by rows with a text
+    logger.info("%d of %d item rows initialized from text vectors (%s)", has_text.sum(), len(has_text), arguments.init_encoder)
+
+
 def pretrain(arguments: PretrainArguments) -> tuple[CLLM4RecForRecommendation, Progress]:
     """Pretrain on a data folder and save the best epoch to OUTPUT/pretrained.
 
@@ -301,7 +326,7 @@ def pretrain(arguments: PretrainArguments) -> tuple[CLLM4RecForRecommendation, P
     with processes.main_process_first():
         stage = PretrainingStage(model, tokenizer, data, arguments)
     adapted = choose_trainable(model, arguments)
-    progress = run(stage, processes)
+    progress = run(stage, processes) if stage.num_epochs else Progress(finished=True)
     save_finished(stage, tokenizer, progress, processes, adapted, folder=arguments.run_folder / "pretrained")
     return model, progress
 

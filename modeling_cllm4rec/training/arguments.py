@@ -30,6 +30,8 @@ class TrainingArguments:
     honour is an error, see `argument_names`.
     """
 
+    least_epochs = 1  # without an annotation, so that it is no field
+
     data: str = field(default="", metadata={"help": "data folder written by `cllm4rec prepare`"})
     output: str = field(default="", metadata={"help": "folder of the run: the finished model, and checkpoints/ of each stage"})
     seed: int = field(default=42, metadata={"help": "start of all random numbers"})
@@ -116,7 +118,8 @@ class TrainingArguments:
         for name in ("data", "output"):
             if not getattr(self, name):
                 raise InputError(f"{name} is not set; give {name}=..., or set it in the YAML file")
-        check_at_least(self, 1, "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps")
+        check_at_least(self, self.least_epochs, "num_train_epochs")
+        check_at_least(self, 1, "per_device_train_batch_size", "gradient_accumulation_steps")
         check_at_least(self, 1, "lora_r", "lora_alpha", "save_steps")
         check_at_least(self, 1, "max_text_tokens")
         check_at_least(self, 0, "seed", "learning_rate", "backbone_learning_rate", "weight_decay")

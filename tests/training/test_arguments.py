@@ -232,7 +232,6 @@ COMMON: list[tuple[dict[str, Any], str]] = [
     *(
         ({name: 0}, rf"{name} is 0; it must be 1 or more")
         for name in (
-            "num_train_epochs",
             "per_device_train_batch_size",
             "gradient_accumulation_steps",
             "lora_r",
@@ -283,7 +282,8 @@ def test_values_that_no_stage_allows(kind: type[Any], values: dict[str, Any], me
     [
         ({"backbone": ""}, r"backbone is not set; it must be the name or the path"),
         ({"warmup_epochs": -1}, r"warmup_epochs is -1; it must be 0 or more"),
-        ({"init_ids": "zeros"}, r"init_ids is 'zeros'; allowed are 'text', 'random'"),
+        ({"num_train_epochs": -1}, r"num_train_epochs is -1; it must be 0 or more"),
+        ({"init_ids": "zeros"}, r"init_ids is 'zeros'; allowed are 'text', 'text_vectors', 'random'"),
         ({"content_share": 1.5}, r"content_share is 1\.5; it must lie between 0 and 1"),
         ({"text_validation_share": -0.1}, r"text_validation_share is -0\.1; it must lie between 0 and 1"),
     ],
@@ -296,6 +296,7 @@ def test_values_that_pretraining_does_not_allow(values: dict[str, Any], message:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({"num_train_epochs": 0}, r"num_train_epochs is 0; it must be 1 or more"),
         ({"mask_share": 0.0}, r"mask_share is 0\.0; it must lie between 0 and 1, both excluded"),
         ({"teacher_power": 0.0}, r"teacher_power is 0\.0; it must be above 0"),
         ({"teacher_weight": -1.0}, r"teacher_weight is -1\.0; it must be 0 or more"),

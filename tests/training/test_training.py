@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -31,6 +32,7 @@ from modeling_cllm4rec.core.language_model import pretrained_backbone
 from modeling_cllm4rec.core.losses import multinomial_nll
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.history_order import UnorderedHistoriesWarning
+from modeling_cllm4rec.corpora.text_vectors import text_vectors, whitened_rows
 from modeling_cllm4rec.training.progress import Progress
 from modeling_cllm4rec.training.stages import Objective, Part, Step, StepOutput, part_loss
 
@@ -135,6 +137,46 @@ def test_item_rows_start_from_the_words_of_their_texts(pretrain_arguments: MakeP
     for table in (*drawn.tables("content"), *drawn.tables("collaborative")):
         assert table.weight.std().item() == pytest.approx(0.02, rel=0.1)
     assert not torch.equal(drawn.item_content.weight, drawn.item_collaborative.weight)
+
+
+def test_item_rows_start_from_whitened_text_vectors(pretrain_arguments: MakePretrain, data: RecommendationData) -> None:
+    """Rows of items with a text are the whitened vectors, as large as word rows; the others are random and as large."""
+    titles = pa.array([None if item == 0 else data.items["title"][item].as_py() for item in range(data.num_items)])
+    items = data.items.select(["item_id"]).append_column("title", titles)
+    part = dataclasses.replace(data, items=items)
+    model, _ = new_model(part, pretrain_arguments(init_ids="text_vectors"))
+    expected = whitened_rows(text_vectors(part, fields=["title"]), model.config.hidden_size, pretrain_arguments().seed)
+    known = expected.any(axis=1)
+    size = float(model.get_input_embeddings().weight.detach().std())  # type: ignore[union-attr]
+    for side in SIDES:
+        rows = model.tables(side)[1].weight.detach().numpy()
+        scale = rows[known] / np.where(expected[known], expected[known], np.nan)
+        np.testing.assert_allclose(scale[~np.isnan(scale)], np.nanmean(scale), rtol=1e-4)
+        assert np.sqrt(np.square(rows[known]).mean()) == pytest.approx(size, rel=1e-4)
+        assert rows[~known].std() == pytest.approx(size, rel=0.3)
+    assert not known[0] and known.sum() > 10
+
+
+def test_text_vectors_read_the_training_reviews_where_there_are_no_texts(
+    pretrain_arguments: MakePretrain, data: RecommendationData, caplog: pytest.LogCaptureFixture
+) -> None:
+    bare = dataclasses.replace(data, items=data.items.select(["item_id"]))
+    with caplog.at_level(logging.INFO):
+        new_model(bare, pretrain_arguments(init_ids="text_vectors"))
+    assert "texts of items: review;" in caplog.text
+
+
+def test_pretraining_without_epochs_writes_the_new_model(
+    pretrain_arguments: MakePretrain, data: RecommendationData, read_weights: Read
+) -> None:
+    arguments = pretrain_arguments(num_train_epochs=0, warmup_epochs=0)
+    pretrain(arguments)
+    model, _ = new_model(data, arguments)
+    written = read_weights(arguments.run_folder / "pretrained")
+    for name, weight in model.state_dict().items():
+        if name in written:
+            torch.testing.assert_close(written[name], weight)
+    assert not list(arguments.run_folder.glob("checkpoints/*/step-*"))
 
 
 def test_text_rows_without_texts(pretrain_arguments: MakePretrain, data: RecommendationData) -> None:
