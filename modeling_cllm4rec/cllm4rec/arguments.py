@@ -173,9 +173,12 @@ class FinetuneArguments(TeacherArguments, StageArguments):
 
     start: str = field(default="", metadata={"help": "folder of the pretrained model (default: OUTPUT/pretrained)"})
     mask_share: float = field(default=0.2, metadata={"help": "share p_m of the history that is held out"})
-    target: Literal["holdout", "all"] = field(
+    target: Literal["holdout", "all", "next"] = field(
         default="holdout",
-        metadata={"help": "items to predict: the held-out ones as in the paper, or all as in the released code"},
+        metadata={
+            "help": "items to predict: held-out ones as in the paper, all as in the released code, or, with reorder: false, the "
+            "one after a random beginning of the history"
+        },
     )
     average_holdout: bool = field(default=False, metadata={"help": "average a user's loss over the held-out items"})
     teacher_weight: float = field(default=1.0, metadata={"help": "weight of the cross-entropy with the teacher's soft targets"})
@@ -191,5 +194,7 @@ class FinetuneArguments(TeacherArguments, StageArguments):
         self.start = self.start or str(self.run_folder / "pretrained")
         if not 0 < self.mask_share < 1:
             raise InputError(f"mask_share is {self.mask_share}; it must lie between 0 and 1, both excluded")
+        if self.target == "next" and self.reorder:
+            raise InputError("target is 'next', which reads the order of histories; set reorder: false, or target: holdout")
         check_at_least(self, 1, "per_device_eval_batch_size", "eval_every")
         check_at_least(self, 0, "content_every", "teacher_weight")

@@ -222,6 +222,18 @@ class HistoryCorpus:
         kept = order[num_held_out:] if self.reorder else np.sort(order[num_held_out:])
         return history[kept], history[order[:num_held_out]]
 
+    def split_next(self, user: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Cut a history before a random item, which is the target; what follows it is left out.
+
+        Returns:
+            The item indices before it, at least one unless the history has a single item, and the target's (1,) index.
+        """
+        history = self.history(user)
+        cut = 0
+        if len(history) > 1:
+            cut = int(np.random.default_rng((self.seed, epoch, user)).integers(1, len(history)))
+        return history[:cut], history[cut : cut + 1]
+
 
 def initial_item_rows(
     data: RecommendationData, tokenizer: PreTrainedTokenizerBase, word_rows: np.ndarray, columns: Iterable[str] = ITEM_TEXTS

@@ -148,11 +148,14 @@ class FinetuningStage:
 
     def _masked(self, users: np.ndarray, epoch: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Return the item indices of the prompts and of the targets."""
-        pairs = [self.histories.split_holdout(int(user), epoch, self.arguments.mask_share) for user in users]
+        if self.arguments.target == "next":
+            pairs = [self.histories.split_next(int(user), epoch) for user in users]
+        else:
+            pairs = [self.histories.split_holdout(int(user), epoch, self.arguments.mask_share) for user in users]
         kept = [pair[0] for pair in pairs]
-        if self.arguments.target == "holdout":
-            return kept, [pair[1] for pair in pairs]
-        return kept, [self.histories.history(int(user)) for user in users]
+        if self.arguments.target == "all":
+            return kept, [self.histories.history(int(user)) for user in users]
+        return kept, [pair[1] for pair in pairs]
 
     def validate(self, epoch: int) -> dict[str, float]:
         """Return Recall@20, Recall@40, NDCG@100 on validation, and their sum as `selection` (released code, A4)."""

@@ -368,3 +368,14 @@ def test_every_item_is_held_out_equally_often() -> None:
     corpus = HistoryCorpus(histories(list(range(5))), seed=1)
     held = [corpus.split_holdout(0, epoch, 0.2)[1][0] for epoch in range(1000)]
     assert min(np.bincount(held, minlength=5)) > 140  # 200 are expected
+
+
+def test_every_item_but_the_first_is_the_next_one_equally_often() -> None:
+    corpus = HistoryCorpus(histories([3], [5, 1, 4, 2]), seed=1, reorder=False)
+    assert [part.tolist() for part in corpus.split_next(0, 0)] == [[], [3]]
+    targets = []
+    for epoch in range(900):
+        read, target = corpus.split_next(1, epoch)
+        assert [*read, *target] == [5, 1, 4, 2][: len(read) + 1]
+        targets.append(int(target[0]))
+    assert min(targets.count(item) for item in (1, 4, 2)) > 250  # 300 are expected

@@ -309,7 +309,8 @@ def test_values_that_pretraining_does_not_allow(values: dict[str, Any], message:
         ({"content_every": -1}, r"content_every is -1; it must be 0 or more"),
         ({"eval_every": 0}, r"eval_every is 0; it must be 1 or more"),
         ({"per_device_eval_batch_size": 0}, r"per_device_eval_batch_size is 0; it must be 1 or more"),
-        ({"target": "some"}, r"target is 'some'; allowed are 'holdout', 'all'"),
+        ({"target": "some"}, r"target is 'some'; allowed are 'holdout', 'all', 'next'"),
+        ({"target": "next"}, r"target is 'next', which reads the order of histories; set reorder: false, or target: holdout"),
         ({"train_on": "test"}, r"train_on is 'test'; allowed are 'train', 'train\+validation'"),
     ],
 )
