@@ -63,9 +63,11 @@ def test_from_a_table_to_recommendations(
 
 
 def test_it_is_the_installed_package_and_it_is_whole(installed: Path, tmp_path: Path) -> None:
-    assert {file.name for file in (installed / "modeling_cllm4rec" / "configs").iterdir()} == {
-        file.name for file in (ROOT / "recipes" / "configs").iterdir()
-    }
+    names = [
+        {file.relative_to(root) for file in root.rglob("*.yaml")}
+        for root in (installed / "modeling_cllm4rec" / "configs", ROOT / "recipes" / "configs")
+    ]
+    assert names[0] == names[1]
     shipped = {path.relative_to(installed) for path in installed.rglob("*") if path.suffix in (".css", ".js", ".yaml")}
     sources = [ROOT / name for name in ("modeling_cllm4rec", "modeling_cllm4rec/tokenization")]
     assert shipped >= {

@@ -180,7 +180,7 @@ def read_config(path: str | Path, kind: type[Any], section: str) -> dict[str, An
 
 def packaged_configs() -> list[str]:
     """Return the names of the YAML files that the package brings, those of recipes/configs."""
-    return sorted(file.name for file in CONFIGS.glob("*.yaml"))
+    return sorted(file.relative_to(CONFIGS).as_posix() for file in (*CONFIGS.glob("*.yaml"), *CONFIGS.glob("*/*.yaml")))
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

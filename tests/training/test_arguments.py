@@ -17,7 +17,7 @@ from modeling_cllm4rec.training.arguments import read_config, read_yaml
 ROOT = Path(__file__).parents[2]
 CONFIGS = [
     path
-    for path in sorted((ROOT / "recipes" / "configs").glob("*.yaml"))
+    for path in sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
     if not path.stem.endswith(("baselines", "benchmark"))  # those are read by `benchmark quality`
 ]
 BASE = {"data": "data/mine", "output": "runs/mine"}
@@ -102,13 +102,13 @@ def test_prompts_from_yaml_and_from_a_flag(tmp_path: Path) -> None:
     assert parse_pretrain(tmp_path, "").templates == Prompts()
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.name)
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: "-".join(path.parts[-2:]))
 def test_every_config_of_the_recipes_parses_for_its_stages(config: Path) -> None:
     argv = [*FLAGS, "--config", str(config)]
     backbone, index = ["--backbone", "gpt2"], ["--index", "runs/index"]
     if config.stem.endswith("_index"):
         assert parse_arguments(IndexArguments, "index", argv).output == "runs/mine"
-    elif config.stem.endswith("_lcrec"):
+    elif config.stem.endswith("lcrec"):
         assert parse_arguments(AlignArguments, "align", [*argv, *backbone, *index]).output == "runs/mine"
     elif config.stem.endswith("_tiger"):
         assert parse_arguments(AlignArguments, "align", [*argv, *index]).scratch_layers > 0
@@ -119,6 +119,11 @@ def test_every_config_of_the_recipes_parses_for_its_stages(config: Path) -> None
 
 def test_there_are_configs() -> None:
     assert len(CONFIGS) >= 2
+
+
+def test_a_packaged_config_is_found_by_its_name() -> None:
+    paper = parse_arguments(FinetuneArguments, "finetune", [*FLAGS, "--config", "paper/cllm4rec.yaml"])
+    assert (paper.tune, paper.mask_share, paper.learning_rate, paper.drop_user) == ("frozen", 0.2, 1e-4, 0.0)
 
 
 @pytest.mark.parametrize("kind", [PretrainArguments, FinetuneArguments, IndexArguments, AlignArguments])
