@@ -48,7 +48,7 @@ MOVED = {
     "training.growth": "cllm4rec.new_item_training",
     "training.index_kinds": "lcrec.index_methods",
     "training.objectives": "cllm4rec.objectives",
-    "training.teaching": "cllm4rec.soft_targets",
+    "training.teaching": "baselines.soft_targets",
     "training.updating": "cllm4rec.update",
     "training.own_data": "cllm4rec.quickstart",
     "training.pretraining": "cllm4rec.pretraining",

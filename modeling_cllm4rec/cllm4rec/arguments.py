@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
-
-import yaml
+from typing import Literal
 
 from modeling_cllm4rec.cllm4rec.objectives import RegularizationConfig
 from modeling_cllm4rec.cllm4rec.prompts import Prompts
@@ -13,55 +11,10 @@ from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.text_vectors import TFIDF
 from modeling_cllm4rec.training.argument_names import accepts_other_names
 from modeling_cllm4rec.training.arguments import TrainingArguments, check_at_least, from_json
+from modeling_cllm4rec.training.teacher_arguments import TeacherArguments
 
 INIT_COLUMNS = ("title", "brand", "categories")
 """Text columns whose words initialize the rows of an item."""
-
-
-@accepts_other_names
-@dataclass
-class TeacherArguments(TrainingArguments):
-    """Arguments of a teacher, a baseline whose soft targets are also learned; see `cllm4rec/soft_targets.py`."""
-
-    teacher: str = field(
-        default="",
-        metadata={"help": "baseline whose soft targets are also learned, such as ease, or several joined by +"},
-    )
-    teacher_settings: list[str] = field(
-        default_factory=list,
-        metadata={"help": "settings of the teacher: regularization=300, or of several ease.regularization=300, weights.ials=0.6"},
-    )
-    teacher_items: int = field(default=100, metadata={"help": "best items of the teacher that have a soft target, per history"})
-    teacher_power: float = field(
-        default=1.0, metadata={"help": "soft targets are the teacher's positive scores, raised to this power and normalized"}
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_at_least(self, 1, "teacher_items")
-        if not self.teacher_power > 0:
-            raise InputError(f"teacher_power is {self.teacher_power}; it must be above 0")
-        _ = self.parsed_teacher_settings
-
-    @property
-    def parsed_teacher_settings(self) -> dict[str, Any]:
-        """Return setting -> value of the teacher; of several baselines, baseline -> setting -> value.
-
-        Raises:
-            InputError: a setting has another form than NAME=VALUE.
-        """
-        settings: dict[str, Any] = {}
-        for word in self.teacher_settings:
-            name, equals, value = word.partition("=")
-            if not equals:
-                raise InputError(f"teacher_settings: {word!r} has no = in it; write settings as regularization=300")
-            member, dot, setting = name.partition(".")
-            try:
-                parsed = yaml.safe_load(value)
-            except yaml.YAMLError as error:
-                raise InputError(f"teacher_settings: the value of {word!r} is no YAML ({error}); quote it") from error
-            (settings.setdefault(member, {}) if dot else settings)[setting or name] = parsed
-        return settings
 
 
 @accepts_other_names
@@ -181,7 +134,6 @@ class FinetuneArguments(TeacherArguments, StageArguments):
         },
     )
     average_holdout: bool = field(default=False, metadata={"help": "average a user's loss over the held-out items"})
-    teacher_weight: float = field(default=1.0, metadata={"help": "weight of the cross-entropy with the teacher's soft targets"})
     content_every: int = field(default=0, metadata={"help": "recommendation steps between two C steps; 0 for no C steps"})
     train_on: Literal["train", "train+validation"] = field(
         default="train", metadata={"help": "splits to train on; the model is always selected on validation"}
@@ -197,4 +149,4 @@ class FinetuneArguments(TeacherArguments, StageArguments):
         if self.target == "next" and self.reorder:
             raise InputError("target is 'next', which reads the order of histories; set reorder: false, or target: holdout")
         check_at_least(self, 1, "per_device_eval_batch_size", "eval_every")
-        check_at_least(self, 0, "content_every", "teacher_weight")
+        check_at_least(self, 0, "content_every")

@@ -10,13 +10,13 @@ import torch
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 
+from modeling_cllm4rec.baselines.soft_targets import fitted_teacher
 from modeling_cllm4rec.cllm4rec.arguments import FinetuneArguments
 from modeling_cllm4rec.cllm4rec.documents import HistoryCorpus, TextCorpus
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation, Side
 from modeling_cllm4rec.cllm4rec.objectives import HoldoutObjective, PretrainingObjective
 from modeling_cllm4rec.cllm4rec.parameters import choose_trainable
 from modeling_cllm4rec.cllm4rec.prompts import recommendation_segments
-from modeling_cllm4rec.cllm4rec.soft_targets import Teacher
 from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.corpora.batches import collate, plan_batches
 from modeling_cllm4rec.corpora.data_folder import RecommendationData, has_validation
@@ -60,9 +60,7 @@ class FinetuningStage:
         self.histories = HistoryCorpus(data.histories(*arguments.train_on.split("+")), arguments.seed, arguments.reorder)
         if not arguments.reorder:
             warn_if_unordered(data, "CLLM4Rec reads it with reorder=False; reorder=True draws new orders in each epoch")
-        self.teacher = Teacher.fit(data, arguments, arguments.train_on) if arguments.teacher else None
-        if arguments.teacher_settings and not arguments.teacher:
-            logger.warning("there is no teacher: teacher_settings %s are not used", arguments.teacher_settings)
+        self.teacher = fitted_teacher(arguments, data, arguments.train_on)
         self.texts: TextCorpus | None = None
         if arguments.content_every:
             self.texts = TextCorpus(

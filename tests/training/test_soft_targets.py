@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from modeling_cllm4rec.baselines import fit_baseline
 from modeling_cllm4rec.baselines.ease import EASERecommender
+from modeling_cllm4rec.baselines.soft_targets import Teacher, fitted_teacher
 from modeling_cllm4rec.cllm4rec.arguments import FinetuneArguments
 from modeling_cllm4rec.cllm4rec.finetuning import finetune
-from modeling_cllm4rec.cllm4rec.soft_targets import Teacher
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 
 MakeFinetune = Callable[..., FinetuneArguments]
@@ -58,7 +58,8 @@ def test_shares_do_not_depend_on_the_scale_of_scores(seed: int, num_items: int, 
 )
 def test_fitted_as_named(data: RecommendationData, finetune_arguments: MakeFinetune, teacher: str, settings: list[str]) -> None:
     arguments = finetune_arguments(teacher=teacher, teacher_settings=settings, teacher_items=4)
-    fitted = Teacher.fit(data, arguments)
+    fitted = fitted_teacher(arguments, data)
+    assert fitted is not None
     given = arguments.parsed_teacher_settings
     expected = Teacher(fit_baseline(teacher, data, seed=arguments.seed, **given), num_items=4)
     histories = [np.array([1, 2]), np.array([5])]
@@ -68,7 +69,8 @@ def test_fitted_as_named(data: RecommendationData, finetune_arguments: MakeFinet
 
 def test_fitted_on_what_is_finetuned_on(data: RecommendationData, finetune_arguments: MakeFinetune) -> None:
     arguments = finetune_arguments(teacher="ease", train_on="train+validation")
-    fitted = Teacher.fit(data, arguments, arguments.train_on)
+    fitted = fitted_teacher(arguments, data, arguments.train_on)
+    assert fitted is not None
     expected = fit_baseline("ease", data, fit_on="train+validation")
     one = Histories(np.array([0, 1]), np.array([3], dtype=np.int32))
     np.testing.assert_array_equal(fitted.recommender.score_histories(None, one), expected.score_histories(None, one))
@@ -110,7 +112,7 @@ def test_a_teacher_that_does_not_exist(
     data: RecommendationData, finetune_arguments: MakeFinetune, teacher: str, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        Teacher.fit(data, finetune_arguments(teacher=teacher))
+        fitted_teacher(finetune_arguments(teacher=teacher), data)
 
 
 def test_a_setting_that_is_no_yaml(finetune_arguments: MakeFinetune) -> None:

@@ -1,17 +1,35 @@
-"""Knowledge distillation: soft targets of a baseline, learned in finetuning in addition to the held-out items."""
+"""Knowledge distillation: soft targets of a baseline, which a language model learns in addition to the true items."""
 
 from __future__ import annotations
 
-from typing import Self, cast
+import logging
+from collections.abc import Mapping
+from typing import Any, Protocol, Self, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from modeling_cllm4rec.baselines import baseline_settings, fit_baseline, members
-from modeling_cllm4rec.cllm4rec.arguments import TeacherArguments
+from modeling_cllm4rec import baselines
 from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.evaluation.evaluator import Recommender
+
+logger = logging.getLogger(__name__)
+
+
+class TeacherSettings(Protocol):
+    """What a training stage says about its teacher, see `training.teacher_arguments`."""
+
+    seed: int
+    teacher: str
+    teacher_settings: list[str]
+    teacher_items: int
+    teacher_power: float
+
+    @property
+    def parsed_teacher_settings(self) -> dict[str, Any]:
+        """Settings of the teacher by name."""
+        ...
 
 
 class Teacher:
@@ -39,23 +57,42 @@ class Teacher:
         self.power = power
 
     @classmethod
-    def fit(cls, data: RecommendationData, arguments: TeacherArguments, fit_on: str = "train") -> Self:
-        """Fit the baselines that the arguments name on the splits `fit_on`.
+    def fit(
+        cls,
+        name: str,
+        data: RecommendationData,
+        settings: Mapping[str, Any] | None = None,
+        *,
+        num_items: int = 100,
+        power: float = 1.0,
+        seed: int = 0,
+        fit_on: str = "train",
+    ) -> Self:
+        """Fit a baseline, or the sum of several.
+
+        Args:
+            name: the baseline, or several joined by +.
+            data: the data folder.
+            settings: of the baseline; of several, baseline -> setting -> value, and `weights`.
+            num_items, power: see the class.
+            seed: of the baselines.
+            fit_on: splits that are fitted, where a baseline lets them be chosen.
 
         Raises:
             InputError: there is no such baseline or setting (the nearest names are listed), or the teacher has no scores.
             MissingPackageError: a baseline needs a package that is not installed.
             MemoryLimitError: a baseline needs a matrix of items by items, and the catalogue is too large for it.
         """
-        settings, parts = arguments.parsed_teacher_settings, members(arguments.teacher)
+        parts = baselines.members(name)
+        chosen = {key: dict(value) if isinstance(value, Mapping) else value for key, value in (settings or {}).items()}
         for part in parts:
-            part_settings = settings.setdefault(part, {}) if len(parts) > 1 else settings
-            if "fit_on" in baseline_settings(part):
+            part_settings = chosen.setdefault(part, {}) if len(parts) > 1 else chosen
+            if "fit_on" in baselines.baseline_settings(part):
                 part_settings.setdefault("fit_on", fit_on)
-        recommender = fit_baseline(arguments.teacher, data, seed=arguments.seed, **settings)
+        recommender = baselines.fit_baseline(name, data, seed=seed, **chosen)
         if not hasattr(recommender, "score_histories"):
-            raise InputError(f"teacher: {arguments.teacher} has lists and no scores; soft targets need scores")
-        return cls(cast(Recommender, recommender), arguments.teacher_items, arguments.teacher_power)
+            raise InputError(f"teacher: {name} has lists and no scores; soft targets need scores")
+        return cls(cast(Recommender, recommender), num_items, power)
 
     def soft_targets(self, histories: list[np.ndarray]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         """Return the soft targets of a batch of histories.
@@ -79,3 +116,20 @@ class Teacher:
         probs = (top / np.maximum(top[:, :1], np.finfo(np.float32).tiny)) ** self.power * (top > 0)
         probs /= np.maximum(probs.sum(1, keepdims=True), np.finfo(np.float32).tiny)
         return np.where(top > 0, best, -100), probs.astype(np.float32)
+
+
+def fitted_teacher(arguments: TeacherSettings, data: RecommendationData, fit_on: str = "train") -> Teacher | None:
+    """Return the teacher that a stage names, fitted on the splits `fit_on`; None if it names none. Errors as in `Teacher.fit`."""
+    if not arguments.teacher:
+        if arguments.teacher_settings:
+            logger.warning("there is no teacher: teacher_settings %s are not used", arguments.teacher_settings)
+        return None
+    return Teacher.fit(
+        arguments.teacher,
+        data,
+        arguments.parsed_teacher_settings,
+        num_items=arguments.teacher_items,
+        power=arguments.teacher_power,
+        seed=arguments.seed,
+        fit_on=fit_on,
+    )
