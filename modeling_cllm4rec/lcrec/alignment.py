@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
+from modeling_cllm4rec.baselines.soft_targets import fitted_teacher
 from modeling_cllm4rec.core.catalogue import Catalogue, IdMap, KnownUsers, text_column
 from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.core.language_model import reject_adapter, tokenizer_of
@@ -40,6 +42,7 @@ from modeling_cllm4rec.lcrec.modeling_lcrec import INDEXER_FOLDER, LCRecForRecom
 from modeling_cllm4rec.lcrec.modeling_rqvae import RQVAEModel
 from modeling_cllm4rec.lcrec.parameters import choose_semantic_id_rows
 from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds
+from modeling_cllm4rec.lcrec.soft_codes import soft_codes
 from modeling_cllm4rec.systems import SYSTEMS
 from modeling_cllm4rec.tokenization.tokenization_lcrec import add_semantic_id_tokens
 from modeling_cllm4rec.training.backbones import untrained_backbone
@@ -110,6 +113,7 @@ class AlignmentStage:
             cache_folder=arguments.run_folder / "corpus",
         )
         logger.info("%d documents in the first epoch", len(self.corpus.documents(0)))
+        self.teacher = fitted_teacher(arguments, data)
         self.validates = has_validation(data)
 
     @property
@@ -137,19 +141,26 @@ class AlignmentStage:
         """Return the documents of one part, with labels for the response tokens."""
         rows, counted = self.corpus.rows(part.documents, part.epoch)
         labels = [np.where(counts, row, IGNORE_INDEX) for row, counts in zip(rows, counted, strict=True)]
-        return {
+        inputs = {
             "input_ids": torch.from_numpy(pad_right(rows, 0)),
             "attention_mask": torch.from_numpy(pad_right([np.ones(len(row), dtype=np.int64) for row in rows], 0)),
             "labels": torch.from_numpy(pad_right(labels, IGNORE_INDEX)),
         }
+        if self.teacher is not None:
+            taught = self.corpus.tasks_of(part.documents) == "seqrec"
+            counted = [counts & read for counts, read in zip(counted, taught, strict=True)]
+            config = self.model.config
+            soft = soft_codes(self.teacher, self.model.semantic_ids, rows, counted, config.first_index_token)
+            inputs |= {"soft_places": torch.from_numpy(soft.places), "soft_shares": torch.from_numpy(soft.shares)}
+        return inputs
 
     def count_items(self, part: Part, inputs: dict[str, torch.Tensor]) -> int:
         """Return the number of response tokens."""
         return int((inputs["labels"] != IGNORE_INDEX).sum())
 
     def objective(self, part: Part) -> Objective:
-        """Return `response_nll`, which all tasks share."""
-        return response_nll
+        """Return the loss, which all tasks share."""
+        return response_nll if self.teacher is None else TaughtObjective(self.arguments.teacher_weight)
 
     def validate(self, epoch: int) -> dict[str, float]:
         """Return HR@10 and NDCG@10 on validation by constrained search; NDCG@10 selects the epoch, not the loss."""
@@ -191,6 +202,55 @@ def response_nll(
     hidden = body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, return_dict=True).last_hidden_state
     nll = word_nll(model.word_head, hidden[document, place - 1], labels[document, place]).sum()
     return StepOutput(nll / num_items_in_batch, nll.detach(), torch.tensor(len(document)))
+
+
+@dataclass(frozen=True)
+class TaughtObjective:
+    """`response_nll`, plus the cross-entropy with a teacher's soft targets for the codes of items.
+
+    Attributes:
+        teacher_weight: weight of that cross-entropy, a sum over levels.
+    """
+
+    teacher_weight: float
+
+    def __call__(
+        self,
+        model: LCRecForRecommendation,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        labels: torch.Tensor,
+        num_items_in_batch: torch.Tensor | int,
+        soft_places: torch.Tensor,
+        soft_shares: torch.Tensor,
+    ) -> StepOutput:
+        """Compute a part's share of the loss of a step.
+
+        Args:
+            soft_places, soft_shares: (S, 2) and (S, L, K), see `soft_codes.SoftCodes`.
+
+        Returns:
+            The loss; the reported nll is that of the true tokens.
+        """
+        levels, size = soft_shares.shape[1:]
+        level = torch.arange(levels, device=labels.device)
+        soft_document = soft_places[:, :1].expand(-1, levels)  # (S, L)
+        soft_place = soft_places[:, 1:] + level
+        plain = labels != IGNORE_INDEX
+        plain[soft_document, soft_place] = False
+        document, place = plain.nonzero(as_tuple=True)
+        body = model.backbone.base_model
+        hidden = body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, return_dict=True).last_hidden_state
+        nll = word_nll(model.word_head, hidden[document, place - 1], labels[document, place]).sum()
+        logits = model.word_head(hidden[soft_document, soft_place - 1]).float()  # (S, L, N)
+        partition = logits.logsumexp(-1)
+        true = labels[soft_document, soft_place][..., None]
+        nll = nll + (partition - logits.gather(-1, true)[..., 0]).sum()
+        tokens = model.config.first_index_token + size * level[:, None] + torch.arange(size, device=labels.device)  # (L, K)
+        of_codes = logits.gather(-1, tokens.expand(len(logits), -1, -1))
+        soft = (soft_shares.sum(-1) * partition - (soft_shares * of_codes).sum(-1)).sum()
+        counted = torch.tensor(len(document) + soft_place.numel())
+        return StepOutput((nll + self.teacher_weight * soft) / num_items_in_batch, nll.detach(), counted)
 
 
 def load_semantic_ids(folder: str | Path, data: RecommendationData) -> tuple[SemanticIds, RQVAEModel | None, dict[str, object]]:

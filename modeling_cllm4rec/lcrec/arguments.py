@@ -10,7 +10,8 @@ from typing import Any, Literal
 from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.lcrec.alignment_tasks import ALIGNMENT_TASKS, parse_tasks
 from modeling_cllm4rec.training.argument_names import accepts_other_names
-from modeling_cllm4rec.training.arguments import SchedulerName, TrainingArguments, check_at_least, check_types
+from modeling_cllm4rec.training.arguments import SchedulerName, check_at_least, check_types
+from modeling_cllm4rec.training.teacher_arguments import TeacherArguments
 
 INDEX_FILE = "index.parquet"
 WITHOUT_EMBEDDINGS = ("random", "vanilla", "co-occurrence", "given")
@@ -129,7 +130,7 @@ class IndexArguments:
 
 @accepts_other_names
 @dataclass
-class AlignArguments(TrainingArguments):
+class AlignArguments(TeacherArguments):
     """Arguments of the alignment: tokens of semantic IDs and the language model, tuned on the alignment tasks."""
 
     backbone: str = field(default="", metadata={"help": "name or path of a causal language model"})
@@ -218,7 +219,8 @@ class AlignArguments(TrainingArguments):
             raise InputError(f"reorder is {self.reorder}; it must lie between 0 and 1")
         if self.num_beams < 10:
             raise InputError(f"num_beams is {self.num_beams}; validation ranks 10 items and needs 10 beams or more")
-        _ = self.task_weights
+        if self.teacher and "seqrec" not in self.task_weights:
+            raise InputError(f"teacher is {self.teacher!r}, which teaches seqrec, but tasks is {self.tasks}; add seqrec")
 
     def fingerprints(self) -> dict[str, str]:
         """Return checksums of the index and, where given, of the templates.

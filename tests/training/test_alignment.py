@@ -36,7 +36,7 @@ from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
 from modeling_cllm4rec.lcrec.parameters import choose_semantic_id_rows
 from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds
 from modeling_cllm4rec.training.parameters import merge_lora, trainable
-from modeling_cllm4rec.training.stages import part_loss
+from modeling_cllm4rec.training.stages import Part, part_loss
 
 MakeAlign = Callable[..., AlignArguments]
 REPOSITORY = Path(__file__).parents[2]
@@ -470,3 +470,49 @@ class TestBadInput:
         index_items(IndexArguments(data=str(data.folder), output=str(tmp_path / "other"), **shape))  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="had other arguments .*'index_sha256'"):
             align(align_arguments(resume=True, init_tokens="random", index=str(tmp_path / "other")))
+
+
+def test_a_teacher_adds_its_cross_entropy_over_the_codes(data: RecommendationData, align_arguments: MakeAlign) -> None:
+    """Against plain loops; with weight 0 the loss and the gradient are those without a teacher."""
+    arguments = align_arguments(teacher="ease", teacher_settings=["regularization=10"], teacher_weight=2.0, dropout=0)
+    model, tokenizer = new_lcrec_model(data, arguments)
+    choose_semantic_id_rows(model, arguments)
+    model.eval()
+    stage = AlignmentStage(model, tokenizer, data, arguments)
+    documents = stage.corpus.documents(0)[::40]
+    part = Part("align", documents, len(documents), epoch=0, number=0, idle=False)
+    inputs = stage.inputs(part)
+    places, shares = inputs["soft_places"], inputs["soft_shares"]
+    assert len(places) > 5 and set(shares.sum(-1).round(decimals=4).unique().tolist()) <= {0.0, 1.0}
+    count = stage.count_items(part, inputs)
+    taught = stage.objective(part)(model, **inputs, num_items_in_batch=count)
+    logits = model.backbone(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits.log_softmax(-1)
+    expected, size = 0.0, model.config.codebook_size
+    for (document, place), of_item in zip(places.tolist(), shares, strict=True):
+        for level, of_level in enumerate(of_item):
+            start = model.config.first_index_token + level * size
+            expected -= float(of_level @ logits[document, place + level - 1, start : start + size])
+    own = {name: tensor for name, tensor in inputs.items() if not name.startswith("soft")}
+    plain = alignment.response_nll(model, **own, num_items_in_batch=count)
+    assert float(taught.loss.detach()) == pytest.approx(float(plain.loss.detach()) + 2 * expected / count, rel=1e-5)
+    assert (float(taught.nll), int(taught.tokens)) == (pytest.approx(float(plain.nll), rel=1e-6), int(plain.tokens))
+    without = alignment.TaughtObjective(0.0)(model, **inputs, num_items_in_batch=count)
+    weights = list(trainable(model).values())
+    for one, other in zip(
+        torch.autograd.grad(plain.loss, weights, allow_unused=True),
+        torch.autograd.grad(without.loss, weights, allow_unused=True),
+        strict=True,
+    ):
+        assert (one is None) == (other is None)
+        if one is not None and other is not None:
+            torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+
+
+def test_alignment_with_a_teacher(align_arguments: MakeAlign) -> None:
+    model, progress = align(align_arguments(teacher="ease", num_train_epochs=1))
+    assert progress.finished and LCRecForRecommendation.from_pretrained(align_arguments().output).num_items == model.num_items
+
+
+def test_a_teacher_without_sequences_is_refused(align_arguments: MakeAlign) -> None:
+    with pytest.raises(ValueError, match=r"teacher is 'ease', which teaches seqrec, but tasks is \['item2index'\]; add seqrec"):
+        align_arguments(teacher="ease", tasks=["item2index"])
