@@ -45,7 +45,7 @@ class Row:
         seeds: seeds of the numbers.
         means: metric -> mean over seeds.
         deviations: metric -> standard deviation over seeds (n - 1), if there are several.
-        estimates: metric -> mean over users of their mean over seeds, with its interval; coverage has none.
+        estimates: metric -> mean over users and seeds, with its interval over both; coverage has none.
         differences: metric -> difference to the reference, paired by user.
         to_baselines: metric -> title of each baseline -> difference to it, paired by user; baselines have none.
         slices: name of slices -> label -> estimate of the first metric.
@@ -53,6 +53,7 @@ class Row:
         settings: settings of the training of the first seed.
         errors: seed -> error.
         left_out: seed -> why its result is not in the numbers.
+        per_user: `user_index` -> (users,), and metric -> (seeds, users).
     """
 
     model: str
@@ -75,7 +76,7 @@ class Row:
     versions: dict[str, str] = field(default_factory=dict)
     errors: dict[int, str] = field(default_factory=dict)
     left_out: dict[int, str] = field(default_factory=dict)
-    per_user: dict[str, FloatArray] = field(default_factory=dict, repr=False)
+    per_user: dict[str, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass
@@ -144,11 +145,11 @@ def verdicts(table: Table) -> list[str]:
 
 
 def summary_of(row: Row, table: Table) -> str:
-    """Return the verdicts of a row in one line: the relation to each reference, the metrics and the differences.
+    """Return the verdicts of a row in one line: its training seeds, the relation to each reference, metrics and differences.
 
     Example:
         >>> summary_of(row, table)  # doctest: +SKIP
-        'above iALS on recall@20 (+.0077 [.0014, .0134]); no significant difference from EASE on ndcg@5 (+.0016 [-.0015, .0050])'
+        'over 3 training seeds: above iALS on recall@20 (+.0077 [.0014, .0134])'
     """
     groups: dict[str, list[str]] = {}
     for metric, difference in row.differences.items():
@@ -156,7 +157,8 @@ def summary_of(row: Row, table: Table) -> str:
         relation = "above" if low > 0 else "below" if high < 0 else "no significant difference from"
         number = f"{'+' if mean > 0 else ''}{short(mean)} [{short(low)}, {short(high)}]"
         groups.setdefault(f"{relation} {table.references[metric]}", []).append(f"{table.label(metric)} ({number})")
-    return "; ".join(f"{relation} on {', '.join(metrics)}" for relation, metrics in groups.items())
+    seeds = "1 training seed" if len(row.seeds) == 1 else f"{len(row.seeds)} training seeds"
+    return f"over {seeds}: " + "; ".join(f"{relation} on {', '.join(metrics)}" for relation, metrics in groups.items())
 
 
 def _order(model: str) -> tuple[int, str]:
@@ -195,7 +197,7 @@ def _row(folder: Path, found: list[dict[str, Any]], condition: Condition, config
         if len(of_seeds) > 1:
             row.deviations[metric] = float(np.std(of_seeds, ddof=1))
         if metric in tables[0].column_names:
-            row.per_user[metric] = _mean_over_seeds(tables, metric)
+            row.per_user[metric] = np.stack([table[metric].to_numpy() for table in tables])
             row.estimates[metric] = _estimate(row.per_user[metric], n_resamples)
     row.slices = _slices(tables, config.metrics[0], n_resamples)
     costs = [{**one, "milliseconds_per_user": part["milliseconds_per_user"]} for one, part in zip(done, measured, strict=True)]
@@ -253,7 +255,7 @@ def _command(jobs: list[dict[str, Any]]) -> str:
 
 
 def _estimate(values: FloatArray, n_resamples: int) -> Estimate:
-    return Estimate(float(values.mean()), *bootstrap_interval(values, n_resamples=n_resamples), len(values))
+    return Estimate(float(values.mean()), *bootstrap_interval(values, n_resamples=n_resamples), values.shape[-1])
 
 
 def _mean_over_seeds(tables: list[pa.Table], column: str) -> FloatArray:

@@ -28,14 +28,14 @@ def paired_difference(ours: FloatArray, theirs: FloatArray, n_resamples: int = 1
     """Return the mean difference of two recommenders on the same users, with its 95% bootstrap interval.
 
     Args:
-        ours, theirs: (users,) values of a metric, in the same order of users.
+        ours, theirs: (users,) values of a metric, in the same order of users; or (seeds, users), see `intervals`.
         n_resamples: resamples of the bootstrap.
 
     >>> paired_difference(np.array([0.5, 1.0]), np.array([0.25, 0.75]))
     Estimate(mean=0.25, low=0.25, high=0.25, users=2)
     """
     interval = paired_difference_interval(ours, theirs, n_resamples=n_resamples)
-    return Estimate(float(np.mean(ours - theirs)), *interval, len(ours))
+    return Estimate(float(np.mean(ours, dtype=np.float64) - np.mean(theirs, dtype=np.float64)), *interval, np.shape(ours)[-1])
 
 
 def verdict(name: str, reference: str, difference: Estimate, metric: str) -> str:

@@ -114,10 +114,10 @@ def test_statistics_by_hand(filled: Path) -> None:
     assert ours.means["recall@5"] == pytest.approx(np.mean(means))
     assert ours.deviations["recall@5"] == pytest.approx(np.std(means, ddof=1))
     per_user = np.mean(OURS, axis=0)
-    assert ours.estimates["recall@5"][1:3] == bootstrap_interval(per_user, n_resamples=200)
+    assert ours.estimates["recall@5"][1:3] == bootstrap_interval(np.array(OURS), n_resamples=200)
     assert table.references == {"recall@5": "EASE"}
     assert ours.differences["recall@5"].mean == pytest.approx((per_user - EASE).mean())
-    assert ours.differences["recall@5"][1:3] == paired_difference_interval(per_user, EASE, n_resamples=200)
+    assert ours.differences["recall@5"][1:3] == paired_difference_interval(np.array(OURS), EASE, n_resamples=200)
     assert rows["ease"].differences == {} and "coverage@5" not in ours.estimates
     assert ours.resources["train_seconds"] == 15.0 and ours.resources["peak_bytes"] == 2e9
     odd = per_user[1::2]
@@ -142,11 +142,11 @@ def test_the_verdicts_of_a_row_in_one_line(filled: Path) -> None:
     }
     table.references = {"recall@20": "A", "recall@40": "A", "ndcg@100": "B"}
     assert summary_of(row, table) == (
-        "above A on recall@20 (+.0200 [.0100, .0300]), recall@40 (+.5000 [.2500, .7500]); "
+        "over 2 training seeds: above A on recall@20 (+.0200 [.0100, .0300]), recall@40 (+.5000 [.2500, .7500]); "
         "no significant difference from B on ndcg@100 (-.0100 [-.0200, .0010])"
     )
     row.differences = {"recall@20": Estimate(-0.02, -0.03, -0.01, 9)}
-    assert summary_of(row, table) == "below A on recall@20 (-.0200 [-.0300, -.0100])"
+    assert summary_of(row, table) == "over 2 training seeds: below A on recall@20 (-.0200 [-.0300, -.0100])"
 
 
 def test_verdicts_of_systems_only(filled: Path) -> None:
@@ -197,7 +197,9 @@ def test_results_as_parquet(filled: Path) -> None:
     other = next(one for one in ours["to_baselines"] if one["baseline"] == "popularity")
     values = np.mean(OURS, axis=0)
     assert other["difference"] == pytest.approx((values - POPULAR).mean())
-    assert (other["difference_low"], other["difference_high"]) == paired_difference_interval(values, POPULAR, n_resamples=50)
+    assert (other["difference_low"], other["difference_high"]) == paired_difference_interval(
+        np.array(OURS), POPULAR, n_resamples=50
+    )
     assert {one["baseline"] for one in ours["to_baselines"]} == {"popularity", "EASE"}
     failed = next(row for row in rows if row["model"] == "sasrec")
     assert failed["mean"] is None and "SIGKILL" in failed["errors"]

@@ -87,7 +87,10 @@ def test_paired_difference_of_equals_is_zero():
     ("arguments", "message"),
     [
         ({"values": np.array([])}, "values must be a non-empty"),
-        ({"values": np.ones((2, 2))}, r"values must be a non-empty \(users,\) array, got shape \(2, 2\)"),
+        (
+            {"values": np.ones((2, 2, 2))},
+            r"values must be a non-empty \(users,\) or \(seeds, users\) array, got shape \(2, 2, 2\)",
+        ),
         ({"values": np.array([1.0, np.nan])}, "values has 1 NaN or infinite entries of 2"),
         ({"values": np.ones(2), "confidence": 95}, "confidence must be between 0 and 1, got 95"),
         ({"values": np.ones(2), "n_resamples": 0}, "n_resamples must be at least 1, got 0"),
@@ -101,3 +104,30 @@ def test_refuses(arguments, message):
 def test_pairs_must_be_of_the_same_users():
     with pytest.raises(ValueError, match=r"must be of the same users, got shapes \(2,\) and \(3,\)"):
         paired_difference_interval(np.ones(2), np.ones(3))
+
+
+def test_several_seeds_widen_the_interval_by_their_spread():
+    rng = np.random.default_rng(8)
+    users = rng.normal(0.5, 0.01, size=400)
+    shifts = np.array([-0.1, 0.0, 0.1])
+    low, high = bootstrap_interval(users + shifts[:, None], n_resamples=4000)
+    # The mean of three draws from three shifts lies in [-.1, .1]; both ends have the probability 1/27, above 2.5%.
+    assert (low, high) == pytest.approx((0.4, 0.6), abs=0.005)
+    same = bootstrap_interval(np.stack([users, users]), n_resamples=4000)
+    assert same == pytest.approx(bootstrap_interval(users, n_resamples=4000), abs=2e-4)
+    assert bootstrap_interval(users[None]) == bootstrap_interval(users)
+
+
+def test_a_difference_of_several_seeds_pairs_users_and_draws_seeds_of_each():
+    rng = np.random.default_rng(9)
+    users = rng.random(500)
+    ours = users + np.array([0.02, 0.03, 0.04])[:, None]
+    low, high = paired_difference_interval(ours, users[None], n_resamples=4000)
+    assert (low, high) == pytest.approx((0.02, 0.04), abs=1e-6)  # the users cancel: only our seeds differ
+    wider = paired_difference_interval(ours, users + np.array([0.0, 0.01])[:, None], n_resamples=4000)
+    # The lowest value, .02 - .01, has the probability 1 / 27 x 1 / 4, below 2.5%; the next one is (.07 - .03) / 3.
+    assert wider == pytest.approx((0.04 / 3, 0.11 / 3), abs=1e-6)
+    with pytest.raises(ValueError, match=r"got shapes \(3, 500\) and \(2, 400\)"):
+        paired_difference_interval(ours, np.zeros((2, 400)))
+    with pytest.raises(ValueError, match="values has 1 NaN or infinite entries of 1500"):
+        paired_difference_interval(np.where(ours == ours[1, 7], np.nan, ours), users)
