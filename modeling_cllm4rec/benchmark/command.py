@@ -42,7 +42,7 @@ QUALITY = """example:
   {program} quality --data data/beauty --config benchmark.yaml --models ease,sasrec,cllm4rec --seeds 5 --hold-out-users 0.1
 """
 ABLATION = """example:
-  {program} ablation --data data/beauty --config recipes/configs/beauty.yaml --variants LLM-CF,LLM-FixOrd --seeds 3
+  {program} ablation --data data/beauty --config recipes/configs/beauty_pretrained.yaml --variants LLM-CF,LLM-FixOrd --seeds 3
   {program} ablation --data data/scientific --config recipes/configs/scientific_benchmark.yaml --train-users 4000
 """
 REPORT = """example:
