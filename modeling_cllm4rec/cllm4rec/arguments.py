@@ -36,6 +36,13 @@ class StageArguments(TrainingArguments):
     item_loss: Literal["exact", "chunked", "sampled"] = field(
         default="exact", metadata={"help": "softmax over the catalogue: all logits at once, in chunks, or sampled"}
     )
+    id_optim: Literal["auto", "optim", "rowwise_adagrad"] = field(
+        default="auto",
+        metadata={
+            "help": "optimizer of the ID rows: that of optim, which reads and writes all rows in each step; rowwise_adagrad, which "
+            "reads and writes only rows that the step names (with item_loss sampled); auto: the latter where it can be"
+        },
+    )
     reorder: bool = field(default=True, metadata={"help": "draw a new order of each history in each epoch"})
     drop_user: float = field(
         default=0.1, metadata={"help": "probability that a history is written without its user's token; 0 in the paper"}
@@ -59,6 +66,11 @@ class StageArguments(TrainingArguments):
                 f"lambda_l is {self.lambda_l}, but the released code has no prior; set lambda_l: 0, or "
                 "mutual_regularization: paper"
             )
+        if self.id_optim == "rowwise_adagrad" and self.item_loss != "sampled":
+            raise InputError(
+                f"id_optim is 'rowwise_adagrad', but item_loss {self.item_loss!r} has a gradient for all rows; set item_loss: sampled, "
+                "or id_optim: optim"
+            )
         if not 0 <= self.drop_user <= 1:
             raise InputError(f"drop_user is {self.drop_user}; it must lie between 0 and 1")
         _ = self.templates  # validates the templates before anything is loaded
@@ -68,6 +80,11 @@ class StageArguments(TrainingArguments):
         """Return the prompt templates: the default ones, with `prompts` in place of some."""
         assert not isinstance(self.prompts, str)
         return Prompts.from_mapping(self.prompts)
+
+    @property
+    def sparse_rows(self) -> bool:
+        """Whether a step reads and writes only the ID rows that it names."""
+        return self.item_loss == "sampled" and self.id_optim != "optim"
 
     @property
     def weights(self) -> RegularizationConfig:

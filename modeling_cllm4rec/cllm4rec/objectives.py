@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -124,8 +124,7 @@ def next_item_terms(
     document, position = _main_positions(batch)
     hidden = model.hidden_states(batch.input_ids, batch.attention_mask, "collaborative")
     items = batch.input_ids[document, position] - model.config.id_offset - model.config.num_users
-    table = model.item_collaborative.weight
-    nll = multinomial_nll(hidden[document, position - 1], table, items[:, None], item_loss=item_loss, generator=generator)
+    nll = _item_nll(model, hidden[document, position - 1], items[:, None], item_loss, generator)
     return _terms(model, _per_document(nll, document, batch), len(document), batch.input_ids, "collaborative", weights)
 
 
@@ -159,7 +158,6 @@ def holdout_terms(
     if batch.targets is None:
         raise InputError("holdout_terms needs a batch with targets")
     hidden = model.prompt_state(batch.input_ids, batch.attention_mask)
-    table = model.item_collaborative.weight
     num_targets = (batch.targets >= 0).sum(-1)
     targets, counts = batch.targets, torch.ones_like(batch.targets, dtype=torch.float32)
     if average:
@@ -168,12 +166,26 @@ def holdout_terms(
     if batch.soft_target_items is not None and batch.soft_target_probs is not None:
         targets = torch.cat([targets, batch.soft_target_items], dim=1)
         counts = torch.cat([counts, teacher_weight * batch.soft_target_probs], dim=1)
-    nll = multinomial_nll(hidden, table, targets, item_loss=item_loss, generator=generator, weights=counts)
+    nll = _item_nll(model, hidden, targets, item_loss, generator, counts)
     first_item = model.config.id_offset + model.config.num_users
     targets = torch.where(batch.targets >= 0, batch.targets + first_item, 0)
     # Held-out items are regularized like those of the prompt, although their tokens are not in it.
     ids = torch.cat([batch.input_ids, targets], dim=1)
     return _terms(model, nll, int(num_targets.sum()), ids, "collaborative", weights)
+
+
+def _item_nll(
+    model: CLLM4RecForRecommendation,
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    item_loss: ItemLoss,
+    generator: torch.Generator | None,
+    weights: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return the (M,) nll of target items under the item head, whose rows are the collaborative ones."""
+    head = model.item_collaborative
+    options: dict[str, Any] = {"generator": generator, "weights": weights, "sparse": head.sparse}
+    return multinomial_nll(hidden, head.weight, targets, item_loss=item_loss, **options)
 
 
 def _main_positions(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,18 +7,18 @@ from collections.abc import Iterable
 import peft
 
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation, Side
-from modeling_cllm4rec.training.arguments import TrainingArguments
+from modeling_cllm4rec.cllm4rec.arguments import StageArguments
 from modeling_cllm4rec.training.parameters import tune_backbone
 
 
 def choose_trainable(
-    model: CLLM4RecForRecommendation, arguments: TrainingArguments, sides: Iterable[Side] = SIDES
+    model: CLLM4RecForRecommendation, arguments: StageArguments, sides: Iterable[Side] = SIDES
 ) -> peft.PeftModel | None:
-    """Set `requires_grad` of all weights of a CLLM4Rec model.
+    """Set `requires_grad` of all weights of a CLLM4Rec model, and `sparse` of its ID tables.
 
     Args:
         model: changed in place.
-        arguments: `tune`, the LoRA shape, and the dropout of the backbone.
+        arguments: `tune`, the LoRA shape, the dropout of the backbone, and whether gradients of ID rows are sparse.
         sides: sides whose ID tables are trained.
 
     Returns:
@@ -28,4 +28,5 @@ def choose_trainable(
     for side in sides:
         for table in model.tables(side):
             table.requires_grad_(True)
+            table.sparse = arguments.sparse_rows
     return adapted

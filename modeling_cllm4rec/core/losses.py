@@ -60,8 +60,38 @@ def item_log_partition(hidden: torch.Tensor, table: torch.Tensor, chunk_size: in
     return _ChunkedLogSumExp.apply(hidden, table.to(hidden.dtype), chunk_size)
 
 
+def sample_items(num_items: int, num_samples: int, generator: torch.Generator) -> torch.Tensor:
+    """Draw distinct items, each set of `num_samples` with the same probability, in O(num_samples log num_samples).
+
+    Up to twice as many items as samples are permuted. Of a larger catalogue, items are drawn with replacement until enough
+    different ones are there. The first occurrences in a sequence of independent draws are a draw without replacement.
+
+    Args:
+        num_items: J; num_samples: S, at most J; generator: CPU random generator.
+
+    Returns:
+        (S,) int64 item indices.
+
+    Example:
+        >>> sample_items(10**9, 5, torch.Generator().manual_seed(0)).unique().numel()
+        5
+    """
+    if num_items <= 2 * num_samples:
+        return torch.randperm(num_items, generator=generator)[:num_samples]
+    drawn = torch.empty(0, dtype=torch.long)
+    while len(drawn) < num_samples:
+        drawn = torch.cat([drawn, torch.randint(num_items, (num_samples,), generator=generator)])
+        drawn = drawn[first_occurrence(drawn[None])[0]]
+    return drawn[:num_samples]
+
+
 def sampled_log_partition(
-    hidden: torch.Tensor, table: torch.Tensor, positives: torch.Tensor, num_samples: int, generator: torch.Generator
+    hidden: torch.Tensor,
+    table: torch.Tensor,
+    positives: torch.Tensor,
+    num_samples: int,
+    generator: torch.Generator,
+    sparse: bool = False,
 ) -> torch.Tensor:
     """Estimate of the log partition from the positives and a uniform sample of other items, shared by all rows.
 
@@ -71,8 +101,9 @@ def sampled_log_partition(
     Args:
         hidden: (M, K); table: (J, K); positives: (M, P) item indices, -100 where a row has fewer; one that
             occurs twice in a row counts once.
-        num_samples: items drawn without replacement, at most J.
+        num_samples: items drawn without replacement, at most J, see `sample_items`.
         generator: CPU random generator.
+        sparse: see `multinomial_nll`.
 
     Returns:
         (M,) float32.
@@ -80,11 +111,11 @@ def sampled_log_partition(
     num_items = table.shape[0]
     if not 0 < num_samples <= num_items:
         raise InputError(f"num_samples is {num_samples}; it must lie between 1 and the catalogue's {num_items} items")
-    sample = torch.randperm(num_items, generator=generator)[:num_samples].to(hidden.device)  # (S,)
-    logits = F.linear(hidden, F.embedding(sample, table).to(hidden.dtype)).float()  # (M, S)
+    sample = sample_items(num_items, num_samples, generator).to(hidden.device)  # (S,)
+    logits = F.linear(hidden, F.embedding(sample, table, sparse=sparse).to(hidden.dtype)).float()  # (M, S)
     own = (sample[None, :, None] == positives[:, None, :]).any(-1)  # (M, S): a positive is no negative
     given = (positives >= 0) & first_occurrence(positives)  # a held-out item is often a soft target as well
-    rows = F.embedding(positives.clamp(min=0), table).to(hidden.dtype)  # (M, P, K)
+    rows = F.embedding(positives.clamp(min=0), table, sparse=sparse).to(hidden.dtype)  # (M, P, K)
     positive = torch.einsum("mk,mpk->mp", hidden, rows).float().masked_fill(~given, float("-inf"))
     rest = num_items - given.sum(-1)  # (M,) items that are no positive
     drawn = num_samples - own.sum(-1)
@@ -102,6 +133,7 @@ def multinomial_nll(
     num_samples: int = 4096,
     generator: torch.Generator | None = None,
     weights: torch.Tensor | None = None,
+    sparse: bool = False,
 ) -> torch.Tensor:
     """-sum over a row's target items of ln softmax(Z h): the multinomial likelihood over the whole catalogue.
 
@@ -115,25 +147,32 @@ def multinomial_nll(
             `"sampled"` an estimate from `num_samples` items, for catalogues where neither fits.
         generator: needed for `"sampled"`.
         weights: (M, T) what each target counts; None counts each as 1.
+        sparse: make the gradient of `table` a sparse tensor of the rows that are read, as `torch.nn.Embedding` does. Only
+            `"sampled"` reads some rows alone.
 
     Returns:
         (M,) float32 in nats, 0 for a row without targets.
+
+    Raises:
+        InputError: an unknown `item_loss`, no generator for `"sampled"`, or `sparse` with another one.
 
     Example:
         >>> table = torch.zeros(4, 2)
         >>> multinomial_nll(torch.ones(1, 2), table, torch.tensor([[1, 3, -100]])).exp().round().item()
         16.0
     """
+    if sparse and item_loss != "sampled":
+        raise InputError(f"sparse is True, but item_loss {item_loss!r} reads all rows; use item_loss='sampled'")
     if item_loss == "sampled":
         if generator is None:
             raise InputError("item_loss 'sampled' draws items at random: give a generator")
-        partition = sampled_log_partition(hidden, table, targets, min(num_samples, table.shape[0]), generator)
+        partition = sampled_log_partition(hidden, table, targets, min(num_samples, table.shape[0]), generator, sparse)
     elif item_loss in ("exact", "chunked"):
         partition = item_log_partition(hidden, table, chunk_size if item_loss == "chunked" else None)
     else:
         raise InputError(f"item_loss is {item_loss!r}; allowed are 'exact', 'chunked', 'sampled'")
     given = targets >= 0
-    rows = F.embedding(targets.clamp(min=0), table).to(hidden.dtype)  # (M, T, K)
+    rows = F.embedding(targets.clamp(min=0), table, sparse=sparse).to(hidden.dtype)  # (M, T, K)
     logits = torch.einsum("mk,mtk->mt", hidden, rows).float()
     counts = given if weights is None else given * weights
     return ((partition[:, None] - logits) * counts).sum(-1)
@@ -225,7 +264,7 @@ def squared_distances(
         (B,) float32.
     """
     indices = indices.masked_fill(~given, 0)
-    difference = F.embedding(indices, trained.weight).float()
+    difference = F.embedding(indices, trained.weight, sparse=trained.sparse).float()
     if fixed is not None:
         difference = difference - F.embedding(indices, fixed.weight.detach()).float()
     return (difference.square().sum(-1) * given).sum(-1)
@@ -236,6 +275,7 @@ __all__ = [
     "first_occurrence",
     "item_log_partition",
     "multinomial_nll",
+    "sample_items",
     "sampled_log_partition",
     "squared_distances",
     "word_nll",

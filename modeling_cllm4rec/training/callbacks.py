@@ -32,6 +32,13 @@ class EpochCallback(TrainerCallback):
         """Begin to count seconds."""
         self._begun, self._before = time.perf_counter(), self.trainer.progress.seconds
 
+    def on_pre_optimizer_step(
+        self, args: TrainerArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Bring the average of the rows that are about to move up to date."""
+        if self.trainer.average is not None:
+            self.trainer.average.before_step()
+
     def on_step_end(self, args: TrainerArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Count a step; at the end of an epoch ask for a validation and a checkpoint."""
         trainer, progress = self.trainer, self.trainer.progress

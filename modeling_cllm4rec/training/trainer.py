@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PrinterCallback, ProgressCallback, Trainer, get_scheduler
 from transformers import TrainingArguments as TrainerArguments
@@ -43,6 +44,14 @@ from modeling_cllm4rec.training.parameters import parameter_groups, start_finger
 from modeling_cllm4rec.training.precision import frozen_weights_in
 from modeling_cllm4rec.training.progress import Progress
 from modeling_cllm4rec.training.run_folder import claim_folder, stage_folder
+from modeling_cllm4rec.training.sparse_rows import (
+    CombinedOptimizer,
+    RowwiseAdagrad,
+    average_over_processes,
+    clip_gradients,
+    held_back,
+    sparse_tables,
+)
 from modeling_cllm4rec.training.stages import Part, Stage
 from modeling_cllm4rec.training.weight_average import WeightAverage
 
@@ -161,8 +170,9 @@ class RecommenderTrainer(Trainer):
         self.progress = Progress()
         self.parts = Parts(stage)
         self.parameters = trainable(stage.model)
+        self.sparse_tables = sparse_tables(stage.model)
         decay = stage.arguments.average_decay
-        self.average = WeightAverage(self.parameters, decay) if decay else None
+        self.average = WeightAverage(self.parameters, decay, self.sparse_tables) if decay else None
         config = stage.model.config
         use_cache = vars(config).get("use_cache")
         super().__init__(stage.model, trainer_arguments(stage, self.plan), train_dataset=self.parts)
@@ -211,6 +221,9 @@ class RecommenderTrainer(Trainer):
             # Accelerate puts a `forward` with autocast on the model, where it would be saved, exported and compiled with it.
             for name in ("forward", "_original_forward"):
                 vars(self.stage.model).pop(name, None)
+            for module in self.stage.model.modules():
+                if isinstance(module, torch.nn.Embedding):
+                    module.sparse = False
             self.interruption.give_back()
         return self._finish()
 
@@ -299,7 +312,10 @@ class RecommenderTrainer(Trainer):
             seeds = np.random.SeedSequence((self.args.seed, part.number, self.args.process_index))
             torch.manual_seed(int(seeds.generate_state(1)[0]))
             self._seeded_step = part.number
-        return super().training_step(model, inputs, num_items_in_batch)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients:
+            average_over_processes(self.sparse_tables)
+        return loss
 
     def compute_loss(
         self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -333,12 +349,20 @@ class RecommenderTrainer(Trainer):
             self.logged_nll = {}
         super().log(logs, start_time)
 
+    def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
+        """Clip gradients to `max_grad_norm`, and return their norm before that."""
+        if self.sparse_tables:
+            return clip_gradients(model.parameters(), self.args.max_grad_norm)
+        return super()._clip_grad_norm(model)
+
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
         """Return the norm of the gradient, before the optimizer steps, so that one that is not finite changes no weight.
 
         Raises:
             DivergedError: it is not finite.
         """
+        if self.sparse_tables and grad_norm is None:
+            grad_norm = clip_gradients(model.parameters(), float("inf"))
         norm = super()._get_grad_norm(model, grad_norm)
         if not np.isfinite(float(norm)):
             nll, tokens = self._part_nll.tolist()
@@ -349,11 +373,28 @@ class RecommenderTrainer(Trainer):
         return norm
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """Create the optimizer, see `parameters.parameter_groups`."""
+        """Create the optimizer, see `parameters.parameter_groups`; that of sparse tables is `RowwiseAdagrad`.
+
+        Raises:
+            InputError: the sparse tables are sharded.
+        """
         if self.optimizer is None:
+            if any(isinstance(table, DTensor) for table in self.sparse_tables):
+                raise InputError("id_optim is 'rowwise_adagrad', which needs whole ID tables, but they are sharded; set id_optim: optim")
             kind, settings = self.get_optimizer_cls_and_kwargs(self.args)
-            self.optimizer = kind(parameter_groups(self.stage.model, self.stage.arguments), **settings)
+            groups, sparse = parameter_groups(self.stage.model, self.stage.arguments), set(map(id, self.sparse_tables))
+            rows = [group for group in groups if id(group["params"][0]) in sparse]
+            others = [group for group in groups if id(group["params"][0]) not in sparse]
+            parts: list[torch.optim.Optimizer] = [RowwiseAdagrad(rows)] if rows else []
+            parts += [kind(others, **settings)] if others else []
+            self.optimizer = parts[0] if len(parts) == 1 else CombinedOptimizer(parts)
         return self.optimizer
+
+    def _prepare_for_training(self, *arguments: Any) -> Any:
+        """Wrap the model for data parallelism, without its sparse tables, and create optimizer and schedule."""
+        self.create_optimizer()
+        with held_back(self.sparse_tables):
+            return super()._prepare_for_training(*arguments)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """Create the schedule of the learning rate."""

@@ -27,6 +27,7 @@ from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokeniz
 from modeling_cllm4rec.training import trainer
 from modeling_cllm4rec.training.parameters import parameter_groups, start_fingerprint, trainable
 from modeling_cllm4rec.training.progress import Progress
+from modeling_cllm4rec.training.sparse_rows import CombinedOptimizer, sparse_tables
 from modeling_cllm4rec.training.stages import Part, Stage
 from modeling_cllm4rec.training.trainer import RecommenderTrainer, run, start_processes
 
@@ -35,10 +36,33 @@ MakePretrain = Callable[..., PretrainArguments]
 MakeFinetune = Callable[..., FinetuneArguments]
 
 
+class DenseRowwiseAdagrad(torch.optim.Optimizer):
+    """Row-wise Adagrad over whole gradients: the sum of all rows, the step of all rows."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for table in group["params"]:
+                if table.grad is not None:
+                    total = self.state[table].get("total", 0) + table.grad.square().mean(1, keepdim=True)
+                    self.state[table]["total"] = total
+                    table -= group["lr"] * table.grad / (total.sqrt() + 1e-10)
+
+
 def plain_loop(stage: Stage) -> list[float]:
-    """Train without `Trainer`: seed, forward and backward of each part, clip, AdamW step, linear schedule. Return the nll."""
+    """Train without `Trainer`: seed, forward and backward of each part, clip, step, linear schedule. Return the nll.
+
+    All gradients are dense. The step is that of AdamW, or of row-wise Adagrad for tables with sparse gradients.
+    """
     arguments, model, found = stage.arguments, stage.model, []
-    optimizer = torch.optim.AdamW(parameter_groups(model, arguments), fused=True)
+    groups, sparse = parameter_groups(model, arguments), sparse_tables(model)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Embedding):
+            module.sparse = False
+    if sparse:
+        optimizer: torch.optim.Optimizer = CombinedOptimizer([DenseRowwiseAdagrad(groups[:1], {}), torch.optim.AdamW(groups[1:])])
+    else:
+        optimizer = torch.optim.AdamW(groups, fused=True)
     steps = [(epoch, step) for epoch in range(stage.num_epochs) for step in stage.steps(epoch)]
     warmup, parts = int(arguments.warmup_steps * len(steps)), arguments.gradient_accumulation_steps
     starts = [group["lr"] for group in optimizer.param_groups]
@@ -99,9 +123,11 @@ def finetuning(arguments: FinetuneArguments) -> FinetuningStage:
             "finetune",
             {"gradient_accumulation_steps": 3, "per_device_train_batch_size": 4, "max_grad_norm": 0.3, "warmup_steps": 0.3},
         ),
-        ("finetune", {"item_loss": "sampled", "content_every": 2, "tune": "full"}),
+        ("finetune", {"item_loss": "sampled", "id_optim": "optim", "content_every": 2, "tune": "full"}),
+        ("finetune", {"item_loss": "sampled", "content_every": 2, "tune": "full", "teacher": "ease", "max_grad_norm": 0.3}),
+        ("pretrain", {"item_loss": "sampled", "tune": "full", "gradient_accumulation_steps": 2, "lambda_l": 0.1}),
     ],
-    ids=["pretrain", "accumulated", "sampled"],
+    ids=["pretrain", "accumulated", "sampled", "sparse", "sparse-pretrain"],
 )
 def test_the_trainer_equals_a_plain_loop(
     kind: str,
