@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import Literal
 
 from modeling_cllm4rec.cllm4rec.objectives import RegularizationConfig
 from modeling_cllm4rec.cllm4rec.prompts import Prompts
 from modeling_cllm4rec.core.errors import InputError
+from modeling_cllm4rec.core.losses import ItemLoss, exact_or_chunked
 from modeling_cllm4rec.corpora.text_vectors import TFIDF
 from modeling_cllm4rec.training.argument_names import accepts_other_names
 from modeling_cllm4rec.training.arguments import TrainingArguments, check_at_least, from_json
 from modeling_cllm4rec.training.teacher_arguments import TeacherArguments
+
+logger = logging.getLogger(__name__)
 
 INIT_COLUMNS = ("title", "brand", "categories")
 """Text columns whose words initialize the rows of an item."""
@@ -33,8 +37,12 @@ class StageArguments(TrainingArguments):
     mutual_regularization: Literal["paper", "released"] = field(
         default="paper", metadata={"help": "scaling of the regularization: as the paper's equations, or as the released code"}
     )
-    item_loss: Literal["exact", "chunked", "sampled"] = field(
-        default="exact", metadata={"help": "softmax over the catalogue: all logits at once, in chunks, or sampled"}
+    item_loss: Literal["auto", "exact", "chunked", "sampled"] = field(
+        default="auto",
+        metadata={
+            "help": "softmax over the catalogue: all logits at once (exact), in chunks (the same value), or sampled; auto: exact "
+            "where the largest batch has at most 2^25 logits, chunked above"
+        },
     )
     id_optim: Literal["auto", "optim", "rowwise_adagrad"] = field(
         default="auto",
@@ -80,6 +88,18 @@ class StageArguments(TrainingArguments):
         """Return the prompt templates: the default ones, with `prompts` in place of some."""
         assert not isinstance(self.prompts, str)
         return Prompts.from_mapping(self.prompts)
+
+    def item_loss_of(self, states: int, num_items: int) -> ItemLoss:
+        """Return the item loss of a run, with `auto` resolved and logged.
+
+        Args:
+            states: that predict an item in the largest batch of a process.
+        """
+        if self.item_loss != "auto":
+            return self.item_loss
+        chosen = exact_or_chunked(states, num_items)
+        logger.info("item_loss auto: %s, for up to %s states x %s items", chosen, f"{states:,}", f"{num_items:,}")
+        return chosen
 
     @property
     def sparse_rows(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from modeling_cllm4rec.cllm4rec.objectives import HoldoutObjective, PretrainingO
 from modeling_cllm4rec.cllm4rec.parameters import choose_trainable
 from modeling_cllm4rec.cllm4rec.prompts import recommendation_segments
 from modeling_cllm4rec.core.errors import InputError, MissingFileError
+from modeling_cllm4rec.core.losses import ItemLoss
 from modeling_cllm4rec.corpora.batches import collate, plan_batches
 from modeling_cllm4rec.corpora.data_folder import RecommendationData, has_validation
 from modeling_cllm4rec.corpora.history_order import warn_if_unordered
@@ -109,13 +111,20 @@ class FinetuningStage:
     def largest_batches(self) -> dict[str, LargestBatch]:
         """Return a batch of the longest histories, and one of the longest texts if there are C steps."""
         users = self.histories.users
-        longest = users[np.argsort(self.histories.lengths[users], kind="stable")][-self.arguments.per_device_train_batch_size :]
-        prompts = self.model.build_prompts(longest, [self.histories.history(int(user)) for user in longest])
-        batches = {"recommendation": LargestBatch(len(prompts), max(map(len, prompts)), len(prompts))}
+        last = users[np.argsort(self.histories.lengths[users], kind="stable")][-self.arguments.per_device_train_batch_size :]
+        prompts = self.model.build_prompts(last, [self.histories.history(int(user)) for user in last])
+        longest = max(map(len, prompts))
+        batches = {"recommendation": LargestBatch(len(prompts), longest, len(prompts), item_loss=self.item_loss)}
         if self.texts is not None:
             texts = np.sort(self.texts.lengths)[-self.arguments.per_device_train_batch_size :]
             batches["content"] = LargestBatch(len(texts), int(texts[-1]), word_states=int(texts.sum()))
         return batches
+
+    @cached_property
+    def item_loss(self) -> ItemLoss:
+        """Return the loss of the recommendation steps, `auto` resolved."""
+        states = min(self.arguments.per_device_train_batch_size, len(self.histories.users))
+        return self.arguments.item_loss_of(states, self.data.num_items)
 
     def inputs(self, part: Part) -> dict[str, torch.Tensor]:
         """Return the documents of one part of a recommendation step or a C step."""
@@ -142,7 +151,7 @@ class FinetuningStage:
         if part.kind == "content":
             return PretrainingObjective("content", weights)
         seed = item_seed(arguments.seed, part.number)
-        return HoldoutObjective(weights, arguments.item_loss, arguments.average_holdout, arguments.teacher_weight, seed)
+        return HoldoutObjective(weights, self.item_loss, arguments.average_holdout, arguments.teacher_weight, seed)
 
     def _masked(self, users: np.ndarray, epoch: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Return the item indices of the prompts and of the targets."""

@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from modeling_cllm4rec.cllm4rec.prompts import next_item_segments, recommendatio
 from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers
 from modeling_cllm4rec.core.errors import CLLM4RecError, InputError, MissingFileError
 from modeling_cllm4rec.core.language_model import reject_adapter, tokenizer_of
+from modeling_cllm4rec.core.losses import ItemLoss
 from modeling_cllm4rec.core.processes import process_count, process_number, sum_over_processes
 from modeling_cllm4rec.core.prompt_assembly import build_input_ids
 from modeling_cllm4rec.corpora.batches import Batch, collate, plan_batches
@@ -103,13 +105,24 @@ class PretrainingStage:
 
     def largest_batches(self) -> dict[str, LargestBatch]:
         """Return a batch of the longest histories that fit the context, and one of the longest texts."""
-        size, prompt_length = self.arguments.per_device_train_batch_size, len(build_input_ids(self.segments, user=0))
-        histories = np.minimum(np.sort(self.histories.lengths[self.histories.users])[-size:], self.max_length - prompt_length)
-        batches = {"collaborative": LargestBatch(len(histories), int(histories[-1]) + prompt_length, int(histories.sum()))}
-        texts = np.sort(self.texts.lengths[self.text_train])[-size:]
+        histories, prompt_length = self._longest_histories()
+        length, states = int(histories[-1]) + prompt_length, int(histories.sum())
+        batches = {"collaborative": LargestBatch(len(histories), length, states, item_loss=self.item_loss)}
+        texts = np.sort(self.texts.lengths[self.text_train])[-self.arguments.per_device_train_batch_size :]
         if len(texts):
             batches["content"] = LargestBatch(len(texts), int(texts[-1]), word_states=int(texts.sum()))
         return batches
+
+    @cached_property
+    def item_loss(self) -> ItemLoss:
+        """Return the loss of the L steps, `auto` resolved."""
+        return self.arguments.item_loss_of(int(self._longest_histories()[0].sum()), self.data.num_items)
+
+    def _longest_histories(self) -> tuple[np.ndarray, int]:
+        """Return the numbers of items in a batch of the longest histories, ascending, and the tokens before each of them."""
+        size, prompt_length = self.arguments.per_device_train_batch_size, len(build_input_ids(self.segments, user=0))
+        longest = np.sort(self.histories.lengths[self.histories.users])[-size:]
+        return np.minimum(longest, self.max_length - prompt_length), prompt_length
 
     def inputs(self, part: Part) -> dict[str, torch.Tensor]:
         """Return the documents of one part of an L or a C step."""
@@ -125,7 +138,7 @@ class PretrainingStage:
         if part.epoch < self.warmup:
             weights = dataclasses.replace(weights, lambda_c=0.0)
         side: Side = "content" if part.kind == "content" else "collaborative"
-        return PretrainingObjective(side, weights, self.arguments.item_loss, item_seed(self.arguments.seed, part.number))
+        return PretrainingObjective(side, weights, self.item_loss, item_seed(self.arguments.seed, part.number))
 
     def _batch(self, kind: str, documents: np.ndarray, epoch: int) -> Batch:
         if kind == "content":
@@ -198,7 +211,7 @@ def new_model(data: RecommendationData, arguments: PretrainArguments) -> tuple[C
     """
     train = data.histories("train")
     width = check_backbone(arguments.backbone)
-    rows = id_table_memory(data.num_users, data.num_items, width, bool(arguments.average_decay))
+    rows = id_table_memory(data.num_users, data.num_items, width, bool(arguments.average_decay), arguments.sparse_rows)
     check_memory(rows, arguments.max_memory, FEWER_ROWS)
     with _readable(arguments.backbone):
         model = CLLM4RecForRecommendation.from_backbone(

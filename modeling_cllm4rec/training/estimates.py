@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from modeling_cllm4rec.core.losses import ItemLoss
 from modeling_cllm4rec.core.recommender import RecommenderModel
 from modeling_cllm4rec.training.arguments import TrainingArguments
 from modeling_cllm4rec.training.parameters import trainable
+from modeling_cllm4rec.training.sparse_rows import sparse_tables
 
 logger = logging.getLogger(__name__)
 
@@ -51,12 +52,14 @@ class LargestBatch(NamedTuple):
         length: tokens of the longest one, to which the others are padded.
         item_states: states that predict an item, each over the whole catalogue.
         word_states: states that predict a word.
+        item_loss: how the states that predict an item read the catalogue.
     """
 
     rows: int
     length: int
     item_states: int = 0
     word_states: int = 0
+    item_loss: ItemLoss = "exact"
 
 
 @dataclass(frozen=True)
@@ -105,9 +108,10 @@ def training_memory(stage: Any, device: torch.device) -> MemoryEstimate:
         stage: a `stages.Stage` whose model is built, on its device, its trainable weights chosen.
     """
     model, arguments = stage.model, stage.arguments
-    weights = tensor_bytes(trainable(model).values())
+    weights, tables = tensor_bytes(trainable(model).values()), sparse_tables(model)
+    moments = 2 * (weights - tensor_bytes(tables)) + FLOAT * sum(map(len, tables))
     average = weights if arguments.average_decay else 0
-    held = {"held now": _held_now(device), "moments": 2 * weights, "average": average, "libraries": LIBRARIES}
+    held = {"held now": _held_now(device), "moments": moments, "average": average, "libraries": LIBRARIES}
     gradients = _gradient_bytes(model)
     per_token, per_square = activation_bytes(model, arguments)
     phases: dict[str, dict[str, int]] = {}
@@ -115,21 +119,25 @@ def training_memory(stage: Any, device: torch.device) -> MemoryEstimate:
         phases[f"{kind} steps"] = {
             **gradients,
             "activations": int(ACTIVATION_SLACK * batch.rows * (per_token * batch.length + per_square * batch.length**2)),
-            "item logits": item_loss_bytes(_num_items(model), batch.item_states, getattr(arguments, "item_loss", "exact")),
+            "item logits": item_loss_bytes(_num_items(model), batch.item_states, batch.item_loss),
+            "gradients of rows": _row_gradient_bytes(batch, tables),
             "word logits": word_loss_bytes(model, batch.word_states),
         }
     phases["validation"] = {**gradients, "scores of all items": SCORE_COPIES * stage.scores_at_once * _num_items(model) * FLOAT}
     if device.type == "cpu":  # elsewhere a checkpoint's copies are in another memory than the training
-        phases["checkpoints"] = {**gradients, "copies": weights + 2 * weights + average}
+        phases["checkpoints"] = {**gradients, "copies": weights + moments + average}
     return MemoryEstimate(held, phases)
 
 
-def id_table_memory(num_users: int, num_items: int, width: int, average: bool = False) -> MemoryEstimate:
+def id_table_memory(
+    num_users: int, num_items: int, width: int, average: bool = False, sparse: bool = False
+) -> MemoryEstimate:
     """Estimate the memory of the ID rows of CLLM4Rec on CPU before a model is built.
 
     Args:
         width: K, width of the backbone's states.
         average: whether a moving average of the weights is kept.
+        sparse: whether a step reads and writes only the rows that it names.
 
     Example:
         >>> id_table_memory(0, 2_000_000, 768).held["ID rows"] / GB
@@ -137,8 +145,10 @@ def id_table_memory(num_users: int, num_items: int, width: int, average: bool = 
     """
     rows = 2 * (num_users + num_items) * width * FLOAT
     kept = rows if average else 0
-    held = {"ID rows": rows, "moments of ID rows": 2 * rows, "average of ID rows": kept}
-    phases = {"steps": {"gradients of ID rows": rows}, "checkpoints": {"gradients": rows // 2, "copies": 3 * rows + kept}}
+    moments, gradients = (rows // width, 0) if sparse else (2 * rows, rows)
+    held = {"ID rows": rows, "moments of ID rows": moments, "average of ID rows": kept}
+    copies = {"gradients": gradients // 2, "copies": rows + moments + kept}
+    phases = {"steps": {"gradients of ID rows": gradients}, "checkpoints": copies}
     return MemoryEstimate(held, phases)
 
 
@@ -350,12 +360,24 @@ def tensor_bytes(tensors: Iterable[torch.Tensor]) -> int:
 
 
 def _gradient_bytes(model: RecommenderModel) -> dict[str, int]:
-    """Return the bytes of a step's gradients: backbone, rows of IDs of the largest group, and the sum of two for a table."""
-    tables = [weight for weight in model.id_parameters if weight.requires_grad]
-    ids = {id(weight) for weight in tables}
+    """Return the bytes of a step's dense gradients: backbone, rows of IDs of the largest group, and the sum of two for a table."""
+    sparse = {id(table) for table in sparse_tables(model)}
+    tables = [weight for weight in model.id_parameters if weight.requires_grad and id(weight) not in sparse]
+    ids = {id(weight) for weight in model.id_parameters}
     backbone = tensor_bytes(weight for weight in trainable(model).values() if id(weight) not in ids)
-    step = max(tensor_bytes(weight for weight in group if weight.requires_grad) for group in model.id_parameter_groups)
+    dense = {id(weight) for weight in tables}
+    step = max(tensor_bytes(weight for weight in group if id(weight) in dense) for group in model.id_parameter_groups)
     return {"gradients": backbone + step, "second gradient of a table": max((tensor_bytes([one]) for one in tables), default=0)}
+
+
+def _row_gradient_bytes(batch: LargestBatch, tables: Sequence[torch.Tensor]) -> int:
+    """Return the bytes of the sparse gradients of a batch, as they come from each use of a row, and with equal rows summed."""
+    if not tables:
+        return 0
+    width = tables[0].shape[1]
+    # A token is looked up in the user table and in the item table, and again in each for the regularization.
+    uses = 4 * batch.rows * batch.length + 2 * batch.item_states + (SAMPLE if batch.item_states else 0)
+    return 2 * uses * width * FLOAT
 
 
 def _num_items(model: RecommenderModel) -> int:

@@ -73,7 +73,8 @@ class WeightAverage:
         kept = min(self.decay, (1 + step) / (10 + step))
         # One fused call for all tensors: a loop over them would launch a kernel for each.
         averages, weights = ([held[name] for name in self._dense] for held in (self._averages, self._weights))
-        torch._foreach_lerp_(averages, weights, 1 - kept)
+        if averages:
+            torch._foreach_lerp_(averages, weights, 1 - kept)
         self._kept += math.log(kept)
         for name, rows in self._moving.items():
             self._catch_up(name, rows)

@@ -1,6 +1,8 @@
 """Item losses: values computed by hand, against plain torch, and as properties."""
 
 import math
+from collections import Counter
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -11,9 +13,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from modeling_cllm4rec.core.losses import (
+    exact_or_chunked,
     first_occurrence,
     item_log_partition,
     multinomial_nll,
+    sample_items,
     sampled_log_partition,
     squared_distances,
     word_nll,
@@ -154,6 +158,53 @@ def test_the_sampled_partition_is_unbiased():
     assert (error > 0).all()  # the estimates differ: it is a sample
 
 
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 1000))
+def test_sampled_items_are_distinct(num_items, num_samples, seed):
+    num_samples = min(num_samples, num_items)
+    drawn = sample_items(num_items, num_samples, torch.Generator().manual_seed(seed))
+    assert len(set(drawn.tolist())) == len(drawn) == num_samples
+    assert 0 <= drawn.min() and drawn.max() < num_items
+    assert torch.equal(drawn, sample_items(num_items, num_samples, torch.Generator().manual_seed(seed)))
+
+
+@pytest.mark.parametrize("num_items", [5, 7], ids=["permuted", "drawn until distinct"])
+def test_each_set_of_items_is_as_likely_as_another(num_items):
+    generator, draws = torch.Generator().manual_seed(0), 6000
+    found = Counter(tuple(sorted(sample_items(num_items, 3, generator).tolist())) for _ in range(draws))
+    sets = math.comb(num_items, 3)
+    expected = draws / sets
+    chi_squared = sum((found[one] - expected) ** 2 / expected for one in combinations(range(num_items), 3))
+    assert len(found) == sets and chi_squared < sets - 1 + 4 * math.sqrt(2 * (sets - 1))
+
+
+def test_sampling_does_not_depend_on_the_size_of_the_catalogue():
+    """A permutation of 10^15 items would take 8 PB."""
+    drawn = sample_items(10**15, 4096, torch.Generator().manual_seed(0))
+    assert drawn.unique().numel() == 4096 and drawn.double().mean() / 1e15 == pytest.approx(0.5, abs=0.03)
+
+
+@given(st.integers(0, 1000))
+def test_a_sparse_gradient_is_that_of_the_dense_one(seed):
+    hidden, table, targets = random_case(seed)
+
+    def gradients(sparse):
+        given = [one.clone().requires_grad_() for one in (hidden, table)]
+        generator = torch.Generator().manual_seed(seed)
+        loss = multinomial_nll(*given, targets, item_loss="sampled", num_samples=3, generator=generator, sparse=sparse)
+        return torch.autograd.grad(loss.sum(), given)
+
+    (hidden_dense, dense), (hidden_sparse, sparse) = gradients(False), gradients(True)
+    assert sparse.is_sparse and torch.equal(hidden_dense, hidden_sparse)
+    torch.testing.assert_close(sparse.to_dense(), dense)
+    named = set(targets[targets >= 0].tolist()) | set(sample_items(len(table), 3, torch.Generator().manual_seed(seed)).tolist())
+    assert set(sparse.coalesce().indices()[0].tolist()) <= named | {0}  # padding is read as row 0, with weight 0
+
+
+def test_few_logits_are_exact_and_many_in_chunks():
+    assert exact_or_chunked(2**10, 2**15) == "exact"
+    assert exact_or_chunked(2**10, 2**15 + 1) == "chunked"
+
+
 def test_a_positive_that_is_named_twice_counts_once():
     """Held-out items are often soft targets of the teacher as well: the row then names them twice."""
     hidden, table = torch.randn(2, 3), torch.randn(9, 3)
@@ -190,6 +241,8 @@ def test_errors_name_what_is_allowed():
         multinomial_nll(hidden, table, targets, item_loss="softmax")
     with pytest.raises(ValueError, match="'sampled' draws items at random: give a generator"):
         multinomial_nll(hidden, table, targets, item_loss="sampled")
+    with pytest.raises(ValueError, match="sparse is True, but item_loss 'chunked' reads all rows; use item_loss='sampled'"):
+        multinomial_nll(hidden, table, targets, item_loss="chunked", sparse=True)
     with pytest.raises(ValueError, match="chunk_size is 0; it must be 1 or more"):
         multinomial_nll(hidden, table, targets, item_loss="chunked", chunk_size=0)
     for number in (0, 12):

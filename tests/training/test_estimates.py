@@ -38,6 +38,8 @@ def test_id_rows_by_hand() -> None:
     assert estimate.held == {"ID rows": rows, "moments of ID rows": 2 * rows, "average of ID rows": 0}
     assert estimate.peak_phase == "checkpoints" and estimate.total == 3 * rows + rows // 2 + 3 * rows
     assert estimates.id_table_memory(3, 5, 7, average=True).total == estimate.total + 2 * rows
+    sums = 2 * (3 + 5) * 4  # one number a row
+    assert estimates.id_table_memory(3, 5, 7, sparse=True).total == rows + sums + rows + sums
 
 
 def test_the_largest_phase_counts() -> None:
@@ -134,6 +136,22 @@ def test_an_estimate_of_a_stage(stage: PretrainingStage, data: RecommendationDat
     assert set(estimate.phases) == {"collaborative steps", "content steps", "validation", "checkpoints"}
 
 
+def test_an_estimate_of_sparse_rows(
+    data: RecommendationData, tiny_backbone: Path, pretrain_arguments: Callable[..., PretrainArguments]
+) -> None:
+    """No dense gradient and no moments of the tables: a number for each row, and the rows of a step."""
+    arguments = pretrain_arguments(backbone=str(tiny_backbone), item_loss="sampled")
+    model, tokenizer = new_model(data, arguments)
+    choose_trainable(model, arguments)
+    stage = PretrainingStage(model, tokenizer, data, arguments)
+    estimate = estimates.training_memory(stage, torch.device("cpu"))
+    assert estimate.held["moments"] == 2 * (data.num_users + data.num_items) * 4
+    step, batch = estimate.phases["collaborative steps"], stage.largest_batches()["collaborative"]
+    assert step["gradients"] == step["second gradient of a table"] == 0
+    uses = 4 * batch.rows * batch.length + 2 * batch.item_states + 4096
+    assert step["gradients of rows"] == 2 * uses * model.config.hidden_size * 4
+
+
 def test_histories_longer_than_the_context_count_as_far_as_they_are_read(stage: PretrainingStage) -> None:
     longest = max(stage.histories.lengths)
     before = stage.largest_batches()["collaborative"]
@@ -141,7 +159,7 @@ def test_histories_longer_than_the_context_count_as_far_as_they_are_read(stage: 
     stage.max_length = pieces + longest - 3
     batch = stage.largest_batches()["collaborative"]
     read = [min(length, longest - 3) for length in sorted(stage.histories.lengths)[-32:]]
-    assert batch == (before.rows, stage.max_length, sum(read), 0) and sum(read) < before.item_states
+    assert batch == (before.rows, stage.max_length, sum(read), 0, "exact") and sum(read) < before.item_states
 
 
 def test_a_run_over_its_limit_leaves_nothing(pretrain_arguments: Callable[..., PretrainArguments], tmp_path: Path) -> None:

@@ -76,11 +76,12 @@ def test_resumed_pretraining_is_bit_equal(
     [
         {"tune": "full", "content_every": 3},
         {"item_loss": "sampled", "gradient_accumulation_steps": 2, "per_device_train_batch_size": 8},
+        {"item_loss": "sampled", "average_decay": 0.9, "tune": "full", "content_every": 3},
         {"early_stopping_patience": 1, "reorder": False},
         {"average_decay": 0.9},
         {"teacher": "ease", "tune": "full"},
     ],
-    ids=["full", "sampled", "patience", "average", "teacher"],
+    ids=["full", "sampled", "sampled-average", "patience", "average", "teacher"],
 )
 def test_resumed_finetuning_is_bit_equal(
     changes: dict[str, Any], finetune_arguments: MakeFinetune, tmp_path: Path, read_weights: Read, assert_same_bits: Same

@@ -276,15 +276,16 @@ def test_accumulation_is_a_larger_batch_in_finetuning(
     assert [epoch["step"] for epoch in results[0][1]] == [epoch["step"] for epoch in results[1][1]]
 
 
+@pytest.mark.parametrize("item_loss", ["exact", "sampled"])
 def test_accumulation_is_a_larger_batch_in_pretraining(
-    pretrain_arguments: MakePretrain, still_backbone: Path, tmp_path: Path, read_weights: Read
+    item_loss: str, pretrain_arguments: MakePretrain, still_backbone: Path, tmp_path: Path, read_weights: Read
 ) -> None:
     weights, histories = [], []
     for number, one in enumerate(
         [{"per_device_train_batch_size": 32}, {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 4}]
     ):
         arguments = pretrain_arguments(
-            backbone=str(still_backbone), output=str(tmp_path / str(number)), learning_rate=1e-3, **one
+            backbone=str(still_backbone), output=str(tmp_path / str(number)), learning_rate=1e-3, item_loss=item_loss, **one
         )
         _, progress = pretrain(arguments)
         weights.append(read_weights(arguments.run_folder / "pretrained"))
@@ -312,21 +313,32 @@ for stage, kind in ((pretrain, PretrainArguments), (finetune, FinetuneArguments)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("item_loss", ["exact", "sampled"])
 def test_two_processes_are_a_larger_batch(
-    pretrain_arguments: MakePretrain, finetune_arguments: MakeFinetune, still_backbone: Path, tmp_path: Path, read_weights: Read
+    item_loss: str,
+    pretrain_arguments: MakePretrain,
+    finetune_arguments: MakeFinetune,
+    still_backbone: Path,
+    tmp_path: Path,
+    read_weights: Read,
 ) -> None:
     """Both stages by torchrun on two processes, at half the batch size; 60 users in batches of 8 leave odd parts."""
     weights: list[tuple[Weights, Weights]] = []
     for number, size in enumerate((8, 4)):
         run = tmp_path / str(number)
         first = pretrain_arguments(
-            backbone=str(still_backbone), output=str(run), learning_rate=1e-3, per_device_train_batch_size=size
+            backbone=str(still_backbone),
+            output=str(run),
+            learning_rate=1e-3,
+            per_device_train_batch_size=size,
+            item_loss=item_loss,
         )
         second = finetune_arguments(
             start=str(run / "pretrained"),
             output=str(run),
             learning_rate=1e-3,
             per_device_train_batch_size=size,
+            item_loss=item_loss,
             tune="full",
             content_every=4,
             num_train_epochs=2,
