@@ -47,8 +47,9 @@ class StageArguments(TrainingArguments):
     id_optim: Literal["auto", "optim", "rowwise_adagrad"] = field(
         default="auto",
         metadata={
-            "help": "optimizer of the ID rows: that of optim, which reads and writes all rows in each step; rowwise_adagrad, which "
-            "reads and writes only rows that the step names (with item_loss sampled); auto: the latter where it can be"
+            "help": "optimizer of the ID rows: that of optim, which reads and writes all rows in each step; rowwise_adagrad, "
+            "which reads and writes only rows that the step names (with item_loss sampled) and takes about ten times the "
+            "learning_rate; auto: the latter where it can be"
         },
     )
     reorder: bool = field(default=True, metadata={"help": "draw a new order of each history in each epoch"})
@@ -76,8 +77,8 @@ class StageArguments(TrainingArguments):
             )
         if self.id_optim == "rowwise_adagrad" and self.item_loss != "sampled":
             raise InputError(
-                f"id_optim is 'rowwise_adagrad', but item_loss {self.item_loss!r} has a gradient for all rows; set item_loss: sampled, "
-                "or id_optim: optim"
+                f"id_optim is 'rowwise_adagrad', but item_loss {self.item_loss!r} has a gradient for all rows; set item_loss: "
+                "sampled, or id_optim: optim"
             )
         if not 0 <= self.drop_user <= 1:
             raise InputError(f"drop_user is {self.drop_user}; it must lie between 0 and 1")

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 import peft
 
-from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation, Side
 from modeling_cllm4rec.cllm4rec.arguments import StageArguments
+from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation, Side
 from modeling_cllm4rec.training.parameters import tune_backbone
 
 

@@ -132,7 +132,7 @@ def sampled_log_partition(
         raise InputError(f"num_samples is {num_samples}; it must lie between 1 and the catalogue's {num_items} items")
     sample = sample_items(num_items, num_samples, generator).to(hidden.device)  # (S,)
     logits = F.linear(hidden, F.embedding(sample, table, sparse=sparse).to(hidden.dtype)).float()  # (M, S)
-    own = (sample[None, :, None] == positives[:, None, :]).any(-1)  # (M, S): a positive is no negative
+    own = _occurrences(sample, positives)  # (M, S): a positive is no negative
     given = (positives >= 0) & first_occurrence(positives)  # a held-out item is often a soft target as well
     rows = F.embedding(positives.clamp(min=0), table, sparse=sparse).to(hidden.dtype)  # (M, P, K)
     positive = torch.einsum("mk,mpk->mp", hidden, rows).float().masked_fill(~given, float("-inf"))
@@ -140,6 +140,16 @@ def sampled_log_partition(
     drawn = num_samples - own.sum(-1)
     scale = (rest.clamp(min=1) / drawn.clamp(min=1)).log()
     return torch.cat([positive, logits.masked_fill(own, float("-inf")) + scale[:, None]], dim=1).logsumexp(-1)
+
+
+def _occurrences(sample: torch.Tensor, positives: torch.Tensor) -> torch.Tensor:
+    """Return (M, S), True where an item of the (S,) distinct ones is among the (M, P) positives of a row."""
+    # By a search in sorted items: comparing all with all takes (M, S, P).
+    ordered, order = sample.sort()
+    place = torch.searchsorted(ordered, positives).clamp(max=len(sample) - 1)
+    column = torch.where(ordered[place] == positives, order[place], len(sample))  # one column more takes those that are not there
+    found = torch.zeros(len(positives), len(sample) + 1, dtype=torch.bool, device=sample.device)
+    return found.scatter_(1, column, True)[:, :-1]
 
 
 def multinomial_nll(

@@ -69,7 +69,11 @@ class IndexArguments:
     sinkhorn_epsilon: float = field(
         default=0.003, metadata={"help": "sharpness of the uniform semantic mapping of the last level; 0 switches it off"}
     )
-    num_train_epochs: int = field(default=1000, metadata={"help": "passes of the RQ-VAE over the items"})
+    num_train_epochs: int = field(default=1000, metadata={"help": "passes of the RQ-VAE over the items, see max_steps"})
+    max_steps: int = field(
+        default=50_000,
+        metadata={"help": "most steps of the RQ-VAE: a catalogue of more than 51,200 items has fewer passes, but at least one"},
+    )
     per_device_train_batch_size: int = field(default=1024, metadata={"help": "items in a step"})
     learning_rate: float = field(default=1e-3, metadata={"help": "learning rate"})
     weight_decay: float = field(default=1e-4, metadata={"help": "weight decay"})
@@ -90,7 +94,7 @@ class IndexArguments:
             if not getattr(self, name):
                 raise InputError(f"{name} is not set; name a folder")
         check_at_least(self, 1, "num_levels", "codebook_size", "latent_dim", "num_train_epochs", "per_device_train_batch_size")
-        check_at_least(self, 1, "save_every")
+        check_at_least(self, 1, "save_every", "max_steps")
         check_at_least(self, 1, "encode_batch_size", "max_text_tokens")
         check_at_least(self, 0, "seed", "beta", "sinkhorn_epsilon", "learning_rate", "weight_decay", "max_grad_norm")
         check_at_least(self, 0, "warmup_epochs", "stop_after_epochs")
@@ -119,6 +123,17 @@ class IndexArguments:
     def folder(self) -> Path:
         """The index folder, as a path."""
         return Path(self.output)
+
+    def epochs_of(self, num_items: int) -> int:
+        """Return the passes over a catalogue that `num_train_epochs` and `max_steps` allow, at least one.
+
+        Example:
+            >>> arguments = IndexArguments(data="data", output="index")
+            >>> arguments.epochs_of(20_000), arguments.epochs_of(1_000_000)
+            (1000, 51)
+        """
+        steps = -(-num_items // self.per_device_train_batch_size)
+        return max(1, min(self.num_train_epochs, self.max_steps // steps))
 
     @property
     def item_encoder(self) -> dict[str, Any]:

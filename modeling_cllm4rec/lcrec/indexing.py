@@ -41,9 +41,7 @@ from modeling_cllm4rec.lcrec.semantic_ids import (
     SemanticIds,
     assign_unique_codes,
     nearest_codes,
-    residuals,
-    sinkhorn,
-    squared_distances_to,
+    spread_last_level,
 )
 from modeling_cllm4rec.training.argument_names import current_record
 from modeling_cllm4rec.training.estimates import check_memory, indexing_memory
@@ -104,8 +102,11 @@ def index_items(arguments: IndexArguments, embeddings: np.ndarray | None = None)
         _check_embeddings(embeddings, items)
         if arguments.co_occurrence:
             embeddings = with_co_occurrence(embeddings, data.histories("train"), arguments.co_occurrence)
-        identity["embeddings_sha256"] = hashlib.sha256(embeddings.astype(np.float32).tobytes()).hexdigest()
-        estimate = indexing_memory(len(items), embeddings.shape[1], arguments.codebook_size, arguments.latent_dim)
+        embeddings = np.ascontiguousarray(embeddings, dtype=np.float32)
+        identity["embeddings_sha256"] = hashlib.sha256(memoryview(embeddings).cast("B")).hexdigest()
+        width = embeddings.shape[1]
+        quantized = width if arguments.method == "rk-means" else arguments.latent_dim
+        estimate = indexing_memory(len(items), width, arguments.codebook_size, quantized)
         logger.info("index-items: an estimate of %s", estimate.line())
         check_memory(estimate, arguments.max_memory, "use a smaller codebook_size and more num_levels")
     _claim(arguments, identity)
@@ -120,7 +121,7 @@ def index_items(arguments: IndexArguments, embeddings: np.ndarray | None = None)
             return None, progress
         latents, codebooks = indexer.latents(embeddings), indexer.codebook_array
         plain = nearest_codes(latents, codebooks)
-        uniform = spread_last_level(latents, codebooks, plain, arguments.sinkhorn_epsilon)
+        uniform = spread_last_level(latents, codebooks, plain, arguments.sinkhorn_epsilon, arguments.seed)
         semantic_ids = SemanticIds(assign_unique_codes(latents, codebooks, uniform), arguments.codebook_size)
         earlier = {"nearest": plain, "uniform": uniform}
         report = semantic_id_report(semantic_ids, embeddings, indexer, earlier)
@@ -152,17 +153,6 @@ def ids_without_embeddings(arguments: IndexArguments, data: RecommendationData, 
         case "co-occurrence":
             return co_occurrence_semantic_ids(data.histories("train"), len(items), levels, size, seed)
     return None
-
-
-def spread_last_level(latents: np.ndarray, codebooks: np.ndarray, codes: np.ndarray, epsilon: float) -> np.ndarray:
-    """Return (J, H) codes with the last level by uniform semantic mapping over the catalogue; epsilon 0 changes nothing."""
-    if not epsilon:
-        return codes
-    level = codes.shape[1] - 1
-    distances = squared_distances_to(residuals(latents, codebooks, codes, level), codebooks[level])
-    spread = codes.copy()
-    spread[:, level] = sinkhorn(torch.from_numpy(distances), epsilon).argmax(1).numpy()
-    return spread
 
 
 def _indexer(arguments: IndexArguments, embeddings: np.ndarray) -> tuple[RQVAEModel, IndexProgress]:

@@ -19,8 +19,12 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
 from ..core.errors import InputError
+from ..core.losses import sample_items
 from .configuration_rqvae import RQVAEConfig
-from .semantic_ids import sinkhorn
+from .semantic_ids import ITEMS_AT_ONCE, sinkhorn
+
+POINTS_PER_CENTRE = 256
+"""Points of a sample that k-means clusters in place of more, for each centre, as in faiss."""
 
 
 @dataclass
@@ -130,15 +134,21 @@ class RQVAEModel(PreTrainedModel):
         """
         if bool(self.initialized):
             return
-        was_training = self.training
-        self.eval()
-        rest = self.encoder(embeddings)
-        self.train(was_training)
+        rest = self._encode(embeddings)
         for level in range(self.config.num_levels):
             vectors, chosen = k_means(rest, self.config.codebook_size, seed + level)
             self.codebooks[level] = vectors
-            rest = rest - vectors[chosen]
+            for part, codes in zip(rest.split(ITEMS_AT_ONCE), chosen.split(ITEMS_AT_ONCE), strict=True):
+                part -= vectors[codes]
         self.initialized.fill_(True)
+
+    def _encode(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Return the (J, d) latents of (J, input_dim) embeddings in memory of their own, in evaluation mode, in pieces."""
+        was_training = self.training
+        self.eval()
+        latents = torch.cat([self.encoder(part) for part in embeddings.split(ITEMS_AT_ONCE)])
+        self.train(was_training)
+        return latents
 
     @torch.no_grad()
     def revive_dead_codes(self, embeddings: torch.Tensor, used: torch.Tensor, seed: int) -> int:
@@ -155,16 +165,14 @@ class RQVAEModel(PreTrainedModel):
         if bool(used.all()):
             return 0
         generator = torch.Generator().manual_seed(seed)
-        was_training = self.training
-        self.eval()
-        rest = self.encoder(embeddings)
-        self.train(was_training)
+        rest = self._encode(embeddings)
         for level, vectors in enumerate(self.codebooks):
             dead = (~used[level]).nonzero()[:, 0]
             if len(dead):
                 chosen = torch.randint(len(rest), (len(dead),), generator=generator).to(rest.device)
                 vectors[dead] = rest[chosen]
-            rest = rest - vectors[torch.cdist(rest, vectors).argmin(1)]
+            for part in rest.split(ITEMS_AT_ONCE):
+                part -= vectors[torch.cdist(part, vectors).argmin(1)]
         return int((~used).sum())
 
     @torch.no_grad()
@@ -198,6 +206,9 @@ def _layers(widths: list[int], dropout: float) -> nn.Sequential:
 def k_means(points: torch.Tensor, count: int, seed: int = 0, iterations: int = 100) -> tuple[torch.Tensor, torch.Tensor]:
     """Cluster points by Lloyd's algorithm from a k-means++ start; an empty cluster moves to the farthest point.
 
+    Of more than 65,536 points, or 256 for each centre if that is more, a random sample of so many is clustered, and all points
+    take their nearest centre. More points move the centres little and take time and memory (faiss samples the same way).
+
     Args:
         points: (n, d), n at least `count`.
 
@@ -215,30 +226,58 @@ def k_means(points: torch.Tensor, count: int, seed: int = 0, iterations: int = 1
     if len(points) < count:
         raise InputError(f"{len(points)} items are fewer than the {count} codes of a level; lower codebook_size")
     generator = torch.Generator().manual_seed(seed)
+    most = max(ITEMS_AT_ONCE, POINTS_PER_CENTRE * count)
+    if len(points) > most:
+        sample = sample_items(len(points), most, generator)
+        centres = _lloyd(points[sample.to(points.device)], count, generator, iterations)[0]
+        return centres, _nearest(points, centres)[1]
+    return _lloyd(points, count, generator, iterations)
+
+
+def _lloyd(points: torch.Tensor, count: int, generator: torch.Generator, iterations: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the centres of points and the number of each point's centre."""
     places = torch.randint(len(points), (1,), generator=generator).tolist()
     nearest = torch.cdist(points, points[places]).square()[:, 0]
     while len(places) < count:
         total = float(nearest.sum())
         # float64 on the CPU: the draw is the same on every device; identical points have weights of 0, so all count the same
         weights = nearest.double().cpu() if total > 0 else torch.ones(len(points), dtype=torch.float64)
-        places.append(int(torch.multinomial(weights, 1, generator=generator)))
+        places.append(_draw(weights, generator))
         nearest = torch.minimum(nearest, torch.cdist(points, points[places[-1:]]).square()[:, 0])
     centres = points[places].clone()
-    chosen = torch.cdist(points, centres).argmin(1)
+    chosen = _nearest(points, centres)[1]
     for _ in range(iterations):
         sizes = torch.bincount(chosen, minlength=count)
         sums = torch.zeros_like(centres).index_add(0, chosen, points)
         centres = torch.where(sizes[:, None] > 0, sums / sizes.clamp(min=1)[:, None], centres)
-        distances = torch.cdist(points, centres)
+        distances, moved = _nearest(points, centres)
         empty = (sizes == 0).nonzero()[:, 0]
         if len(empty):
-            far = distances.min(1).values.argsort(descending=True, stable=True)[: len(empty)]
+            far = distances.argsort(descending=True, stable=True)[: len(empty)]
             centres[empty] = points[far]
-            distances = torch.cdist(points, centres)
-        moved, chosen = chosen, distances.argmin(1)
-        if torch.equal(moved, chosen):
+            moved = _nearest(points, centres)[1]
+        chosen, before = moved, chosen
+        if torch.equal(chosen, before):
             break
     return centres, chosen
+
+
+def _nearest(points: torch.Tensor, centres: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the (n,) distances of points to their nearest centres, and the numbers of those."""
+    found = []
+    for part in points.split(ITEMS_AT_ONCE):
+        distances = torch.cdist(part, centres)
+        chosen = distances.argmin(1)
+        found.append((distances.gather(1, chosen[:, None])[:, 0], chosen))
+    return torch.cat([distances for distances, _ in found]), torch.cat([chosen for _, chosen in found])
+
+
+def _draw(weights: torch.Tensor, generator: torch.Generator) -> int:
+    """Draw one index in proportion to float64 weights, of any number: `torch.multinomial` takes 2^24 at most."""
+    if len(weights) <= 2**24:
+        return int(torch.multinomial(weights, 1, generator=generator))
+    sums = weights.cumsum(0)
+    return int(torch.searchsorted(sums, torch.rand(1, dtype=torch.float64, generator=generator) * sums[-1], right=True))
 
 
 def residual_k_means(embeddings: np.ndarray, num_levels: int, codebook_size: int, seed: int = 0) -> RQVAEModel:

@@ -52,19 +52,26 @@ def train_rqvae(model: RQVAEModel, embeddings: np.ndarray, arguments: IndexArgum
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.nn.Module.to(model, device)
     points = torch.from_numpy(np.ascontiguousarray(embeddings, dtype=np.float32)).to(device)
-    steps = -(-len(points) // arguments.per_device_train_batch_size)
+    steps, epochs = -(-len(points) // arguments.per_device_train_batch_size), arguments.epochs_of(len(points))
+    if epochs < arguments.num_train_epochs:
+        logger.info(
+            "max_steps %d allows %d passes over %d items in place of num_train_epochs %d",
+            *(arguments.max_steps, epochs, len(points), arguments.num_train_epochs),
+        )
+    # The share of the warm-up stays what the arguments say.
+    warmup = arguments.warmup_epochs * epochs * steps // arguments.num_train_epochs
     optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.learning_rate, weight_decay=arguments.weight_decay, fused=True)
-    schedule = get_linear_schedule_with_warmup(optimizer, arguments.warmup_epochs * steps, arguments.num_train_epochs * steps)
+    schedule = get_linear_schedule_with_warmup(optimizer, warmup, epochs * steps)
     folder = arguments.folder / CHECKPOINTS
     progress = IndexProgress()
     last = checkpoints.latest(folder) if arguments.resume else None
     if last is not None:
         progress = _restore(last, model, optimizer, schedule)
-        logger.info("resumed after epoch %d of %d", progress.epoch, arguments.num_train_epochs)
+        logger.info("resumed after epoch %d of %d", progress.epoch, epochs)
     model.initialize_codebooks(points, arguments.seed)  # a resumed model keeps its codebooks
     started, before = time.perf_counter(), progress.seconds
-    bar = tqdm(total=arguments.num_train_epochs, initial=progress.epoch, desc="rqvae", unit="epoch", mininterval=2.0)
-    while progress.epoch < arguments.num_train_epochs:
+    bar = tqdm(total=epochs, initial=progress.epoch, desc="rqvae", unit="epoch", mininterval=2.0)
+    while progress.epoch < epochs:
         loss, used = _epoch(model, points, optimizer, schedule, arguments, progress.epoch)
         # After the epoch, because a code may be unused in one batch and used in the next.
         model.revive_dead_codes(points, used, _seed(arguments.seed, progress.epoch, 2))
@@ -78,7 +85,7 @@ def train_rqvae(model: RQVAEModel, embeddings: np.ndarray, arguments: IndexArgum
         stop = progress.epoch == arguments.stop_after_epochs
         if stop or progress.epoch % arguments.save_every == 0:
             _save(folder, progress, model, optimizer)
-        if stop and progress.epoch < arguments.num_train_epochs:
+        if stop and progress.epoch < epochs:
             bar.close()
             return progress
     bar.close()

@@ -11,7 +11,7 @@ import torch
 
 from modeling_cllm4rec.core.optional_packages import require
 from modeling_cllm4rec.lcrec.modeling_rqvae import RQVAEModel
-from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds, residuals, shared_codes
+from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds, pieces, residuals, shared_codes
 
 __all__ = ["REPORT_FILES", "check_plots", "semantic_id_report", "save_report"]
 
@@ -50,15 +50,22 @@ def semantic_id_report(
     }
     if embeddings is None or indexer is None:
         return report
-    latents, codebooks = indexer.latents(embeddings), indexer.codebook_array
-    named = {**(earlier or {}), "index": codes}
-    left = {name: residuals(latents, codebooks, rows, levels) for name, rows in named.items()}
-    report["displacement"] = {name: float(np.linalg.norm(rest, axis=1).mean()) for name, rest in left.items()}
+    codebooks, named = indexer.codebook_array, {**(earlier or {}), "index": codes}
+    lengths: dict[str, list[np.ndarray]] = {name: [] for name in named}
+    error = 0.0
+    for part in pieces(len(codes)):
+        latents = indexer.latents(embeddings[part])
+        left = {name: residuals(latents, codebooks, rows[part], levels) for name, rows in named.items()}
+        for name, rest in left.items():
+            lengths[name].append(np.linalg.norm(rest, axis=1))
+        with torch.no_grad():
+            decoded = indexer.decoder(torch.from_numpy((latents - left["index"]).astype(np.float32))).numpy()
+        error += float(((decoded - embeddings[part]) ** 2).mean()) * (len(latents) / len(codes))
+    report["displacement"] = {name: float(np.concatenate(parts).mean()) for name, parts in lengths.items()}
     report["moved_items"] = {name: int((rows != codes).any(1).sum()) for name, rows in (earlier or {}).items()}
-    with torch.no_grad():
-        decoded = indexer.decoder(torch.from_numpy((latents - left["index"]).astype(np.float32))).numpy()
-    report["reconstruction_error"] = float(((decoded - embeddings) ** 2).mean())
-    report["variance"] = float(embeddings.var(axis=0).mean())
+    report["reconstruction_error"] = error
+    columns = np.array_split(embeddings, len(pieces(len(codes))), axis=1)
+    report["variance"] = float(np.concatenate([some.var(axis=0) for some in columns]).mean())
     return report
 
 

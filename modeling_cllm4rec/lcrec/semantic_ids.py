@@ -24,6 +24,8 @@ from ..core.catalogue import IdMap
 from ..core.errors import InputError
 
 ROUNDS_WITHOUT_LOGARITHMS = 9
+ITEMS_AT_ONCE = 65_536
+"""Items of a large catalogue whose distances to the codes of a level are held together."""
 LEVEL_LETTERS = string.ascii_lowercase
 CODEBOOK_SIZE = b"codebook_size"
 
@@ -275,7 +277,7 @@ def assign_unique_codes(latents: np.ndarray, codebooks: np.ndarray, codes: np.nd
     Raises:
         InputError: more items than semantic IDs, NaN, or `codes` of another shape or outside the codebooks.
     """
-    latents, codebooks = np.asarray(latents, dtype=np.float64), np.asarray(codebooks, dtype=np.float64)
+    latents, codebooks = np.asarray(latents), np.asarray(codebooks, dtype=np.float64)
     levels, size, _ = codebooks.shape
     _check_latents(latents, len(latents), size, levels)
     preferred = nearest_codes(latents, codebooks) if codes is None else np.asarray(codes)
@@ -306,12 +308,38 @@ def assign_unique_codes(latents: np.ndarray, codebooks: np.ndarray, codes: np.nd
 
 def nearest_codes(latents: np.ndarray, codebooks: np.ndarray) -> np.ndarray:
     """Return (J, H) codes of plain residual quantization: c_h is the nearest vector to r_h, r_{h+1} = r_h - v_{c_h}."""
-    rest = np.array(latents, dtype=np.float64)
-    codes = np.zeros((len(rest), len(codebooks)), dtype=np.int32)
-    for level, vectors in enumerate(np.asarray(codebooks, dtype=np.float64)):
-        codes[:, level] = squared_distances_to(rest, vectors).argmin(1)
-        rest -= vectors[codes[:, level]]
+    codes = np.zeros((len(latents), len(codebooks)), dtype=np.int32)
+    for part in pieces(len(latents)):
+        rest = np.array(latents[part], dtype=np.float64)
+        for level, vectors in enumerate(np.asarray(codebooks, dtype=np.float64)):
+            codes[part, level] = squared_distances_to(rest, vectors).argmin(1)
+            rest -= vectors[codes[part, level]]
     return codes
+
+
+def pieces(items: int) -> list[slice]:
+    """Return slices of up to `ITEMS_AT_ONCE` items that follow one another; one empty slice for no items."""
+    return [slice(start, start + ITEMS_AT_ONCE) for start in range(0, max(items, 1), ITEMS_AT_ONCE)]
+
+
+def spread_last_level(latents: np.ndarray, codebooks: np.ndarray, codes: np.ndarray, epsilon: float, seed: int = 0) -> np.ndarray:
+    """Return (J, H) codes with the last level by uniform semantic mapping over the catalogue; epsilon 0 changes nothing.
+
+    A catalogue of more than 65,536 items is divided at random into parts of equal size, and each part is spread evenly.
+
+    Args:
+        latents: (J, d); codebooks: (H, K, d); codes: (J, H) the nearest ones.
+        epsilon: see `sinkhorn`; seed: of the division.
+    """
+    if not epsilon:
+        return codes
+    level, spread = codes.shape[1] - 1, codes.copy()
+    count = -(-len(codes) // ITEMS_AT_ONCE)
+    parts = [np.arange(len(codes))] if count <= 1 else np.array_split(np.random.default_rng(seed).permutation(len(codes)), count)
+    for part in parts:
+        distances = squared_distances_to(residuals(latents[part], codebooks, codes[part], level), codebooks[level])
+        spread[part, level] = sinkhorn(torch.from_numpy(distances), epsilon).argmax(1).numpy()
+    return spread
 
 
 def residuals(latents: np.ndarray, codebooks: np.ndarray, codes: np.ndarray, level: int) -> np.ndarray:
@@ -401,7 +429,7 @@ def _count(used: dict[tuple[int, ...], int], row: list[int]) -> None:
 
 
 def _check_latents(latents: np.ndarray, items: int, size: int, levels: int) -> None:
-    if not np.isfinite(latents).all():
+    if not all(np.isfinite(latents[part]).all() for part in pieces(len(latents))):
         bad = np.flatnonzero(~np.isfinite(latents).all(1))
         raise InputError(f"{len(bad)} items have NaN or infinite embeddings, first {bad[:5].tolist()}; make them again")
     if items > size**levels:
@@ -418,8 +446,10 @@ __all__ = [
     "codes_with_room",
     "nearest_codes",
     "nearest_free_codes",
+    "pieces",
     "row_numbers",
     "shared_codes",
     "sinkhorn",
+    "spread_last_level",
     "squared_distances_to",
 ]

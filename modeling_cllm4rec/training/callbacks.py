@@ -32,9 +32,7 @@ class EpochCallback(TrainerCallback):
         """Begin to count seconds."""
         self._begun, self._before = time.perf_counter(), self.trainer.progress.seconds
 
-    def on_pre_optimizer_step(
-        self, args: TrainerArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_pre_optimizer_step(self, args: TrainerArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Bring the average of the rows that are about to move up to date."""
         if self.trainer.average is not None:
             self.trainer.average.before_step()

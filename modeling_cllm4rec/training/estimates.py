@@ -129,9 +129,7 @@ def training_memory(stage: Any, device: torch.device) -> MemoryEstimate:
     return MemoryEstimate(held, phases)
 
 
-def id_table_memory(
-    num_users: int, num_items: int, width: int, average: bool = False, sparse: bool = False
-) -> MemoryEstimate:
+def id_table_memory(num_users: int, num_items: int, width: int, average: bool = False, sparse: bool = False) -> MemoryEstimate:
     """Estimate the memory of the ID rows of CLLM4Rec on CPU before a model is built.
 
     Args:
@@ -225,24 +223,33 @@ class SavedBytes:
 
 
 def indexing_memory(num_items: int, width: int, codebook_size: int, latent_dim: int) -> MemoryEstimate:
-    """Estimate the memory of indexing a catalogue: embeddings, latents, and distances of all items to a level's codes.
+    """Estimate the memory of indexing a catalogue: embeddings, latents, and distances of a piece of it to a level's codes.
 
     Args:
         width: of the embeddings; codebook_size: K codes of a level; latent_dim: width of what is quantized.
     """
     process = psutil.Process().memory_info().rss
-    double = 2 * FLOAT
+    piece, double = min(num_items, PIECE), 2 * FLOAT
     held = {
         "held now": process,
-        "embeddings": 2 * num_items * width * FLOAT,
-        "latents": 3 * num_items * latent_dim * double,
+        "embeddings": num_items * width * FLOAT,
+        "latents": num_items * latent_dim * FLOAT,
         "libraries": LIBRARIES,
     }
-    return MemoryEstimate(held, {"the uniform mapping": {"distances": DISTANCE_COPIES * num_items * codebook_size * double}})
+    distances = DISTANCE_COPIES * piece * codebook_size * double
+    phases = {
+        "the start of the codebooks": {"residuals": num_items * latent_dim * FLOAT, "distances": piece * codebook_size * FLOAT},
+        "the uniform mapping": {"distances": distances, "piece": 3 * piece * latent_dim * double},
+    }
+    return MemoryEstimate(held, phases)
+
+
+PIECE = 65_536
+"""Items whose distances are held together, `lcrec.semantic_ids.ITEMS_AT_ONCE`."""
 
 
 DISTANCE_COPIES = 6
-"""(J, K) matrices in 64 bits that Sinkhorn's rounds hold at once."""
+"""(PIECE, K) matrices in 64 bits that Sinkhorn's rounds hold at once."""
 
 
 def check_memory(estimate: MemoryEstimate, limit_gb: float | None, advice: str, device: torch.device | None = None) -> None:
@@ -360,7 +367,7 @@ def tensor_bytes(tensors: Iterable[torch.Tensor]) -> int:
 
 
 def _gradient_bytes(model: RecommenderModel) -> dict[str, int]:
-    """Return the bytes of a step's dense gradients: backbone, rows of IDs of the largest group, and the sum of two for a table."""
+    """Return the bytes of a step's dense gradients: backbone, ID rows of the largest group, and the sum of two for a table."""
     sparse = {id(table) for table in sparse_tables(model)}
     tables = [weight for weight in model.id_parameters if weight.requires_grad and id(weight) not in sparse]
     ids = {id(weight) for weight in model.id_parameters}

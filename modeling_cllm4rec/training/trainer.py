@@ -380,7 +380,9 @@ class RecommenderTrainer(Trainer):
         """
         if self.optimizer is None:
             if any(isinstance(table, DTensor) for table in self.sparse_tables):
-                raise InputError("id_optim is 'rowwise_adagrad', which needs whole ID tables, but they are sharded; set id_optim: optim")
+                raise InputError(
+                    "id_optim is 'rowwise_adagrad', which needs whole ID tables, but they are sharded; set id_optim: optim"
+                )
             kind, settings = self.get_optimizer_cls_and_kwargs(self.args)
             groups, sparse = parameter_groups(self.stage.model, self.stage.arguments), set(map(id, self.sparse_tables))
             rows = [group for group in groups if id(group["params"][0]) in sparse]

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from modeling_cllm4rec.core.losses import (
+    _occurrences,
     exact_or_chunked,
     first_occurrence,
     item_log_partition,
@@ -198,6 +199,17 @@ def test_a_sparse_gradient_is_that_of_the_dense_one(seed):
     torch.testing.assert_close(sparse.to_dense(), dense)
     named = set(targets[targets >= 0].tolist()) | set(sample_items(len(table), 3, torch.Generator().manual_seed(seed)).tolist())
     assert set(sparse.coalesce().indices()[0].tolist()) <= named | {0}  # padding is read as row 0, with weight 0
+
+
+@given(st.integers(0, 1000), st.integers(1, 9), st.integers(0, 4))
+def test_positives_are_found_in_the_sample(seed, size, count):
+    generator = torch.Generator().manual_seed(seed)
+    sample = torch.randperm(12, generator=generator)[:size]
+    positives = torch.randint(12, (3, count), generator=generator).masked_fill(
+        torch.rand(3, count, generator=generator) < 0.3, -100
+    )
+    expected = [[bool(item in row) for item in sample.tolist()] for row in positives.tolist()]
+    assert _occurrences(sample, positives).tolist() == expected
 
 
 def test_few_logits_are_exact_and_many_in_chunks():

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from transformers import AutoModel
 
 import modeling_cllm4rec  # noqa: F401  (teaches the Auto classes)
+from modeling_cllm4rec.lcrec import modeling_rqvae
 from modeling_cllm4rec.lcrec.configuration_rqvae import RQVAEConfig
 from modeling_cllm4rec.lcrec.modeling_rqvae import RQVAEModel, k_means, residual_k_means
 from modeling_cllm4rec.lcrec.semantic_ids import nearest_codes, residuals
@@ -225,3 +226,51 @@ def test_the_auto_class_reads_it_to_the_bit(shape, tmp_path):
 def test_refusals(changes, message):
     with pytest.raises(ValueError, match=message):
         small_model(**changes)
+
+
+# ---- large catalogues in pieces ----
+
+
+def test_pieces_compute_the_same(monkeypatch):
+    """Codebooks from all points, revived codes: the whole in one piece or in pieces of seven items."""
+    points = torch.randn(40, 6, generator=torch.Generator().manual_seed(3))
+    used = torch.ones(2, 3, dtype=torch.bool)
+    used[0, 1] = used[1, 2] = False
+    found = []
+    for size in (65_536, 7):
+        monkeypatch.setattr(modeling_rqvae, "ITEMS_AT_ONCE", size)
+        monkeypatch.setattr(modeling_rqvae, "POINTS_PER_CENTRE", 20)  # 60 points for 3 centres: all of them
+        model = small_model()
+        model.initialize_codebooks(points)
+        start = model.codebooks.clone()
+        model.revive_dead_codes(points, used, seed=1)
+        found.append((start, model.codebooks.clone()))
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_of_many_points_a_sample_is_clustered(monkeypatch):
+    centres = torch.tensor([[0.0, 0.0], [9.0, 0.0], [0.0, 9.0]])
+    points = centres.repeat(400, 1) + 0.1 * torch.randn(1200, 2, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(modeling_rqvae, "ITEMS_AT_ONCE", 100)
+    monkeypatch.setattr(modeling_rqvae, "POINTS_PER_CENTRE", 50)
+    found, chosen = k_means(points, 3, seed=1)
+    assert torch.equal(chosen, torch.cdist(points, found).argmin(1))  # all points have a centre
+    torch.testing.assert_close(found[chosen[:3]], centres, atol=0.05, rtol=0)
+    assert not torch.equal(found, torch.stack([points[chosen == code].mean(0) for code in range(3)]))  # those of the sample
+    assert torch.equal(k_means(points, 3, seed=1)[0], found)
+
+
+def test_embeddings_that_are_quantized_as_they_are_stay_as_they_are():
+    points = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    before = points.copy()
+    residual_k_means(points, num_levels=2, codebook_size=5, seed=0)
+    assert np.array_equal(points, before)
+
+
+def test_a_draw_from_more_than_multinomial_takes():
+    """2^24 categories are the most of `torch.multinomial`."""
+    weights = torch.zeros(2**24 + 2, dtype=torch.float64)
+    weights[[5, 2**24 + 1]] = torch.tensor([1.0, 3.0], dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    drawn = [modeling_rqvae._draw(weights, generator) for _ in range(20)]
+    assert set(drawn) == {5, 2**24 + 1} and drawn.count(5) < 10

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modeling_cllm4rec.core.catalogue import IdMap
+from modeling_cllm4rec.lcrec import semantic_ids
 from modeling_cllm4rec.lcrec.semantic_ids import (
     SemanticIds,
     assign_unique_codes,
@@ -21,6 +22,7 @@ from modeling_cllm4rec.lcrec.semantic_ids import (
     row_numbers,
     shared_codes,
     sinkhorn,
+    spread_last_level,
     squared_distances_to,
 )
 from modeling_cllm4rec.tokenization.tokenization_lcrec import semantic_id_token
@@ -218,3 +220,32 @@ def test_refusals():
         nearest_free_codes(np.zeros((1, 1)), codebooks, np.array(list(itertools.product(range(2), range(2)))))
     with pytest.raises(ValueError, match="epsilon is 0 and iterations 5; both must be above 0"):
         sinkhorn(torch.zeros(2, 2), 0, 5)
+
+
+# ---- large catalogues in pieces ----
+
+
+def test_pieces_follow_one_another(monkeypatch):
+    monkeypatch.setattr(semantic_ids, "ITEMS_AT_ONCE", 3)
+    assert [list(range(7))[part] for part in semantic_ids.pieces(7)] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert semantic_ids.pieces(0) == [slice(0, 3)]
+    codebooks = np.random.default_rng(1).normal(size=(2, 4, 3))
+    latents = np.random.default_rng(0).normal(size=(20, 3))
+    some = nearest_codes(latents, codebooks)
+    monkeypatch.setattr(semantic_ids, "ITEMS_AT_ONCE", 100)
+    assert np.array_equal(nearest_codes(latents, codebooks), some)
+    assert nearest_codes(latents[:0], codebooks).shape == (0, 2)
+
+
+def test_the_last_level_is_spread_evenly_also_in_parts(monkeypatch):
+    """The nearest codes of 400 items are 0; in one part or in parts of 100 each code gets its share."""
+    latents = np.random.default_rng(0).normal(size=(400, 1))
+    codebooks = np.array([[[0.0]] * 4, [[0.0], [50.0], [60.0], [70.0]]])
+    plain = nearest_codes(latents, codebooks)
+    assert set(plain[:, 1].tolist()) == {0} and spread_last_level(latents, codebooks, plain, 0.0) is plain
+    for size in (65_536, 100):
+        monkeypatch.setattr(semantic_ids, "ITEMS_AT_ONCE", size)
+        spread = spread_last_level(latents, codebooks, plain, 0.003, seed=3)
+        assert np.array_equal(spread, spread_last_level(latents, codebooks, plain, 0.003, seed=3))
+        assert np.array_equal(spread[:, 0], plain[:, 0]) and not plain[:, 1].any()
+        assert np.bincount(spread[:, 1], minlength=4) == pytest.approx(100, abs=10)

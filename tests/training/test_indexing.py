@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,18 @@ def test_resumed_is_bit_equal(data: RecommendationData, embeddings: np.ndarray, 
     assert whole is not None and rest is not None and np.array_equal(whole.codes, rest.codes)
     weights = [load_file(tmp_path / name / "rqvae" / "model.safetensors") for name in ("whole", "parts")]
     assert all(bool((weights[0][name] == weights[1][name]).all()) for name in weights[0])
+
+
+def test_a_large_catalogue_has_fewer_passes(
+    data: RecommendationData, embeddings: np.ndarray, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """40 items in batches of 16 are 3 steps a pass: 10 steps allow 3 of 12 passes, with the same share of warm-up."""
+    with caplog.at_level(logging.INFO):
+        _, progress = index_items(arguments(data, tmp_path / "index", max_steps=10), embeddings)
+    assert progress.epoch == 3 and progress.finished
+    assert "max_steps 10 allows 3 passes over 40 items in place of num_train_epochs 12" in caplog.text
+    whole = arguments(data, tmp_path / "whole")
+    assert [whole.epochs_of(size) for size in (1, 40, 16 * (50_000 // 12), 16 * (50_000 // 11), 10**9)] == [12, 12, 12, 11, 1]
 
 
 def test_overwriting_throws_away_what_was_there(data: RecommendationData, embeddings: np.ndarray, tmp_path: Path) -> None:
@@ -190,6 +203,7 @@ class TestBadInput:
             ({"warmup_epochs": 13}, "warmup_epochs is 13 and num_train_epochs 12, .* lower warmup_epochs"),
             ({"codebook_size": 41}, "40 items are fewer than the 41 codes of a level, .* lower codebook_size to 40 or less"),
             ({"codebook_size": 3}, r"40 items are more than the 27 semantic IDs of 3 levels of 3 codes; raise num_levels"),
+            ({"max_steps": 0}, "max_steps is 0; it must be 1 or more"),
             ({"num_levels": 0}, "num_levels is 0; it must be 1 or more"),
             ({"method": "pq"}, "method is 'pq'; allowed are 'rqvae', 'rk-means', 'random'"),
             ({"fields": []}, "fields is empty; name the text columns"),

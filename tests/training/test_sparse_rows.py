@@ -155,9 +155,7 @@ def test_a_late_average_is_that_of_each_step(seed: int) -> None:
     tables = [torch.nn.Embedding(6, 2, sparse=sparse) for sparse in (True, False)]
     with torch.no_grad():
         tables[1].weight.copy_(tables[0].weight)
-    lazy, plain = (
-        WeightAverage({"rows": rows.weight}, 0.9, sparse_tables(rows) if rows.sparse else ()) for rows in tables
-    )
+    lazy, plain = (WeightAverage({"rows": rows.weight}, 0.9, sparse_tables(rows) if rows.sparse else ()) for rows in tables)
     optimizers = [torch.optim.SGD([rows.weight], lr=0.5) for rows in tables]
     for step in range(1, 13):
         ids = torch.randint(6, (2,), generator=generator)
@@ -227,7 +225,9 @@ def test_gradients_without_clipping(finetune_arguments: MakeFinetune) -> None:
 
 
 @pytest.mark.parametrize("tune", ["lora", "full"])
-def test_a_tuned_backbone_has_an_optimizer_of_its_own(tune: str, finetune_arguments: MakeFinetune, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tuned_backbone_has_an_optimizer_of_its_own(
+    tune: str, finetune_arguments: MakeFinetune, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made: list[CombinedOptimizer] = []
     create = trainer.RecommenderTrainer.create_optimizer
 
@@ -245,7 +245,7 @@ def test_the_choice_of_the_item_loss_is_logged(
 ) -> None:
     with caplog.at_level(logging.INFO):
         pretrain(pretrain_arguments(stop_after_steps=1))
-    assert f"item_loss auto: exact, for up to " in caplog.text and f"states x {data.num_items} items" in caplog.text
+    assert "item_loss auto: exact, for up to " in caplog.text and f"states x {data.num_items} items" in caplog.text
     caplog.clear()
     monkeypatch.setattr("modeling_cllm4rec.core.losses.EXACT_LOGITS", 100)
     with caplog.at_level(logging.INFO):
