@@ -48,8 +48,7 @@ class StageArguments(TrainingArguments):
         default="auto",
         metadata={
             "help": "optimizer of the ID rows: that of optim, which reads and writes all rows in each step; rowwise_adagrad, "
-            "which reads and writes only rows that the step names (with item_loss sampled) and takes about ten times the "
-            "learning_rate; auto: the latter where it can be"
+            "which reads and writes only rows that the step names (with item_loss sampled); auto: the latter where it can be"
         },
     )
     reorder: bool = field(default=True, metadata={"help": "draw a new order of each history in each epoch"})

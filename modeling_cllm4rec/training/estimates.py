@@ -162,9 +162,13 @@ def item_loss_bytes(num_items: int, states: int, item_loss: ItemLoss) -> int:
 
 
 def item_head_bytes(num_items: int, width: int, states: int, item_loss: ItemLoss) -> int:
-    """Return the bytes of a training step of the head alone: table, gradient (summed from two of its size) and logits."""
+    """Return the bytes of a training step of the head alone: table, gradient (summed from two of its size) and logits.
+
+    The gradient of a sampled loss is that of the rows it reads.
+    """
     table = num_items * width * FLOAT
-    return table + 2 * table + item_loss_bytes(num_items, states, item_loss)
+    gradient = 2 * (states + SAMPLE) * width * FLOAT if item_loss == "sampled" else 2 * table
+    return table + gradient + item_loss_bytes(num_items, states, item_loss)
 
 
 def word_loss_bytes(model: RecommenderModel, states: int) -> int:

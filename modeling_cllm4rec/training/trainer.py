@@ -10,6 +10,7 @@ Checkpoints are safetensors and JSON, written under another name and renamed; `T
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 import logging
@@ -396,6 +397,9 @@ class RecommenderTrainer(Trainer):
         """Wrap the model for data parallelism, without its sparse tables, and create optimizer and schedule."""
         self.create_optimizer()
         with held_back(self.sparse_tables):
+            if not trainable(self.stage.model):  # DistributedDataParallel refuses a model without a dense gradient
+                prepare = self.accelerator.prepare_model
+                self.accelerator.prepare_model = functools.partial(prepare, evaluation_mode=True)  # type: ignore[method-assign]
             return super()._prepare_for_training(*arguments)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:

@@ -40,7 +40,8 @@ def make_task(task: str, hidden: torch.Tensor, table: torch.Tensor, seed: int) -
 
     def step() -> None:
         hidden.grad = table.grad = None
-        multinomial_nll(hidden, table, targets, item_loss=kinds[task], generator=generator).mean().backward()
+        nll = multinomial_nll(hidden, table, targets, item_loss=kinds[task], generator=generator, sparse=task == "sampled")
+        nll.mean().backward()
 
     return step
 

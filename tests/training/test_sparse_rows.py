@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -176,6 +177,33 @@ def test_a_late_average_is_that_of_each_step(seed: int) -> None:
     lazy.apply()
     plain.apply()
     torch.testing.assert_close(tables[0].weight, tables[1].weight, rtol=1e-5, atol=1e-6)
+
+
+def test_sampled_items_and_sparse_rows_reach_the_validation_of_the_exact_loss() -> None:
+    """300 items whose true rows are known: 30 sampled items a step come within 0.02 nats of the exact loss on new draws."""
+    generator = torch.Generator().manual_seed(0)
+    true, states = torch.randn(300, 4, generator=generator), torch.randn(64, 4, generator=generator)
+    shares = (states @ true.t()).softmax(-1)
+    validation = torch.multinomial(shares, 200, replacement=True, generator=generator)
+    found = {}
+    for item_loss in ("exact", "sampled"):
+        rows, draws = table([[0.0] * 4] * 300), torch.Generator().manual_seed(1)
+        sparse = rows.sparse = item_loss == "sampled"
+        optimizer: torch.optim.Optimizer = (
+            RowwiseAdagrad([rows.weight], lr=0.3) if sparse else torch.optim.AdamW([rows.weight], lr=0.03, weight_decay=0.0)
+        )
+        for _ in range(300):
+            targets = torch.multinomial(shares, 4, replacement=True, generator=draws)
+            options: dict[str, Any] = {"item_loss": item_loss, "num_samples": 30, "generator": draws, "sparse": sparse}
+            optimizer.zero_grad()
+            multinomial_nll(states, rows.weight, targets, **options).mean().backward()
+            average_over_processes([rows.weight] if sparse else [])
+            optimizer.step()
+        found[item_loss] = float(multinomial_nll(states, rows.weight.detach(), validation).mean()) / 200
+    best = float(multinomial_nll(states, true, validation).mean()) / 200
+    untrained = math.log(300)
+    assert found["exact"] < best + 0.1 * (untrained - best)
+    assert found["sampled"] == pytest.approx(found["exact"], abs=0.02), (best, found)
 
 
 # ---- within a stage ----
