@@ -45,7 +45,7 @@ class RowwiseAdagrad(torch.optim.Optimizer):
                 self.state[table]["sum"] = torch.zeros(len(table), device=table.device)
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Move the rows that have a gradient."""
         for group in self.param_groups:
             for table in group["params"]:
@@ -74,7 +74,7 @@ class CombinedOptimizer(torch.optim.Optimizer):
             self.state.update(part.state)
         self._share()
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Step all parts."""
         for part in self.parts:
             part.step()
@@ -93,14 +93,14 @@ class CombinedOptimizer(torch.optim.Optimizer):
             first = last
 
 
-def sparse_tables(model: nn.Module) -> list[nn.Parameter]:
+def sparse_tables(model: nn.Module) -> list[torch.Tensor]:
     """Return the trained tables of a model whose gradients are sparse."""
     tables = [module for module in model.modules() if isinstance(module, nn.Embedding) and module.sparse]
     return [table.weight for table in tables if table.weight.requires_grad]
 
 
 @contextmanager
-def held_back(tables: Iterable[nn.Parameter]) -> Iterator[None]:
+def held_back(tables: Iterable[torch.Tensor]) -> Iterator[None]:
     """Within the block the tables do not train, so that a wrapper for data parallelism that is made here leaves them alone.
 
     It would exchange their gradients whole. `average_over_processes` takes its place for them.
@@ -115,7 +115,7 @@ def held_back(tables: Iterable[nn.Parameter]) -> Iterator[None]:
 
 
 @torch.no_grad()
-def average_over_processes(tables: Iterable[nn.Parameter]) -> None:
+def average_over_processes(tables: Iterable[torch.Tensor]) -> None:
     """Replace the sparse gradients of all processes by their mean, coalesced; all processes must call this."""
     for table in tables:
         if table.grad is not None:
@@ -124,7 +124,7 @@ def average_over_processes(tables: Iterable[nn.Parameter]) -> None:
             table.grad = _mean_gradient(table)
 
 
-def _mean_gradient(table: nn.Parameter) -> torch.Tensor | None:
+def _mean_gradient(table: torch.Tensor) -> torch.Tensor | None:
     """Return the mean of the coalesced gradients of a table, None where no process has one."""
     rows = torch.empty(0, dtype=torch.long, device=table.device)
     values = torch.empty(0, table.shape[1], dtype=table.dtype, device=table.device)
@@ -148,7 +148,7 @@ def _mean_gradient(table: nn.Parameter) -> torch.Tensor | None:
 
 
 @torch.no_grad()
-def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> torch.Tensor:
+def clip_gradients(parameters: Iterable[torch.Tensor], max_norm: float) -> torch.Tensor:
     """Clip gradients to a total norm, as `torch.nn.utils.clip_grad_norm_` does; sparse ones are read row by row.
 
     Args:

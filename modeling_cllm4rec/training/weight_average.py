@@ -41,9 +41,7 @@ class WeightAverage:
         1.0
     """
 
-    def __init__(
-        self, parameters: Mapping[str, torch.nn.Parameter], decay: float, sparse: Iterable[torch.nn.Parameter] = ()
-    ) -> None:
+    def __init__(self, parameters: Mapping[str, torch.nn.Parameter], decay: float, sparse: Iterable[torch.Tensor] = ()) -> None:
         self.decay = decay
         lazy = set(map(id, sparse))
         self._parameters = dict(parameters)
