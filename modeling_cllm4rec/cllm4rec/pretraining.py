@@ -25,7 +25,7 @@ from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers
 from modeling_cllm4rec.core.errors import CLLM4RecError, InputError, MissingFileError
 from modeling_cllm4rec.core.language_model import reject_adapter, tokenizer_of
 from modeling_cllm4rec.core.losses import ItemLoss
-from modeling_cllm4rec.core.processes import process_count, process_number, sum_over_processes
+from modeling_cllm4rec.core.processes import shared_out, sum_over_processes
 from modeling_cllm4rec.core.prompt_assembly import build_input_ids
 from modeling_cllm4rec.corpora.batches import Batch, collate, plan_batches
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
@@ -176,8 +176,7 @@ class PretrainingStage:
 
     def _mean_over_processes(self, nll: Callable[[np.ndarray], tuple[float, int]], parts: list[np.ndarray]) -> float:
         """Return the mean nll of all parts; each process computes every n-th one."""
-        mine = parts[process_number() :: process_count()]
-        total, count = sum_over_processes(np.reshape([nll(part) for part in mine], (-1, 2)).sum(0))
+        total, count = sum_over_processes(sum(np.multiply(nll(part), counts) for part, counts in shared_out(parts)))
         return float(total / max(count, 1))
 
     def _word_nll(self, documents: np.ndarray) -> tuple[float, int]:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import distributed
+
+Piece = TypeVar("Piece")
 
 
 def process_number() -> int:
@@ -16,6 +21,22 @@ def process_number() -> int:
 def process_count() -> int:
     """Return the number of processes, 1 without `torch.distributed`."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def shared_out(pieces: Sequence[Piece]) -> Iterator[tuple[Piece, bool]]:
+    """Yield every n-th piece of some work, from the number of this process on, and whether it counts.
+
+    All n processes get equally many: one with fewer gets the first piece once more, which does not count. Sharded weights are
+    gathered in every pass, so that processes with more passes than others would wait for ever.
+
+    Example:
+        >>> list(shared_out(["a", "b"]))
+        [('a', True), ('b', True)]
+    """
+    number, count = process_number(), process_count()
+    for start in range(0, len(pieces), count):
+        counts = start + number < len(pieces)
+        yield pieces[start + number if counts else 0], counts
 
 
 def sum_over_processes(values: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -38,4 +59,4 @@ def sum_over_processes(values: npt.ArrayLike) -> npt.NDArray[np.float64]:
     return shared.cpu().numpy()
 
 
-__all__ = ["process_count", "process_number", "sum_over_processes"]
+__all__ = ["process_count", "process_number", "shared_out", "sum_over_processes"]

@@ -16,7 +16,7 @@ import torch
 from tqdm.auto import tqdm
 
 from modeling_cllm4rec.core.errors import InputError, nearest
-from modeling_cllm4rec.core.processes import process_count, process_number, sum_over_processes
+from modeling_cllm4rec.core.processes import shared_out, sum_over_processes
 from modeling_cllm4rec.core.top_items import top_items
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.corpora.history_order import is_ordered
@@ -182,11 +182,13 @@ def evaluate(
         parts = [(name, label, kept_items(select_users(truth, users), marks)) for name, label, marks in marked]
     per_part = [{label: np.full(len(users), np.nan) for label in per_user} for _ in parts]
     with tqdm(total=len(users), desc=f"evaluating {split}", unit="user", disable=not progress) as bar:
-        batches = _batches_by_length(np.diff(histories.indptr)[users], batch_size)
-        for rows in itertools.islice(batches, process_number(), None, process_count()) if distributed else batches:
+        batches = list(_batches_by_length(np.diff(histories.indptr)[users], batch_size))
+        for rows, counts in shared_out(batches) if distributed else zip(batches, itertools.repeat(True), strict=False):
             batch = users[rows]
             given = select_users(histories, batch)
             ranked, illegal = _rank(recommender, batch, given, None if seen is None else select_users(seen, batch), largest_k)
+            if not counts:
+                continue
             illegal_items += illegal
             batch_truth = select_users(truth, batch)
             hit, sizes = ranking.hits(ranked, batch_truth), ranking.truth_sizes(batch_truth)

@@ -7,7 +7,7 @@ import torch
 
 from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
 from modeling_cllm4rec.training.arguments import TrainingArguments
-from modeling_cllm4rec.training.parameters import tune_backbone
+from modeling_cllm4rec.training.parameters import TrainedRows, tune_backbone
 
 
 def choose_semantic_id_rows(model: LCRecForRecommendation, arguments: TrainingArguments) -> peft.PeftModel | None:
@@ -26,5 +26,5 @@ def choose_semantic_id_rows(model: LCRecForRecommendation, arguments: TrainingAr
         if arguments.tune != "full":
             rows = torch.arange(len(weight))
             trains = (rows >= config.first_index_token) & (rows <= config.last_index_token)
-            weight.register_hook(lambda gradient, trains=trains: gradient * trains.to(gradient.device)[:, None])
+            weight.register_hook(TrainedRows(trains))
     return adapted

@@ -45,10 +45,8 @@ REFUSED = {
         ("train_sampling_strategy", "group_by_length", "length_column_name", "dataloader_drop_last", "data_seed"),
         "documents of similar length are always batched together, in an order that follows from seed",
     ),
-    **dict.fromkeys(
-        ("fsdp", "fsdp_config", "deepspeed", "parallelism_config"),
-        "parameters must be whole on every process; launch data parallel",
-    ),
+    "deepspeed": "set fsdp=True, which is as ZeRO-3; with fsdp_config={'reshard_after_forward': False} as ZeRO-2",
+    "parallelism_config": "all processes share the documents of a step; set fsdp=True to shard the weights as well",
     "label_smoothing_factor": "the losses are those of the papers",
     "neftune_noise_alpha": "ID rows and words are read from different tables",
     "use_liger_kernel": "its fused loss would take the place of the stage's",

@@ -20,6 +20,9 @@ SchedulerName = Literal[
 ]
 """Schedules whose learning rate is a function of the step, so that a resumed run needs no state of them."""
 
+FSDP_SETTINGS: dict[str, tuple[Any, ...]] = {"version": (2,), "reshard_after_forward": (True, False)}
+"""Setting of `fsdp_config` -> allowed values."""
+
 
 @accepts_other_names
 @dataclass
@@ -82,6 +85,17 @@ class TrainingArguments:
     bf16: bool = field(default=False, metadata={"help": "compute in bfloat16; trained weights stay in 32 bits"})
     torch_compile: bool = field(default=False, metadata={"help": "compile the layers of the backbone"})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "save memory: compute activations twice"})
+    fsdp: bool = field(
+        default=False,
+        metadata={"help": "shard weights, gradients and moments over all processes (FSDP2), as the launch configuration fsdp2"},
+    )
+    fsdp_config: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": 'settings of fsdp, as JSON or a JSON file; {"reshard_after_forward": false} keeps layers whole until the '
+            "backward pass (as ZeRO-2; default: true, as ZeRO-3)"
+        },
+    )
     early_stopping_patience: int = field(
         default=0, metadata={"help": "stop after so many epochs without a better validation; 0 never stops"}
     )
@@ -113,6 +127,7 @@ class TrainingArguments:
             self.resume_from_checkpoint = None
         if isinstance(self.trainer, str):
             self.trainer = from_json("trainer", self.trainer)
+        self.fsdp_config = read_fsdp_config(self.fsdp_config)
         check_passed_on(self.trainer or {})
         check_types(self)
         for name in ("data", "output"):
@@ -147,6 +162,39 @@ class TrainingArguments:
     def fingerprints(self) -> dict[str, str]:
         """Return hashes of further inputs of a run, so that it is not resumed with other inputs."""
         return {}
+
+
+def read_fsdp_config(given: dict[str, Any] | str | None) -> dict[str, Any] | None:
+    """Return the settings of `fsdp` under their plain names; as in transformers they may have the prefix `fsdp_`.
+
+    Args:
+        given: the settings, or JSON, or the name of a JSON file.
+
+    Raises:
+        MissingFileError: no such file.
+        InputError: a setting that is not supported.
+
+    Example:
+        >>> read_fsdp_config('{"fsdp_reshard_after_forward": false}')
+        {'reshard_after_forward': False}
+    """
+    if isinstance(given, str):
+        text = given
+        if not text.lstrip().startswith("{"):
+            if not Path(text).is_file():
+                raise MissingFileError(f"fsdp_config: there is no file {text}; name a JSON file, or give a JSON object")
+            text = Path(text).read_text(encoding="utf-8")
+        given = from_json("fsdp_config", text)
+    if not isinstance(given, dict):
+        return given
+    settings = {name.removeprefix("fsdp_"): value for name, value in given.items()}
+    for name, value in settings.items():
+        if name not in FSDP_SETTINGS:
+            raise InputError(f"fsdp_config has {name!r}, which is not honoured; allowed are {', '.join(FSDP_SETTINGS)}")
+        if value not in FSDP_SETTINGS[name] or type(value) is not type(FSDP_SETTINGS[name][0]):
+            allowed = " or ".join(map(repr, FSDP_SETTINGS[name]))
+            raise InputError(f"fsdp_config: {name} is {value!r}; it must be {allowed}")
+    return settings
 
 
 def from_json(name: str, text: str) -> dict[str, Any]:

@@ -1,30 +1,49 @@
-"""Crash-safe checkpoints: written to a temporary folder, then renamed; safetensors and JSON only."""
+"""Crash-safe checkpoints: written to a temporary folder, then renamed; safetensors and JSON only.
+
+Of a sharded run each process writes and reads its own rows, by torch's distributed checkpoints in the format of safetensors. Any
+number of processes can read them again.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import distributed
+from torch.distributed import checkpoint
+from torch.distributed.checkpoint import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.tensor import DTensor
 
 from modeling_cllm4rec.core.errors import FileWriteError, InputError
-from modeling_cllm4rec.corpora.atomic_files import atomic_folder, restore_folder
+from modeling_cllm4rec.core.processes import process_number
+from modeling_cllm4rec.corpora.atomic_files import PARTIAL, atomic_folder, restore_folder
 
 logger = logging.getLogger(__name__)
 
 PREFIX = "step-"
+WHOLE, STATE = "tensors.safetensors", "state.json"
+FILES = "files"
+"""Key in the state of a sharded checkpoint: the number of its files of tensors."""
+
+Place = Callable[[str], torch.Tensor | None]
+"""Name of a tensor -> one of the same shape whose rows are where its own shall be; None for a whole tensor."""
 
 
 def write_atomically(
     folder: Path, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any], more_files: Mapping[str, str] | None = None
 ) -> None:
-    """Write a folder of `tensors.safetensors` and `state.json`, whole or not at all.
+    """Write a folder of tensors and `state.json`, whole or not at all.
+
+    If a tensor is sharded, all processes must call this, and see the same folder; else one process.
 
     Args:
         more_files: further files, name -> content.
@@ -32,33 +51,68 @@ def write_atomically(
     Raises:
         FileWriteError: the folder cannot be written, such as on a full disk; earlier checkpoints are unchanged.
     """
+    sharded = any(isinstance(tensor, DTensor) for tensor in tensors.values())
+    is_main = not sharded or process_number() == 0
     try:
-        with atomic_folder(folder) as temporary:
-            # Tied or sliced tensors share memory, which safetensors refuses; each name gets a copy of its own.
-            copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-            save_file(copies, temporary / "tensors.safetensors")
-            for name, content in {"state.json": json.dumps(state), **(more_files or {})}.items():
+        with atomic_folder(folder) if is_main else nullcontext(folder.with_name(folder.name + PARTIAL)) as temporary:
+            if sharded:
+                distributed.barrier()  # the folder is there
+                checkpoint.save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(temporary), save_distributed=True))
+                state = {**state, FILES: len(list(temporary.glob("*.safetensors")))}
+            else:
+                # Tied or sliced tensors share memory, which safetensors refuses; each name gets a copy of its own.
+                copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+                save_file(copies, temporary / WHOLE)
+            for name, content in {STATE: json.dumps(state), **(more_files or {})}.items() if is_main else ():
                 (temporary / name).write_text(content, encoding="utf-8")
-    except (OSError, SafetensorError) as error:
+        if sharded:
+            distributed.barrier()  # it has its name
+    except (OSError, SafetensorError, CheckpointException) as error:
+        reason = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
         raise FileWriteError(
-            f"the checkpoint {folder} could not be written ({error}); earlier checkpoints are untouched: make room on the "
+            f"the checkpoint {folder} could not be written ({reason}); earlier checkpoints are untouched: make room on the "
             "disk, then continue with resume=True"
         ) from error
 
 
-def read(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read the tensors and the state that `write_atomically` wrote.
+def read(folder: Path, place: Place | None = None) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read the tensors and the state that `write_atomically` wrote on any number of processes.
+
+    Args:
+        place: where the rows of each tensor shall be; without it all tensors are whole.
 
     Raises:
         InputError: a file is missing or cut off.
     """
     restore_folder(folder)
     try:
-        return load_file(folder / "tensors.safetensors"), json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        if place is None and (folder / WHOLE).is_file():
+            return load_file(folder / WHOLE), state
+        there, written = len(list(folder.glob("*.safetensors"))), state.get(FILES, 1)
+        if there != written:
+            raise InputError(
+                f"the checkpoint {folder} has {there} of its {written} files of tensors; copy it again, or delete it"
+            )
+        return _read_rows(folder, place or (lambda name: None)), state
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
         raise InputError(
             f"the checkpoint {folder} cannot be read ({error}); delete it, or start again with overwrite=True"
         ) from error
+
+
+def _read_rows(folder: Path, place: Place) -> dict[str, torch.Tensor]:
+    """Read tensors, and of each the rows of this process alone."""
+    reader = HuggingFaceStorageReader(str(folder))
+    tensors = {}
+    for name, saved in reader.read_metadata().state_dict_metadata.items():
+        like = place(name)
+        if like is None or like.shape != saved.size:  # a counter of the optimizer has the name of a weight's moments
+            tensors[name] = torch.empty(saved.size, dtype=saved.properties.dtype)
+        else:
+            tensors[name] = torch.empty_like(like, dtype=saved.properties.dtype, requires_grad=False)
+    checkpoint.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
+    return tensors
 
 
 def any_saved(folder: Path) -> bool:
@@ -72,7 +126,7 @@ def latest(folder: Path) -> Path | None:
     return steps[-1] if steps else None
 
 
-def read_latest(folder: Path) -> tuple[Path, dict[str, torch.Tensor], dict[str, Any]] | None:
+def read_latest(folder: Path, place: Place | None = None) -> tuple[Path, dict[str, torch.Tensor], dict[str, Any]] | None:
     """Return the newest checkpoint of a stage that can be read, its tensors and its state; None if there is none at all.
 
     A newer one that is torn, as after a crash of the machine, is left where it is, with a warning.
@@ -83,7 +137,7 @@ def read_latest(folder: Path) -> tuple[Path, dict[str, torch.Tensor], dict[str, 
     steps = _steps(folder)[::-1]
     for number, step in enumerate(steps):
         try:
-            return step, *read(step)
+            return step, *read(step, place)
         except InputError as error:
             if number == len(steps) - 1:
                 raise
@@ -103,6 +157,8 @@ def save_step(
     The one before stays until the next checkpoint, in case the newest one cannot be read.
     """
     write_atomically(folder / f"{PREFIX}{step:08d}", tensors, state, more_files)
+    if process_number():  # of a sharded checkpoint
+        return
     keep = _steps(folder)[-2:]
     for path in folder.glob(f"{PREFIX}*"):  # also temporary folders that a kill left behind
         if path not in keep:

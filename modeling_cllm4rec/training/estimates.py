@@ -7,23 +7,30 @@ recipes/experiments/memory_estimates.py measures them again. Time is never guess
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import psutil
 import torch
+from transformers import PreTrainedConfig
 
 from modeling_cllm4rec.core.errors import MemoryLimitError
+from modeling_cllm4rec.core.language_model import new_backbone
 from modeling_cllm4rec.core.losses import ItemLoss
+from modeling_cllm4rec.core.processes import process_count, process_number
 from modeling_cllm4rec.core.recommender import RecommenderModel
 from modeling_cllm4rec.training.arguments import TrainingArguments
-from modeling_cllm4rec.training.parameters import trainable
+from modeling_cllm4rec.training.parameters import checkpoint_activations, local_part, trainable, tune_backbone
 from modeling_cllm4rec.training.sparse_rows import sparse_tables
+
+if TYPE_CHECKING:
+    from modeling_cllm4rec.training.sharding import Sharding
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +47,8 @@ SCORE_COPIES = 3
 """Scores of a validation batch: logits, in 32 bits, as an array."""
 ACTIVATION_SLACK = 1.3
 """Factor on kept activations for the gradients of the current layer and for gaps between batches of many lengths."""
+GATHERED_LAYERS = 3
+"""Layers of a sharded model that are whole at once: the current one, the next one, and the buffer that it is gathered into."""
 PROBE_LENGTHS = (8, 16, 32)
 FEWER_ROWS = "leave rare items out (k_core of `prepare`), or use a backbone of a smaller width"
 
@@ -101,19 +110,24 @@ class MemoryEstimate:
         return f"{self.total / GB:.1f} GB of memory{phase}: {shown}"
 
 
-def training_memory(stage: Any, device: torch.device) -> MemoryEstimate:
+def training_memory(stage: Any, device: torch.device, sharding: Sharding | None = None) -> MemoryEstimate:
     """Estimate the memory of a training stage on its device, starting from the memory that its process holds now.
 
     Args:
         stage: a `stages.Stage` whose model is built, on its device, its trainable weights chosen.
+        sharding: of the model, None where it is whole on each process.
     """
     model, arguments = stage.model, stage.arguments
-    weights, tables = tensor_bytes(trainable(model).values()), sparse_tables(model)
+    weights, tables = tensor_bytes(local_part(weight) for weight in trainable(model).values()), sparse_tables(model)
     moments = 2 * (weights - tensor_bytes(tables)) + FLOAT * sum(map(len, tables))
     average = weights if arguments.average_decay else 0
     held = {"held now": _held_now(device), "moments": moments, "average": average, "libraries": LIBRARIES}
-    gradients = _gradient_bytes(model)
-    per_token, per_square = activation_bytes(model, arguments)
+    if sharding is None:
+        gradients = _gradient_bytes(model)
+        per_token, per_square = activation_bytes(model, arguments)
+    else:
+        gradients = sharding.units.step_bytes(process_count(), arguments.bf16, sharding.settings.reshard_after_forward)
+        per_token, per_square = activation_bytes_of(model.config.text_config, arguments, device)
     phases: dict[str, dict[str, int]] = {}
     for kind, batch in stage.largest_batches().items():
         phases[f"{kind} steps"] = {
@@ -123,10 +137,74 @@ def training_memory(stage: Any, device: torch.device) -> MemoryEstimate:
             "gradients of rows": _row_gradient_bytes(batch, tables),
             "word logits": word_loss_bytes(model, batch.word_states),
         }
-    phases["validation"] = {**gradients, "scores of all items": SCORE_COPIES * stage.scores_at_once * _num_items(model) * FLOAT}
+    scores = {"scores of all items": SCORE_COPIES * stage.scores_at_once * _num_items(model) * FLOAT}
+    phases["validation"] = {**gradients, **scores}
+    if sharding is not None:
+        phases["sums of gradients"] = sharding.units.sum_bytes(process_count())
     if device.type == "cpu":  # elsewhere a checkpoint's copies are in another memory than the training
         phases["checkpoints"] = {**gradients, "copies": weights + moments + average}
+        if sharding is not None and process_number() == 0:
+            phases["the final model"] = {"whole weights": sharding.units.all_bytes}
     return MemoryEstimate(held, phases)
+
+
+class Units(NamedTuple):
+    """The units of a sharded model, each gathered as a whole: numbers of their weights.
+
+    Attributes:
+        layers: decoder layers.
+        layer, layer_trained: weights of the largest layer, and those of them that train.
+        root, root_trained: weights of no layer: ID tables, word embeddings, output layer.
+        trained: weights that train in the whole model.
+
+    Example:
+        >>> Units(2, 100, 100, 50, 50, 250).held_bytes(2, average=False)
+        {'weights': 500, 'moments': 1000, 'average': 0}
+    """
+
+    layers: int
+    layer: int
+    layer_trained: int
+    root: int
+    root_trained: int
+    trained: int
+
+    @staticmethod
+    def of(model: torch.nn.Module, layers: Sequence[torch.nn.Module]) -> Units:
+        """Count the units of a model, sharded or not, on any device: `layers` and the rest."""
+        largest = max(layers, key=lambda layer: _numel(layer))
+        inner, trained = sum(map(_numel, layers)), sum(_numel(layer, trained=True) for layer in layers)
+        rest, rest_trained = _numel(model) - inner, _numel(model, trained=True) - trained
+        return Units(len(layers), _numel(largest), _numel(largest, trained=True), rest, rest_trained, rest_trained + trained)
+
+    @property
+    def all_bytes(self) -> int:
+        """Bytes of the whole model in 32 bits."""
+        return FLOAT * (self.root + self.layers * self.layer)
+
+    def held_bytes(self, processes: int, average: bool) -> dict[str, int]:
+        """Return the bytes that each process holds throughout."""
+        shard = FLOAT * self.trained // processes
+        return {"weights": self.all_bytes // processes, "moments": 2 * shard, "average": shard if average else 0}
+
+    def step_bytes(self, processes: int, bf16: bool, reshard_after_forward: bool) -> dict[str, int]:
+        """Return the bytes of a step in addition: the root, the layers that are whole at once, shards of gradients, whole ones.
+
+        Of two layers at once one computes and one is being gathered, into a buffer first.
+        """
+        whole = GATHERED_LAYERS if reshard_after_forward else self.layers + 1
+        layers = whole * self.layer * (FLOAT // 2 if bf16 else FLOAT)
+        gradients = FLOAT * (self.trained // processes + self.root_trained + 2 * self.layer_trained)
+        return {"gathered weights": FLOAT * self.root + layers, "gradients": gradients}
+
+    def sum_bytes(self, processes: int) -> dict[str, int]:
+        """Return the bytes at the end of the backward pass, when the gradients of the root are summed from a copy."""
+        gradients = FLOAT * (self.trained // processes + 2 * self.root_trained)
+        return {"gathered weights": FLOAT * self.root, "gradients": gradients}
+
+
+def _numel(module: torch.nn.Module, trained: bool = False) -> int:
+    return sum(weight.numel() for weight in module.parameters() if weight.requires_grad or not trained)
 
 
 def id_table_memory(num_users: int, num_items: int, width: int, average: bool = False, sparse: bool = False) -> MemoryEstimate:
@@ -178,8 +256,11 @@ def word_loss_bytes(model: RecommenderModel, states: int) -> int:
     return LOGIT_COPIES * (states if trains else min(states, WORD_CHUNK)) * words * FLOAT
 
 
-def activation_bytes(model: RecommenderModel, arguments: TrainingArguments) -> tuple[float, float]:
+def activation_bytes(model: Any, arguments: TrainingArguments) -> tuple[float, float]:
     """Measure on short rows the a n + b n^2 bytes that the backbone keeps of n tokens for its backward pass.
+
+    Args:
+        model: a module with a `backbone`.
 
     Returns:
         a, and b, which is 0 where attention keeps no matrix of weights. What is kept whatever the length (weights cast to 16
@@ -201,6 +282,36 @@ def activation_bytes(model: RecommenderModel, arguments: TrainingArguments) -> t
     square, each, _ = np.polyfit(PROBE_LENGTHS, counts, deg=2)
     embeddings = 4 * words.embedding_dim * FLOAT  # rows looked up, chosen between words and IDs, and their gradient
     return float(each) + embeddings, max(0.0, float(square))
+
+
+def activation_bytes_of(
+    config: PreTrainedConfig, arguments: TrainingArguments, device: torch.device = torch.device("cpu")
+) -> tuple[float, float]:
+    """Measure as `activation_bytes` what a backbone keeps, from its configuration alone: on one layer and on two of its shape.
+
+    So no process needs the whole backbone, which may be sharded, or larger than its memory.
+    """
+    one, two = (activation_bytes(_Probe(config, layers, arguments, device), arguments) for layers in (1, 2))
+    more = config.get_text_config().num_hidden_layers - 1
+    return one[0] + more * (two[0] - one[0]), max(0.0, one[1] + more * (two[1] - one[1]))
+
+
+class _Probe(torch.nn.Module):
+    """A backbone of few layers, its weights not initialized, trained as the arguments say."""
+
+    def __init__(self, config: PreTrainedConfig, layers: int, arguments: TrainingArguments, device: torch.device) -> None:
+        super().__init__()
+        config = copy.deepcopy(config)
+        text = config.get_text_config()
+        text.num_hidden_layers = layers
+        if getattr(text, "layer_types", None):
+            text.layer_types = text.layer_types[:layers]
+        with torch.device("meta"):
+            self.backbone: Any = new_backbone(config)
+            tune_backbone(self, arguments)  # type: ignore[arg-type]
+        if arguments.gradient_checkpointing:
+            checkpoint_activations(self.backbone)
+        self.to_empty(device=device)
 
 
 class SavedBytes:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Any
 
 import peft
 import torch
+from torch.distributed.tensor import DTensor
 
 from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.core.recommender import RecommenderModel
@@ -41,6 +43,14 @@ def tune_backbone(model: RecommenderModel, arguments: TrainingArguments) -> peft
     return None
 
 
+def checkpoint_activations(backbone: Any) -> None:
+    """Let a backbone compute its activations again in the backward pass, layer by layer."""
+    if hasattr(backbone, "activation_checkpointing_enable"):
+        backbone.activation_checkpointing_enable()
+    else:  # its name before transformers 5.23
+        backbone.gradient_checkpointing_enable()
+
+
 def set_dropout(model: torch.nn.Module, probability: float) -> None:
     """Set all dropout of a model, that of its attention included; its configuration stays as it is."""
     for module in model.modules():
@@ -48,6 +58,40 @@ def set_dropout(model: torch.nn.Module, probability: float) -> None:
             module.p = probability
         if isinstance(getattr(module, "attention_dropout", None), float):  # Llama and Qwen keep a number
             module.attention_dropout = probability  # type: ignore[assignment]
+
+
+class TrainedRows:
+    """A hook on a matrix that lets some of its rows learn: the gradient of the others becomes 0.
+
+    Args:
+        rows: (R,) bool, the rows that learn.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.ones(2, 1))
+        >>> _ = weight.register_hook(TrainedRows(torch.tensor([True, False])))
+        >>> weight.sum().backward()
+        >>> weight.grad.tolist()
+        [[1.0], [0.0]]
+    """
+
+    def __init__(self, rows: torch.Tensor) -> None:
+        self.rows = rows
+
+    def __call__(self, gradient: torch.Tensor) -> torch.Tensor:
+        """Return the (R, K) gradient with 0 in the other rows."""
+        return gradient * self.rows.to(gradient.device)[:, None]
+
+    def zero_others(self, weight: Any) -> None:
+        """Zero the gradient of the other rows in the shard of a matrix that this process holds: a DTensor sharded by rows."""
+        local = weight.grad.to_local()
+        first = weight.device_mesh.get_local_rank() * math.ceil(len(self.rows) / weight.device_mesh.size())
+        local *= self.rows[first : first + len(local)].to(local.device)[:, None]
+
+    @staticmethod
+    def of(weight: torch.Tensor) -> TrainedRows | None:
+        """Return the hook of a matrix, None where all of its rows learn."""
+        hooks = weight._backward_hooks or {}
+        return next((hook for hook in hooks.values() if isinstance(hook, TrainedRows)), None)
 
 
 def merge_lora(adapted: peft.PeftModel | None) -> None:
@@ -74,6 +118,11 @@ def parameter_groups(model: RecommenderModel, arguments: TrainingArguments) -> l
         },
     ]
     return [group for group in groups if group["params"]]
+
+
+def local_part(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the rows of a tensor that this process holds, a view of the same memory: all of them unless it is sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def start_fingerprint(model: torch.nn.Module) -> str:

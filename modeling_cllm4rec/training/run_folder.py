@@ -10,21 +10,30 @@ from pathlib import Path
 from typing import Any
 
 from modeling_cllm4rec.core.errors import ExistingFileError, InputError
+from modeling_cllm4rec.core.processes import process_count
 from modeling_cllm4rec.corpora.atomic_files import atomic_file, check_output_folder
 from modeling_cllm4rec.corpora.data_folder import INFO_FILE, RecommendationData
 from modeling_cllm4rec.training import checkpoints
 from modeling_cllm4rec.training.argument_names import current_record
 from modeling_cllm4rec.training.arguments import TrainingArguments
+from modeling_cllm4rec.training.stages import step_batch_size
 
 NOT_PART_OF_A_RUN = (
     *("resume", "resume_from_checkpoint", "overwrite", "stop_after_steps", "report_to", "save_steps", "save_minutes"),
     *("output", "data", "start", "backbone", "index", "max_memory", "push_to_hub", "hub_model_id", "hub_private_repo"),
+    *("fsdp", "fsdp_config", "per_device_train_batch_size", "gradient_accumulation_steps"),
 )
-"""Arguments that a resumed run may change: they do not change the result, or their content is compared instead."""
+"""Arguments that a resumed run may change: they do not change the result, or their content is compared instead.
+
+Of the batch size, the accumulation and the number of processes, their product is compared: a run goes on, on other processes.
+"""
 
 
 CHANGE_THE_RESULT = ("adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_kwargs")
 """Arguments of transformers that are passed on and are part of a run."""
+
+STEP_SIZE = "documents_per_step"
+"""Key in the identity of a run: documents of an optimizer step, over all processes and accumulation steps."""
 
 RUN_FILE = "run.json"
 """Arguments of the run of a folder, which a resumed run is compared with. Its costs are in `RECORD_FILE`, `training.json`."""
@@ -35,6 +44,7 @@ def run_identity(arguments: TrainingArguments, data: RecommendationData) -> dict
     identity = {key: value for key, value in dataclasses.asdict(arguments).items() if key not in NOT_PART_OF_A_RUN}
     passed_on = identity.pop("trainer") or {}
     identity |= {key: value for key, value in passed_on.items() if key in CHANGE_THE_RESULT}
+    identity[STEP_SIZE] = step_batch_size(arguments)
     return {**identity, "data_sha256": data_fingerprint(data), **arguments.fingerprints()}
 
 
@@ -66,6 +76,9 @@ def check_folder(stage: str, arguments: TrainingArguments, data: RecommendationD
     except ValueError as error:
         raise InputError(f"resume: {record} cannot be read ({error}); pass overwrite=True to start again") from error
     before = current_record(before, type(arguments))
+    if STEP_SIZE not in before and "per_device_train_batch_size" in before:  # recorded by an earlier version
+        size = before["per_device_train_batch_size"] * before["gradient_accumulation_steps"]
+        before[STEP_SIZE] = size * process_count()
     identity = run_identity(arguments, data)
     changed = {key: (before.get(key), value) for key, value in identity.items() if before.get(key) != value}
     if changed:

@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,10 +42,11 @@ from modeling_cllm4rec.training.arguments import TrainingArguments
 from modeling_cllm4rec.training.callbacks import EpochCallback, StepBarCallback
 from modeling_cllm4rec.training.estimates import advice_for, check_memory, training_memory
 from modeling_cllm4rec.training.interruption import InterruptionCallback, RunInterrupted
-from modeling_cllm4rec.training.parameters import parameter_groups, start_fingerprint, trainable
+from modeling_cllm4rec.training.parameters import checkpoint_activations, parameter_groups, start_fingerprint, trainable
 from modeling_cllm4rec.training.precision import frozen_weights_in
 from modeling_cllm4rec.training.progress import Progress
 from modeling_cllm4rec.training.run_folder import claim_folder, stage_folder
+from modeling_cllm4rec.training.sharding import Sharding, check_processes, sharded_by_us, sharding_settings
 from modeling_cllm4rec.training.sparse_rows import (
     CombinedOptimizer,
     RowwiseAdagrad,
@@ -68,6 +70,13 @@ SHARED_NAMES = (
 """Arguments of a stage that `Trainer` reads under the same names."""
 
 
+DATA_PARALLEL = (DistributedType.MULTI_GPU, DistributedType.MULTI_CPU, DistributedType.MULTI_XPU)
+IN_PLACE_OF_DEEPSPEED = (
+    "launch data parallel (multi-GPU, multi-CPU), or with sharded weights by recipes/accelerate_configs/fsdp2.yaml: fsdp=True is "
+    "as ZeRO-3, with fsdp_config={'reshard_after_forward': False} as ZeRO-2"
+)
+
+
 class StepEnd(NamedTuple):
     """What all processes know at the end of a step: its mean nll in nats, and whether to stop or to save."""
 
@@ -80,7 +89,7 @@ def start_processes(arguments: TrainingArguments) -> PartialState:
     """Return the processes and the device of a run, without writing anything.
 
     Raises:
-        InputError: a kind of parallel training that is not supported (sharded parameters).
+        InputError: a kind of parallel training that is not supported, or sharded weights on one process.
         MissingPackageError: a tracker that is not installed.
     """
     if arguments.report_to != "none":
@@ -90,13 +99,15 @@ def start_processes(arguments: TrainingArguments) -> PartialState:
     passed_on = arguments.trainer if isinstance(arguments.trainer, dict) else {}
     seconds = passed_on.get("ddp_timeout", LONGEST_WAIT)
     backend = {"backend": passed_on["ddp_backend"]} if "ddp_backend" in passed_on else {}
-    state = PartialState(cpu=bool(passed_on.get("use_cpu")), timeout=timedelta(seconds=seconds), **backend)
-    single_or_replicated = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU, DistributedType.MULTI_XPU)
-    if state.distributed_type not in single_or_replicated:
-        raise InputError(
-            f"distributed_type {state.distributed_type.value} is not supported: parameters must be whole on every process; "
-            "launch with plain data parallelism (multi-GPU, multi-CPU)"
-        )
+    sharding = sharding_settings(arguments)
+    # PartialState does not read the variable, and without `cpu` it takes each process of a machine without GPUs for the only one.
+    launched_on_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true" or not torch.accelerator.is_available()
+    on_cpu = bool(passed_on.get("use_cpu")) or ("LOCAL_RANK" in os.environ and launched_on_cpu)
+    state = PartialState(cpu=on_cpu, timeout=timedelta(seconds=seconds), **backend)
+    if state.distributed_type not in (DistributedType.NO, *DATA_PARALLEL):
+        raise InputError(f"distributed_type {state.distributed_type.value} is not supported; {IN_PLACE_OF_DEEPSPEED}")
+    if sharding is not None:
+        check_processes(state.num_processes)
     return state
 
 
@@ -104,7 +115,7 @@ def _check_launch() -> None:
     """Refuse what `accelerate launch` was asked for and silently leaves out on a CPU.
 
     Raises:
-        InputError: several processes were asked for and this is the only one; or sharding, which accelerate has on GPUs only.
+        InputError: several processes were asked for and this is the only one; or DeepSpeed.
     """
     asked = os.environ.get
     # `accelerate launch --cpu --num_processes 2` sets the address of a main process, but no rank.
@@ -115,16 +126,15 @@ def _check_launch() -> None:
             "num_processes: accelerate launch was asked for several processes and started one; on CPUs launch with "
             "ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m modeling_cllm4rec ..."
         )
-    for flag, kind in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DEEPSPEED")):
-        if asked(flag, "false").lower() == "true" and not torch.accelerator.is_available():
-            raise InputError(
-                f"distributed_type {kind} is not supported: parameters must be whole on every process, and on CPUs accelerate "
-                "leaves sharding out without a word; launch with plain data parallelism (multi-GPU, multi-CPU)"
-            )
+    if asked("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        raise InputError(f"distributed_type DEEPSPEED is not supported; {IN_PLACE_OF_DEEPSPEED}")
 
 
 def run(stage: Stage, state: PartialState) -> Progress:
     """Train a stage to its end or to `stop_after_steps`; the model then holds the weights of the best epoch.
+
+    Sharded weights are whole again at the end: on the main process, in main memory. The other processes then have none. After a
+    stop they stay sharded.
 
     Raises:
         DivergedError: the loss or the gradient is not finite.
@@ -133,24 +143,28 @@ def run(stage: Stage, state: PartialState) -> Progress:
         FileWriteError: a checkpoint cannot be written.
     """
     arguments, model = stage.arguments, stage.model
-    model.to(state.device)
+    settings = sharding_settings(arguments)
+    if settings is None:  # else each unit is moved when it is sharded: the device need not hold the whole model
+        model.to(state.device)
     if arguments.gradient_checkpointing:
-        if hasattr(model.backbone, "activation_checkpointing_enable"):
-            model.backbone.activation_checkpointing_enable()
-        else:  # its name before transformers 5.23
-            model.backbone.gradient_checkpointing_enable()
+        checkpoint_activations(model.backbone)
     if arguments.torch_compile:
         model.backbone.base_model.compile(dynamic=True)
     fingerprint = start_fingerprint(model)
-    with frozen_weights_in(torch.bfloat16 if arguments.precision == "bf16" else None, model.backbone):
-        estimate = training_memory(stage, state.device)
+    sharding = None if settings is None else Sharding(model, settings, state.device, arguments.bf16)
+    # Sharded weights are cast when they are gathered, so that nothing is held twice.
+    with frozen_weights_in(torch.bfloat16 if arguments.bf16 and sharding is None else None, model.backbone):
+        estimate = training_memory(stage, state.device, sharding)
         if state.is_main_process:
             logger.info("%s: an estimate of %s", stage.name, estimate.line())
         check_memory(estimate, arguments.max_memory, advice_for(estimate, arguments), state.device)
         if state.is_main_process:
             claim_folder(stage.name, arguments, stage.data)
         state.wait_for_everyone()
-        return RecommenderTrainer(stage, fingerprint).fit()
+        progress = RecommenderTrainer(stage, fingerprint, sharding).fit()
+    if sharding is not None and progress.finished:
+        sharding.gather()
+    return progress
 
 
 class RecommenderTrainer(Trainer):
@@ -159,13 +173,14 @@ class RecommenderTrainer(Trainer):
     Args:
         stage: its model is on its device, with its trainable weights chosen.
         fingerprint: of the weights before training, see `parameters.start_fingerprint`.
+        sharding: of the model, None where it is whole on each process.
 
     Attributes:
         progress: epochs and steps done, and the results of the validations.
     """
 
-    def __init__(self, stage: Stage, fingerprint: str) -> None:
-        self.stage, self.fingerprint = stage, fingerprint
+    def __init__(self, stage: Stage, fingerprint: str, sharding: Sharding | None = None) -> None:
+        self.stage, self.fingerprint, self.sharding = stage, fingerprint, sharding
         self.folder = stage_folder(stage.name, stage.arguments)
         self.plan = Plan(stage)
         self.progress = Progress()
@@ -176,7 +191,10 @@ class RecommenderTrainer(Trainer):
         self.average = WeightAverage(self.parameters, decay, self.sparse_tables) if decay else None
         config = stage.model.config
         use_cache = vars(config).get("use_cache")
-        super().__init__(stage.model, trainer_arguments(stage, self.plan), train_dataset=self.parts)
+        with sharded_by_us():
+            super().__init__(stage.model, trainer_arguments(stage, self.plan), train_dataset=self.parts)
+        if sharding is not None:  # prepared as for evaluation, or accelerate would put DistributedDataParallel around it
+            self.accelerator.prepare_model(stage.model, device_placement=False, evaluation_mode=True)
         # `Trainer` switches it off in the configuration, which would be saved with the model.
         if use_cache is None:
             vars(config).pop("use_cache", None)
@@ -220,7 +238,7 @@ class RecommenderTrainer(Trainer):
         finally:
             self.stage.model.backbone.base_model._compiled_call_impl = None  # compiled code cannot be saved or copied
             # Accelerate puts a `forward` with autocast on the model, where it would be saved, exported and compiled with it.
-            for name in ("forward", "_original_forward"):
+            for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
                 vars(self.stage.model).pop(name, None)
             for module in self.stage.model.modules():
                 if isinstance(module, torch.nn.Embedding):
@@ -232,14 +250,30 @@ class RecommenderTrainer(Trainer):
         """Return the checkpoint to go on from, its tensors and its state: the named one, or the newest that can be read."""
         named = self.stage.arguments.resume_from_checkpoint
         if named is None:
-            return checkpoints.read_latest(self.folder)
+            return checkpoints.read_latest(self.folder, self._place)
         path = Path(named)
         if path.resolve().parent != self.folder.resolve() or not path.is_dir():
             there = sorted(one.name for one in self.folder.glob(f"{checkpoints.PREFIX}*"))
             raise MissingFileError(
                 f"resume_from_checkpoint: {named} is no checkpoint of this run; {self.folder} has {', '.join(there) or 'none'}"
             )
-        return path, *checkpoints.read(path)
+        return path, *checkpoints.read(path, self._place)
+
+    @property
+    def _place(self) -> checkpoints.Place | None:
+        """Where the rows of a checkpoint's tensors belong: None where all weights are whole."""
+        if self.sharding is None:
+            return None
+        groups = parameter_groups(self.stage.model, self.stage.arguments)
+        optimized = [weight for group in groups for weight in group["params"]]
+
+        def place(name: str) -> torch.Tensor | None:
+            kind, _, rest = name.partition(".")
+            if kind == "optimizer":
+                return optimized[int(rest.partition(".")[0])]
+            return self.parameters.get(rest if kind in ("model", "average") else name)
+
+        return place
 
     def end_empty_epochs(self) -> None:
         """End the epochs that have no steps, such as a warm-up on texts that are all held out."""
@@ -255,7 +289,7 @@ class RecommenderTrainer(Trainer):
                 raise RunInterrupted(self.interrupted, self.stage.name, progress.step)
             return progress
         if progress.best_epoch >= 0:
-            tensors, _ = checkpoints.read(self.folder / "best")
+            tensors, _ = checkpoints.read(self.folder / "best", self._place)
             self._copy_weights(tensors, self.folder / "best")
         elif self.average is not None:
             self.average.apply()
@@ -302,6 +336,11 @@ class RecommenderTrainer(Trainer):
         return 0
 
     # ---- one step ----
+
+    def _move_model_to_device(self, model: torch.nn.Module, device: torch.device) -> None:
+        """Move a whole model; shards are in their place, and `to` would refuse them."""
+        if self.sharding is None:
+            super()._move_model_to_device(model, device)
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Compute the gradient of one part, with the random numbers of its step."""
@@ -365,6 +404,8 @@ class RecommenderTrainer(Trainer):
         if self.sparse_tables and grad_norm is None:
             grad_norm = clip_gradients(model.parameters(), float("inf"))
         norm = super()._get_grad_norm(model, grad_norm)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
         if not np.isfinite(float(norm)):
             nll, tokens = self._part_nll.tolist()
             raise DivergedError(
@@ -426,10 +467,11 @@ class RecommenderTrainer(Trainer):
         stage.model.eval()
         with nullcontext() if self.average is None else self.average.in_place():
             with self.accelerator.autocast():
-                metrics = stage.validate(progress.epoch)
+                validate = partial(stage.validate, progress.epoch)
+                metrics = validate() if self.sharding is None else self.sharding.within_forward(validate)
             selection = metrics.get("selection")
             better = selection is not None and (progress.best is None or selection > progress.best)
-            if better and self.args.should_save:
+            if better and self.writes:
                 checkpoints.write_atomically(self.folder / "best", dict(self.parameters), {"epoch": progress.epoch, **metrics})
         self.accelerator.wait_for_everyone()
         progress.end_epoch(metrics, self.stage.arguments.early_stopping_patience)
@@ -444,9 +486,14 @@ class RecommenderTrainer(Trainer):
 
     # ---- checkpoints ----
 
+    @property
+    def writes(self) -> bool:
+        """Whether this process takes part in writing a checkpoint: the main one, of sharded weights all of them."""
+        return self.args.should_save or self.sharding is not None
+
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Write trained weights, moments, averages and progress, whole or not at all."""
-        if self.args.should_save:
+        if self.writes:
             optimizer: Any = self.optimizer
             schedule: Any = self.lr_scheduler
             tensors: dict[str, torch.Tensor] = {f"model.{name}": weight for name, weight in self.parameters.items()}

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 import torch
 
+from modeling_cllm4rec.training.parameters import local_part
+
 PREFIX = "average."
 KEPT, KEPT_AT = "average-kept", "average-kept-at."
 ROWS_AT_ONCE = 65536
@@ -45,7 +47,9 @@ class WeightAverage:
         self.decay = decay
         lazy = set(map(id, sparse))
         self._parameters = dict(parameters)
-        self._averages = {name: weight.detach().clone() for name, weight in parameters.items()}
+        self._named = {name: weight.detach().clone() for name, weight in parameters.items()}
+        # Of sharded weights the rows that this process holds, which are averaged here alone: views of the same memory.
+        self._averages = {name: local_part(average) for name, average in self._named.items()}
         self._dense = [name for name, weight in parameters.items() if id(weight) not in lazy]
         self._kept = torch.zeros((), dtype=torch.float64)  # logarithm of the product of all decays so far
         # Its value when the average of a row was last computed.
@@ -97,7 +101,8 @@ class WeightAverage:
 
     @property
     def _weights(self) -> dict[str, torch.Tensor]:
-        return {name: parameter.detach() for name, parameter in self._parameters.items()}  # views of the same memory
+        # Not kept: DistributedDataParallel may give a parameter other memory after this average was made.
+        return {name: local_part(parameter.detach()) for name, parameter in self._parameters.items()}
 
     @torch.no_grad()
     def _catch_up(self, name: str, rows: torch.Tensor | slice) -> None:
@@ -123,7 +128,7 @@ class WeightAverage:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the averages as named tensors for a checkpoint."""
-        named = {PREFIX + name: average for name, average in self._averages.items()}
+        named = {PREFIX + name: average for name, average in self._named.items()}
         if self._kept_at:
             named |= {KEPT: self._kept, **{KEPT_AT + name: kept_at for name, kept_at in self._kept_at.items()}}
         return named

@@ -94,7 +94,6 @@ def test_arguments_of_the_indexer() -> None:
 OTHER_VALUES = {
     "eval_strategy": "epoch",
     "save_strategy": "best",
-    "fsdp": "full_shard",
     "deepspeed": "zero3.json",
     "max_steps": 100,
 }

@@ -154,8 +154,14 @@ def test_the_trainer_equals_a_plain_loop(
     ("environment", "message"),
     [
         ({"MASTER_ADDR": "127.0.0.1"}, "num_processes: accelerate launch was asked for several processes and started one"),
-        ({"ACCELERATE_USE_FSDP": "true"}, "distributed_type FSDP is not supported: .* on CPUs accelerate leaves sharding out"),
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "distributed_type DEEPSPEED is not supported"),
+        (
+            {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
+            "fsdp: weights are sharded over all processes and this is the only",
+        ),
+        (
+            {"ACCELERATE_USE_DEEPSPEED": "true"},
+            "distributed_type DEEPSPEED is not supported; .* by recipes.*fsdp2.yaml: .* ZeRO-3",
+        ),
     ],
     ids=["one of two", "fsdp", "deepspeed"],
 )
@@ -285,4 +291,4 @@ def test_a_compiled_backbone_trains_the_same(finetune_arguments: MakeFinetune, r
 )
 def test_configurations_of_accelerate_are_read(file: Path) -> None:
     read = load_config_from_file(str(file))
-    assert read.num_processes == {"single": 1, "multi_gpu": 2}[file.stem] and not read.use_cpu
+    assert read.num_processes == {"single": 1, "multi_gpu": 2, "fsdp2": 2}[file.stem] and not read.use_cpu
