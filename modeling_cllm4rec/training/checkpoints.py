@@ -105,6 +105,7 @@ def _read_rows(folder: Path, place: Place) -> dict[str, torch.Tensor]:
     """Read tensors, and of each the rows of this process alone."""
     reader = HuggingFaceStorageReader(str(folder))
     tensors = {}
+    saved: Any
     for name, saved in reader.read_metadata().state_dict_metadata.items():
         like = place(name)
         if like is None or like.shape != saved.size:  # a counter of the optimizer has the name of a weight's moments

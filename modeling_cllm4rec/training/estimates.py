@@ -285,7 +285,7 @@ def activation_bytes(model: Any, arguments: TrainingArguments) -> tuple[float, f
 
 
 def activation_bytes_of(
-    config: PreTrainedConfig, arguments: TrainingArguments, device: torch.device = torch.device("cpu")
+    config: PreTrainedConfig, arguments: TrainingArguments, device: torch.device | str = "cpu"
 ) -> tuple[float, float]:
     """Measure as `activation_bytes` what a backbone keeps, from its configuration alone: on one layer and on two of its shape.
 
@@ -299,7 +299,7 @@ def activation_bytes_of(
 class _Probe(torch.nn.Module):
     """A backbone of few layers, its weights not initialized, trained as the arguments say."""
 
-    def __init__(self, config: PreTrainedConfig, layers: int, arguments: TrainingArguments, device: torch.device) -> None:
+    def __init__(self, config: PreTrainedConfig, layers: int, arguments: TrainingArguments, device: torch.device | str) -> None:
         super().__init__()
         config = copy.deepcopy(config)
         text = config.get_text_config()
