@@ -153,7 +153,7 @@ class Units(NamedTuple):
 
     Attributes:
         layers: decoder layers.
-        layer, layer_trained: weights of the largest layer, and those of them that train.
+        layer, layer_trained: weights of the largest layer, and the most of a layer that train.
         root, root_trained: weights of no layer: ID tables, word embeddings, output layer.
         trained: weights that train in the whole model.
 
@@ -172,10 +172,10 @@ class Units(NamedTuple):
     @staticmethod
     def of(model: torch.nn.Module, layers: Sequence[torch.nn.Module]) -> Units:
         """Count the units of a model, sharded or not, on any device: `layers` and the rest."""
-        largest = max(layers, key=lambda layer: _numel(layer))
         inner, trained = sum(map(_numel, layers)), sum(_numel(layer, trained=True) for layer in layers)
+        layer, layer_trained = max(map(_numel, layers)), max(_numel(layer, trained=True) for layer in layers)
         rest, rest_trained = _numel(model) - inner, _numel(model, trained=True) - trained
-        return Units(len(layers), _numel(largest), _numel(largest, trained=True), rest, rest_trained, rest_trained + trained)
+        return Units(len(layers), layer, layer_trained, rest, rest_trained, rest_trained + trained)
 
     @property
     def all_bytes(self) -> int:

@@ -187,6 +187,8 @@ class Sharding:
                 del vars(module)[name]
         for module, name, weight in slots:
             module.register_parameter(name, whole[id(weight)])
+        if is_main:
+            self.model.to("cpu")  # buffers
 
 
 class _Boxed:

@@ -4,7 +4,7 @@
     python recipes/experiments/memory_table.py --measure
 
 No weight is read: models are built on the device `meta`, and activations are counted on one and on two layers. With `--measure`,
-two processes train a small backbone each way, whole and sharded, and the table shows the peak of resident memory beside the
+two processes train a small backbone each way, whole and sharded, and the table shows the peak of resident memory and the
 estimate of the trainer.
 """
 
@@ -176,7 +176,7 @@ def run_one(folder: Path, tune: Any, fsdp: bool, output: Path) -> None:
         noted["estimate"], noted["line"] = estimate.total, estimate.line()
         return estimate
 
-    trainer.training_memory = note
+    trainer.training_memory = note  # type: ignore[assignment]
     align(
         AlignArguments(
             data=str(folder / "data"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import re
@@ -17,9 +18,11 @@ from modeling_cllm4rec.cllm4rec.arguments import FinetuneArguments, PretrainArgu
 from modeling_cllm4rec.cllm4rec.finetuning import finetune
 from modeling_cllm4rec.cllm4rec.parameters import choose_trainable
 from modeling_cllm4rec.cllm4rec.pretraining import PretrainingStage, new_model, pretrain
+from modeling_cllm4rec.core.language_model import new_backbone
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.training import estimates
-from modeling_cllm4rec.training.estimates import MemoryEstimate, Pace
+from modeling_cllm4rec.training.estimates import MemoryEstimate, Pace, Units
+from modeling_cllm4rec.training.parameters import checkpoint_activations
 
 GB = estimates.GB
 RECIPE = Path(__file__).parents[2] / "recipes" / "experiments" / "memory_estimates.py"
@@ -101,6 +104,51 @@ def test_what_autograd_saves_grows_as_counted(stage: PretrainingStage) -> None:
     with estimates.SavedBytes(model) as saved:
         model.train().backbone.base_model(inputs_embeds=rows, attention_mask=mask, use_cache=False)
     assert each * 100 + square * 100**2 == pytest.approx(saved.count + 4 * width * 4 * 100, rel=0.05)
+
+
+def test_a_configuration_is_enough(stage: PretrainingStage) -> None:
+    """One layer and two of its shape foretell the activations of five, for each architecture."""
+    config = stage.model.config.text_config
+    two = estimates.activation_bytes_of(config, stage.arguments)
+    assert two == pytest.approx(estimates.activation_bytes(stage.model, stage.arguments))
+    longer = copy.deepcopy(config)
+    longer.num_hidden_layers = 5
+    if getattr(longer, "layer_types", None):
+        longer.layer_types = longer.layer_types[:1] * 5
+    model = torch.nn.Module()
+    model.backbone = new_backbone(longer)
+    model.requires_grad_(False)
+    found = estimates.activation_bytes_of(longer, stage.arguments)
+    assert found == pytest.approx(estimates.activation_bytes(model, stage.arguments), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("tune", "changes"), [("lora", {}), ("full", {"gradient_checkpointing": True}), ("full", {"bf16": True})]
+)
+def test_a_configuration_is_enough_however_it_is_tuned(
+    tune: str, changes: dict[str, bool], pretrain_arguments: Callable[..., PretrainArguments], data: RecommendationData
+) -> None:
+    arguments = pretrain_arguments(tune=tune, **changes)
+    model, _ = new_model(data, arguments)
+    choose_trainable(model, arguments)
+    if arguments.gradient_checkpointing:
+        checkpoint_activations(model.backbone)
+    found = estimates.activation_bytes_of(model.config.text_config, arguments)
+    assert found == pytest.approx(estimates.activation_bytes(model, arguments), rel=0.01)
+
+
+def test_units_of_a_sharded_model_by_hand() -> None:
+    model = torch.nn.ModuleList([torch.nn.Linear(3, 4, bias=False) for _ in range(2)] + [torch.nn.Embedding(5, 2)])
+    model[0].requires_grad_(False)
+    units = Units.of(model, list(model[:2]))
+    assert units == Units(layers=2, layer=12, layer_trained=12, root=10, root_trained=10, trained=22)
+    assert units.all_bytes == 4 * 34
+    assert units.held_bytes(2, average=True) == {"weights": 68, "moments": 88, "average": 44}
+    kept = units.step_bytes(2, bf16=True, reshard_after_forward=False)
+    assert kept == {"gathered weights": 40 + 3 * 12 * 2, "gradients": 44 + 40 + 2 * 48}
+    freed = units.step_bytes(2, bf16=False, reshard_after_forward=True)
+    assert freed["gathered weights"] == 40 + estimates.GATHERED_LAYERS * 12 * 4
+    assert units.sum_bytes(2) == {"gathered weights": 40, "gradients": 44 + 80}
 
 
 def test_counting_changes_nothing(stage: PretrainingStage) -> None:
