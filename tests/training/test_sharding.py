@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -252,8 +252,7 @@ def test_a_killed_run_goes_on(finetune_arguments: MakeFinetune, tmp_path: Path) 
     end = time.monotonic() + 300
     while not list(folder.glob("step-????????")) and time.monotonic() < end:
         time.sleep(0.02)
-    children = subprocess.run(["pgrep", "-P", str(running.pid)], capture_output=True, text=True, check=True).stdout.split()
-    os.kill(int(children[0]), signal.SIGKILL)
+    psutil.Process(running.pid).children()[0].kill()
     assert running.wait(timeout=120) != 0
     shared = launch([("finetune", dataclasses.replace(arguments, resume=True))], tmp_path / "resumed")
     assert_same_run(alone[0][0], *(seen[0] for seen in shared))
