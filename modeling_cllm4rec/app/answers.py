@@ -140,13 +140,16 @@ class ShownModels:
         self.users: KnownUsers | None = next((one.model.users for one in shown if one.model.users is not None), None)
 
     @classmethod
-    def load(cls, names: list[str]) -> ShownModels:
+    def load(cls, names: list[str], **placement: Any) -> ShownModels:
         """Load models from folders or from the Hub, and let each answer once, so that the first answer is not the slowest.
+
+        Args:
+            placement: `device`, `dtype`, `attn_implementation` and `device_map` of `load_recommender`.
 
         Raises:
             OSError, ValueError: as `load_recommender` and `ShownModels`.
         """
-        loaded = [(name, load_recommender(name, "models")) for name in names]
+        loaded = [(name, load_recommender(name, "models", **placement)) for name in names]
         models = cls([ShownModel(Path(name).name, model, _writer(model, name)) for name, model in loaded])
         first = models.catalogue.ids.ids_of([0])
         for one in models.shown:

@@ -7,6 +7,7 @@ import sys
 
 from modeling_cllm4rec.commands.addresses import address_family
 from modeling_cllm4rec.commands.command_line import CommandParser
+from modeling_cllm4rec.commands.model_flags import add_device_arguments, placement
 from modeling_cllm4rec.core.errors import RunError
 from modeling_cllm4rec.core.optional_packages import require
 
@@ -32,6 +33,7 @@ def parser() -> CommandParser:
     flags.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)")
     flags.add_argument("--port", type=int, help="port (default: the first free one from 7860)")
     flags.add_argument("--open", action="store_true", help="open the page in the browser")
+    add_device_arguments(flags)
     return flags
 
 
@@ -47,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         from modeling_cllm4rec.app.page import build_page, launch
 
         address_family(arguments.host, arguments.port or 0)
-        models = ShownModels.load(arguments.models)
+        models = ShownModels.load(arguments.models, **placement(arguments))
         page = build_page(models)
         where = {"server_name": arguments.host, "server_port": arguments.port, "inbrowser": arguments.open}
         try:

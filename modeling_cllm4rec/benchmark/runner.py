@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -172,23 +173,30 @@ def _run_process(task: dict[str, Any], log: Path) -> str:
     """Run a task in a separate process; return the last line of its output or its signal if it failed, or an empty text."""
     path = os.pathsep.join(filter(None, [str(PACKAGE_FOLDER), os.environ.get("PYTHONPATH")]))
     with log.open("w", encoding="utf-8") as file:
-        done = subprocess.run(
-            WORKER,
-            input=json.dumps(task),
-            text=True,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONPATH": path},
-            check=False,
+        environment = {**os.environ, "PYTHONPATH": path}
+        process = subprocess.Popen(
+            WORKER, stdin=subprocess.PIPE, text=True, stdout=file, stderr=subprocess.STDOUT, env=environment
         )
-    if not done.returncode:
+        assert process.stdin is not None
+        try:
+            # The pipe stays open: its end tells the worker that this process is gone, however it ended.
+            with contextlib.suppress(BrokenPipeError):  # the worker has ended already
+                process.stdin.write(json.dumps(task) + "\n")
+                process.stdin.flush()
+            code = process.wait()
+        finally:
+            process.kill()
+            process.wait()
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+    if not code:
         return ""
-    if done.returncode < 0:
-        return f"ended by signal {signal.Signals(-done.returncode).name}" + (
-            ", perhaps for lack of memory" if -done.returncode == signal.SIGKILL else ""
+    if code < 0:
+        return f"ended by signal {signal.Signals(-code).name}" + (
+            ", perhaps for lack of memory" if -code == signal.SIGKILL else ""
         )
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1] if lines else f"ended with code {done.returncode}"
+    return lines[-1] if lines else f"ended with code {code}"
 
 
 def _log(output: Path, name: str) -> Path:

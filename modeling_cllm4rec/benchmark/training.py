@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from modeling_cllm4rec.baselines import WEIGHTS, baseline_settings, fit_baseline, get_baseline, members, tune
 from modeling_cllm4rec.benchmark.jobs import BenchmarkConfig, Job, fingerprint, write_json
@@ -199,9 +198,7 @@ def _load_folder(folder: Path, data: RecommendationData, config: BenchmarkConfig
 
 
 def _ready(model: Any, config: BenchmarkConfig, cost: Cost, settings: dict[str, Any]) -> Trained:
-    """Move a model to the accelerator, if there is one; a search gets at least as many beams as the longest list has ranks."""
-    if torch.cuda.is_available():
-        model.to("cuda")
+    """Return a loaded model with its cost; a search gets at least as many beams as the longest list has ranks."""
     if not model.scores_catalogue:
         longest = max(request.k for request in parse_metrics(config.metrics, model.num_items))
         beams = max(longest, model.config.search_beams)

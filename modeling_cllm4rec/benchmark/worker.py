@@ -1,11 +1,13 @@
-"""The process of a job: `python -m modeling_cllm4rec.benchmark.worker` with a task as JSON on standard input."""
+"""The process of a job: `python -m modeling_cllm4rec.benchmark.worker` with a task as a line of JSON on standard input."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import logging
+import os
 import sys
+import threading
 import time
 import traceback
 from importlib.metadata import version
@@ -19,6 +21,7 @@ from modeling_cllm4rec import __version__
 from modeling_cllm4rec.benchmark.jobs import BenchmarkConfig, Job, write_json
 from modeling_cllm4rec.benchmark.measurement import measure
 from modeling_cllm4rec.benchmark.training import train, tune_baseline
+from modeling_cllm4rec.commands.command_line import RUN_FAILED
 from modeling_cllm4rec.corpora.atomic_files import atomic_file
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.hub.machine import peak_device_memory, peak_memory
@@ -92,11 +95,20 @@ def _train_and_measure(
     }
 
 
+def end_with_parent() -> None:
+    """End this process as soon as standard input ends, which the parent keeps open as long as it lives."""
+    while os.read(sys.stdin.fileno(), 1):  # not sys.stdin.read(), whose lock the interpreter wants when it ends
+        pass
+    os._exit(RUN_FAILED)
+
+
 def main() -> int:
-    """Do the task on standard input; after an exception, the last line of the error output names it."""
+    """Do the task on the first line of standard input; after an exception, the last line of the error output names it."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
     try:
-        work(json.load(sys.stdin))
+        task = json.loads(sys.stdin.readline())
+        threading.Thread(target=end_with_parent, daemon=True).start()
+        work(task)
     except Exception as error:  # the report names it, and the other jobs go on
         traceback.print_exc()
         print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from ..core.configuration_backbone import BackboneConfig
+from ..core.configuration_backbone import MOST, BackboneConfig, check_count, check_fingerprint, check_tokens
 from ..core.errors import InputError
 
 AUTO_MAP = {
@@ -64,14 +64,25 @@ class CLLM4RecConfig(BackboneConfig):
         vocabulary = text_config.get_text_config().vocab_size
         if id_offset is None:
             id_offset = vocabulary
+        check_count("id_offset", id_offset)
         if id_offset < vocabulary:
             raise InputError(
                 f"id_offset is {id_offset}, below the backbone's vocabulary of {vocabulary} tokens: "
                 f"ID tokens would collide with words; give at least {vocabulary}"
             )
         for name, count in (("num_users", num_users), ("num_items", num_items)):
-            if count < 0:
-                raise InputError(f"{name} is {count}; it must be 0 or more")
+            check_count(name, count)
+        if id_offset + num_users + num_items > MOST:
+            raise InputError(
+                f"id_offset, num_users and num_items are {id_offset + num_users + num_items} tokens; allowed are {MOST}"
+            )
+        if isinstance(initializer_range, bool) or not isinstance(initializer_range, (int, float)) or not initializer_range >= 0:
+            raise InputError(f"initializer_range is {initializer_range!r}; it must be a number of 0 or more")
+        if max_history_tokens is not None:
+            check_count("max_history_tokens", max_history_tokens)
+        if recommendation_prompts is not None:
+            _check_prompts(recommendation_prompts, id_offset)
+        check_fingerprint("catalogue_fingerprint", catalogue_fingerprint)
         self.num_users = num_users
         self.num_items = num_items
         self.id_offset = id_offset
@@ -97,6 +108,14 @@ class CLLM4RecConfig(BackboneConfig):
                 f"max_history_tokens is {self.max_history_tokens}; the backbone's context allows 1 to {self.context_length}"
             )
         return self.max_history_tokens
+
+
+def _check_prompts(prompts: Any, tokens: int) -> None:
+    """Check the two prompts for recommending."""
+    if not isinstance(prompts, dict) or set(prompts) != {"known", "anonymous"}:
+        raise InputError(f"recommendation_prompts is {str(prompts)[:100]}; it must have the prompts 'known' and 'anonymous'")
+    for name, pieces in prompts.items():
+        check_tokens(f"recommendation_prompts[{name!r}]", pieces, tokens, ("user", "item", "items"))
 
 
 __all__ = ["AUTO_MAP", "CLLM4RecConfig", "PromptPieces"]

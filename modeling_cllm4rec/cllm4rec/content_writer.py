@@ -64,6 +64,6 @@ class ContentWriter:
             prompt = build_input_ids(self.anonymous, item=first_item + item)
         else:
             prompt = build_input_ids(self.known, user=first_user + user, item=first_item + item)
-        ids = torch.from_numpy(prompt)[None].to(self.writer.device)
+        ids = torch.from_numpy(prompt)[None].to(self.writer.execution_device)
         written = self.writer.generate(ids, max_new_tokens=max_new_tokens, do_sample=False, no_repeat_ngram_size=3)
         return str(self.tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)).strip()

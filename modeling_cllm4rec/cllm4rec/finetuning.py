@@ -195,7 +195,7 @@ def load_start(
         raise MissingFileError(f"start: there is no folder {arguments.start}; run `cllm4rec pretrain` first, or name another")
     if not (Path(arguments.start) / "config.json").is_file():
         raise MissingFileError(f"start: {arguments.start} holds no model (no config.json); name the folder of a pretrained model")
-    model = load_recommender(arguments.start, "start")
+    model = load_recommender(arguments.start, "start", device="cpu")
     if not isinstance(model, CLLM4RecForRecommendation):
         raise InputError(f"start: {arguments.start} holds a {type(model).__name__}; name a folder written by `cllm4rec pretrain`")
     check_same_ids(model, data, f"start: {arguments.start}")

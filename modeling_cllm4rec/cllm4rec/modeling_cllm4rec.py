@@ -5,7 +5,7 @@ This file and its flat siblings are self-contained because they are copied into 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -34,7 +34,7 @@ from ..core.language_model import (
 from ..core.losses import ItemLoss, multinomial_nll
 from ..core.prompt_assembly import build_input_ids
 from ..core.recommender import RecommenderModel
-from ..core.top_items import top_candidates
+from ..core.top_items import items_per_piece, top_candidates
 from .catalogue_changes import ITEM_WORDS, Start, add_items, add_user_rows, add_users, take_item_rows, take_users
 from .configuration_cllm4rec import CLLM4RecConfig
 
@@ -130,13 +130,14 @@ class CLLM4RecPreTrainedModel(RecommenderModel):
         first_item = first_user + self.config.num_users
         is_user = (input_ids >= first_user) & (input_ids < first_item)
         is_item = input_ids >= first_item
+        # With a device_map, words, users and items may be on different devices.
         embeds = self.get_input_embeddings()(input_ids.masked_fill(is_user | is_item, 0))
         if self.config.num_users:
             rows = users((input_ids - first_user).masked_fill(~is_user, 0))
-            embeds = torch.where(is_user[..., None], rows.to(embeds.dtype), embeds)
+            embeds = torch.where(is_user[..., None].to(embeds.device), rows.to(embeds.device, embeds.dtype), embeds)
         if self.config.num_items:
             rows = items((input_ids - first_item).masked_fill(~is_item, 0))
-            embeds = torch.where(is_item[..., None], rows.to(embeds.dtype), embeds)
+            embeds = torch.where(is_item[..., None].to(embeds.device), rows.to(embeds.device, embeds.dtype), embeds)
         return embeds
 
     def hidden_states(
@@ -235,8 +236,8 @@ class CLLM4RecPreTrainedModel(RecommenderModel):
 
     def item_vectors(self, items: np.ndarray) -> np.ndarray:
         """Return (items, K) float32 rows of the item head (collaborative side)."""
-        table = self.item_collaborative.weight.detach()
-        return np.asarray(table[torch.from_numpy(items).to(table.device)].float().cpu().numpy())
+        rows = self.item_collaborative(torch.from_numpy(items).to(self.execution_device))
+        return np.asarray(rows.detach().float().cpu().numpy())
 
     def add_items(
         self,
@@ -279,16 +280,19 @@ class CLLM4RecPreTrainedModel(RecommenderModel):
 
     def item_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(B, J) the item head, tied to the collaborative item rows."""
-        return F.linear(hidden, self.item_rows.to(hidden.dtype))
+        return F.linear(hidden, self.item_rows.to(hidden.device, hidden.dtype))
 
     @property
     def item_rows(self) -> torch.Tensor:
         """(J, K) the collaborative item rows; offloaded ones are brought to the device that computes."""
+        return self._item_rows(0, self.config.num_items)
+
+    def _item_rows(self, start: int, stop: int) -> torch.Tensor:
         table = self.item_collaborative
         if table.weight.device.type != "meta":
-            return table.weight
+            return table.weight if (start, stop) == (0, len(table.weight)) else table.weight[start:stop]
         # Weights that accelerate keeps on disk or on the CPU appear only while their module is called.
-        rows: torch.Tensor = table(torch.arange(self.config.num_items, device=self.execution_device))
+        rows: torch.Tensor = table(torch.arange(start, stop, device=self.execution_device))
         return rows
 
     def build_prompts(self, user_indices: np.ndarray | None, histories: Iterable[np.ndarray]) -> list[np.ndarray]:
@@ -319,9 +323,20 @@ class CLLM4RecPreTrainedModel(RecommenderModel):
         candidates: np.ndarray | None,
         **search: Any,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return (B, k) best item indices of prompts and their scores, from one forward pass."""
+        """Return (B, k) best item indices of prompts and their scores, from one forward pass.
+
+        The item table is multiplied in pieces, so memory does not grow with the catalogue.
+        """
         self.check_search(k, **search)
-        return top_candidates(self.score_prompts(prompts), seen, k, candidates)
+        with evaluating(self):
+            states = self.prompt_state(*self.pad_prompts(prompts))
+            return top_candidates(self._score_pieces(states), seen, k, candidates)
+
+    def _score_pieces(self, states: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Yield (B, items) float32 scores of (B, K) states, some items at a time."""
+        for start in range(0, self.config.num_items, size := items_per_piece(len(states))):
+            rows = self._item_rows(start, min(start + size, self.config.num_items))
+            yield F.linear(states, rows.to(states.device, states.dtype)).float()
 
 
 class CLLM4RecModel(CLLM4RecPreTrainedModel):
@@ -490,7 +505,7 @@ class CLLM4RecForRecommendation(CLLM4RecPreTrainedModel):
             loss = multinomial_nll(hidden, rows, self._item_labels(labels, len(hidden)), item_loss=item_loss).mean()
         return RecommendationOutput(
             loss=loss,
-            logits=F.linear(hidden, rows.to(hidden.dtype)),
+            logits=F.linear(hidden, rows.to(hidden.device, hidden.dtype)),
             last_hidden_state=hidden,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,

@@ -133,7 +133,7 @@ def update(arguments: UpdateArguments) -> tuple[CLLM4RecForRecommendation, Progr
         raise InputError(f"start and output are both {arguments.output}; choose another output, so that the old model is kept")
     processes = start_processes(arguments)
     data = RecommendationData.load(arguments.data)
-    model = load_recommender(arguments.start, "start")
+    model = load_recommender(arguments.start, "start", device="cpu")
     if not isinstance(model, CLLM4RecForRecommendation):
         raise InputError(
             f"start: {arguments.start} is no CLLM4Rec model; train an LC-Rec model again on the new data with `cllm4rec "

@@ -13,8 +13,9 @@ import pyarrow as pa
 
 from modeling_cllm4rec.cllm4rec.new_item_training import NewRowTraining
 from modeling_cllm4rec.commands.command_line import CommandParser, print_json
-from modeling_cllm4rec.core.errors import ExistingFileError, InputError
-from modeling_cllm4rec.corpora.atomic_files import check_output_folder
+from modeling_cllm4rec.commands.model_flags import add_device_arguments, placement
+from modeling_cllm4rec.core.errors import InputError
+from modeling_cllm4rec.corpora.atomic_files import atomic_folder, check_new_folder
 from modeling_cllm4rec.corpora.readers import read_table
 from modeling_cllm4rec.hub.loading import load_recommender, load_tokenizer
 from modeling_cllm4rec.hub.model_card import RECORD_FILE, read_records
@@ -43,6 +44,7 @@ def parser() -> CommandParser:
     flags.add_argument("--items", required=True, help="table (Parquet, CSV, JSON lines): item_id and text columns")
     flags.add_argument("--output", required=True, help="folder for the grown model; must not exist or be empty")
     add_growth_flags(flags)
+    add_device_arguments(flags, ["device"])  # another data type would be that of the saved model
     flags.add_argument("--json", action="store_true", help="print output, added and items as JSON")
     return flags
 
@@ -104,12 +106,10 @@ def run(arguments: argparse.Namespace) -> None:
         ExistingFileError: the output holds something.
     """
     output = Path(arguments.output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ExistingFileError(f"--output: {output} exists and is not empty; choose another folder, the old model is kept")
-    check_output_folder(output)
+    check_new_folder(output)
     settings = growth_settings(arguments)
     items = read_table(arguments.items, ["item_id"])
-    model = load_recommender(arguments.model)
+    model = load_recommender(arguments.model, **placement(arguments))
     if model.catalogue is not None and not model.catalogue.ids.is_text and pa.types.is_large_string(items["item_id"].type):
         ids = model.catalogue.ids.parse(items["item_id"].to_pylist())  # a CSV file has text only
         items = items.set_column(0, "item_id", pa.array(ids))
@@ -122,13 +122,16 @@ def run(arguments: argparse.Namespace) -> None:
     tokenizer = resolve(system.add_items)(model, old, items, **settings)
     if model.card is not None:
         model.card += NOTE.format(count=items.num_rows)
-    model.save_pretrained(output)
-    tokenizer.save_pretrained(output)
-    records = read_records(Path(arguments.model))
-    if records:  # a later card, made of them, says it too
-        last = next(reversed(records.values()))
-        last["notes"] = [*last.get("notes", []), LATER.format(count=items.num_rows)]
-        (output / RECORD_FILE).write_text(json.dumps(records, indent=1), encoding="utf-8")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_folder(output.resolve(), unique=True) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        records = read_records(Path(arguments.model))
+        if records:  # a later card, made of them, says it too
+            last = next(reversed(records.values()))
+            last["notes"] = [*last.get("notes", []), LATER.format(count=items.num_rows)]
+            (temporary / RECORD_FILE).write_text(json.dumps(records, indent=1), encoding="utf-8")
+        check_new_folder(output)  # another process may have written it in the meantime
     if arguments.json:
         print_json({"output": str(output), "added": items.num_rows, "items": model.num_items})
     else:

@@ -175,6 +175,25 @@ def in_shell_words(message: str, flags: dict[str, str]) -> str:
     return name.sub(as_flag, message)
 
 
+def cell(value: Any) -> str:
+    """Return a value as one cell of columns that are printed between tabs.
+
+    Control characters would reach the terminal or break the columns, and bidirectional marks hide text: they are escaped. A
+    spreadsheet reads a text that begins with `=`, `+`, `-` or `@` as a formula: it gets an apostrophe, which spreadsheets hide.
+
+    Example:
+        >>> cell("a\\tb\\x1b[2J"), cell("=1+1"), cell(-5), cell(None)
+        ('a\\\\tb\\\\x1b[2J', "'=1+1", '-5', '')
+    """
+    if value is None:
+        return ""
+    text = _UNPRINTED.sub(lambda found: found[0].encode("unicode_escape").decode(), str(value))
+    return f"'{text}" if isinstance(value, str) and text[:1] in ("=", "+", "-", "@") else text
+
+
+_UNPRINTED = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
 def print_json(value: Any) -> None:
     """Print a value as one indented JSON document."""
     print(json.dumps(value, indent=2, ensure_ascii=False))
@@ -188,6 +207,7 @@ __all__ = [
     "RUN_FAILED",
     "CommandParser",
     "HelpFormatter",
+    "cell",
     "in_shell_words",
     "print_json",
     "run_command",

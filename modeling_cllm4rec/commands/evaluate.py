@@ -11,8 +11,9 @@ from typing import Any
 
 from modeling_cllm4rec.baselines import BASELINES, fit_baseline
 from modeling_cllm4rec.commands.command_line import CommandParser, print_json
-from modeling_cllm4rec.commands.model_flags import add_model_arguments, batch_size, refuse_search, search_settings
+from modeling_cllm4rec.commands.model_flags import add_model_arguments, batch_size, placement, refuse_search, search_settings
 from modeling_cllm4rec.core.errors import InputError
+from modeling_cllm4rec.core.processes import joined_processes, launched_processes, process_number
 from modeling_cllm4rec.core.recommender import RecommenderModel
 from modeling_cllm4rec.corpora.atomic_files import check_output_folder
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
@@ -28,6 +29,9 @@ from modeling_cllm4rec.systems import system_of
 EPILOG = """example:
   cllm4rec evaluate --model runs/mine --data data/mine --split test
   cllm4rec evaluate --model runs/mine-lcrec --data data/mine --split test --test-history train+validation
+  torchrun --nproc_per_node 4 -m modeling_cllm4rec evaluate --model runs/mine --data data/mine
+
+All processes of `torchrun` or `accelerate launch` share the users out; the first prints.
 """
 FIRST_TEMPLATE = ["0"]
 
@@ -77,7 +81,7 @@ def run(arguments: argparse.Namespace) -> dict[str, EvaluationReport]:
     if arguments.output is not None:
         check_output_folder(arguments.output)
     data = RecommendationData.load(arguments.data)
-    model = load_recommender(arguments.model)
+    model = load_recommender(arguments.model, **placement(arguments))
     check_same_ids(model, data, arguments.model)
     search = search_settings(arguments, model)
     searches, title = not model.scores_catalogue, system_of(model).title
@@ -91,6 +95,8 @@ def run(arguments: argparse.Namespace) -> dict[str, EvaluationReport]:
         "max_users": arguments.max_users,
         "batch_size": batch_size(arguments, model),
         "slice_by": data.histories("train"),
+        "distributed": True,
+        "progress": process_number() == 0,
     }
     recommenders = {name: fit_baseline(name, data, seed=arguments.seed) for name in arguments.baselines}
     if not searches:
@@ -99,7 +105,7 @@ def run(arguments: argparse.Namespace) -> dict[str, EvaluationReport]:
     if searches:
         templates = template_numbers(arguments.templates, model)
         reports[title] = evaluate_templates(model, data, arguments.split, templates, search, **shared)
-    if arguments.output is not None or Path(arguments.model).is_dir():
+    if process_number() == 0 and (arguments.output is not None or Path(arguments.model).is_dir()):
         report = reports[title]
         save(report, report_name(report.protocol, arguments, search, model.config), arguments, data)
     return reports
@@ -153,7 +159,10 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
 
     def work() -> None:
-        reports = run(arguments)
+        with joined_processes():
+            reports = run(arguments)
+        if launched_processes()[0]:
+            return  # the first process prints
         if arguments.json:
             print_json({name: report.to_dict() for name, report in reports.items()})
         else:

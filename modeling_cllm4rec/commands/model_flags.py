@@ -1,21 +1,48 @@
-"""What `evaluate` and `recommend` ask alike: which model, and how it searches."""
+"""Flags of the commands that run a model: which one, where it computes, and how it searches."""
 
 from __future__ import annotations
 
 import argparse
+import logging
+from collections.abc import Sequence
 from typing import Any
 
 from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.core.recommender import RecommenderModel
+from modeling_cllm4rec.hub import loading
+from modeling_cllm4rec.hub.devices import DEVICE_MAPS, DTYPES
+
+PLACEMENT = ("device", "dtype", "attn_implementation", "device_map")
+"""Names of the arguments of `load_recommender` that say where a model computes."""
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `--model`, `--batch-size` and the settings of LC-Rec's search."""
     parser.add_argument("--model", required=True, help="folder or Hub name of a finetuned or aligned model")
     parser.add_argument("--batch-size", type=int, help="users in one pass (default: the model's)")
+    add_device_arguments(parser)
     search = parser.add_argument_group("LC-Rec")
     search.add_argument("--num-beams", type=int, help="beams of the search (default: the model's)")
     search.add_argument("--scoring", choices=["beam", "all"], help="search (default), or score every item exactly")
+
+
+def add_device_arguments(parser: argparse.ArgumentParser, names: Sequence[str] = PLACEMENT) -> None:
+    """Add the flags that say where a model computes, or some of them."""
+    helps = {
+        "device": "device such as cpu, cuda or cuda:1 (default: the accelerator if there is one, else the CPU)",
+        "dtype": f"data type of the weights: {', '.join(DTYPES)} (default: that of the saved model)",
+        "attn_implementation": "attention of the backbone: sdpa, eager, flash_attention_2, ... (default: transformers' choice)",
+        "device_map": f"spread a large model over devices: {', '.join(DEVICE_MAPS)}, or JSON with the device of each module",
+    }
+    placement = parser.add_argument_group("device")
+    for name in names:
+        placement.add_argument("--" + name.replace("_", "-"), help=helps[name])
+
+
+def placement(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the flags of `add_device_arguments` as arguments of `load_recommender`, whose line of the log is shown."""
+    logging.getLogger(loading.__name__).setLevel(logging.INFO)
+    return {name: getattr(arguments, name) for name in PLACEMENT if name in arguments}
 
 
 def search_settings(arguments: argparse.Namespace, model: RecommenderModel) -> dict[str, Any]:

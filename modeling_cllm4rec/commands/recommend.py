@@ -3,30 +3,42 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.json
 import pyarrow.parquet as pq
 
-from modeling_cllm4rec.commands.command_line import CommandParser
-from modeling_cllm4rec.commands.model_flags import add_model_arguments, batch_size, search_settings
+from modeling_cllm4rec.commands.command_line import CommandParser, cell
+from modeling_cllm4rec.commands.model_flags import add_model_arguments, batch_size, placement, search_settings
+from modeling_cllm4rec.commands.recommendation_parts import (
+    PART_SIZE,
+    Share,
+    fingerprint_of_file,
+    fingerprint_of_model,
+    share_of,
+    write_parts,
+)
 from modeling_cllm4rec.core.errors import InputError, MissingFileError
+from modeling_cllm4rec.core.processes import launched_processes
+from modeling_cllm4rec.core.questions import check_whole_number
 from modeling_cllm4rec.core.recommender import RecommenderModel
-from modeling_cllm4rec.corpora.atomic_files import atomic_file, check_output_file
+from modeling_cllm4rec.corpora.atomic_files import atomic_file, check_output_file, check_output_folder
 from modeling_cllm4rec.hub.loading import load_recommender
 
 EPILOG = """example:
   cllm4rec recommend --model runs/mine --users ann bob --k 10
   cllm4rec recommend --model runs/mine --histories histories.parquet --k 10 --output recs.parquet
   cllm4rec recommend --model runs/mine --k 10 --output everyone.parquet
+  cllm4rec recommend --model runs/mine --k 10 --output everyone --shard 1/4
   cllm4rec recommend --model runs/mine-lcrec --query "a gentle cleanser for dry skin" --k 10
 
 A histories file is Parquet or JSON lines with a column `history` (lists of item ids, oldest first). For users that the model
@@ -63,35 +75,58 @@ def parser() -> CommandParser:
         help="unknown ids, and users without an item that the model knows: error, or left out",
     )
     form = flags.add_mutually_exclusive_group()
-    form.add_argument("--output", help="Parquet file for the table; without it, it is printed with titles")
+    form.add_argument(
+        "--output",
+        help="Parquet file (NAME.parquet) for the table, or a folder for its parts, where a stopped run goes on; without it, the "
+        "table is printed with titles",
+    )
     form.add_argument("--json", action="store_true", help="print JSON lines: user, rank, item, score, title")
+    parts = flags.add_argument_group("a folder of parts")
+    parts.add_argument("--part-size", type=int, help=f"users of one part (default: {PART_SIZE})")
+    parts.add_argument("--shard", metavar="I/N", help="write every N-th part only, such as 2/4 on the second of four machines")
     return flags
 
 
-def questions(arguments: argparse.Namespace, model: RecommenderModel) -> Iterator[dict[str, Any]]:
-    """Arguments `users`, `histories` or `queries` of a question, some thousand users at a time, and the names of the answers."""
+class Asked(NamedTuple):
+    """The users who are asked for.
+
+    Attributes:
+        count: number of users.
+        some: function of the first user and of the user after the last one, which returns `users`, `histories` or `queries` of a
+            question, and the `names` of the answers.
+        about: what the question says of them, to recognize the same users.
+    """
+
+    count: int
+    some: Callable[[int, int], dict[str, Any]]
+    about: str
+
+
+def asked_users(arguments: argparse.Namespace, model: RecommenderModel) -> Asked:
+    """Return the users of the flags: those of a file, those who are named, queries, or everyone."""
     if arguments.histories:
         histories = read_histories(arguments.histories)
-        for start in range(0, histories.num_rows, USERS_AT_ONCE):
-            part = histories.slice(start, USERS_AT_ONCE)
+
+        def of_file(start: int, stop: int) -> dict[str, Any]:
+            part = histories.slice(start, stop - start)
             users = part["user_id"].to_pylist() if "user_id" in part.column_names else None
-            names = part["user"] if "user" in part.column_names else pa.array(range(start, start + part.num_rows))
+            names = part["user"] if "user" in part.column_names else pa.array(range(start, stop))
             names = names if users is None else None
-            yield {"users": users, "histories": part["history"].to_pylist(), "names": names}
-        return
+            return {"users": users, "histories": part["history"].to_pylist(), "names": names}
+
+        return Asked(histories.num_rows, of_file, f"histories {fingerprint_of_file(arguments.histories)}")
     if arguments.queries:
-        yield {"queries": arguments.queries}
-        return
+        queries: list[str] = arguments.queries
+        return Asked(len(queries), lambda start, stop: {"queries": queries[start:stop]}, f"queries {queries!r}")
     if arguments.users:
         users = arguments.users if model.users is None else model.users.ids.parse(arguments.users)
-        yield {"users": users}
-        return
+        return Asked(len(users), lambda start, stop: {"users": users[start:stop]}, f"users {users!r}")
     if model.users is None:
         raise InputError(f"{arguments.model} knows no users; give --histories")
+    ids = model.users.ids
     everyone = np.arange(len(model.users))
     everyone = everyone[model.readable(everyone, arguments.on_unknown)]
-    for start in range(0, max(len(everyone), 1), USERS_AT_ONCE):
-        yield {"users": model.users.ids.ids_of(everyone[start : start + USERS_AT_ONCE])}
+    return Asked(len(everyone), lambda start, stop: {"users": ids.ids_of(everyone[start:stop])}, "everyone")
 
 
 def read_histories(path: str) -> pa.Table:
@@ -117,32 +152,38 @@ def read_histories(path: str) -> pa.Table:
     return table
 
 
-def tables(arguments: argparse.Namespace, model: RecommenderModel) -> Iterator[pa.Table]:
-    """Recommendations, a table a batch."""
-    candidates = arguments.candidates
-    if candidates is not None and model.catalogue is not None:
-        candidates = model.catalogue.ids.parse(candidates)
+def tables(
+    arguments: argparse.Namespace, model: RecommenderModel, asked: Asked, start: int = 0, stop: int | None = None
+) -> Iterator[pa.Table]:
+    """Yield the recommendations of the users from `start` to `stop`, all by default, one table a batch."""
     search = search_settings(arguments, model)
-    if arguments.queries and arguments.include_seen:
-        raise InputError("--include-seen: a query is asked without a history, so nothing was seen; leave it out")
+    stop = asked.count if stop is None else stop
     num_users = 0
-    for given in questions(arguments, model):
+    for first in range(start, max(stop, start + 1), USERS_AT_ONCE):
+        given = asked.some(first, min(first + USERS_AT_ONCE, stop))
         names = given.pop("names", None)
         question = model.read_question(
             **given,
             k=arguments.k,
             exclude_seen=not arguments.include_seen,
-            candidates=candidates,
+            candidates=candidates_of(arguments, model),
             on_unknown=arguments.on_unknown,
             **search,
         )
         num_users += len(question)
-        for table in model.iter_answers(question, batch_size(arguments, model), progress=arguments.output is not None):
+        progress = arguments.output is not None and launched_processes()[0] == 0
+        for table in model.iter_answers(question, batch_size(arguments, model), progress=progress):
             if names is not None:
                 table = table.set_column(0, "user", names.take(table["user"]))
             yield table
-    if not num_users:
+    if not num_users and (start, stop) == (0, asked.count):
         raise InputError(f"--on-unknown skip leaves no user: {arguments.model} knows none of those that were asked for")
+
+
+def candidates_of(arguments: argparse.Namespace, model: RecommenderModel) -> list[Any] | None:
+    """Return the ids of `--candidates` in the type of the model's."""
+    candidates: list[Any] | None = arguments.candidates
+    return model.catalogue.ids.parse(candidates) if candidates is not None and model.catalogue is not None else candidates
 
 
 def write(parts: Iterator[pa.Table], path: Path) -> int:
@@ -156,6 +197,32 @@ def write(parts: Iterator[pa.Table], path: Path) -> int:
     return rows
 
 
+def write_folder(arguments: argparse.Namespace, model: RecommenderModel, asked: Asked, share: Share) -> str:
+    """Write the parts of this process into a folder; returns a line about them."""
+    question = {
+        "model": fingerprint_of_model(model, arguments.model),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "asked": asked.about if len(asked.about) < 200 else hashlib.sha256(asked.about.encode()).hexdigest(),
+        "k": arguments.k,
+        "include_seen": arguments.include_seen,
+        "candidates": candidates_of(arguments, model),
+        "on_unknown": arguments.on_unknown,
+        "batch_size": batch_size(arguments, model),
+        **search_settings(arguments, model),
+    }
+    size = PART_SIZE if arguments.part_size is None else arguments.part_size
+    written, there, missing = write_parts(
+        Path(arguments.output),
+        question,
+        asked.count,
+        size,
+        share,
+        lambda start, stop: tables(arguments, model, asked, start, stop),
+    )
+    state = f"{missing} parts of other processes are missing" if missing else "all parts are there"
+    return f"{written} parts written, {there} were there before; {arguments.output}: {state}"
+
+
 def show(parts: Iterator[pa.Table], model: RecommenderModel, as_json: bool) -> None:
     """Print recommendations with titles, as columns or as JSON lines."""
     assert model.catalogue is not None
@@ -165,7 +232,7 @@ def show(parts: Iterator[pa.Table], model: RecommenderModel, as_json: bool) -> N
             if as_json:
                 print(json.dumps({**row, "title": title}, ensure_ascii=False))
             else:
-                print(f"{row['user']}\t{row['rank']:>3}\t{row['item']}\t{row['score']:.3f}\t{title or ''}")
+                print(f"{cell(row['user'])}\t{row['rank']:>3}\t{cell(row['item'])}\t{row['score']:.3f}\t{cell(title)}")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -175,14 +242,26 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
 
     def work() -> None:
+        folder = arguments.output is not None and not arguments.output.endswith(".parquet")
+        share = share_of(arguments.shard)
+        if arguments.part_size is not None:
+            check_whole_number("part_size", arguments.part_size)
+        if not folder and (unread := [name for name in ("shard", "part_size") if getattr(arguments, name) is not None]):
+            raise InputError(f"{unread[0]}: only a folder has parts; give --output FOLDER, or leave it out")
+        if not folder and share.processes > 1:
+            raise InputError(f"output: {share.processes} processes were launched; give a folder, whose parts they share out")
         if arguments.output:
-            check_output_file(arguments.output)
-        model = load_recommender(arguments.model)
-        parts = tables(arguments, model)
-        if arguments.output:
-            rows = write(parts, Path(arguments.output))
+            (check_output_folder if folder else check_output_file)(arguments.output)
+        model = load_recommender(arguments.model, **placement(arguments))
+        if arguments.queries and arguments.include_seen:
+            raise InputError("--include-seen: a query is asked without a history, so nothing was seen; leave it out")
+        asked = asked_users(arguments, model)
+        if folder:
+            print(write_folder(arguments, model, asked, share), file=sys.stderr)
+        elif arguments.output:
+            rows = write(tables(arguments, model, asked), Path(arguments.output))
             print(f"{rows} recommendations written to {arguments.output}", file=sys.stderr)
         else:
-            show(parts, model, arguments.json)
+            show(tables(arguments, model, asked), model, arguments.json)
 
     return flags.run(arguments, work)

@@ -222,9 +222,16 @@ class KnownUsers:
     def load(cls, path: str | Path) -> KnownUsers:
         """Read a `users.parquet`."""
         table = _read_parquet(path)
+        if "user_id" not in table.column_names:
+            raise InputError(f"{path} has no column 'user_id', only {table.column_names}; copy or download the folder again")
         if "history" not in table.column_names:
             return cls(table["user_id"])
-        lists = table["history"].combine_chunks().cast(pa.large_list(pa.int32()))
+        try:
+            lists = table["history"].combine_chunks().cast(pa.large_list(pa.int32()))
+        except pa.ArrowException as error:
+            raise InputError(f"{path}: the histories are no lists of item indices ({error}); copy the folder again") from error
+        if lists.null_count or lists.values.null_count:
+            raise InputError(f"{path}: a history is empty (null) or has an empty item; copy or download the folder again")
         return cls(table["user_id"], lists.offsets.to_numpy(), lists.values.to_numpy())
 
 
@@ -305,7 +312,7 @@ def text_column(table: pa.Table, name: str) -> list[str]:
 def _read_parquet(path: str | Path) -> pa.Table:
     try:
         return pq.read_table(path)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path} is no readable Parquet file ({error}); it may be cut off: copy the folder again") from error
 
 

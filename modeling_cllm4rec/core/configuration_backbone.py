@@ -5,9 +5,16 @@ This file is self-contained because it is copied into every saved folder.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
+
+from .errors import InputError
+
+MOST = 2**31 - 1
+"""Largest number of tokens, users and items: dense indices have 32 bits."""
 
 
 class BackboneConfig(PreTrainedConfig):
@@ -23,11 +30,24 @@ class BackboneConfig(PreTrainedConfig):
     @staticmethod
     def read_text_config(text_config: PreTrainedConfig | dict[str, Any] | None) -> PreTrainedConfig:
         """Return the configuration of the language model, given as such or as a dict with `model_type`."""
-        if isinstance(text_config, dict):
-            return AutoConfig.for_model(**text_config)
+        if isinstance(text_config, PreTrainedConfig):
+            return text_config
         if text_config is None:  # transformers builds a default config when it compares configs for printing
             return AutoConfig.for_model("gpt2")
-        return text_config
+        if not isinstance(text_config, dict) or not isinstance(text_config.get("model_type"), str):
+            raise InputError(
+                f"text_config is {str(text_config)[:100]}; it must be the configuration of a language model with its model_type"
+            )
+        try:
+            found = AutoConfig.for_model(**text_config)
+            sizes = found.get_text_config()
+            whole = {name: getattr(sizes, name, 1) for name in ("vocab_size", "hidden_size", "max_position_embeddings")}
+        except Exception as error:  # each architecture checks its fields in its own way
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"text_config describes no language model ({type(error).__name__}: {reason})") from error
+        for name, value in whole.items():
+            check_count(f"text_config.{name}", value, 1)
+        return found
 
     @property
     def hidden_size(self) -> int:
@@ -45,4 +65,45 @@ class BackboneConfig(PreTrainedConfig):
         return int(self.text_config.get_text_config().max_position_embeddings)
 
 
-__all__ = ["BackboneConfig"]
+def check_count(name: str, value: Any, least: int = 0, most: int = MOST) -> None:
+    """Check that a field is a whole number.
+
+    Raises:
+        InputError: it is none, or out of range.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) <= most:
+        allowed = f"{least} or more" if most == MOST else f"{least} to {most}"
+        raise InputError(f"{name} is {str(value)[:100]}; it must be {allowed}, a whole number")
+
+
+def check_tokens(name: str, value: Any, tokens: int, words: Sequence[str] = ()) -> None:
+    """Check that a field is a list of token ids below `tokens`, and of segments of them and of words such as "items".
+
+    Args:
+        words: placeholders that may be among the segments; without any, the field is one segment.
+
+    Raises:
+        InputError: it is something else, or has a token id that does not exist.
+    """
+    if not isinstance(value, (list, tuple)):
+        raise InputError(f"{name} is {str(value)[:100]}; it must be a list of token ids")
+    for one in value:
+        if words and isinstance(one, (list, tuple)):
+            check_tokens(name, one, tokens)
+        elif words and one not in words:
+            raise InputError(f"{name} holds {str(one)[:100]!r}; its segments are lists of token ids and {', '.join(words)}")
+        elif not words and (isinstance(one, bool) or not isinstance(one, Integral) or not 0 <= int(one) < tokens):
+            raise InputError(f"{name} holds the token {str(one)[:100]}; token ids go from 0 to {tokens - 1}")
+
+
+def check_fingerprint(name: str, value: Any) -> None:
+    """Check that a field is a SHA-256 in hexadecimal, or None.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if value is not None and not (isinstance(value, str) and len(value) == 64):
+        raise InputError(f"{name} is {str(value)[:100]}; it must be a SHA-256 of 64 digits")
+
+
+__all__ = ["MOST", "BackboneConfig", "check_count", "check_fingerprint", "check_tokens"]

@@ -201,8 +201,8 @@ class EndpointHandler:
         # The folder's own code is run: this file is part of it.
         self.model = AutoModel.from_pretrained(path, trust_remote_code=True).eval()
         self.model.check_ready()
-        if torch.cuda.is_available():
-            self.model.to("cuda")
+        if torch.accelerator.is_available():
+            self.model.to(torch.accelerator.current_accelerator())
 
     def __call__(self, data: Any) -> dict[str, Any]:
         """Answer one request.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import TypeVar
 
 import numpy as np
@@ -11,6 +14,32 @@ import torch
 from torch import distributed
 
 Piece = TypeVar("Piece")
+
+PROCESS_TIMEOUT = timedelta(hours=2)
+"""Time that processes wait for each other."""
+
+
+def launched_processes() -> tuple[int, int]:
+    """Return the number of this process and how many `torchrun` or `accelerate launch` started; (0, 1) without them.
+
+    Example:
+        >>> launched_processes()
+        (0, 1)
+    """
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextmanager
+def joined_processes() -> Iterator[None]:
+    """Join the processes of a launch in `torch.distributed` within a block, to exchange sums; without a launch do nothing."""
+    if launched_processes()[1] == 1 or distributed.is_initialized():
+        yield
+        return
+    distributed.init_process_group("gloo", timeout=PROCESS_TIMEOUT)  # sums of numbers on the CPU, whatever computes them
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
 
 
 def process_number() -> int:
@@ -59,4 +88,4 @@ def sum_over_processes(values: npt.ArrayLike) -> npt.NDArray[np.float64]:
     return shared.cpu().numpy()
 
 
-__all__ = ["process_count", "process_number", "shared_out", "sum_over_processes"]
+__all__ = ["joined_processes", "launched_processes", "process_count", "process_number", "shared_out", "sum_over_processes"]

@@ -5,6 +5,8 @@ This file is self-contained because it is copied into every saved folder.
 
 from __future__ import annotations
 
+import shutil
+import uuid
 import warnings
 from abc import ABCMeta, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,14 +20,28 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.hub import resolve_revision
 
 from .catalogue import CATALOGUE_FILE, Catalogue, IdMap, KnownUsers, OnUnknown, Recommendations
-from .errors import InputError
+from .errors import FileWriteError, InputError
+from .folder_checks import check_weights
 from .language_model import execution_device, greedy_generation, pad_prompts, word_head
 from .questions import Question, QuestionError, check_whole_number
-from .saved_folder import HUB_ARGUMENTS, UPLOAD_ARGUMENTS, check_parts, check_target, load_parts, save_parts, upload
+from .saved_folder import (
+    HUB_ARGUMENTS,
+    UPLOAD_ARGUMENTS,
+    check_parts,
+    check_tables,
+    check_target,
+    load_parts,
+    replace_files,
+    save_parts,
+    upload,
+)
+
+SAVING = ".saving-"
+"""Beginning of the name of a folder with files that are being written."""
 
 
 # Not `class RecommenderModel(ABC, PreTrainedModel)`: libraries that swap a module's class (torch's fully_shard, sharded loading
@@ -39,8 +55,8 @@ class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
     Attributes:
         system: name of the system in `systems.SYSTEMS`.
         reads_users: whether a known user has tokens, so that the history may be empty.
-        scores_catalogue: whether one pass scores all items. Otherwise the model searches: it has `rank_histories` and
-            `describe_search`, and `best_items` takes the settings in `search_settings`.
+        scores_catalogue: whether one pass scores all items. Otherwise the model searches: it has `describe_search`, and
+            `best_items` takes the settings in `search_settings`.
         search_settings: names of the settings of its search.
         default_batch_size: users in one pass.
         score_name: meaning of a recommendation's score, as in the header of a table.
@@ -200,8 +216,9 @@ class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
         """Load a model as `PreTrainedModel.from_pretrained` does, with the folder's catalogue, users and card.
 
         Raises:
-            InputError: weights that are missing, cut off or of another shape, or a catalogue of another checkpoint. Nothing
-                is left at random silently.
+            InputError: weights that are cut off, of another shape or no safetensors, or a catalogue of another checkpoint.
+                Nothing is left at random silently. Sizes are checked before anything is read.
+            MissingFileError: there are no weights.
         """
         where = {name: kwargs[name] for name in ("token", "local_files_only", "cache_dir") if name in kwargs}
         revision = resolve_revision(pretrained_model_name_or_path, kwargs.get("revision"), **where)
@@ -209,6 +226,15 @@ class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
             kwargs["revision"] = revision
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         wants_info = kwargs.pop("output_loading_info", False)
+        if kwargs.get("use_safetensors") is False:
+            raise InputError("use_safetensors is False; only safetensors are read: other weights can run code when they are read")
+        kwargs["use_safetensors"] = True
+        if not {"state_dict", "gguf_file"} & kwargs.keys():
+            config = kwargs.get("config")
+            if not isinstance(config, PreTrainedConfig):
+                config = cls.config_class.from_pretrained(config or pretrained_model_name_or_path, **hub)  # type: ignore[union-attr]
+            check_weights(pretrained_model_name_or_path, config, cls, hub, kwargs.get("variant"))
+            check_tables(config, pretrained_model_name_or_path, hub)
         kwargs["ignore_mismatched_sizes"] = True  # they are refused below, by name
         try:
             loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs)
@@ -246,19 +272,42 @@ class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
     ) -> None:
         """Save as `PreTrainedModel.save_pretrained` does, with catalogue, users, card, code and its requirements.
 
+        All files are written first and then renamed, so a lack of room leaves the folder as it was.
+
         Args:
             include_histories: False excludes the users' histories, for privacy; they are then given at the call.
+
+        Raises:
+            ExistingFileError: the folder holds a catalogue or users of another model, and this one has none.
+            FileWriteError: there is no room, or no permission.
         """
         self.check_catalogue()
         check_target(self, Path(save_directory))
         push = kwargs.pop("push_to_hub", False)
         where = {name: kwargs.pop(name) for name in UPLOAD_ARGUMENTS if name in kwargs}
-        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if not is_main_process:
+            super().save_pretrained(save_directory, is_main_process=False, **kwargs)
             return
-        save_parts(self, Path(save_directory), include_histories)
+        target = Path(save_directory)
+        written = target / f"{SAVING}{uuid.uuid4().hex}"  # within the folder: a rename needs one file system
+        try:
+            for leftover in target.glob(f"{SAVING}*"):
+                shutil.rmtree(leftover)
+            super().save_pretrained(written, is_main_process=True, **kwargs)
+            self._save_more(written)
+            save_parts(self, written, include_histories)
+            replace_files(written, target)
+        except (SafetensorError, OSError) as error:
+            raise FileWriteError(
+                f"{target} cannot be written ({error}); what was there before is unchanged: make room, or choose another folder"
+            ) from error
+        finally:
+            shutil.rmtree(written, ignore_errors=True)
         if push:
             upload(save_directory, **{"repo_id": Path(save_directory).name, **where}, token=kwargs.get("token"))
+
+    def _save_more(self, folder: Path) -> None:
+        """Write what only this system has; nothing by default."""
 
     def push_to_hub(  # type: ignore[override]
         self,
@@ -316,6 +365,17 @@ class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
         """
         rows = np.split(histories.items, histories.indptr[1:-1])
         return self.score_prompts(self.build_prompts(user_indices, rows)).cpu().numpy()
+
+    def rank_histories(self, user_indices: np.ndarray | None, histories: Any, seen: Any | None, k: int) -> np.ndarray:
+        """Return the (B, k) best unseen items for histories, best first, -1 where there are fewer, in evaluation mode.
+
+        Args:
+            user_indices: (B,) user indices, -1 for an unknown user; None for unknown users only.
+            histories, seen: item indices as compressed rows (`indptr`, `items`); None forbids no item.
+        """
+        rows = np.split(histories.items, histories.indptr[1:-1])
+        forbidden = None if seen is None else np.split(seen.items, seen.indptr[1:-1])
+        return self.best_items(self.build_prompts(user_indices, rows), forbidden, k, None)[0]
 
     def pad_prompts(self, prompts: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (B, T) token ids of prompts, padded on the right, and their attention mask, on the model's device."""

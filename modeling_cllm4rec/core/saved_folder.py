@@ -6,8 +6,8 @@ This file is self-contained because it is copied into every saved folder.
 from __future__ import annotations
 
 import inspect
-import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from transformers import GenerationConfig
 from transformers.dynamic_module_utils import get_relative_imports
 from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
-from .catalogue import CATALOGUE_FILE, USERS_FILE, Catalogue, KnownUsers
+from .catalogue import CATALOGUE_FILE, USERS_FILE, Catalogue, KnownUsers, is_text_type
 from .errors import ExistingFileError, InputError
+from .folder_checks import check_table, is_id, is_index_list, read_json
 from .handler import EndpointHandler  # noqa: F401 (imported files are copied: Inference Endpoints look for handler.py)
 
 CARD_FILE, CURVES_FILE, REQUIREMENTS_FILE = "README.md", "training_curves.png", "requirements.txt"
@@ -27,6 +28,23 @@ REQUIREMENTS = ("pandas>=2.2.3", "pyarrow>=24.0", "safetensors>=0.8", "torch>=2.
 """Requirements that Inference Endpoints install before they start `handler.py`: their images hold other versions."""
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 UPLOAD_ARGUMENTS = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr")
+
+
+def check_tables(config: Any, name_or_path: Any, hub: dict[str, Any]) -> None:
+    """Check catalogue and users of a folder by their footers, before anything is read.
+
+    Raises:
+        InputError: a damaged file, another number of rows than the configuration says, or a column of another type.
+    """
+    texts = dict.fromkeys(("title", "brand", "categories"), is_text_type)
+    tables = [
+        (CATALOGUE_FILE, config.num_items, "items", {"item_id": is_id, **texts, "codes": is_index_list}),
+        (USERS_FILE, config.num_users, "users", {"user_id": is_id, "history": is_index_list}),
+    ]
+    for file, rows, what, kinds in tables:
+        path = cached_file(name_or_path, file, **hub, _raise_exceptions_for_missing_entries=False)
+        if path is not None:
+            check_table(path, rows, what, kinds)
 
 
 def load_parts(model: Any, name_or_path: Any, hub: dict[str, Any]) -> None:
@@ -74,11 +92,13 @@ def check_parts(config: Any, catalogue: Catalogue | None, users: KnownUsers | No
         raise InputError(
             f"{USERS_FILE} holds {len(users)} users, the weights {config.num_users}: it belongs to another checkpoint"
         )
-    last = -1 if users is None or users.items is None else int(np.max(users.items, initial=-1))
-    if last >= config.num_items:
+    if users is None or users.items is None:
+        return
+    first, last = int(np.min(users.items, initial=0)), int(np.max(users.items, initial=-1))
+    if first < 0 or last >= config.num_items:
         raise InputError(
-            f"{USERS_FILE} has histories with item {last}, the catalogue ends at {config.num_items - 1}: "
-            "it belongs to another checkpoint"
+            f"{USERS_FILE} has histories with item {first if first < 0 else last}, the catalogue goes from 0 to "
+            f"{config.num_items - 1}: it belongs to another checkpoint"
         )
 
 
@@ -113,6 +133,28 @@ def save_parts(model: Any, folder: Path, include_histories: bool) -> None:
         (folder / CURVES_FILE).write_bytes(model.training_curves)
 
 
+def replace_files(source: Path, target: Path) -> None:
+    """Move the files of a folder that was just written into the folder of a model, in place of those of the same names.
+
+    Weights of an earlier save that the new one does not have, such as further shards, are removed.
+    """
+    new = {file.name for file in source.iterdir()}
+    for file in sorted(source.rglob("*")):
+        place = target / file.relative_to(source)
+        if file.is_dir():
+            place.mkdir(exist_ok=True)
+            continue
+        if file.suffix == ".safetensors" and (config := file.parent / "config.json").exists():
+            shutil.copymode(config, file)  # safetensors writes files that only their owner may read
+        file.replace(place)
+    for stem in {_SHARD.sub("", name) for name in new if name.endswith(".safetensors")}:
+        index = f"model.safetensors.index{stem.removeprefix('model')}.json"
+        for file in target.iterdir():
+            old = file.name == index or (file.suffix == ".safetensors" and _SHARD.sub("", file.name) == stem)
+            if old and file.name not in new:
+                file.unlink()
+
+
 def flat_code(model_class: type) -> dict[str, bytes]:
     """Return the Python files that a saved folder needs to load a class without this package.
 
@@ -139,6 +181,7 @@ def flat_code(model_class: type) -> dict[str, bytes]:
     return {name: _FLATTENED.sub(rb"\1.\2\3", found[name].read_bytes()) for name in sorted(found)}
 
 
+_SHARD = re.compile(r"(-\d{5}-of-\d{5})?\.safetensors$")
 _FLATTENED = re.compile(rb"^(\s*from )\.+(?:\w+\.)*(\w+)( import)", re.MULTILINE)
 
 
@@ -151,7 +194,10 @@ def _imported_file(file: Path, name: str) -> Path:
 
 
 def _read_text(path: str) -> str:
-    return Path(path).read_text(encoding="utf-8")
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except ValueError as error:
+        raise InputError(f"{path} is no text in UTF-8 ({error}); copy or download the folder again") from error
 
 
 def _read_bytes(path: str) -> bytes:
@@ -159,13 +205,11 @@ def _read_bytes(path: str) -> bytes:
 
 
 def _read_generation_config(path: str) -> GenerationConfig:
+    settings = read_json(path)
     try:
-        settings = json.loads(_read_text(path))
-    except ValueError as error:  # no JSON, or no text
+        return GenerationConfig.from_dict(settings)
+    except (AttributeError, TypeError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}); copy or download the folder again") from error
-    if not isinstance(settings, dict):
-        raise InputError(f"{path} cannot be read (it is no JSON object); copy or download the folder again")
-    return GenerationConfig.from_dict(settings)
 
 
 def upload(
@@ -206,9 +250,11 @@ __all__ = [
     "HUB_ARGUMENTS",
     "UPLOAD_ARGUMENTS",
     "check_parts",
+    "check_tables",
     "check_target",
     "flat_code",
     "load_parts",
+    "replace_files",
     "save_parts",
     "upload",
 ]

@@ -44,6 +44,22 @@ def check_output_folder(folder: str | Path, argument: str = "output") -> None:
         )
 
 
+def check_new_folder(folder: str | Path, argument: str = "output") -> None:
+    """Check that a folder does not exist or is empty, and can be made; nothing is written.
+
+    Raises:
+        ExistingFileError: there is something in it, or a file in its place.
+        FileWriteError: it may not be made.
+
+    Example:
+        >>> check_new_folder("a/new/folder")
+    """
+    path = Path(folder)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ExistingFileError(f"{argument}: {path} exists and is not empty; choose a new or empty folder, nothing was changed")
+    check_output_folder(path, argument)
+
+
 def check_output_file(path: str | Path, argument: str = "output") -> None:
     """Check that a file can be written, before the work whose result it gets; nothing is written.
 
@@ -181,6 +197,7 @@ __all__ = [
     "REPLACED",
     "atomic_file",
     "atomic_folder",
+    "check_new_folder",
     "check_output_file",
     "check_output_folder",
     "restore_folder",

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from modeling_cllm4rec.core.errors import InputError, nearest
 from modeling_cllm4rec.core.processes import shared_out, sum_over_processes
+from modeling_cllm4rec.core.recommender import RecommenderModel
 from modeling_cllm4rec.core.top_items import top_items
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.corpora.history_order import is_ordered
@@ -130,7 +131,8 @@ def evaluate(
         test_history: input of the recommender, `train` or `train+validation` (the latter for `test` only).
         mask: items excluded from the ranking, `train`, `train+validation` or `none`; by default the given histories.
         metrics: `recall@k`, `ndcg@k`, `hit_rate@k`, `mrr@k`, `coverage@k` for any k up to the catalogue's size.
-        batch_size: users per batch; memory grows with `batch_size` x items.
+        batch_size: users per batch. Memory grows with `batch_size` x items where a recommender returns the scores of all items;
+            models of this package rank some items at a time.
         progress: show a progress bar.
         seed: random seed of the bootstrap.
         n_resamples: resamples for the 95% intervals; 0 computes no intervals, as in model selection.
@@ -250,6 +252,8 @@ def _rank(
         InputError: the recommender returned another shape.
     """
     rows, num_items = len(users), recommender.num_items
+    if isinstance(recommender, RecommenderModel) and recommender.scores_catalogue:  # in pieces of the catalogue
+        return recommender.rank_histories(users, histories, seen, k), 0
     if hasattr(recommender, "score_histories"):
         scores = recommender.score_histories(users, histories)
         if np.shape(scores) != (rows, num_items):

@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
         from modeling_cllm4rec.exports.scoring_graph import GRAPH_FILE, export_onnx
         from modeling_cllm4rec.hub.loading import load_recommender
 
-        check = export_onnx(load_recommender(arguments.model), arguments.output)["check"]
+        check = export_onnx(load_recommender(arguments.model, device="cpu"), arguments.output)["check"]
         if arguments.json:
             print_json(check)
         else:

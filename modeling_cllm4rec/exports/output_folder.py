@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from modeling_cllm4rec.core.errors import ExistingFileError, InputError
-from modeling_cllm4rec.corpora.atomic_files import check_output_folder
+from modeling_cllm4rec.core.errors import InputError
+from modeling_cllm4rec.corpora.atomic_files import atomic_folder, check_new_folder
 
 
-def new_output_folder(folder: str | Path) -> Path:
-    """Create the output folder, or accept an empty one.
+@contextmanager
+def new_output_folder(folder: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder, which becomes the output folder when the block ends without an error.
 
     Raises:
         ExistingFileError: the folder is not empty, or there is a file in its place.
         FileWriteError: it may not be written into.
     """
-    path = Path(folder)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ExistingFileError(f"folder is {path}, which is not empty; choose a new or empty folder")
-    check_output_folder(path)
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+    check_new_folder(folder, "folder")
+    path = Path(folder).resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_folder(path, unique=True) as temporary:
+        yield temporary
+        check_new_folder(folder, "folder")  # another process may have written it in the meantime
 
 
 def require_scoring_model(model: Any, what: str) -> None:

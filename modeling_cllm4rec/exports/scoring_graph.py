@@ -67,39 +67,39 @@ def export_onnx(model: Any, folder: str | Path) -> dict[str, Any]:
     Raises:
         MissingPackageError: onnx, onnxscript or onnxruntime is not installed.
         InputError: the model does not score all items at once (LC-Rec), or the folder is not empty.
-        RunError: onnxruntime's scores differ from torch's by more than 1e-4; no `model.json` is then written.
+        RunError: onnxruntime's scores differ from torch's by more than 1e-4; nothing is then written.
     """
     for package in NEEDED:
         require(package, "onnx", "export onnx")
     require_scoring_model(model, "export onnx")
-    folder = new_output_folder(folder)
-    model = model.float().cpu().eval()
-    ids, mask = random_prompts(model, 3, 7)
-    dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    with _quietly():
-        program = torch.onnx.export(
-            ScoringForward(model).eval(),
-            (ids, mask),
-            dynamo=True,
-            verbose=False,
-            input_names=["input_ids", "attention_mask"],
-            output_names=["item_logits"],
-            dynamic_shapes={"input_ids": dynamic, "attention_mask": dynamic},
-        )
-        assert program is not None
-        program.save(folder / GRAPH_FILE, external_data=True)
-    check = compare(model, folder / GRAPH_FILE)
-    config = model.config
-    about = {
-        "recommendation_prompts": config.recommendation_prompts,
-        "first_user_token": config.id_offset,
-        "first_item_token": config.id_offset + config.num_users,
-        "longest_prompt": config.prompt_limit,
-        "items": config.num_items,
-        "check": check,
-    }
-    model.catalogue.save(folder)
-    (folder / ABOUT_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    with new_output_folder(folder) as temporary:
+        model = model.float().cpu().eval()
+        ids, mask = random_prompts(model, 3, 7)
+        dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+        with _quietly():
+            program = torch.onnx.export(
+                ScoringForward(model).eval(),
+                (ids, mask),
+                dynamo=True,
+                verbose=False,
+                input_names=["input_ids", "attention_mask"],
+                output_names=["item_logits"],
+                dynamic_shapes={"input_ids": dynamic, "attention_mask": dynamic},
+            )
+            assert program is not None
+            program.save(temporary / GRAPH_FILE, external_data=True)
+        check = compare(model, temporary / GRAPH_FILE)
+        config = model.config
+        about = {
+            "recommendation_prompts": config.recommendation_prompts,
+            "first_user_token": config.id_offset,
+            "first_item_token": config.id_offset + config.num_users,
+            "longest_prompt": config.prompt_limit,
+            "items": config.num_items,
+            "check": check,
+        }
+        model.catalogue.save(temporary)
+        (temporary / ABOUT_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     return about
 
 
@@ -128,7 +128,7 @@ def compare(model: CLLM4RecForRecommendation, graph: Path) -> dict[str, Any]:
     if not largest <= TOLERANCE:
         raise RunError(
             f"export onnx: onnxruntime's scores differ from torch's by {largest:.2g}, more than {TOLERANCE:g}; "
-            f"do not use {graph}, and report the backbone"
+            f"do not use {graph.name}, and report the backbone"
         )
     return {"largest_difference": largest, "tolerance": TOLERANCE, "shapes": shapes}
 

@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from safetensors.numpy import save_file
 from tqdm.auto import tqdm
 
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
 from modeling_cllm4rec.core.errors import InputError
+from modeling_cllm4rec.core.language_model import evaluating
 from modeling_cllm4rec.core.optional_packages import require
-from modeling_cllm4rec.core.prompt_assembly import pad_right
 from modeling_cllm4rec.exports.nearest_items import INDEX_FILE, Recall, build_index, measure_recall
 from modeling_cllm4rec.exports.output_folder import new_output_folder, require_scoring_model
 
@@ -30,7 +29,6 @@ ITEMS, USERS = "item_vectors", "user_vectors"
 _ROWS_AT_ONCE = 65536
 
 
-@torch.no_grad()
 def encode_histories(model: CLLM4RecForRecommendation, users: np.ndarray | None, histories: Sequence[np.ndarray]) -> np.ndarray:
     """Encode (queries, K) float32 states of the last prompt tokens, in evaluation mode.
 
@@ -43,12 +41,8 @@ def encode_histories(model: CLLM4RecForRecommendation, users: np.ndarray | None,
         >>> queries = encode_histories(model, None, [model.catalogue.ids.indices_of(["B1"])])  # doctest: +SKIP
     """
     prompts = model.build_prompts(users, histories)
-    ids = torch.from_numpy(pad_right(prompts, 0))
-    mask = (torch.arange(ids.shape[1]) < torch.tensor([len(prompt) for prompt in prompts])[:, None]).long()
-    was_training = model.training
-    model.eval()
-    states = model.prompt_state(ids.to(model.device), mask.to(model.device))
-    model.train(was_training)
+    with evaluating(model):
+        states = model.prompt_state(*model.pad_prompts(prompts))
     return states.float().cpu().numpy()
 
 
@@ -93,35 +87,35 @@ def export_vectors(
         raise InputError(f"seed is {seed}; it must be 0 or more")
     if with_index:
         require("usearch", "vectors", "the index of vectors", "pass with_index=False")
-    folder = new_output_folder(folder)
-    items = model.item_collaborative.weight.detach().float().cpu().numpy()
-    table = model.catalogue.table
-    titles = {"title": table["title"]} if "title" in table.column_names else {}
-    write_vectors(folder / ITEMS, {"item_id": model.catalogue.ids.array, **titles}, items)
-    model.save_pretrained(folder / ENCODER_FOLDER, include_histories=False)
-    users = known_users(model)
-    query_users = np.random.default_rng(seed).permutation(users)[:queries]
-    query_vectors = None
-    if include_users and len(users):
-        vectors = encode_users(model, users, batch_size, progress)
-        write_vectors(folder / USERS, {"user_id": model.users.ids.array}, vectors)
-        query_vectors = vectors[query_users]
-    elif with_index and len(users):
-        query_vectors = encode_users(model, query_users, batch_size, progress)
-    recall = None
-    if with_index:
-        index = build_index(items)
-        index.save(str(folder / INDEX_FILE))
-        recall = None if query_vectors is None else measure_recall(index, items, query_vectors, k)
-    about = {
-        "items": len(items),
-        "width": items.shape[1],
-        "users": len(users) if include_users else 0,
-        "score": "dot product",
-        "index": INDEX_FILE if with_index else None,
-        "recall": None if recall is None else recall._asdict(),
-    }
-    (folder / ABOUT_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    with new_output_folder(folder) as temporary:
+        items = model.item_rows.detach().float().cpu().numpy()
+        table = model.catalogue.table
+        titles = {"title": table["title"]} if "title" in table.column_names else {}
+        write_vectors(temporary / ITEMS, {"item_id": model.catalogue.ids.array, **titles}, items)
+        model.save_pretrained(temporary / ENCODER_FOLDER, include_histories=False)
+        users = known_users(model)
+        query_users = np.random.default_rng(seed).permutation(users)[:queries]
+        query_vectors = None
+        if include_users and len(users):
+            vectors = encode_users(model, users, batch_size, progress)
+            write_vectors(temporary / USERS, {"user_id": model.users.ids.array}, vectors)
+            query_vectors = vectors[query_users]
+        elif with_index and len(users):
+            query_vectors = encode_users(model, query_users, batch_size, progress)
+        recall = None
+        if with_index:
+            index = build_index(items)
+            index.save(str(temporary / INDEX_FILE))
+            recall = None if query_vectors is None else measure_recall(index, items, query_vectors, k)
+        about = {
+            "items": len(items),
+            "width": items.shape[1],
+            "users": len(users) if include_users else 0,
+            "score": "dot product",
+            "index": INDEX_FILE if with_index else None,
+            "recall": None if recall is None else recall._asdict(),
+        }
+        (temporary / ABOUT_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     return about
 
 

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from modeling_cllm4rec.commands.command_line import print_json
+from modeling_cllm4rec.commands.model_flags import add_device_arguments, placement
 from modeling_cllm4rec.exports.flags import export_parser
 
 EPILOG = """example:
@@ -25,6 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     flags.add_argument("--queries", type=int, default=1000, help="random users on which recall is measured (default: 1000)")
     flags.add_argument("--seed", type=int, default=0, help="random seed of the users (default: 0)")
     flags.add_argument("--batch-size", type=int, default=256, help="users per batch (default: 256)")
+    add_device_arguments(flags)
     arguments = flags.parse_args(argv)
 
     def work() -> None:
@@ -32,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
         from modeling_cllm4rec.hub.loading import load_recommender
 
         about = export_vectors(
-            load_recommender(arguments.model),
+            load_recommender(arguments.model, **placement(arguments)),
             arguments.output,
             include_users=not arguments.without_users,
             with_index=not arguments.no_index,

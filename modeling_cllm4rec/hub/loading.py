@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import get_hf_file_metadata, hf_hub_url
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import CONFIG_NAME
 
 import modeling_cllm4rec as _registers_the_model_types  # noqa: F401
-from modeling_cllm4rec.core.errors import InputError, MissingFileError, nearest
+from modeling_cllm4rec.core.errors import CLLM4RecError, InputError, MissingFileError, nearest
+from modeling_cllm4rec.core.folder_checks import read_json
 from modeling_cllm4rec.core.recommender import RecommenderModel
+from modeling_cllm4rec.hub.devices import check_device_map, choose_device, choose_dtype, describe_placement
 
 try:  # the client that huggingface_hub brings
     from httpx2 import HTTPError
@@ -22,48 +26,83 @@ except ImportError:  # huggingface_hub 1
 __all__ = ["load_recommender", "load_tokenizer"]
 
 PROBE_SECONDS = 10.0
+logger = logging.getLogger(__name__)
 
 
-def load_recommender(name: str | Path, argument: str = "model") -> RecommenderModel:
-    """Load the recommender of a folder or of a name on the Hub.
+def load_recommender(
+    name: str | Path,
+    argument: str = "model",
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    attn_implementation: str | None = None,
+    device_map: str | dict[str, Any] | None = None,
+) -> RecommenderModel:
+    """Load the recommender of a folder or of a name on the Hub, on the accelerator if there is one.
 
-    A name that can only be a path is not looked up on the Hub. The Hub gets one request first, because the libraries would retry
-    an unreachable Hub for about a minute. If it fails, the model is loaded from the cache.
+    One line of the log says where it computes. A name that can only be a path is not looked up on the Hub. The Hub gets one
+    request first, because the libraries would retry an unreachable Hub for about a minute. If it fails, the model is loaded from
+    the cache.
 
     Args:
         name: folder or name on the Hub.
         argument: the caller's argument that holds the name, for messages.
+        device: device to compute on (`cpu`, `cuda`, `cuda:1`, ...); None chooses the accelerator if there is one, else the CPU.
+        dtype: data type of the weights (`float32`, `bfloat16`, `float16`); None keeps that of the saved model.
+        attn_implementation: attention of the backbone (`sdpa`, `eager`, `flash_attention_2`, ...); None keeps the default.
+        device_map: plan that spreads a large model over devices, in place of `device`; see `devices.check_device_map`.
 
     Raises:
         MissingFileError: there is none.
-        InputError: it is a model that does not recommend, or its weights or settings cannot be read.
+        InputError: it is a model that does not recommend, its weights or settings cannot be read, this machine has no such
+            device, or the model refuses the attention or the map.
+
+    Example:
+        >>> model = load_recommender("runs/mine", device="cuda", dtype="bfloat16")  # doctest: +SKIP
     """
+    plan = check_device_map(device_map, device)
+    place = choose_device(device) if plan is None else None
+    given = {"dtype": choose_dtype(dtype), "attn_implementation": attn_implementation, "device_map": plan}
+    given = {key: value for key, value in given.items() if value is not None}
     unreached = None if Path(name).is_dir() else _hub_unreached(str(name), argument)
     from_cache = {"local_files_only": True, "adapter_kwargs": {"local_files_only": True}} if unreached else {}
+    if Path(name, CONFIG_NAME).is_file():
+        read_json(Path(name, CONFIG_NAME))
     try:
         AutoConfig.from_pretrained(name, local_files_only=bool(unreached))
-    except ValueError as error:  # by itself: a ValueError from the model's own code is a programming error
-        raise InputError(
-            f"{argument}: {name} holds no model that can be loaded ({' '.join(str(error).split())[:200]}); name the folder of a "
-            "finished run, or a model on the Hub"
-        ) from error
     except OSError:  # reported below, with the weights
         pass
-    try:
-        model = AutoModel.from_pretrained(name, **from_cache)
-    except OSError as error:
-        raise MissingFileError(
-            f"{argument}: {name} is no folder with a model and could not be read from the Hub ({unreached or error})"
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # its fields are wrong: no programming error
+        raise InputError(
+            f"{argument}: {name} holds no model that can be loaded ({' '.join(str(error).split())[:300]}); name the folder of a "
+            "finished run, or a model on the Hub"
         ) from error
-    except SafetensorError as error:
+    try:
+        model = AutoModel.from_pretrained(name, **from_cache, **given)
+    except CLLM4RecError:
+        raise
+    except SafetensorError as error:  # of a model that does not recommend
         raise InputError(
             f"{argument}: the weights in {name} cannot be read ({error}): a file is cut off or no safetensors file; copy or "
             "download the folder again"
+        ) from error
+    except (ImportError, ValueError) as error:
+        asked = [key for key in ("attn_implementation", "device_map") if key in given]
+        if not asked:
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{asked[0]} is {given[asked[0]]!r}; it cannot be used with the model in {name}: {reason}") from error
+    except OSError as error:
+        raise MissingFileError(
+            f"{argument}: {name} is no folder with a model and could not be read from the Hub ({unreached or error})"
         ) from error
     if not isinstance(model, RecommenderModel):
         raise InputError(
             f"{argument}: {name} holds a {type(model).__name__}, which does not recommend; name a finetuned or aligned model"
         )
+    if place is not None:
+        model.to(place)  # type: ignore[arg-type]  # the wrapper of transformers is typed wrongly
+    logger.info("%s: on %s", name, describe_placement(model))
     return model
 
 
@@ -79,7 +118,7 @@ def load_tokenizer(name: str | Path, argument: str = "model") -> Any:
     """
     try:
         return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the tokenizers library raises `Exception` itself
         raise InputError(
             f"{argument}: the tokenizer in {name} cannot be read ({' '.join(str(error).split())[:200]}); copy or download the "
             "folder again"

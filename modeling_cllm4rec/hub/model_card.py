@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import platform
+import re
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -105,7 +106,7 @@ def make_card(
     if results:
         header = ModelCardData(model_name=name, eval_results=results, **header).to_dict()
     parts = [
-        ["---", yaml.safe_dump(header, sort_keys=False).strip(), "---", "", f"# {name}", "", system.card_about, ""],
+        ["---", yaml.safe_dump(header, sort_keys=False).strip(), "---", "", f"# {quoted(name)}", "", system.card_about, ""],
         _use_section(system.card_use),
         _data_section(data_info),
         _metrics_section(reports),
@@ -163,9 +164,10 @@ def _use_section(use: str) -> list[str]:
 
 def _data_section(data_info: dict[str, Any]) -> list[str]:
     lines = ["## Data", ""]
-    lines += [f"- {key}: {_short(value)}" for key, value in data_info.get("statistics", {}).items()]
-    lines += [f"- {key}: {_short(value)}" for key, value in data_info.get("protocol", {}).items()]
-    lines += [f"- source of {one['table']}: {one['file']}, SHA-256 {one['sha256']}" for one in data_info.get("sources", [])]
+    for part in ("statistics", "protocol"):
+        lines += [f"- {quoted(key)}: {quoted(_short(value))}" for key, value in data_info.get(part, {}).items()]
+    for one in data_info.get("sources", []):
+        lines.append(f"- source of {quoted(one['table'])}: {quoted(one['file'])}, SHA-256 {quoted(one['sha256'])}")
     return [*lines, ""]
 
 
@@ -178,10 +180,10 @@ def _metrics_section(reports: Sequence[EvaluationReport]) -> list[str]:
 
 def _stage_section(stage: str, record: dict[str, Any]) -> list[str]:
     lines = [f"## Training: {stage}", ""]
-    lines += [f"{record['steps']} optimizer steps, {record['seconds']:.0f} s on {record['machine']}.", "", "```yaml"]
-    lines += [yaml.safe_dump(record["arguments"], sort_keys=True).strip(), "```", ""]
-    lines += [", ".join(f"{library} {number}" for library, number in record["versions"].items()), ""]
-    return lines + [line for note in record.get("notes", []) for line in (note, "")]
+    lines += [f"{record['steps']} optimizer steps, {record['seconds']:.0f} s on {quoted(record['machine'])}.", ""]
+    lines += [*fenced("yaml", yaml.safe_dump(record["arguments"], sort_keys=True).strip()), ""]
+    lines += [", ".join(f"{quoted(library)} {quoted(number)}" for library, number in record["versions"].items()), ""]
+    return lines + [line for note in record.get("notes", []) for line in (quoted(note), "")]
 
 
 def _reproduce_section(records: dict[str, Any], reports: Sequence[EvaluationReport]) -> list[str]:
@@ -194,11 +196,11 @@ def _reproduce_section(records: dict[str, Any], reports: Sequence[EvaluationRepo
     if not commands:
         return []
     about = "With the versions above, the same data folder and the same backbone:"
-    return ["## Reproduce", "", about, "", "```bash", *commands, "```", ""]
+    return ["## Reproduce", "", about, "", *fenced("bash", "\n".join(commands)), ""]
 
 
 def _limits_section(data_info: dict[str, Any], backbone: dict[str, Any] | None) -> list[str]:
-    name = "" if backbone is None else f" ({backbone['name']})"
+    name = "" if backbone is None else f" ({quoted(backbone['name'])})"
     stated = NOT_STATED if backbone is None or backbone["license"] is None else backbone["license"]
     return [
         "## Limits",
@@ -208,8 +210,8 @@ def _limits_section(data_info: dict[str, Any], backbone: dict[str, Any] | None) 
         "",
         "## Licences",
         "",
-        f"- of the data: {data_info.get('license', NOT_STATED)}",
-        f"- of the backbone{name}: {stated}",
+        f"- of the data: {quoted(data_info.get('license', NOT_STATED))}",
+        f"- of the backbone{name}: {quoted(stated)}",
         "",
         "They apply to what was learned from data and backbone.",
         "",
@@ -240,6 +242,29 @@ def give_card(model: RecommenderModel, folder: Path, data: RecommendationData) -
     model.card = update_card(folder, data)
     curves = folder / CURVES_FILE
     model.training_curves = curves.read_bytes() if curves.is_file() else None
+
+
+def quoted(value: Any) -> str:
+    """Return a value from data or files as Markdown text of one line, in which no HTML, link or picture is read.
+
+    Example:
+        >>> quoted("<img src=x> ![a](b)")
+        '&lt;img src=x> ![a]\\\\(b)'
+    """
+    text = " ".join(str(value).split())
+    return text.replace("<", "&lt;").replace("](", "]\\(").replace("][", "]\\[")
+
+
+def fenced(language: str, text: str) -> list[str]:
+    """Return a block of code whose fence is longer than any run of backticks in it.
+
+    Example:
+        >>> fenced("bash", "ls")
+        ['```bash', 'ls', '```']
+    """
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return [f"{fence}{language}", *text.split("\n"), fence]
 
 
 def _short(value: Any) -> str:

@@ -5,11 +5,12 @@ This file is copied into every saved folder.
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 from transformers import PreTrainedConfig
 
-from ..core.configuration_backbone import BackboneConfig
+from ..core.configuration_backbone import BackboneConfig, check_count, check_fingerprint, check_tokens
 from ..core.errors import InputError
 
 AUTO_MAP = {
@@ -17,6 +18,10 @@ AUTO_MAP = {
     "AutoModel": "modeling_lcrec.LCRecForRecommendation",
     "AutoModelForCausalLM": "modeling_lcrec.LCRecForCausalLM",
 }
+
+MOST_LEVELS = 26
+"""Levels of a semantic ID have letters."""
+MOST_BEAMS = 10_000
 
 
 class LCRecConfig(BackboneConfig):
@@ -39,6 +44,7 @@ class LCRecConfig(BackboneConfig):
         search_beams: beams of the constrained search (20 in the paper).
         item_encoder: settings of the item embeddings (encoder, fields, pooling), for items that are added later.
         catalogue_fingerprint: SHA-256 of the item ids in their order, to check that a catalogue belongs to the checkpoint.
+        codes_fingerprint: SHA-256 of the codes of all items and of the tokens that they are; None in folders of earlier versions.
 
     Example:
         >>> from transformers import GPT2Config
@@ -65,12 +71,17 @@ class LCRecConfig(BackboneConfig):
         search_beams: int = 20,
         item_encoder: dict[str, Any] | None = None,
         catalogue_fingerprint: str | None = None,
+        codes_fingerprint: str | None = None,
         **kwargs: Any,
     ) -> None:
         text_config = self.read_text_config(text_config)
         vocabulary = text_config.get_text_config().vocab_size
+        check_count("num_levels", num_levels, 1, MOST_LEVELS)
+        check_count("codebook_size", codebook_size, 1)
         if first_index_token is None:
             first_index_token = vocabulary - num_levels * codebook_size
+        elif isinstance(first_index_token, bool) or not isinstance(first_index_token, Integral):
+            raise InputError(f"first_index_token is {first_index_token!r}; it must be a whole number")
         last = first_index_token + num_levels * codebook_size - 1
         if first_index_token < 0 or last >= vocabulary:
             raise InputError(
@@ -79,11 +90,20 @@ class LCRecConfig(BackboneConfig):
                 "(from_backbone)"
             )
         for name, count in (("num_users", num_users), ("num_items", num_items)):
-            if count < 0:
-                raise InputError(f"{name} is {count}; it must be 0 or more")
-        for name, count in (("max_history", max_history), ("search_beams", search_beams)):
-            if count < 1:
-                raise InputError(f"{name} is {count}; it must be 1 or more")
+            check_count(name, count)
+        check_count("max_history", max_history, 1)
+        check_count("search_beams", search_beams, 1, MOST_BEAMS)
+        _check_templates("recommendation_prompts", recommendation_prompts, vocabulary)
+        if query_prompts is not None and (not isinstance(query_prompts, dict) or set(query_prompts) != {"alone", "history"}):
+            raise InputError(f"query_prompts is {str(query_prompts)[:100]}; it must have the templates 'alone' and 'history'")
+        for name, templates in (query_prompts or {}).items():
+            _check_templates(f"query_prompts[{name!r}]", templates, vocabulary)
+        if separator is not None:
+            check_tokens("separator", separator, vocabulary)
+        if item_encoder is not None and not isinstance(item_encoder, dict):
+            raise InputError(f"item_encoder is {str(item_encoder)[:100]}; it must be an object of settings")
+        check_fingerprint("catalogue_fingerprint", catalogue_fingerprint)
+        check_fingerprint("codes_fingerprint", codes_fingerprint)
         self.num_items = num_items
         self.num_users = num_users
         self.num_levels = num_levels
@@ -96,6 +116,7 @@ class LCRecConfig(BackboneConfig):
         self.search_beams = search_beams
         self.item_encoder = item_encoder
         self.catalogue_fingerprint = catalogue_fingerprint
+        self.codes_fingerprint = codes_fingerprint
         kwargs["auto_map"] = dict(AUTO_MAP)
         super().__init__(text_config, **kwargs)
 
@@ -103,6 +124,14 @@ class LCRecConfig(BackboneConfig):
     def last_index_token(self) -> int:
         """Token id of the last code of the last level."""
         return int(self.first_index_token + self.num_levels * self.codebook_size - 1)
+
+
+def _check_templates(name: str, templates: Any, tokens: int) -> None:
+    """Check the templates of a task: a list of lists of segments, or None."""
+    if templates is not None and not isinstance(templates, (list, tuple)):
+        raise InputError(f"{name} is {str(templates)[:100]}; it must be a list of templates")
+    for number, pieces in enumerate(templates or []):
+        check_tokens(f"{name}[{number}]", pieces, tokens, ("items", "query"))
 
 
 __all__ = ["AUTO_MAP", "LCRecConfig"]

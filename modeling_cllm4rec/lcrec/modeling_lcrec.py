@@ -5,6 +5,7 @@ This file and its flat siblings are self-contained because they are copied into 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from transformers.utils import cached_file, can_return_tuple
 
 from ..core.catalogue import Catalogue, KnownUsers, OnUnknown, Recommendations
 from ..core.errors import InputError
+from ..core.folder_checks import check_weights
 from ..core.language_model import (
     check_fields,
     decoder_arguments,
@@ -35,6 +37,7 @@ from ..core.top_items import NO_ITEM, PADDING, top_candidates
 from .beam_search import FoundItems, beam_search, check_tree_attention, score_all
 from .catalogue_changes import CODES, add_items, take_item_rows, with_codes
 from .configuration_lcrec import LCRecConfig
+from .configuration_rqvae import RQVAEConfig
 from .constrained_decoding import ItemTrie
 from .modeling_rqvae import RQVAEModel
 from .prompts import semantic_id_prompt, semantic_id_tokens
@@ -184,6 +187,7 @@ class LCRecForRecommendation(RecommenderModel):
         super().set_catalogue(catalogue)
         for made_from_codes in ("semantic_ids", "trie"):
             self.__dict__.pop(made_from_codes, None)
+        self.config.codes_fingerprint = self._codes_fingerprint()
         self.check_catalogue()
 
     def check_catalogue(self) -> None:
@@ -197,6 +201,17 @@ class LCRecForRecommendation(RecommenderModel):
                 f"the catalogue's codes have {index.num_levels} levels, the model {config.num_levels}: "
                 "the index belongs to another checkpoint"
             )
+        if config.codes_fingerprint not in (None, self._codes_fingerprint()):
+            raise InputError(
+                "the semantic IDs of the items are not those that the weights were trained on (codes in catalogue.parquet, or "
+                "first_index_token in config.json): they belong to another checkpoint"
+            )
+
+    def _codes_fingerprint(self) -> str:
+        """Return the SHA-256 of the codes of all items and of the tokens that they are."""
+        config, codes = self.config, self.semantic_ids.codes
+        tokens = f"{config.first_index_token} {config.codebook_size} {codes.shape} "
+        return hashlib.sha256(tokens.encode() + codes.astype("<i4").tobytes()).hexdigest()
 
     def build_prompts(
         self, user_indices: np.ndarray | None, histories: Iterable[np.ndarray], template: int = 0
@@ -566,14 +581,36 @@ class LCRecForRecommendation(RecommenderModel):
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         file = f"{INDEXER_FOLDER}/config.json"
         if cached_file(pretrained_model_name_or_path, file, **hub, _raise_exceptions_for_missing_entries=False) is not None:
-            model.set_indexer(RQVAEModel.from_pretrained(pretrained_model_name_or_path, subfolder=INDEXER_FOLDER, **hub))
+            model.set_indexer(_load_indexer(pretrained_model_name_or_path, {**hub, "subfolder": INDEXER_FOLDER}, model.config))
         return loaded
 
-    def save_pretrained(self, save_directory: Any, is_main_process: bool = True, **kwargs: Any) -> None:  # type: ignore[override]
-        """As `RecommenderModel.save_pretrained`, with the indexer in a folder of its own."""
-        if self.indexer is not None and is_main_process:
-            self.indexer.save_pretrained(Path(save_directory) / INDEXER_FOLDER)
-        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+    def _save_more(self, folder: Path) -> None:
+        if self.indexer is not None:
+            self.indexer.save_pretrained(folder / INDEXER_FOLDER)
+
+
+def _load_indexer(name: Any, hub: dict[str, Any], config: LCRecConfig) -> RQVAEModel:
+    """Load the indexer of a folder.
+
+    Raises:
+        InputError: its files are damaged, or it makes other codes than those of the model.
+    """
+    try:
+        own = RQVAEConfig.from_pretrained(name, **hub)
+    except InputError as error:
+        raise InputError(f"{INDEXER_FOLDER}/config.json: {error}") from error
+    except (AttributeError, OSError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{INDEXER_FOLDER}/config.json in {name} cannot be read ({' '.join(str(error).split())[:200]}); copy or download the "
+            "folder again"
+        ) from error
+    if (own.num_levels, own.codebook_size) != (config.num_levels, config.codebook_size):
+        raise InputError(
+            f"{INDEXER_FOLDER}/ makes {own.num_levels} codes out of {own.codebook_size}, the model has {config.num_levels} out "
+            f"of {config.codebook_size}: it belongs to another checkpoint"
+        )
+    check_weights(name, own, RQVAEModel, hub)
+    return RQVAEModel.from_pretrained(name, use_safetensors=True, **hub)
 
 
 def _compressed(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from modeling_cllm4rec.commands.addresses import address_family
 from modeling_cllm4rec.commands.command_line import CommandParser
+from modeling_cllm4rec.commands.model_flags import add_device_arguments, placement
 from modeling_cllm4rec.core.errors import RunError
 from modeling_cllm4rec.core.optional_packages import require
 from modeling_cllm4rec.hub.loading import load_recommender
@@ -41,6 +42,7 @@ def parser() -> CommandParser:
     flags.add_argument("--no-batching", action="store_true", help="answer one call after another")
     flags.add_argument("--wait-ms", type=float, default=0.0, help="milliseconds to wait for further calls (default: 0)")
     flags.add_argument("--queue", type=int, default=1024, help="users who may wait before calls get status 503 (default: 1024)")
+    add_device_arguments(flags)
     return flags
 
 
@@ -63,7 +65,7 @@ def serve(arguments: argparse.Namespace) -> None:
         batch_size=arguments.batch_size, batching=not arguments.no_batching, wait_ms=arguments.wait_ms, queue=arguments.queue
     )
     with listening(arguments.host, arguments.port) as listener:
-        service: Any = make_service(load_recommender(arguments.model), settings)
+        service: Any = make_service(load_recommender(arguments.model, **placement(arguments)), settings)
         config = uvicorn.Config(
             service,
             log_config=None,

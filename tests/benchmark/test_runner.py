@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from modeling_cllm4rec import __version__
@@ -42,7 +47,7 @@ def test_a_crash_is_named_and_the_next_job_runs(
 
 def test_finished_jobs_are_not_run_again(monkeypatch: pytest.MonkeyPatch, setting: BenchmarkConfig, tmp_path: Path) -> None:
     code = (
-        "import json, sys, pathlib; task = json.load(sys.stdin)\n"
+        "import json, sys, pathlib; task = json.loads(sys.stdin.readline())\n"
         "if task['job']['model'] == 'second' and not pathlib.Path(task['output'], 'again').exists(): sys.exit('not yet')\n"
         "made = {'status': 'done', 'fingerprint': task['fingerprint'], 'job': task['job']}\n"
         f"made['versions'] = {{'cllm4rec': {__version__!r}}}\n"
@@ -95,3 +100,37 @@ def test_the_worker_itself(data_folder: Path, tmp_path: Path) -> None:
     result = json.loads((tmp_path / "r" / "jobs" / "popularity-seed1.json").read_text())
     assert 10**8 < result["peak_bytes"] < 3 * 10**9
     assert result["versions"]["torch"] and result["machine"] and result["train_seconds"] >= 0
+
+
+PARENT = """
+import json, sys
+from pathlib import Path
+from modeling_cllm4rec.benchmark import runner
+runner.WORKER = (sys.executable, "-c", sys.argv[1])
+runner._run_process({}, Path(sys.argv[2]))
+"""
+WORKER = """
+import sys, threading, time, os
+from modeling_cllm4rec.benchmark.worker import end_with_parent
+sys.stdin.readline()
+threading.Thread(target=end_with_parent, daemon=True).start()
+print(os.getpid(), flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_worker_ends_with_its_parent(number: signal.Signals, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, WORKER, str(log)], env=environment)
+    until = time.monotonic() + 120
+    while not (log.is_file() and log.read_text().strip()):
+        assert time.monotonic() < until and parent.poll() is None
+        time.sleep(0.1)
+    worker = psutil.Process(int(log.read_text()))
+    assert worker.is_running()
+    parent.send_signal(number)
+    assert parent.wait(30) == -number
+    worker.wait(30)

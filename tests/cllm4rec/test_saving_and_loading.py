@@ -223,7 +223,7 @@ def test_the_users_of_another_checkpoint(copy):
     with pytest.raises(ValueError, match="users.parquet holds 1 users, the weights 4: it belongs to another checkpoint"):
         CLLM4RecForRecommendation.from_pretrained(copy)
     KnownUsers(["a", "b", "c", "d"], np.array([0, 1, 1, 1, 1]), np.array([12])).save(copy)
-    with pytest.raises(ValueError, match=r"users.parquet has histories with item 12, the catalogue ends at 11"):
+    with pytest.raises(ValueError, match=r"users.parquet has histories with item 12, the catalogue goes from 0 to 11"):
         CLLM4RecForRecommendation.from_pretrained(copy)
 
 

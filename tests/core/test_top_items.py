@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from modeling_cllm4rec.core.top_items import top_items
+from modeling_cllm4rec.core import top_items as module
+from modeling_cllm4rec.core.top_items import RunningTop, items_per_piece, top_candidates, top_items
 
 FLOATS = st.floats(width=32, allow_nan=False)
 FEW = st.sampled_from([-np.inf, -1.0, -0.0, 0.0, 1e-45, 1.0, np.inf])  # many ties
@@ -64,3 +65,42 @@ def test_k_out_of_range(k):
 def test_nan_is_no_score():
     with pytest.raises(ValueError, match="scores hold NaN: the model's weights or inputs are broken"):
         top_items(torch.tensor([[0.0, float("nan")]]), 1)
+
+
+@given(st.data(), arrays.array_shapes(min_dims=2, max_dims=2, max_side=12), st.sampled_from([FLOATS, FEW]))
+def test_pieces_change_nothing(data, shape, elements):
+    scores = data.draw(arrays.arrays(np.float32, shape, elements=elements))
+    rows, items = shape
+    some_items, chosen_items = (st.lists(st.integers(0, items - 1), unique=True, min_size=least) for least in (0, 1))
+    seen = [np.array(data.draw(some_items), dtype=np.int64) for _ in range(rows)]
+    candidates = data.draw(st.none() | chosen_items.map(lambda found: np.array(sorted(found))))
+    k = data.draw(st.integers(1, items if candidates is None else len(candidates)))
+    size = data.draw(st.integers(1, items))
+    whole = top_candidates(torch.from_numpy(scores.copy()), seen, k, candidates)
+    pieces = top_candidates(torch.from_numpy(scores.copy()).split(size, dim=1), seen, k, candidates)
+    for one, other in zip(whole, pieces, strict=True):
+        np.testing.assert_array_equal(one, other)
+    # A second implementation: remove, sort, number again.
+    for row, forbidden in zip(scores, seen, strict=True):
+        row[forbidden] = -np.inf
+    chosen = np.arange(items) if candidates is None else candidates
+    indices, values = full_sort(scores[:, chosen], k)
+    assert whole[0].tolist() == [[-1 if place < 0 else int(chosen[place]) for place in row] for row in indices]
+    assert whole[1].tolist() == values
+
+
+def test_a_piece_is_sorted_in_constant_memory(monkeypatch):
+    assert [items_per_piece(rows) for rows in (0, 1, 256, 100_000)] == [1 << 22, 1 << 22, 16384, 1024]
+    sizes = []
+    add = RunningTop.add
+    monkeypatch.setattr(RunningTop, "add", lambda self, scores: (sizes.append(scores.shape), add(self, scores))[1])
+    monkeypatch.setattr(module, "SCORES_PER_PIECE", 0)
+    assert top_items(torch.arange(3000.0)[None], 2)[0].tolist() == [[2999, 2998]]
+    assert sizes == [(1, 1024), (1, 1024), (1, 952)]
+
+
+def test_item_indices_beyond_31_bits_are_kept():
+    best = RunningTop(1)
+    best.num_items = (1 << 32) - 2
+    best.add(torch.tensor([[1.0, 2.0]]))
+    assert best.found()[0].tolist() == [[(1 << 32) - 1]]

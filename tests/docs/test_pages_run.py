@@ -11,6 +11,7 @@ from pages import ROOT, blocks, run_page
 RUN = {"metrics"}
 """Pages that run in an empty folder."""
 NOT_RUN = {
+    "inference": "GPUs and several machines; tests/commands and tests/hub do the same on the CPU",
     "app": "a server that runs until it is stopped; tests/app starts it",
     "measurements": "runs of hours on public data sets",
     "own-data": "trains both systems step by step; the guides do the same with data at hand",

@@ -39,13 +39,22 @@ def test_lcrec_has_no_vectors(tiny_backbones):
 
 
 def test_an_output_folder_holds_nothing_else(tmp_path):
-    assert new_output_folder(tmp_path / "a" / "b").is_dir()
-    assert new_output_folder(tmp_path / "a" / "b").is_dir()
-    with pytest.raises(FileExistsError, match="folder is .*, which is not empty"):
-        new_output_folder(tmp_path / "a")
+    for _ in range(2):  # also into an empty folder
+        with new_output_folder(tmp_path / "a" / "b") as temporary:
+            assert temporary.is_dir() and temporary != tmp_path / "a" / "b"
+    assert (tmp_path / "a" / "b").is_dir()
+    with pytest.raises(FileExistsError, match="folder: .* exists and is not empty"), new_output_folder(tmp_path / "a"):
+        pass
     (tmp_path / "file").write_text("x")
-    with pytest.raises(FileExistsError, match="which is not empty"):
-        new_output_folder(tmp_path / "file")
+    with pytest.raises(FileExistsError, match="exists and is not empty"), new_output_folder(tmp_path / "file"):
+        pass
+
+
+def test_an_export_that_fails_leaves_nothing(tmp_path):
+    with pytest.raises(KeyError), new_output_folder(tmp_path / "out") as temporary:
+        (temporary / "half").write_text("x")
+        raise KeyError
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_no_such_model(tmp_path, capsys):

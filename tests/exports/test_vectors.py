@@ -139,7 +139,7 @@ def test_the_command_prints_recall(model_folder, tmp_path, capsys):
     assert "40 item vectors and 0 user vectors of width 32" in out
     assert "index: recall@4 1.0000 of the exact answer on 5 users" in out
     assert main([*flags, "--output", str(tmp_path / "a")]) == 2
-    assert "which is not empty; choose a new or empty folder" in capsys.readouterr().err
+    assert "exists and is not empty; choose a new or empty folder" in capsys.readouterr().err
     assert main([*flags, "--json", "--no-index", "--output", str(tmp_path / "c")]) == 0
     assert json.loads(capsys.readouterr().out)["index"] is None
 

@@ -65,7 +65,7 @@ def test_a_model_in_the_cache_needs_no_hub(
     (cached / "refs" / "main").write_text("a" * 40)
     environment = {**UNREACHED, "HF_HUB_CACHE": str(tmp_path / "hub")}
     said = run(RECOMMEND, package=True, environment=environment, model="you/mine")
-    assert said["code"] == 0 and said["seconds"] < 20 and said["lines"] == []
+    assert said["code"] == 0 and said["seconds"] < 20 and said["lines"] == ["you/mine: on cpu, float32, attention sdpa"]
 
 
 def test_a_name_that_the_hub_cannot_have(capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,7 +73,7 @@ def test_a_name_that_the_hub_cannot_have(capsys: pytest.CaptureFixture[str]) -> 
     assert "--model: a name is no folder with a model" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("config", [None, "[]", "{}", '{"model_type": "none"}'])
+@pytest.mark.parametrize("config", [None, "{}", '{"model_type": "none"}'])
 def test_a_folder_without_a_model(config, tmp_path):
     (tmp_path / "config.json").write_text(config or "{}")
     if config is None:

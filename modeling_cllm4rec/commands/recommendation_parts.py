@@ -1,0 +1,165 @@
+"""Recommendations as a folder of Parquet parts: processes and machines write it together, and a run that was stopped goes on.
+
+A part holds the recommendations of consecutive users. Which users are in a part, and in which batches they are scored, depends on
+the question alone, so any number of processes writes the same rows. A part is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from modeling_cllm4rec.core.catalogue import CATALOGUE_FILE, USERS_FILE
+from modeling_cllm4rec.core.errors import ExistingFileError, InputError
+from modeling_cllm4rec.core.processes import launched_processes
+from modeling_cllm4rec.corpora.atomic_files import PARTIAL, atomic_file
+
+__all__ = ["PART_SIZE", "QUESTION_FILE", "Share", "fingerprint_of_file", "fingerprint_of_model", "share_of", "write_parts"]
+
+PART_SIZE = 16384
+"""Users of one part, unless another number is given."""
+QUESTION_FILE = "_question.json"
+"""Readers of Parquet folders skip names that begin with an underscore."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """The parts that one process writes.
+
+    Attributes:
+        shard, shards: number of the shard, from 0, and how many there are.
+        process, processes: the same for the processes of the shard.
+
+    Example:
+        >>> share = Share(shard=1, shards=2, process=0, processes=2)
+        >>> [part for part in range(10) if share.has(part)]
+        [1, 5, 9]
+    """
+
+    shard: int = 0
+    shards: int = 1
+    process: int = 0
+    processes: int = 1
+
+    def has(self, part: int) -> bool:
+        """Return whether this process writes a part."""
+        return part % self.shards == self.shard and part // self.shards % self.processes == self.process
+
+
+def share_of(shard: str | None) -> Share:
+    """Return the share of this process of a launch in a shard such as `2/4`, the second of four; None is the only shard.
+
+    Raises:
+        InputError: no such shard.
+
+    Example:
+        >>> share_of("2/4")
+        Share(shard=1, shards=4, process=0, processes=1)
+    """
+    process, processes = launched_processes()
+    if shard is None:
+        return Share(process=process, processes=processes)
+    found = re.fullmatch(r"(\d+)/(\d+)", shard)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise InputError(f"shard is {shard!r}; give the number of this shard and of all shards, from 1/4 to 4/4 for four")
+    return Share(int(found[1]) - 1, int(found[2]), process, processes)
+
+
+def write_parts(
+    folder: Path,
+    question: dict[str, Any],
+    num_users: int,
+    part_size: int,
+    share: Share,
+    tables: Callable[[int, int], Iterator[pa.Table]],
+) -> tuple[int, int, int]:
+    """Write the parts of a share that are not there yet.
+
+    Args:
+        folder: new, empty, or with parts of the same question.
+        question: all that decides what the rows are, as JSON values.
+        num_users: users who are asked for.
+        part_size: users of a part.
+        share: the parts of this process.
+        tables: a function of the first user and the user after the last one, which yields their recommendations.
+
+    Returns:
+        The number of parts that were written and that were there, of this share, and of those of all shares that are missing.
+
+    Raises:
+        ExistingFileError: the folder holds something else, or parts of another question.
+    """
+    parts = -(-num_users // part_size)
+    _claim(folder, {**question, "users": num_users, "part_size": part_size, "parts": parts})
+    files = [folder / f"part-{number:05d}.parquet" for number in range(parts)]
+    written = there = 0
+    for number, file in enumerate(files):
+        if not share.has(number):
+            continue
+        if file.exists():
+            there += 1
+            continue
+        _write(tables(number * part_size, min((number + 1) * part_size, num_users)), file)
+        written += 1
+    missing = sum(not file.exists() for file in files)
+    if not missing:  # what killed processes left
+        for leftover in folder.glob(f".part-*{PARTIAL}"):
+            leftover.unlink(missing_ok=True)
+    return written, there, missing
+
+
+def _write(tables: Iterator[pa.Table], file: Path) -> None:
+    head = next(tables)
+    with atomic_file(file) as temporary, pq.ParquetWriter(temporary, head.schema) as writer:
+        writer.write_table(head)
+        for table in tables:
+            writer.write_table(table)
+
+
+def _claim(folder: Path, question: dict[str, Any]) -> None:
+    """Write the question into a new folder, or check that it is the one of the parts that are there."""
+    file = folder / QUESTION_FILE
+    folder.mkdir(parents=True, exist_ok=True)
+    if not file.exists():
+        if any(not path.name.startswith((".", "_")) for path in folder.iterdir()):
+            raise ExistingFileError(f"output: {folder} is not empty and holds no {QUESTION_FILE}; choose another folder")
+        with atomic_file(file) as temporary:  # processes that start together write the same
+            temporary.write_text(json.dumps(question, indent=1) + "\n", encoding="utf-8")
+    try:
+        there = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ExistingFileError(f"output: {file} cannot be read ({error}); choose another folder, or delete this one") from error
+    names = [name for name in {**question, **there} if there.get(name) != json.loads(json.dumps(question.get(name)))]
+    if names:
+        changes = ", ".join(f"{name} {there.get(name)!r} there, {question.get(name)!r} here" for name in names)
+        raise ExistingFileError(
+            f"output: {folder} holds recommendations of another question ({changes}); choose another folder, or delete this one"
+        )
+
+
+def fingerprint_of_file(path: str | Path) -> str:
+    """Return the SHA-256 of a file."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint_of_model(model: Any, name: str) -> str:
+    """Return the SHA-256 over the files that decide what a model recommends; for a name on the Hub, its commit.
+
+    Args:
+        name: the folder, or the name on the Hub, that it was loaded from.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        return f"{name}@{model.config._commit_hash}"
+    files = [folder / "config.json", folder / CATALOGUE_FILE, folder / USERS_FILE, *sorted(folder.glob("*.safetensors"))]
+    parts = [fingerprint_of_file(file) for file in files if file.is_file()]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
