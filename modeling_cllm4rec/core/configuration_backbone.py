@@ -71,8 +71,9 @@ def check_count(name: str, value: Any, least: int = 0, most: int = MOST) -> None
     Raises:
         InputError: it is none, or out of range.
     """
-    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) <= most:
-        allowed = f"{least} or more" if most == MOST else f"{least} to {most}"
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not whole or not least <= int(value) <= most:
+        allowed = f"{least} or more" if most == MOST and not (whole and value > most) else f"{least} to {most}"
         raise InputError(f"{name} is {str(value)[:100]}; it must be {allowed}, a whole number")
 
 

@@ -48,7 +48,10 @@ def check_weights(
         InputError: there are no safetensors, they are cut off, they have another shape, or the configuration describes no model.
     """
     shapes: dict[str, tuple[int, ...]] = {}
-    for file in _weight_files(name, hub, variant):
+    files = _weight_files(name, hub, variant)
+    if hub.get("subfolder"):
+        name = f"{name}/{hub['subfolder']}"
+    for file in files:
         try:
             with safe_open(file, "pt") as tensors:
                 shapes |= {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}
@@ -95,6 +98,7 @@ def _weight_files(name: Any, hub: Mapping[str, Any], variant: str | None) -> lis
     Raises:
         InputError: there are none, or an index of shards that is damaged or names other places.
     """
+    place = f"{name}/{hub['subfolder']}" if hub.get("subfolder") else name
     mark = "" if variant is None else f".{variant}"
     single = SAFE_WEIGHTS_NAME.replace(".safetensors", f"{mark}.safetensors")
     file = _found(name, single, hub)
@@ -102,14 +106,14 @@ def _weight_files(name: Any, hub: Mapping[str, Any], variant: str | None) -> lis
         return [file]
     index = _found(name, SAFE_WEIGHTS_INDEX_NAME.replace(".json", f"{mark}.json"), hub)
     if index is None:
-        folder = Path(name, hub.get("subfolder") or "")
+        folder = Path(place)
         others = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES) if folder.is_dir() else []
         if others:
             raise InputError(
-                f"{name} holds its weights as {others[0]}, which can run code when it is read; only safetensors are read: if you "
-                "trust the folder, load it with torch.load(..., weights_only=True) and write it with safetensors.torch.save_file"
+                f"{place} holds its weights as {others[0]}, which can run code when it is read; only safetensors are read: if "
+                "you trust it, load it with torch.load(..., weights_only=True) and write it with safetensors.torch.save_file"
             )
-        raise MissingFileError(f"{name} has no file named {single}; {COPY_AGAIN}")
+        raise MissingFileError(f"{place} has no file named {single}; {COPY_AGAIN}")
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(one, str) for one in names.values()):
         raise InputError(f"{index} cannot be read (it has no weight_map of file names); {COPY_AGAIN}")
@@ -118,10 +122,10 @@ def _weight_files(name: Any, hub: Mapping[str, Any], variant: str | None) -> lis
         if os.path.basename(shard) != shard or not shard.endswith(".safetensors"):
             raise InputError(f"{index} names the shard {shard!r}; only safetensors files of the same folder are read")
     found = {shard: _found(name, shard, hub) for shard in shards}
-    missing = [shard for shard, place in found.items() if place is None]
+    missing = [shard for shard, file in found.items() if file is None]
     if missing:
-        raise InputError(f"{name} lacks the shard {missing[0]} of its weights ({len(missing)} in all); {COPY_AGAIN}")
-    return [place for place in found.values() if place is not None]
+        raise InputError(f"{place} lacks the shard {missing[0]} of its weights ({len(missing)} in all); {COPY_AGAIN}")
+    return [file for file in found.values() if file is not None]
 
 
 def _found(name: Any, file: str, hub: Mapping[str, Any]) -> str | None:

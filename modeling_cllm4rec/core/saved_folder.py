@@ -139,14 +139,16 @@ def replace_files(source: Path, target: Path) -> None:
     Weights of an earlier save that the new one does not have, such as further shards, are removed.
     """
     new = {file.name for file in source.iterdir()}
-    for file in sorted(source.rglob("*")):
+    files = sorted(source.rglob("*"))
+    for file in files:
+        if file.suffix == ".safetensors" and (config := file.parent / "config.json").exists():
+            shutil.copymode(config, file)  # safetensors writes files that only their owner may read
+    for file in files:
         place = target / file.relative_to(source)
         if file.is_dir():
             place.mkdir(exist_ok=True)
-            continue
-        if file.suffix == ".safetensors" and (config := file.parent / "config.json").exists():
-            shutil.copymode(config, file)  # safetensors writes files that only their owner may read
-        file.replace(place)
+        else:
+            file.replace(place)
     for stem in {_SHARD.sub("", name) for name in new if name.endswith(".safetensors")}:
         index = f"model.safetensors.index{stem.removeprefix('model')}.json"
         for file in target.iterdir():

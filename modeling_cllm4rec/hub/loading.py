@@ -69,16 +69,21 @@ def load_recommender(
     if Path(name, CONFIG_NAME).is_file():
         read_json(Path(name, CONFIG_NAME))
     try:
-        AutoConfig.from_pretrained(name, local_files_only=bool(unreached))
+        AutoConfig.from_pretrained(name, local_files_only=bool(unreached), trust_remote_code=False)
     except OSError:  # reported below, with the weights
         pass
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # its fields are wrong: no programming error
+        reason = " ".join(str(error).split())[:300]
+        if "trust_remote_code" in reason:  # the advice to run the code of an unknown folder is none
+            reason = "the model_type in its config.json is none of this package's"
+        if Path(name).is_dir() and not Path(name, CONFIG_NAME).exists():
+            reason = f"there is no {CONFIG_NAME}"
         raise InputError(
-            f"{argument}: {name} holds no model that can be loaded ({' '.join(str(error).split())[:300]}); name the folder of a "
-            "finished run, or a model on the Hub"
+            f"{argument}: {name} holds no model that can be loaded ({reason}); name the folder of a finished run, or a model on "
+            "the Hub"
         ) from error
     try:
-        model = AutoModel.from_pretrained(name, **from_cache, **given)
+        model = AutoModel.from_pretrained(name, trust_remote_code=False, **from_cache, **given)
     except CLLM4RecError:
         raise
     except SafetensorError as error:  # of a model that does not recommend
@@ -117,11 +122,11 @@ def load_tokenizer(name: str | Path, argument: str = "model") -> Any:
         InputError: there is none, or its files cannot be read.
     """
     try:
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)  # without it, transformers asks at the terminal
     except Exception as error:  # the tokenizers library raises `Exception` itself
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise InputError(
-            f"{argument}: the tokenizer in {name} cannot be read ({' '.join(str(error).split())[:200]}); copy or download the "
-            "folder again"
+            f"{argument}: the tokenizer in {name} cannot be read ({reason}); copy or download the folder again"
         ) from error
 
 

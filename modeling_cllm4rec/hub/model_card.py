@@ -20,6 +20,7 @@ from transformers.utils import CONFIG_NAME
 from modeling_cllm4rec import __version__
 from modeling_cllm4rec.core.recommender import RecommenderModel
 from modeling_cllm4rec.core.saved_folder import CURVES_FILE
+from modeling_cllm4rec.corpora.atomic_files import atomic_file
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.evaluation.protocol import ALL_SCORED
 from modeling_cllm4rec.evaluation.report import EvaluationReport
@@ -69,7 +70,8 @@ def save_record(folder: Path, stage: str, record: dict[str, Any], earlier: Path 
     records = {} if earlier is None else read_records(earlier)
     records = records or read_records(folder)
     records[stage] = record
-    (folder / RECORD_FILE).write_text(json.dumps(records, indent=1), encoding="utf-8")
+    with atomic_file(folder / RECORD_FILE) as temporary:  # a torn record would stop --resume
+        temporary.write_text(json.dumps(records, indent=1), encoding="utf-8")
     keep_curves(folder)
 
 
@@ -233,7 +235,8 @@ def update_card(folder: Path, data: RecommendationData) -> str:
     else:
         system = system_of_stages(records)
     card = make_card(folder.resolve().name, system, records, data.info, reports, (folder / CURVES_FILE).is_file())
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    with atomic_file(folder / "README.md") as temporary:
+        temporary.write_text(card, encoding="utf-8")
     return card
 
 

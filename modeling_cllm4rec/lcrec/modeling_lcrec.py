@@ -600,9 +600,9 @@ def _load_indexer(name: Any, hub: dict[str, Any], config: LCRecConfig) -> RQVAEM
     except InputError as error:
         raise InputError(f"{INDEXER_FOLDER}/config.json: {error}") from error
     except (AttributeError, OSError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise InputError(
-            f"{INDEXER_FOLDER}/config.json in {name} cannot be read ({' '.join(str(error).split())[:200]}); copy or download the "
-            "folder again"
+            f"{INDEXER_FOLDER}/config.json in {name} cannot be read ({reason}); copy or download the folder again"
         ) from error
     if (own.num_levels, own.codebook_size) != (config.num_levels, config.codebook_size):
         raise InputError(

@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import (
 )
 from modeling_cllm4rec.core import saved_folder
 from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers
+from modeling_cllm4rec.core.errors import FileWriteError
 from modeling_cllm4rec.core.saved_folder import flat_code
 
 CODE = flat_code(CLLM4RecForRecommendation)
@@ -345,3 +347,33 @@ def test_broken_generation_settings(content, tmp_path):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"{path} cannot be read .*; copy or download the folder again"):
         saved_folder._read_generation_config(str(path))
+
+
+@gpt2_only
+def test_a_save_that_fails_leaves_the_folder_as_it_was(copy, recommender, monkeypatch):
+    def no_room(*_):
+        raise OSError(28, "No space left on device")
+
+    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+    monkeypatch.setattr("modeling_cllm4rec.core.recommender.save_parts", no_room)
+    with pytest.raises(FileWriteError, match=f"{copy} cannot be written .*No space left.*; what was there before is unchanged"):
+        recommender.save_pretrained(copy)
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
+
+
+@gpt2_only
+def test_what_a_killed_save_left_is_removed_by_the_next(recommender, tmp_path):
+    (tmp_path / ".saving-0123").mkdir()
+    (tmp_path / ".saving-0123" / WEIGHTS).write_bytes(b"half")
+    recommender.save_pretrained(tmp_path)
+    assert not list(tmp_path.glob(".saving-*"))
+
+
+@gpt2_only
+def test_weights_may_be_read_by_the_readers_of_the_other_files(recommender, tmp_path):
+    before = os.umask(0o027)
+    try:
+        recommender.save_pretrained(tmp_path, max_shard_size="30KB")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o640}

@@ -124,6 +124,12 @@ def reverse_codes(table: pa.Table) -> list[list[int]]:
     return table["codes"].to_pylist()[::-1]
 
 
+def expanding(items: int, characters: int) -> pa.Table:
+    """Return a table that takes few bytes as a dictionary, and items x characters when it is read."""
+    title = pa.DictionaryArray.from_arrays(pa.array(np.zeros(items, np.int32)), ["x" * characters])
+    return pa.table({"item_id": range(items), "title": title})
+
+
 PROMPTS = "recommendation_prompts"
 CLLM4REC: dict[str, Change] = {
     "no `config.json`": lambda folder: (folder / CONFIG).unlink(),
@@ -175,9 +181,7 @@ CLLM4REC: dict[str, Change] = {
     "catalogue cut off": cut(CATALOGUE),
     "catalogue that is no Parquet": write(CATALOGUE, "item_id\n1\n"),
     "catalogue with fewer items": rows(CATALOGUE, lambda table: table.slice(0, 3)),
-    "catalogue of 60,000 long titles in 100 kB": rows(
-        CATALOGUE, lambda _: pa.table({"item_id": range(60_000), "title": pa.array(["x" * 100_000]).take(pa.array([0] * 60_000))})
-    ),
+    "catalogue of 60,000 long titles in 100 kB": rows(CATALOGUE, lambda _: expanding(60_000, 100_000)),
     "catalogue without `item_id`": column(CATALOGUE, "item_id", None),
     "items with fractions as ids": column(CATALOGUE, "item_id", lambda table: np.arange(6) / 2),
     "an item without id": column(CATALOGUE, "item_id", lambda table: [None, *"bcdef"]),
@@ -206,7 +210,7 @@ LCREC: dict[str, Change] = {
     "codes that two items share": column(CATALOGUE, "codes", lambda table: [[1, 2]] * 12),
     "codes beyond the codebook": column(CATALOGUE, "codes", lambda table: [[number, 9] for number in range(12)]),
     "negative codes": column(CATALOGUE, "codes", lambda table: [[-1, number] for number in range(12)]),
-    "codes of three levels": column(CATALOGUE, "codes", lambda table: [[0, 0, 0]] * 12),
+    "codes of three levels": column(CATALOGUE, "codes", lambda table: [[number // 5, number % 5, 0] for number in range(12)]),
     "codes that are texts": column(CATALOGUE, "codes", lambda table: [["a"]] * 12),
     "a catalogue without codes": column(CATALOGUE, "codes", None),
     "`first_index_token: 0`": fields(first_index_token=0),

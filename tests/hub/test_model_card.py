@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -188,3 +189,24 @@ def test_a_record_follows_those_of_what_it_started_from(record, tmp_path):
     save_record(folder, "finetune", {**record, "steps": 3}, earlier=start)
     assert [(stage, one["steps"]) for stage, one in read_records(folder).items()] == [("pretrain", 30), ("finetune", 3)]
     assert read_records(tmp_path) == {}
+
+
+def test_what_a_card_quotes_is_no_markup(record):
+    evil = "<img src=x onerror=alert(1)> [x](javascript:alert(1)) ![y][z]\n# heading\n```\n<script>"
+    info = {"statistics": {evil: evil}, "protocol": {"line": evil}, "license": evil}
+    info["sources"] = [{"table": evil, "file": evil, "sha256": evil}]
+    hostile = {**record, "machine": evil, "arguments": {"output": evil}, "changed": {"output": evil}, "notes": [evil]}
+    text = make_card("mine " + evil, CLLM4REC, {"pretrain": hostile}, {**INFO, **info}).split("\n---\n", 1)[1]
+    fence, outside = None, []
+    for line in text.split("\n"):
+        mark = re.match("`{3,}", line)
+        if fence is None and mark:
+            fence = mark[0]
+        elif fence is not None and line.startswith(fence):
+            fence = None
+        elif fence is None:
+            outside.append(line)
+    assert fence is None
+    words = "\n".join(outside)
+    assert not re.search(r"<img|<script|\]\(javascript|\]\[z|^# heading|^```$", words, re.MULTILINE)
+    assert words.count("&lt;img") >= 8

@@ -96,6 +96,20 @@ def test_add_items_to_cllm4rec(
     assert "8 items were added after this training" in update_card(output, withheld.data)  # a later evaluation does not drop it
 
 
+def test_add_items_that_fails_leaves_nothing_and_can_be_repeated(
+    cllm4rec: Path, new_items: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    flags = ("--model", cllm4rec, "--items", new_items, "--output", tmp_path / "grown")
+    with monkeypatch.context() as patch:
+        patch.setattr(CLLM4RecTokenizer, "save_pretrained", killed)
+        assert main_of("add_items")(*flags) == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["new.parquet"]
+    assert main_of("add_items")(*flags) == 0
+
+
 def test_add_items_to_lcrec(
     lcrec: Path, new_items: Path, withheld: HeldOutItems, tiny_backbones: dict[str, Path], tmp_path: Path
 ) -> None:
