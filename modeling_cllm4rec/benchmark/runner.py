@@ -179,7 +179,7 @@ def _run_process(task: dict[str, Any], log: Path) -> str:
         )
         assert process.stdin is not None
         try:
-            # The pipe stays open: its end tells the worker that this process is gone, however it ended.
+            # The pipe stays open: it ends when this process is gone, however it ended.
             with contextlib.suppress(BrokenPipeError):  # the worker has ended already
                 process.stdin.write(json.dumps(task) + "\n")
                 process.stdin.flush()

@@ -91,13 +91,13 @@ class Asked(NamedTuple):
     """The users who are asked for.
 
     Attributes:
-        count: number of users.
+        size: number of users.
         some: function of the first user and of the user after the last one, which returns `users`, `histories` or `queries` of a
             question, and the `names` of the answers.
         about: what the question says of them, to recognize the same users.
     """
 
-    count: int
+    size: int
     some: Callable[[int, int], dict[str, Any]]
     about: str
 
@@ -157,7 +157,7 @@ def tables(
 ) -> Iterator[pa.Table]:
     """Yield the recommendations of the users from `start` to `stop`, all by default, one table a batch."""
     search = search_settings(arguments, model)
-    stop = asked.count if stop is None else stop
+    stop = asked.size if stop is None else stop
     num_users = 0
     for first in range(start, max(stop, start + 1), USERS_AT_ONCE):
         given = asked.some(first, min(first + USERS_AT_ONCE, stop))
@@ -176,7 +176,7 @@ def tables(
             if names is not None:
                 table = table.set_column(0, "user", names.take(table["user"]))
             yield table
-    if not num_users and (start, stop) == (0, asked.count):
+    if not num_users and (start, stop) == (0, asked.size):
         raise InputError(f"--on-unknown skip leaves no user: {arguments.model} knows none of those that were asked for")
 
 
@@ -214,7 +214,7 @@ def write_folder(arguments: argparse.Namespace, model: RecommenderModel, asked: 
     written, there, missing = write_parts(
         Path(arguments.output),
         question,
-        asked.count,
+        asked.size,
         size,
         share,
         lambda start, stop: tables(arguments, model, asked, start, stop),

@@ -74,7 +74,7 @@ def load_recommender(
         pass
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # its fields are wrong: no programming error
         reason = " ".join(str(error).split())[:300]
-        if "trust_remote_code" in reason:  # the advice to run the code of an unknown folder is none
+        if "trust_remote_code" in str(error):  # the advice to run the code of an unknown folder is none
             reason = "the model_type in its config.json is none of this package's"
         if Path(name).is_dir() and not Path(name, CONFIG_NAME).exists():
             reason = f"there is no {CONFIG_NAME}"

@@ -152,7 +152,7 @@ CLLM4REC: dict[str, Change] = {
     '`max_history_tokens: "all"`': fields(max_history_tokens="all"),
     "prompts that are a list": fields(**{PROMPTS: [[1]]}),
     "prompts with the token 10^9": fields(PROMPTS, known=[[10**9], "items"]),
-    "prompts with an unknown word": fields(PROMPTS, known=[[1], "person"]),
+    "prompts with an unknown word": fields(PROMPTS, known=[[1], "buyer"]),
     "`catalogue_fingerprint: 7`": fields(catalogue_fingerprint=7),
     "`text_config` that is a text": fields(text_config="gpt2"),
     "`text_config` without `model_type`": fields("text_config", model_type=None),
