@@ -12,9 +12,9 @@ import yaml
 
 import modeling_cllm4rec
 from modeling_cllm4rec.commands.command_line import CommandParser, print_json
-from modeling_cllm4rec.core.errors import ExistingFileError, InputError
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.core.optional_packages import declared_requirements, require
-from modeling_cllm4rec.corpora.atomic_files import check_output_folder
+from modeling_cllm4rec.corpora.atomic_files import atomic_folder, check_new_folder
 
 EPILOG = """example:
   cllm4rec export space --model you/beauty --output space
@@ -113,14 +113,13 @@ def write_space(folder: str | Path, files: dict[str, str]) -> None:
     Raises:
         ExistingFileError: the folder is not empty.
     """
-    target = Path(folder)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ExistingFileError(f"folder is {folder}, which is not empty; choose a new or empty folder")
-    check_output_folder(target)
-    target.mkdir(parents=True, exist_ok=True)
-    for name, text in files.items():
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        (target / name).write_text(text, encoding="utf-8")
+    check_new_folder(folder, "folder")
+    target = Path(folder).resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_folder(target, unique=True) as temporary:
+        for name, text in files.items():
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+            (temporary / name).write_text(text, encoding="utf-8")
 
 
 def parser() -> CommandParser:

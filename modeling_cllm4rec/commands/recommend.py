@@ -105,16 +105,16 @@ class Asked(NamedTuple):
 def asked_users(arguments: argparse.Namespace, model: RecommenderModel) -> Asked:
     """Return the users of the flags: those of a file, those who are named, queries, or everyone."""
     if arguments.histories:
-        histories = read_histories(arguments.histories)
+        histories = HistoriesFile(arguments.histories)
 
         def of_file(start: int, stop: int) -> dict[str, Any]:
-            part = histories.slice(start, stop - start)
+            part = histories.rows(start, stop)
             users = part["user_id"].to_pylist() if "user_id" in part.column_names else None
             names = part["user"] if "user" in part.column_names else pa.array(range(start, stop))
             names = names if users is None else None
             return {"users": users, "histories": part["history"].to_pylist(), "names": names}
 
-        return Asked(histories.num_rows, of_file, f"histories {fingerprint_of_file(arguments.histories)}")
+        return Asked(len(histories), of_file, f"histories {fingerprint_of_file(arguments.histories)}")
     if arguments.queries:
         queries: list[str] = arguments.queries
         return Asked(len(queries), lambda start, stop: {"queries": queries[start:stop]}, f"queries {queries!r}")
@@ -129,27 +129,61 @@ def asked_users(arguments: argparse.Namespace, model: RecommenderModel) -> Asked
     return Asked(len(everyone), lambda start, stop: {"users": ids.ids_of(everyone[start:stop])}, "everyone")
 
 
-def read_histories(path: str) -> pa.Table:
-    """Read the users of a histories file."""
-    if not Path(path).is_file():
-        raise MissingFileError(f"--histories: there is no file {path}")
-    try:
-        table = pq.read_table(path) if path.endswith(".parquet") else pyarrow.json.read_json(path)
-    except pa.ArrowInvalid as error:
-        raise InputError(f"--histories: {path} is neither Parquet nor JSON lines ({error})") from error
-    if "history" not in table.column_names:
-        raise InputError(f"--histories: {path} has columns {table.column_names}; it needs 'history' (lists of item ids)")
-    if not table.num_rows:
-        raise InputError(f"--histories: {path} is empty")
-    if {"user", "user_id"} <= set(table.column_names):
-        raise InputError(
-            f"--histories: {path} has columns 'user_id' and 'user'; keep 'user_id' for users that the model knows, or 'user' "
-            "for names that are only handed through"
-        )
-    unread = sorted(set(table.column_names) - {"history", "user", "user_id"})
-    if unread:
-        logger.warning("--histories: columns of %s that are not read: %s", path, ", ".join(unread))
-    return table
+class HistoriesFile:
+    """A histories file, of which some rows are in memory at a time: Parquet by its row groups. JSON lines are read as a whole.
+
+    Raises:
+        MissingFileError: there is no such file.
+        InputError: it is damaged or empty, or lacks the histories.
+    """
+
+    def __init__(self, path: str) -> None:
+        if not Path(path).is_file():
+            raise MissingFileError(f"--histories: there is no file {path}")
+        self.path = path
+        self.table: pa.Table | None = None
+        self.file: pq.ParquetFile | None = None
+        try:
+            if path.endswith(".parquet"):
+                self.file = pq.ParquetFile(path)
+                names = self.file.schema_arrow.names
+                sizes = [self.file.metadata.row_group(number).num_rows for number in range(self.file.num_row_groups)]
+            else:
+                self.table = pyarrow.json.read_json(path)
+                names, sizes = self.table.column_names, [self.table.num_rows]
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"--histories: {path} is neither Parquet nor JSON lines ({error})") from error
+        self.columns = [name for name in ("history", "user", "user_id") if name in names]
+        self.ends = np.cumsum([0, *sizes])
+        self.read: tuple[range, pa.Table] = (range(0), pa.table({}))
+        if "history" not in self.columns:
+            raise InputError(f"--histories: {path} has columns {names}; it needs 'history' (lists of item ids)")
+        if not self.ends[-1]:
+            raise InputError(f"--histories: {path} is empty")
+        if {"user", "user_id"} <= set(names):
+            raise InputError(
+                f"--histories: {path} has columns 'user_id' and 'user'; keep 'user_id' for users that the model knows, or 'user' "
+                "for names that are only handed through"
+            )
+        unread = sorted(set(names) - {"history", "user", "user_id"})
+        if unread:
+            logger.warning("--histories: columns of %s that are not read: %s", path, ", ".join(unread))
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def rows(self, start: int, stop: int) -> pa.Table:
+        """Return the rows from `start` to `stop`."""
+        if self.file is None:
+            assert self.table is not None
+            return self.table.slice(start, stop - start)
+        groups = range(int(np.searchsorted(self.ends, start, "right")) - 1, int(np.searchsorted(self.ends, stop, "left")))
+        if groups != self.read[0]:
+            try:
+                self.read = (groups, self.file.read_row_groups(list(groups), columns=self.columns))
+            except (pa.ArrowException, OSError) as error:
+                raise InputError(f"--histories: {self.path} cannot be read ({error}); write it again") from error
+        return self.read[1].slice(start - int(self.ends[groups[0]]), stop - start)
 
 
 def tables(

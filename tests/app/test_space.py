@@ -49,7 +49,7 @@ def test_the_command(tmp_path, capsys):
     assert "title: beauty" in (folder / "README.md").read_text(encoding="utf-8")
     assert "upload" in capsys.readouterr().out
     assert main(["--model", "you/beauty", "--output", str(folder)]) == 2
-    assert "which is not empty" in capsys.readouterr().err
+    assert "exists and is not empty" in capsys.readouterr().err
     with pytest.raises(FileExistsError, match="choose a new or empty folder"):
         write_space(folder, {})
     flags = ["--model", "you/beauty", "--output", str(tmp_path / "released"), "--requirement", "cllm4rec[app] @ git+https://x/y"]

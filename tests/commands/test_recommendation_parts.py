@@ -20,6 +20,7 @@ from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendati
 from modeling_cllm4rec.cllm4rec.prompts import Prompts, recommendation_segments
 from modeling_cllm4rec.commands import recommendation_parts
 from modeling_cllm4rec.commands.main import main
+from modeling_cllm4rec.commands.recommend import HistoriesFile
 from modeling_cllm4rec.commands.recommendation_parts import QUESTION_FILE, share_of
 from modeling_cllm4rec.core import top_items
 from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers
@@ -207,6 +208,29 @@ def test_pieces_of_the_item_table_change_no_answer(
     every = recommender.score_histories(np.arange(60), data.histories("train"))
     ranked = recommender.rank_histories(np.arange(60), data.histories("train"), None, 40)
     assert ranked.tolist() == top_items.top_items(torch.from_numpy(every), 40)[0].tolist()
+
+
+@pytest.mark.parametrize("row_group_size", [1, 3, 7, 1000])
+def test_histories_are_read_by_row_groups(row_group_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = pa.table({"history": [[number] for number in range(20)], "user": [f"user {number}" for number in range(20)]})
+    pq.write_table(table, tmp_path / "histories.parquet", row_group_size=row_group_size)
+    file = HistoriesFile(str(tmp_path / "histories.parquet"))
+    assert len(file) == 20
+    for start, stop in [(0, 5), (5, 10), (6, 7), (0, 20), (19, 20), (3, 9)]:
+        assert file.rows(start, stop).to_pydict() == table.slice(start, stop - start).to_pydict()
+        assert file.read[1].num_rows <= max(stop - start + 2 * row_group_size, row_group_size)
+
+
+def test_parts_of_a_histories_file_keep_its_names(ask: Ask, data: RecommendationData, tmp_path: Path) -> None:
+    items = data.items["item_id"].to_pylist()
+    histories = pa.table({"history": [items[number : number + 2] for number in range(10)], "user": [f"u{n}" for n in range(10)]})
+    pq.write_table(histories, tmp_path / "histories.parquet", row_group_size=4)
+    assert ask(tmp_path / "parts", "--histories", str(tmp_path / "histories.parquet")) == 0
+    assert pq.read_table(tmp_path / "parts")["user"].to_pylist() == [f"u{number}" for number in range(10) for _ in range(5)]
+    numbered = histories.drop(["user"])
+    pq.write_table(numbered, tmp_path / "numbered.parquet")
+    assert ask(tmp_path / "numbers", "--histories", str(tmp_path / "numbered.parquet")) == 0
+    assert pq.read_table(tmp_path / "numbers")["user"].to_pylist() == [number for number in range(10) for _ in range(5)]
 
 
 @pytest.mark.slow
