@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from ..core.configuration_backbone import MOST, BackboneConfig, check_count, check_fingerprint, check_tokens
+from ..core.configuration_backbone import MOST, BackboneConfig, check_count, check_fingerprint, check_prompt
 from ..core.errors import InputError
 
 AUTO_MAP = {
@@ -81,7 +81,7 @@ class CLLM4RecConfig(BackboneConfig):
         if max_history_tokens is not None:
             check_count("max_history_tokens", max_history_tokens)
         if recommendation_prompts is not None:
-            _check_prompts(recommendation_prompts, id_offset)
+            _check_prompts(recommendation_prompts, id_offset, text_config)
         check_fingerprint("catalogue_fingerprint", catalogue_fingerprint)
         self.num_users = num_users
         self.num_items = num_items
@@ -110,12 +110,12 @@ class CLLM4RecConfig(BackboneConfig):
         return self.max_history_tokens
 
 
-def _check_prompts(prompts: Any, tokens: int) -> None:
+def _check_prompts(prompts: Any, tokens: int, text_config: PreTrainedConfig) -> None:
     """Check the two prompts for recommending."""
     if not isinstance(prompts, dict) or set(prompts) != {"known", "anonymous"}:
         raise InputError(f"recommendation_prompts is {str(prompts)[:100]}; it must have the prompts 'known' and 'anonymous'")
     for name, pieces in prompts.items():
-        check_tokens(f"recommendation_prompts[{name!r}]", pieces, tokens, ("user", "item", "items"))
+        check_prompt(f"recommendation_prompts[{name!r}]", pieces, tokens, ("user", "item", "items"), text_config)
 
 
 __all__ = ["AUTO_MAP", "CLLM4RecConfig", "PromptPieces"]

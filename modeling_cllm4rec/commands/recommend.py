@@ -29,7 +29,7 @@ from modeling_cllm4rec.commands.recommendation_parts import (
 )
 from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.core.processes import launched_processes
-from modeling_cllm4rec.core.questions import check_whole_number
+from modeling_cllm4rec.core.questions import Question, check_whole_number
 from modeling_cllm4rec.core.recommender import RecommenderModel
 from modeling_cllm4rec.corpora.atomic_files import atomic_file, check_output_file, check_output_folder
 from modeling_cllm4rec.hub.loading import load_recommender
@@ -190,20 +190,12 @@ def tables(
     arguments: argparse.Namespace, model: RecommenderModel, asked: Asked, start: int = 0, stop: int | None = None
 ) -> Iterator[pa.Table]:
     """Yield the recommendations of the users from `start` to `stop`, all by default, one table a batch."""
-    search = search_settings(arguments, model)
     stop = asked.size if stop is None else stop
     num_users = 0
     for first in range(start, max(stop, start + 1), USERS_AT_ONCE):
         given = asked.some(first, min(first + USERS_AT_ONCE, stop))
         names = given.pop("names", None)
-        question = model.read_question(
-            **given,
-            k=arguments.k,
-            exclude_seen=not arguments.include_seen,
-            candidates=candidates_of(arguments, model),
-            on_unknown=arguments.on_unknown,
-            **search,
-        )
+        question = read_question(arguments, model, given)
         num_users += len(question)
         progress = arguments.output is not None and launched_processes()[0] == 0
         for table in model.iter_answers(question, batch_size(arguments, model), progress=progress):
@@ -212,6 +204,18 @@ def tables(
             yield table
     if not num_users and (start, stop) == (0, asked.size):
         raise InputError(f"--on-unknown skip leaves no user: {arguments.model} knows none of those that were asked for")
+
+
+def read_question(arguments: argparse.Namespace, model: RecommenderModel, given: dict[str, Any]) -> Question:
+    """Check the question of some users."""
+    return model.read_question(
+        **given,
+        k=arguments.k,
+        exclude_seen=not arguments.include_seen,
+        candidates=candidates_of(arguments, model),
+        on_unknown=arguments.on_unknown,
+        **search_settings(arguments, model),
+    )
 
 
 def candidates_of(arguments: argparse.Namespace, model: RecommenderModel) -> list[Any] | None:
@@ -245,6 +249,9 @@ def write_folder(arguments: argparse.Namespace, model: RecommenderModel, asked: 
         **search_settings(arguments, model),
     }
     size = PART_SIZE if arguments.part_size is None else arguments.part_size
+    first = asked.some(0, min(size, asked.size))
+    first.pop("names", None)
+    read_question(arguments, model, first)  # a wrong question is an error before the folder is made for it
     written, there, missing = write_parts(
         Path(arguments.output),
         question,

@@ -97,6 +97,19 @@ def check_tokens(name: str, value: Any, tokens: int, words: Sequence[str] = ()) 
             raise InputError(f"{name} holds the token {str(one)[:100]}; token ids go from 0 to {tokens - 1}")
 
 
+def check_prompt(name: str, value: Any, tokens: int, words: Sequence[str], text_config: PreTrainedConfig) -> None:
+    """Check that a field is a prompt, cut at its placeholders, whose own tokens fit into the context.
+
+    Raises:
+        InputError: see `check_tokens`; or it is longer than the context.
+    """
+    check_tokens(name, value, tokens, words)
+    length = sum(len(one) for one in value if isinstance(one, (list, tuple)))
+    context = getattr(text_config.get_text_config(), "max_position_embeddings", MOST)
+    if length > context:
+        raise InputError(f"{name} has {length} tokens; the context of the language model holds {context}")
+
+
 def check_fingerprint(name: str, value: Any) -> None:
     """Check that a field is a SHA-256 in hexadecimal, or None.
 
@@ -107,4 +120,4 @@ def check_fingerprint(name: str, value: Any) -> None:
         raise InputError(f"{name} is {str(value)[:100]}; it must be a SHA-256 of 64 digits")
 
 
-__all__ = ["MOST", "BackboneConfig", "check_count", "check_fingerprint", "check_tokens"]
+__all__ = ["MOST", "BackboneConfig", "check_count", "check_fingerprint", "check_prompt", "check_tokens"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from ..core.configuration_backbone import BackboneConfig, check_count, check_fingerprint, check_tokens
+from ..core.configuration_backbone import BackboneConfig, check_count, check_fingerprint, check_prompt, check_tokens
 from ..core.errors import InputError
 
 AUTO_MAP = {
@@ -93,11 +93,11 @@ class LCRecConfig(BackboneConfig):
             check_count(name, count)
         check_count("max_history", max_history, 1)
         check_count("search_beams", search_beams, 1, MOST_BEAMS)
-        _check_templates("recommendation_prompts", recommendation_prompts, vocabulary)
+        _check_templates("recommendation_prompts", recommendation_prompts, vocabulary, text_config)
         if query_prompts is not None and (not isinstance(query_prompts, dict) or set(query_prompts) != {"alone", "history"}):
             raise InputError(f"query_prompts is {str(query_prompts)[:100]}; it must have the templates 'alone' and 'history'")
         for name, templates in (query_prompts or {}).items():
-            _check_templates(f"query_prompts[{name!r}]", templates, vocabulary)
+            _check_templates(f"query_prompts[{name!r}]", templates, vocabulary, text_config)
         if separator is not None:
             check_tokens("separator", separator, vocabulary)
         if item_encoder is not None and not isinstance(item_encoder, dict):
@@ -126,12 +126,12 @@ class LCRecConfig(BackboneConfig):
         return int(self.first_index_token + self.num_levels * self.codebook_size - 1)
 
 
-def _check_templates(name: str, templates: Any, tokens: int) -> None:
+def _check_templates(name: str, templates: Any, tokens: int, text_config: PreTrainedConfig) -> None:
     """Check the templates of a task: a list of lists of segments, or None."""
     if templates is not None and not isinstance(templates, (list, tuple)):
         raise InputError(f"{name} is {str(templates)[:100]}; it must be a list of templates")
     for number, pieces in enumerate(templates or []):
-        check_tokens(f"{name}[{number}]", pieces, tokens, ("items", "query"))
+        check_prompt(f"{name}[{number}]", pieces, tokens, ("items", "query"), text_config)
 
 
 __all__ = ["AUTO_MAP", "LCRecConfig"]

@@ -164,6 +164,13 @@ def test_a_folder_with_something_else_is_refused(ask: Ask, tmp_path: Path, capsy
     assert f"{tmp_path / QUESTION_FILE} cannot be read" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flags", [["--users", "nobody"], ["--candidates", "nothing"], ["--num-beams", "3"], ["--include-seen"]])
+def test_a_wrong_question_makes_no_folder(flags: list[str], ask: Ask, tmp_path: Path) -> None:
+    k = 41 if flags == ["--include-seen"] else 5
+    assert ask(tmp_path / "parts", *flags, k=k) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("shard", ["0/4", "5/4", "1", "a/b", "1/0", "-1/2"])
 def test_a_shard_that_is_none_is_refused(shard: str) -> None:
     with pytest.raises(InputError, match=f"shard is '{shard}'; give the number of this shard and of all shards, from 1/4 to 4/4"):

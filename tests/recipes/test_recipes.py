@@ -341,8 +341,11 @@ def test_user_ids_are_returned(
     for names in (["zoë", "b", "a"], None):
         table = pa.table({"history": histories, "age": [30, 40, 50]} | ({"user": names} if names else {}))
         pq.write_table(table, tmp_path / "users.parquet")
-        assert recommend("--model", run, "--histories", tmp_path / "users.parquet", "--k", 2, "--output", tmp_path / "out") == 0
-        answer = pq.read_table(tmp_path / "out")
+        assert (
+            recommend("--model", run, "--histories", tmp_path / "users.parquet", "--k", 2, "--output", tmp_path / "out.parquet")
+            == 0
+        )
+        answer = pq.read_table(tmp_path / "out.parquet")
         assert answer["item"].to_pylist() == expected
         assert answer["user"].to_pylist() == [name for name in names or range(3) for _ in range(2)]
     assert "users.parquet that are not read: age" in caplog.text
