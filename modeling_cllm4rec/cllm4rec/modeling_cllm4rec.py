@@ -535,7 +535,7 @@ def last_states(hidden: torch.Tensor, attention_mask: torch.Tensor | None) -> to
     if attention_mask is None:
         return hidden[:, -1]
     places = torch.arange(hidden.shape[1], device=hidden.device)
-    last = (places * attention_mask).argmax(1)
+    last = (places * attention_mask.to(hidden.device)).argmax(1)  # with a device_map, the prompts may be on another one
     return hidden[torch.arange(len(hidden), device=hidden.device), last]
 
 

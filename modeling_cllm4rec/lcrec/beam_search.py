@@ -241,7 +241,7 @@ class _PromptTree:
         log_probs = []
         # The logits of all beams over a vocabulary of 100,000 words would take more memory than the model: part by part.
         for part in states.flatten(0, -2).split(self.rows_at_a_time):
-            logits = self.head(part).float()
+            logits = self.head(part).float().to(part.device)
             check_vocabulary(logits.shape[-1], self.trie, self.first_index_token)
             codes = logits[:, first : first + self.trie.codebook_size]
             log_probs.append(codes - logits.logsumexp(dim=1, keepdim=True))
@@ -256,7 +256,9 @@ class _PromptTree:
             use_cache=True,
             return_dict=True,
         )
-        return outputs.last_hidden_state
+        # With a device_map, the last layers may be on another device than the prompts and the tree.
+        states: torch.Tensor = outputs.last_hidden_state.to(tokens.device)
+        return states
 
 
 def _expand(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from lcrec_models import new_lcrec
 from pretend_device import DEVICE, pretend_device
 
@@ -104,6 +105,24 @@ def test_an_offloaded_model_answers_as_the_whole_one(cllm4rec: Path) -> None:
     for place in ("cpu", "disk"):
         model = load_recommender(cllm4rec, device_map={**plan, "item_collaborative": place})
         assert_same_answers(answers_of_cllm4rec(model), whole)
+
+
+@pytest.mark.parametrize("system", ["cllm4rec", "lcrec"])
+def test_a_backbone_over_two_devices_answers_as_on_one(system: str, request: pytest.FixtureRequest) -> None:
+    folder: Path = request.getfixturevalue(system)
+    ask = answers_of_cllm4rec if system == "cllm4rec" else answers_of_lcrec
+    model: Any = load_recommender(folder, device="cpu")
+    expected = ask(model)
+    with pretend_device() as device:
+        body = model.backbone.base_model
+        last = [body.layers[-1], body.norm] if system == "cllm4rec" else [body.h[-1], body.ln_f]
+        add_hook_to_module(model, AlignDevicesHook("cpu"))
+        for module in (body.get_input_embeddings(), model.backbone.get_output_embeddings()):
+            add_hook_to_module(module, AlignDevicesHook("cpu"))
+        for module in last:
+            add_hook_to_module(module.to(device), AlignDevicesHook(device))
+        assert {weight.device.type for weight in model.parameters()} == {"cpu", "lazy"}
+        assert_same_answers(ask(model), expected)
 
 
 @pytest.mark.parametrize(
