@@ -1,7 +1,7 @@
 """Benchmark of recommendation quality against strong baselines, and the paper's ablations.
 
     python recipes/benchmark.py quality --data data/beauty --models popularity,ease,cllm4rec --seeds 5 --output reports/beauty
-    python recipes/benchmark.py ablation --data data/beauty --config recipes/configs/beauty_pretrained.yaml --output reports/beauty-ablation
+    python recipes/benchmark.py ablation --data data/beauty --config beauty_pretrained.yaml --output reports/ablation
     python recipes/benchmark.py report --reports reports/beauty --output docs/results.md --readme README.md
 
 It is `cllm4rec benchmark` with recipes/configs/benchmark.yaml as the default of `quality`. The speed measurements are separate

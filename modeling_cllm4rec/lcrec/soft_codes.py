@@ -42,7 +42,7 @@ def level_shares(
         codebook_size: codes of a level, K.
 
     Returns:
-        (S, L, K) float32; each row sums to 1, or to 0 where no item with a share lies below the path.
+        (S, L, K) float32; each row sums to 1, or to 0 where no item below the path has a share.
 
     >>> codes = np.array([[0, 0], [0, 1], [1, 0]])
     >>> level_shares(codes, np.array([[0, 1, 2]]), np.array([[0.1, 0.3, 0.6]]), np.array([0]), 2).round(2).tolist()

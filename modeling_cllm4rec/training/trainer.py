@@ -440,7 +440,7 @@ class RecommenderTrainer(Trainer):
         with held_back(self.sparse_tables):
             if not trainable(self.stage.model):  # DistributedDataParallel refuses a model without a dense gradient
                 prepare = self.accelerator.prepare_model
-                self.accelerator.prepare_model = functools.partial(prepare, evaluation_mode=True)  # type: ignore[method-assign]
+                self.accelerator.prepare_model = functools.partial(prepare, evaluation_mode=True)
             return super()._prepare_for_training(*arguments)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:

@@ -111,7 +111,7 @@ def test_several_seeds_widen_the_interval_by_their_spread():
     users = rng.normal(0.5, 0.01, size=400)
     shifts = np.array([-0.1, 0.0, 0.1])
     low, high = bootstrap_interval(users + shifts[:, None], n_resamples=4000)
-    # The mean of three draws from three shifts lies in [-.1, .1]; both ends have the probability 1/27, above 2.5%.
+    # The mean of three draws from three shifts is in [-.1, .1]; both ends have the probability 1/27, above 2.5%.
     assert (low, high) == pytest.approx((0.4, 0.6), abs=0.005)
     same = bootstrap_interval(np.stack([users, users]), n_resamples=4000)
     assert same == pytest.approx(bootstrap_interval(users, n_resamples=4000), abs=2e-4)
