@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,7 +103,7 @@ def index_items(arguments: IndexArguments, embeddings: np.ndarray | None = None)
         if arguments.co_occurrence:
             embeddings = with_co_occurrence(embeddings, data.histories("train"), arguments.co_occurrence)
         embeddings = np.ascontiguousarray(embeddings, dtype=np.float32)
-        identity["embeddings_sha256"] = hashlib.sha256(memoryview(cast(Any, embeddings)).cast("B")).hexdigest()
+        identity["embeddings_sha256"] = hashlib.sha256(embeddings.data.cast("B")).hexdigest()
         width = embeddings.shape[1]
         quantized = width if arguments.method == "rk-means" else arguments.latent_dim
         estimate = indexing_memory(len(items), width, arguments.codebook_size, quantized)
