@@ -91,9 +91,7 @@ def read(folder: Path, place: Place | None = None) -> tuple[dict[str, torch.Tens
             return load_file(folder / WHOLE), state
         there, written = len(list(folder.glob("*.safetensors"))), state.get(FILES, 1)
         if there != written:
-            raise InputError(
-                f"the checkpoint {folder} has {there} of its {written} files of tensors; copy it again, or delete it"
-            )
+            raise FileNotFoundError(f"it has {there} of its {written} files of tensors")
         return _read_rows(folder, place or (lambda name: None)), state
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
         raise InputError(

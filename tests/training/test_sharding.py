@@ -141,9 +141,8 @@ def test_a_sharded_alignment_equals_one_process(
     first = model.config.first_index_token
     words = AutoModelForCausalLM.from_pretrained(one.backbone).get_input_embeddings().weight
     assert torch.equal(model.get_input_embeddings().weight[:first], words)
-    assert sorted(file.name for file in Path(two(one).output).iterdir()) == sorted(
-        file.name for file in Path(one.output).iterdir()
-    )
+    names = [{file.name for file in Path(folder).iterdir()} for folder in (one.output, two(one).output)]
+    assert names[1] - {"training_curves.png"} == names[0]  # this process draws no pictures, see conftest.py
 
 
 # ---- all stages ----
