@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -188,7 +188,7 @@ class Sharding:
         for module, name, weight in slots:
             module.register_parameter(name, whole[id(weight)])
         if is_main:
-            cast(Any, self.model).to("cpu")  # buffers
+            nn.Module.to(self.model, "cpu")  # buffers
 
 
 class _Boxed:
