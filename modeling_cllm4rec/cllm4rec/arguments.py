@@ -44,11 +44,11 @@ class StageArguments(TrainingArguments):
             "where the largest batch has at most 2^25 logits, chunked above"
         },
     )
-    id_optim: Literal["auto", "optim", "rowwise_adagrad"] = field(
-        default="auto",
+    id_optim: Literal["optim", "rowwise_adagrad"] = field(
+        default="optim",
         metadata={
-            "help": "optimizer of the ID rows: that of optim, which reads and writes all rows in each step; rowwise_adagrad, "
-            "which reads and writes only rows that the step names (with item_loss sampled); auto: the latter where it can be"
+            "help": "optimizer of the ID rows: that of optim, which reads and writes all rows in each step; or rowwise_adagrad, "
+            "which reads and writes only rows that the step names or samples, for item_loss: sampled over large catalogues"
         },
     )
     reorder: bool = field(default=True, metadata={"help": "draw a new order of each history in each epoch"})
@@ -104,7 +104,7 @@ class StageArguments(TrainingArguments):
     @property
     def sparse_rows(self) -> bool:
         """Whether a step reads and writes only the ID rows that it names."""
-        return self.item_loss == "sampled" and self.id_optim != "optim"
+        return self.id_optim == "rowwise_adagrad"
 
     @property
     def weights(self) -> RegularizationConfig:

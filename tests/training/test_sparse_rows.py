@@ -225,16 +225,17 @@ def test_a_step_moves_only_the_rows_that_it_names(pretrain_arguments: MakePretra
             moved.append((len(changed), len(rows), len(one)))
 
     monkeypatch.setattr(RowwiseAdagrad, "step", watched)
-    arguments = pretrain_arguments(item_loss="sampled", per_device_train_batch_size=2, stop_after_steps=200, warmup_epochs=0)
+    arguments = pretrain_arguments(
+        item_loss="sampled", id_optim="rowwise_adagrad", per_device_train_batch_size=2, stop_after_steps=200, warmup_epochs=0
+    )
     model, _ = pretrain(arguments)
     assert any(changed and rows < size / 2 for changed, rows, size in moved)
     assert not any(one.sparse for one in model.modules() if isinstance(one, torch.nn.Embedding))  # dense again for later users
 
 
 def test_when_rows_are_sparse(finetune_arguments: MakeFinetune) -> None:
-    assert finetune_arguments(item_loss="sampled").sparse_rows
+    assert not finetune_arguments(item_loss="sampled").sparse_rows
     assert finetune_arguments(item_loss="sampled", id_optim="rowwise_adagrad").sparse_rows
-    assert not finetune_arguments(item_loss="sampled", id_optim="optim").sparse_rows
     assert not any(finetune_arguments(item_loss=one).sparse_rows for one in ("auto", "exact", "chunked"))
     for one in ("auto", "exact", "chunked"):
         with pytest.raises(InputError, match=f"id_optim is 'rowwise_adagrad', but item_loss '{one}' has a gradient for all rows"):
@@ -244,11 +245,13 @@ def test_when_rows_are_sparse(finetune_arguments: MakeFinetune) -> None:
 def test_sharded_tables_are_refused(finetune_arguments: MakeFinetune, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer, "DTensor", torch.nn.Parameter)
     with pytest.raises(InputError, match="id_optim is 'rowwise_adagrad', which needs whole ID tables.*set id_optim: optim"):
-        finetune(finetune_arguments(item_loss="sampled"))
+        finetune(finetune_arguments(item_loss="sampled", id_optim="rowwise_adagrad"))
 
 
 def test_gradients_without_clipping(finetune_arguments: MakeFinetune) -> None:
-    _, progress = finetune(finetune_arguments(item_loss="sampled", max_grad_norm=0.0, num_train_epochs=1))
+    _, progress = finetune(
+        finetune_arguments(item_loss="sampled", id_optim="rowwise_adagrad", max_grad_norm=0.0, num_train_epochs=1)
+    )
     assert progress.finished
 
 
@@ -264,7 +267,9 @@ def test_a_tuned_backbone_has_an_optimizer_of_its_own(
         return made[-1]
 
     monkeypatch.setattr(trainer.RecommenderTrainer, "create_optimizer", noted)
-    finetune(finetune_arguments(item_loss="sampled", tune=tune, num_train_epochs=1, average_decay=0.9))
+    finetune(
+        finetune_arguments(item_loss="sampled", id_optim="rowwise_adagrad", tune=tune, num_train_epochs=1, average_decay=0.9)
+    )
     assert [type(part) for part in made[0].parts] == [RowwiseAdagrad, torch.optim.AdamW]
 
 
