@@ -7,7 +7,7 @@ import itertools
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 from typing import Protocol as TypingProtocol
 
 import numpy as np
@@ -17,7 +17,6 @@ from tqdm.auto import tqdm
 
 from modeling_cllm4rec.core.errors import InputError, nearest
 from modeling_cllm4rec.core.processes import shared_out, sum_over_processes
-from modeling_cllm4rec.core.recommender import RecommenderModel
 from modeling_cllm4rec.core.top_items import top_items
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.corpora.history_order import is_ordered
@@ -252,8 +251,8 @@ def _rank(
         InputError: the recommender returned another shape.
     """
     rows, num_items = len(users), recommender.num_items
-    if isinstance(recommender, RecommenderModel) and recommender.scores_catalogue:  # in pieces of the catalogue
-        return recommender.rank_histories(users, histories, seen, k), 0
+    if getattr(recommender, "scores_catalogue", False):  # a model, which ranks in pieces of the catalogue
+        return cast(Any, recommender).rank_histories(users, histories, seen, k), 0
     if hasattr(recommender, "score_histories"):
         scores = recommender.score_histories(users, histories)
         if np.shape(scores) != (rows, num_items):

@@ -234,7 +234,8 @@ class AlignArguments(TeacherArguments):
             raise InputError(f"reorder is {self.reorder}; it must lie between 0 and 1")
         if self.num_beams < 10:
             raise InputError(f"num_beams is {self.num_beams}; validation ranks 10 items and needs 10 beams or more")
-        if self.teacher and "seqrec" not in self.task_weights:
+        tasks = self.task_weights
+        if self.teacher and "seqrec" not in tasks:
             raise InputError(f"teacher is {self.teacher!r}, which teaches seqrec, but tasks is {self.tasks}; add seqrec")
 
     def fingerprints(self) -> dict[str, str]:

@@ -188,7 +188,7 @@ def test_an_estimate_of_sparse_rows(
     data: RecommendationData, tiny_backbone: Path, pretrain_arguments: Callable[..., PretrainArguments]
 ) -> None:
     """No dense gradient and no moments of the tables: a number for each row, and the rows of a step."""
-    arguments = pretrain_arguments(backbone=str(tiny_backbone), item_loss="sampled")
+    arguments = pretrain_arguments(backbone=str(tiny_backbone), item_loss="sampled", id_optim="rowwise_adagrad")
     model, tokenizer = new_model(data, arguments)
     choose_trainable(model, arguments)
     stage = PretrainingStage(model, tokenizer, data, arguments)
