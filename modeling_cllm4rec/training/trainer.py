@@ -10,7 +10,6 @@ Checkpoints are safetensors and JSON, written under another name and renamed; `T
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import json
 import logging
@@ -193,8 +192,6 @@ class RecommenderTrainer(Trainer):
         use_cache = vars(config).get("use_cache")
         with sharded_by_us():
             super().__init__(stage.model, trainer_arguments(stage, self.plan), train_dataset=self.parts)
-        if sharding is not None:  # prepared as for evaluation, or accelerate would put DistributedDataParallel around it
-            self.accelerator.prepare_model(stage.model, device_placement=False, evaluation_mode=True)
         # `Trainer` switches it off in the configuration, which would be saved with the model.
         if use_cache is None:
             vars(config).pop("use_cache", None)
@@ -438,9 +435,16 @@ class RecommenderTrainer(Trainer):
         """Wrap the model for data parallelism, without its sparse tables, and create optimizer and schedule."""
         self.create_optimizer()
         with held_back(self.sparse_tables):
-            if not trainable(self.stage.model):  # DistributedDataParallel refuses a model without a dense gradient
-                prepare = self.accelerator.prepare_model
-                self.accelerator.prepare_model = functools.partial(prepare, evaluation_mode=True)
+            # DistributedDataParallel refuses a model without a dense gradient, and a sharded one needs none around it.
+            if self.sharding is not None or not trainable(self.stage.model):
+                prepare, moved = self.accelerator.prepare_model, self.sharding is None
+
+                def prepare_alone(model: torch.nn.Module, device_placement: bool | None = None, **_: Any) -> torch.nn.Module:
+                    place = device_placement if moved else False
+                    prepared: torch.nn.Module = prepare(model, device_placement=place, evaluation_mode=True)
+                    return prepared
+
+                self.accelerator.prepare_model = prepare_alone
             return super()._prepare_for_training(*arguments)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
