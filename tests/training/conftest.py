@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -15,6 +16,9 @@ from safetensors.torch import load_file
 
 from modeling_cllm4rec.cllm4rec.arguments import FinetuneArguments, PretrainArguments
 from modeling_cllm4rec.cllm4rec.pretraining import pretrain
+from modeling_cllm4rec.corpora.data_folder import RecommendationData
+from modeling_cllm4rec.lcrec.arguments import IndexArguments
+from modeling_cllm4rec.lcrec.indexing import index_items
 
 Weights = dict[str, torch.Tensor]
 
@@ -126,3 +130,13 @@ def assert_same_bits() -> Callable[[Weights, Weights], None]:
         assert different == []
 
     return check
+
+
+@pytest.fixture(scope="module")
+def index_folder(data: RecommendationData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Semantic IDs of two levels for the items of `data`."""
+    folder = tmp_path_factory.mktemp("indices") / "index"
+    points = np.random.default_rng(0).normal(size=(data.num_items, 8)).astype(np.float32)
+    shape = {"num_levels": 2, "codebook_size": 8, "method": "rk-means"}
+    index_items(IndexArguments(data=str(data.folder), output=str(folder), **shape), points)  # type: ignore[arg-type]
+    return folder

@@ -42,15 +42,6 @@ MakeAlign = Callable[..., AlignArguments]
 REPOSITORY = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def index_folder(data: RecommendationData, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("indices") / "index"
-    points = np.random.default_rng(0).normal(size=(data.num_items, 8)).astype(np.float32)
-    shape = {"num_levels": 2, "codebook_size": 8, "method": "rk-means"}
-    index_items(IndexArguments(data=str(data.folder), output=str(folder), **shape), points)  # type: ignore[arg-type]
-    return folder
-
-
 @pytest.fixture
 def align_arguments(data: RecommendationData, tiny_backbones: dict[str, Path], index_folder: Path, tmp_path: Path) -> MakeAlign:
     """Two short epochs over a part of the documents."""

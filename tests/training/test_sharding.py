@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 import torch
@@ -26,8 +25,7 @@ from modeling_cllm4rec.core import processes
 from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.lcrec.alignment import align
-from modeling_cllm4rec.lcrec.arguments import AlignArguments, IndexArguments
-from modeling_cllm4rec.lcrec.indexing import index_items
+from modeling_cllm4rec.lcrec.arguments import AlignArguments
 from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
 from modeling_cllm4rec.training import checkpoints, sharding
 from modeling_cllm4rec.training.parameters import TrainedRows
@@ -74,15 +72,6 @@ def assert_halves(*seen: dict[str, Any]) -> None:
     """Assert that each of two processes held half of the weights and of the moments; units of odd sizes are padded."""
     for kind in ("weights", "moments"):
         assert all(0.45 < run["held"][kind][0] / run["held"][kind][1] < 0.55 for run in seen), kind
-
-
-@pytest.fixture(scope="module")
-def index_folder(data: RecommendationData, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("indices") / "index"
-    points = np.random.default_rng(0).normal(size=(data.num_items, 8)).astype(np.float32)
-    shape = {"num_levels": 2, "codebook_size": 8, "method": "rk-means"}
-    index_items(IndexArguments(data=str(data.folder), output=str(folder), **shape), points)  # type: ignore[arg-type]
-    return folder
 
 
 @pytest.fixture
