@@ -8,19 +8,23 @@ ALL_STAMP := .venv/.installed-all
 LOWEST := .venv-lowest
 NEWEST := .venv-newest
 TRANSFORMERS ?= transformers
-EXTRAS := app,baselines,benchmark,dev,docs,lcrec,onnx,search,serve,tensorboard,vectors
+# Sources of transformers for test-peers: fetched by pip, or a checkout of the same version.
+PEERS := .peers
+TRANSFORMERS_SOURCE ?= $(PEERS)
+EXTRAS := app,baselines,benchmark,dev,docs,lcrec,onnx,peers,ray,release,search,serve,tensorboard,trackers,vectors
 # What skips without an extra. PYTEST_FLAGS=--every-extra makes such a skip a failure.
-EXTRA_TESTS := tests/app tests/baselines tests/exports tests/serving tests/benchmark/test_results.py \
-    tests/corpora/test_item_embeddings.py tests/evaluation/test_training_curves.py tests/training/test_indexing.py tests/training/test_search.py
+EXTRA_TESTS := tests/app tests/baselines tests/exports tests/serving tests/benchmark/test_results.py tests/commands/test_ray_engine.py \
+    tests/corpora/test_item_embeddings.py tests/docs/test_notebooks.py tests/evaluation/test_training_curves.py tests/training/test_indexing.py tests/training/test_search.py \
+    tests/training/test_trackers.py
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 LOWEST_INSTALL := $(LOWEST)/bin/python -m pip install -qq --disable-pip-version-check -c constraints-lowest.txt
 NEWEST_INSTALL := $(NEWEST)/bin/python -m pip install -qq --disable-pip-version-check --upgrade
 
 # What `make words` reads. codespell does not follow the links in modeling_cllm4rec.
-TEXTS := modeling_cllm4rec tokenization recipes tests docs .github .ci Makefile setup.cfg ruff.toml $(wildcard *.md)
+TEXTS := modeling_cllm4rec tokenization recipes notebooks tests docs .github .ci Makefile setup.cfg ruff.toml $(wildcard *.md)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-all demo test test-extras test-lowest test-newest test-slow coverage lint words types docs sdist bench
+.PHONY: help setup setup-all demo test test-extras test-lowest test-newest test-peers test-slow coverage lint words types docs notebooks sdist dist bench
 
 help:  ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -38,7 +42,7 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@$(PIP_INSTALL) -e ".[dev]"
 	@touch $@
 
-$(DOCS_STAMP): $(STAMP)
+$(DOCS_STAMP): $(STAMP) setup.cfg constraints.txt
 	@echo "set-up: documentation tools"
 	@$(PIP_INSTALL) -e ".[docs]"
 	@touch $@
@@ -85,6 +89,18 @@ test-newest:  ## the fast tests on the newest versions (TRANSFORMERS=git+https:/
 test-slow: $(STAMP)  ## the tests that `make test` leaves out
 	$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
 
+# A source distribution of transformers lacks some modules of its tests, see tests/peers/conftest.py.
+test-peers: $(STAMP) $(PEERS)  ## transformers' own test suites over our classes (TRANSFORMERS_SOURCE=a checkout: all of them)
+	@$(PIP_INSTALL) -e ".[peers]"
+	TRANSFORMERS_SOURCE=$(TRANSFORMERS_SOURCE) $(BIN)/python -m pytest -o addopts="--import-mode=importlib -q" tests/peers $(PYTEST_FLAGS)
+
+$(PEERS):
+	@$(BIN)/python -m pip download -qq --disable-pip-version-check --no-binary transformers --no-deps --no-build-isolation \
+	    -c constraints.txt -d $(PEERS).download transformers
+	@mkdir -p $(PEERS)
+	@tar --extract --gzip --strip-components=1 --directory=$(PEERS) --file=$$(ls $(PEERS).download/*.tar.gz)
+	@touch $(PEERS)/tests/__init__.py
+
 coverage: $(STAMP)  ## the fast tests, and which lines and branches they run
 	$(BIN)/python -m pytest -n 2 -m "not slow" --cov --cov-report=term
 
@@ -101,8 +117,20 @@ types: $(STAMP)  ## type annotations
 docs: $(DOCS_STAMP)  ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
+notebooks: $(DOCS_STAMP)  ## write notebooks/*.ipynb from the scripts of the same names
+	$(BIN)/python docs/generators/notebook_pages.py
+
 bench: $(STAMP)  ## time training and scoring against the released scheme
 	$(BIN)/python recipes/experiments/training_speed.py
+
+# TAG=v1.2.3, as the release workflow sets it, must be the version of setup.cfg.
+dist: $(STAMP)  ## build source distribution and wheel into dist/, and check them as the index does (TAG=v1.2.3)
+	@$(BIN)/python -c 'import configparser as c, sys; s = c.ConfigParser(); s.read("setup.cfg", encoding="utf-8"); v = "v" + s["metadata"]["version"]; sys.exit("TAG is $(TAG) and setup.cfg has " + v if "$(TAG)" not in ("", v) else 0)'
+	@rm -rf dist build
+	$(BIN)/python -c "import setuptools.build_meta as backend; backend.build_sdist('dist')"
+	$(BIN)/python -c "import setuptools.build_meta as backend; backend.build_wheel('dist')"
+	@$(PIP_INSTALL) -e ".[release]"
+	$(BIN)/python -m twine check --strict dist/*
 
 sdist: $(STAMP)  ## build the source distribution into dist/
 	$(BIN)/python -c "import setuptools.build_meta as backend; print('dist/' + backend.build_sdist('dist'))"

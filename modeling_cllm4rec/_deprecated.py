@@ -45,6 +45,7 @@ MOVED = {
     "language_model": "core.language_model",
     "recommending": "core.recommender",
     "saved_folder": "core.saved_folder",
+    "training.finishing": "hub.finishing",
     "training.growth": "cllm4rec.new_item_training",
     "training.index_kinds": "lcrec.index_methods",
     "training.objectives": "cllm4rec.objectives",

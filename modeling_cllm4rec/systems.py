@@ -82,16 +82,23 @@ class System:
         title: name in tables and on pages.
         config, model, causal_lm, tokenizer: `module:Class`; empty where there is none.
         stages: its training stages, in order.
-        updates: further stages that continue a finished model.
+        updates: further stages that continue a finished model. Systems may share their names: the command of that name runs the
+            stage of the system whose model it continues.
         recipes: names of benchmark recipes -> how they are shown; the system's own name among them.
         variants: `module:function` from a recipe (section -> settings) to its ablation study, name -> `RecipeVariant`; empty
             where there is none.
         selection: metrics whose sum selects the epoch that is kept.
+        test_history: histories that a model is given on the split `test` by its paper: `train` or `train+validation`.
         card_tag, card_about, card_use: tag, first sentence and intended use in the model card.
+        citation: the paper as BibTeX, for the model card; empty for none.
+        pipeline_tag: task of the Hub's list. It has none for recommendation; of those that it has, `text-ranking` is the nearest:
+            a list of candidates in the order of their fit to a prompt.
         recommend_early: `module:function` (model, settings of the first stage, folder) that lets a model recommend whose last
             stage was left out; empty where it cannot.
         writer: `module:function` (model, folder) -> an object with `write(item, user)`, or None; empty where the system writes no
             sentences about items.
+        review_queries: `module:function` (reviews, brands of their items) -> a query of each review, empty where it says nothing,
+            for the evaluation of search; empty where models read no queries.
         add_items: `module:function` (model, tokenizer, items, **settings) -> tokenizer, adds items by their texts; empty where
             the system cannot.
         add_items_settings: names of the settings that `add_items` takes.
@@ -106,13 +113,17 @@ class System:
     card_tag: str
     card_about: str
     card_use: str
+    citation: str = ""
+    pipeline_tag: str = "text-ranking"
     causal_lm: str = ""
     tokenizer: str = ""
     updates: tuple[Stage, ...] = ()
     variants: str = ""
     selection: tuple[str, ...] = ("ndcg@10",)
+    test_history: str = "train"
     recommend_early: str = ""
     writer: str = ""
+    review_queries: str = ""
     add_items: str = ""
     add_items_settings: tuple[str, ...] = ()
 
@@ -134,8 +145,10 @@ def register_system(system: System) -> System:
         ...
         modeling_cllm4rec.core.errors.InputError: system 'lcrec': the name 'lcrec' is taken; choose another
     """
+    own = [stage.name for stage in system.stages]
     taken = {name for row in SYSTEMS.values() for name in (row.name, *stage_names(row), *row.recipes)}
-    for name in (system.name, *stage_names(system), *system.recipes):
+    updates = {stage.name for row in SYSTEMS.values() for stage in row.updates}
+    for name in (system.name, *own, *(stage.name for stage in system.updates if stage.name not in updates), *system.recipes):
         if name in taken:
             raise InputError(f"system {system.name!r}: the name {name!r} is taken; choose another")
     SYSTEMS[system.name] = system
@@ -191,15 +204,16 @@ def system_of(model: RecommenderModel) -> System:
 
 
 def system_of_stages(stages: Iterable[str]) -> System:
-    """Return the row of the system that has the last of these stages.
+    """Return the row of the system that has the last of these stages, and most of the others.
 
     Raises:
         InputError: no system has it.
     """
-    last = list(stages)[-1:]
-    for system in SYSTEMS.values():
-        if last and last[0] in stage_names(system):
-            return system
+    stages = list(stages)
+    last = stages[-1:]
+    having = [system for system in SYSTEMS.values() if last and last[0] in stage_names(system)]
+    if having:
+        return max(having, key=lambda system: len({*stages} & {*stage_names(system)}))
     raise InputError(
         f"no system has a stage {last}; the stages are {[name for row in SYSTEMS.values() for name in stage_names(row)]}"
     )
@@ -257,7 +271,7 @@ register_system(
                 section="finetune",
                 arguments="modeling_cllm4rec.cllm4rec.update:UpdateArguments",
                 run="modeling_cllm4rec.cllm4rec.update:update",
-                summary="CLLM4Rec: continue training on new interactions",
+                summary="a finished model of either system: continue training on new interactions",
                 description="Continue training a CLLM4Rec on a data folder with all of its users and items, and maybe more: "
                 "prepare it from all interactions, old and new, with --keep-all-items where an old item may have lost its last "
                 "one. Of a YAML file it takes the keys of finetune.",
@@ -271,6 +285,13 @@ register_system(
         "with a token for each user and each item; one forward pass scores the whole catalogue.",
         card_use="for its known users by their ids, for other users by a history of item ids. It reads no words when it "
         "recommends",
+        citation="""@inproceedings{zhu2024collaborative,
+  title     = {Collaborative Large Language Model for Recommender Systems},
+  author    = {Zhu, Yaochen and Wu, Liang and Guo, Qi and Hong, Liangjie and Li, Jundong},
+  booktitle = {Proceedings of the ACM Web Conference 2024},
+  year      = {2024},
+  url       = {https://arxiv.org/abs/2311.01343}
+}""",
         variants="modeling_cllm4rec.cllm4rec.ablation:variants",
         selection=("recall@20", "recall@40", "ndcg@100"),
         recommend_early="modeling_cllm4rec.cllm4rec.pretraining:recommend_early",
@@ -308,6 +329,21 @@ register_system(
                 previous="index",
             ),
         ),
+        updates=(
+            Stage(
+                name="update",
+                section="update",
+                arguments="modeling_cllm4rec.lcrec.update:UpdateArguments",
+                run="modeling_cllm4rec.lcrec.update:update",
+                summary="a finished model of either system: continue training on new interactions",
+                description="Continue the alignment of an LC-Rec on a data folder with all of its items, and maybe more: prepare "
+                "it from all interactions, old and new, with --keep-all-items. Old items keep their semantic IDs, new ones are "
+                "encoded by the model's own indexer. drift.json says how the new interactions differ. Of a YAML file it takes "
+                "the keys of update.",
+                example="--start runs/mine-lcrec --data data/mine-now --output runs/mine-lcrec-now",
+                previous="start",
+            ),
+        ),
         recipes={
             "lcrec": Recipe("LC-Rec"),
             "lcrec-vanilla": Recipe("LC-Rec, vanilla ids", "the recipe of LC-Rec with a token of its own for each item"),
@@ -323,8 +359,17 @@ register_system(
         card_about="An LC-Rec recommender ([arXiv 2311.09049](https://arxiv.org/abs/2311.09049)): a causal language model that "
         "writes the semantic ID of the next item, by a search that can only end at real items.",
         card_use="for any user, by a history of item ids, by words that say what is looked for, or by both",
+        citation="""@inproceedings{zheng2024adapting,
+  title     = {Adapting Large Language Models by Integrating Collaborative Semantics for Recommendation},
+  author    = {Zheng, Bowen and Hou, Yupeng and Lu, Hongyu and Chen, Yu and Zhao, Wayne Xin and Chen, Ming and Wen, Ji-Rong},
+  booktitle = {2024 IEEE 40th International Conference on Data Engineering},
+  year      = {2024},
+  url       = {https://arxiv.org/abs/2311.09049}
+}""",
         variants="modeling_cllm4rec.lcrec.ablation:variants",
         selection=("ndcg@10",),
+        review_queries="modeling_cllm4rec.lcrec.review_queries:queries_of_reviews",
+        test_history="train+validation",
         add_items="modeling_cllm4rec.lcrec.new_items:add_items",
         add_items_settings=("encoder",),
     )

@@ -18,7 +18,7 @@ from packaging.version import Version
 
 import modeling_cllm4rec
 from modeling_cllm4rec import _deprecated, tokenization
-from modeling_cllm4rec.systems import resolve
+from modeling_cllm4rec.systems import SYSTEMS, resolve
 
 ROOT = Path(__file__).resolve().parent.parent
 SETUP = configparser.ConfigParser()
@@ -154,7 +154,21 @@ def test_files_of_github_are_yaml(file):
 
 
 @in_a_checkout
-@pytest.mark.parametrize("name", WORKFLOWS)
+def test_the_release_is_built_checked_and_published_by_trusted_publishing():
+    release = WORKFLOWS["release.yml"]
+    build, publish = release["jobs"]["build"], release["jobs"]["publish"]
+    assert release[True] == {"push": {"tags": ["v*"]}}  # YAML reads the key `on` as a truth value
+    assert release["permissions"] == {"contents": "read"} and "permissions" not in build
+    assert [step["run"] for step in build["steps"] if "run" in step] == ["make PYTHON=python dist TAG=${{ github.ref_name }}"]
+    assert publish["needs"] == "build" and publish["if"] == "vars.PUBLISH == 'true'"
+    assert publish["permissions"] == {"id-token": "write", "attestations": "write"}
+    steps = [step["uses"].partition("@")[0] for step in publish["steps"]]
+    assert steps == ["actions/download-artifact", "actions/attest-build-provenance", "pypa/gh-action-pypi-publish"]
+    assert "password" not in str(publish)  # a trusted publisher needs no token
+
+
+@in_a_checkout
+@pytest.mark.parametrize("name", sorted(set(WORKFLOWS) - {"release.yml"}))
 def test_workflows_only_read_and_call_targets_of_the_makefile(name):
     workflow = WORKFLOWS[name]
     assert workflow["permissions"] == {"contents": "read"}
@@ -194,8 +208,20 @@ def test_banned_words_are_single_sorted_and_replaced_by_none_of_them():
 
 def test_citation_names_both_papers():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    papers = [citation["preferred-citation"], *citation["references"]]
-    assert [paper["url"].rsplit("/", 1)[1] for paper in papers] == ["2311.01343", "2311.09049"]
+    assert [paper["url"].rsplit("/", 1)[1] for paper in citation["references"]] == ["2311.01343", "2311.09049"]
+
+
+def test_citation_is_of_this_version_and_licence():
+    citation, metadata = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8")), SETUP["metadata"]
+    assert citation["type"] == "software" and citation["title"] == metadata["name"]
+    assert (citation["version"], citation["license"]) == (metadata["version"], metadata["license"])
+
+
+def test_bibtex_is_that_of_the_model_cards():
+    page = (ROOT / "docs" / "citing.md").read_text(encoding="utf-8")
+    entries = [system.citation for system in SYSTEMS.values() if system.name in ("cllm4rec", "lcrec")]
+    assert len(entries) == 2 and [entry for entry in entries if f"```bibtex\n{entry}\n```" not in page] == []
+    assert f"version = {{{SETUP['metadata']['version']}}}" in page
 
 
 def test_both_packages_ship_their_types():

@@ -12,13 +12,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from wheels import PIP, ROOT, build_wheel
 
 from modeling_cllm4rec.corpora.synthetic import SyntheticDataset
-
-ROOT = Path(__file__).parents[1]
-NOT_SOURCE = shutil.ignore_patterns(
-    ".*", "build", "dist", "site", "data", "runs", "reports", "*.egg-info", "__pycache__", "tests"
-)
 
 pytestmark = pytest.mark.slow
 
@@ -27,12 +23,7 @@ pytestmark = pytest.mark.slow
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the installed wheel; its dependencies are those of the tests' environment."""
     folder = tmp_path_factory.mktemp("wheel")
-    shutil.copytree(ROOT, folder / "source", symlinks=True, ignore=NOT_SOURCE)
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", folder, folder / "source"], check=True)
-    (wheel,) = folder.glob("cllm4rec-*.whl")
-    subprocess.run([*pip, "install", "--no-deps", "--target", folder / "packages", wheel], check=True)
-    shutil.rmtree(folder / "source")
+    subprocess.run([*PIP, "install", "--no-deps", "--target", folder / "packages", build_wheel(folder)], check=True)
     return folder / "packages"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from modeling_cllm4rec.app.reasons import nearest_in_history
+from modeling_cllm4rec.app.item_columns import ItemColumns
+from modeling_cllm4rec.app.reasons import near_in_history, score_in_words, score_meaning
 from modeling_cllm4rec.app.title_search import TitleSearch
 from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers, Recommendations
 from modeling_cllm4rec.core.errors import InputError
@@ -27,20 +29,30 @@ EMPTY_HISTORY = "The history is empty. Find an item by its title and add it, or 
 
 
 class Near(NamedTuple):
-    """An item of the history near a recommended one, and the cosine of their vectors."""
+    """An item of the history near a recommended one, the cosine of their vectors, and its rank by that in the catalogue."""
 
     title: str
     cosine: float
+    rank: int
 
 
 class Recommended(NamedTuple):
-    """One place of a list: external id, title (the id where there is none), rank from 1, score, and what is near it."""
+    """One place of a list.
+
+    Attributes:
+        item: external id; title: its title, the id where there is none.
+        rank: from 1; score: the model's.
+        near: the items of the history that are near it; None for a question without a history.
+        price: None where it is unknown; image: address of its picture, None where there is none.
+    """
 
     item: Any
     title: str
     rank: int
     score: float
-    near: list[Near]
+    near: list[Near] | None = None
+    price: float | None = None
+    image: str | None = None
 
 
 @dataclass(frozen=True)
@@ -107,8 +119,13 @@ class ShownModel:
 
     @property
     def score_name(self) -> str:
-        """Return the meaning of its scores."""
+        """Return the name of its scores."""
         return self.model.score_name
+
+    @property
+    def score_meaning(self) -> str:
+        """Return what its scores say, in a sentence."""
+        return score_meaning(self.model)
 
 
 class ShownModels:
@@ -116,6 +133,7 @@ class ShownModels:
 
     Args:
         shown: one or more models.
+        columns: prices and pictures of the items; None for those of the catalogue's own table.
 
     Attributes:
         catalogue: that of the first model.
@@ -126,7 +144,7 @@ class ShownModels:
         InputError: no model, a model without a catalogue, or models of different catalogues.
     """
 
-    def __init__(self, shown: list[ShownModel]) -> None:
+    def __init__(self, shown: list[ShownModel], columns: ItemColumns | None = None) -> None:
         if not shown:
             raise InputError("no model was given; name one or more")
         for one in shown:
@@ -137,13 +155,17 @@ class ShownModels:
         for one in shown[1:]:
             _check_same_items(shown[0], one)
         self.search = TitleSearch(self.catalogue)
+        self.columns = ItemColumns.read(self.catalogue) if columns is None else columns
         self.users: KnownUsers | None = next((one.model.users for one in shown if one.model.users is not None), None)
 
     @classmethod
-    def load(cls, names: list[str], **placement: Any) -> ShownModels:
+    def load(
+        cls, names: list[str], items: Any = None, images: str | None = None, prices: str | None = None, **placement: Any
+    ) -> ShownModels:
         """Load models from folders or from the Hub, and let each answer once, so that the first answer is not the slowest.
 
         Args:
+            items, images, prices: see `ItemColumns.read`.
             placement: `device`, `dtype`, `attn_implementation` and `device_map` of `load_recommender`.
 
         Raises:
@@ -151,6 +173,7 @@ class ShownModels:
         """
         loaded = [(name, load_recommender(name, "models", **placement)) for name in names]
         models = cls([ShownModel(Path(name).name, model, _writer(model, name)) for name, model in loaded])
+        models.columns = ItemColumns.read(models.catalogue, items, images=images, prices=prices)
         first = models.catalogue.ids.ids_of([0])
         for one in models.shown:
             one.model.recommend(histories=[first], k=1, exclude_seen=False)
@@ -176,23 +199,28 @@ class ShownModels:
         found = self.catalogue.titles(self.catalogue.ids.indices_of(items))
         return [title or str(item) for item, title in zip(items, found, strict=True)]
 
-    def candidates(self, title_words: str, ids: str) -> tuple[Any, ...] | None:
-        """External ids of the items that may be recommended.
+    def candidates(self, title_words: str, ids: str, within: np.ndarray | None = None) -> tuple[Any, ...] | None:
+        """External ids of the items that may be recommended: those that satisfy all conditions.
 
         Args:
             title_words: items whose title holds all these words; "" for any.
-            ids: item ids, one a line; "" for any. Both given: items that satisfy both.
+            ids: item ids, one a line; "" for any.
+            within: item indices, such as those within limits on the price; None for any.
 
         Returns:
-            None if both are empty: the whole catalogue.
+            None without conditions: the whole catalogue.
 
         Raises:
             InputError: unknown ids, or a choice that leaves nothing.
         """
         lines = [line.strip() for line in ids.splitlines() if line.strip()]
-        if not lines and not title_words.strip():
+        if not lines and not title_words.strip() and within is None:
             return None
         rows = self._indices(lines) if lines else np.arange(len(self.catalogue))
+        if within is not None:
+            rows = np.intersect1d(rows, within)
+            if not len(rows):
+                raise InputError("No item has such a price. Start over, or compare with another item.")
         if title_words.strip():
             rows = np.intersect1d(rows, self.search.all_with(title_words))
         if not len(rows):
@@ -243,13 +271,41 @@ class ShownModels:
         rows = table.to_pylist()
         ids = self.catalogue.ids
         items = [row["item"] for row in rows]
-        near = nearest_in_history(one.model, ids.indices_of(items), ids.indices_of(question.history))
+        indices = ids.indices_of(items)
+        near = near_in_history(one.model, indices, ids.indices_of(question.history))
         found = []
-        for row, title, others in zip(rows, self.titles(items), near, strict=True):
-            named = self.titles(ids.ids_of([index for index, _ in others]))
-            reasons = [Near(name, cosine) for name, (_, cosine) in zip(named, others, strict=True)]
-            found.append(Recommended(row["item"], title, row["rank"], row["score"], reasons))
+        for row, title, index, others in zip(rows, self.titles(items), indices.tolist(), near, strict=True):
+            named = self.titles(ids.ids_of([other.item for other in others]))
+            reasons = [Near(name, other.cosine, other.rank) for name, other in zip(named, others, strict=True)]
+            asked = reasons if question.history else None
+            price, image = self.columns.price(index), self.columns.image(index)
+            found.append(Recommended(row["item"], title, row["rank"], row["score"], asked, price, image))
         return tuple(found)
+
+    def why(self, answers: Sequence[Answer], rank: int) -> str:
+        """Return the reasons for the item of a rank in each list, in sentences.
+
+        Raises:
+            InputError: no list has that many items.
+        """
+        sentences = []
+        for one, answer in zip(self.shown, answers, strict=False):
+            for row in answer.rows:
+                if row.rank == rank:
+                    said = score_in_words(one.model, row.rank, row.score)
+                    sentences.append(f"{one.system}: “{row.title}” is {said}. {self._nearness(row)}".strip())
+        if not sentences:
+            listed = any(answer.rows for answer in answers)
+            raise InputError(f"No list has a number {rank}." if listed else "There is no list yet. Ask for one first.")
+        return " ".join(sentences)
+
+    def _nearness(self, row: Recommended) -> str:
+        if row.near is None:
+            return ""
+        if not row.near:
+            return "No item of the history is near it."
+        named = " and ".join(f"“{near.title}” (number {near.rank} of {len(self.catalogue):,})" for near in row.near)
+        return f"Nearest to it in the history: {named}."
 
     def write(self, one: ShownModel, item: Any, user: str | None) -> str:
         """Return a sentence of a model's content LM about an item."""

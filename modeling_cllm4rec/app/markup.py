@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from modeling_cllm4rec.app.answers import Answer, Recommended, ShownModel
+from modeling_cllm4rec.app.answers import Answer, Near, Recommended, ShownModel
+from modeling_cllm4rec.app.turns import Conversation
 
 _CROSS = '<span aria-hidden="true">✕</span>'
 
@@ -70,6 +71,17 @@ def history_list(items: Sequence[tuple[Any, str]]) -> str:
     return f'<ol class="plain history" aria-label="History">{"".join(rows)}</ol>'
 
 
+def turns_list(conversation: Conversation) -> str:
+    """Return the turns so far, each with how it was understood."""
+    if not conversation.said:
+        return ""
+    rows = []
+    for said, how in conversation.said:
+        understood = f' <span class="understood">{escape(how)}</span>' if how else ""
+        rows.append(f'<li><span class="said">{escape(said)}</span>{understood}</li>')
+    return f'<ol class="plain turns" aria-label="Turns" aria-live="polite">{"".join(rows)}</ol>'
+
+
 def answer_lists(answers: Sequence[tuple[ShownModel, Answer]], written: Mapping[tuple[int, str], str]) -> str:
     """Return the lists of all models side by side.
 
@@ -84,6 +96,7 @@ def answer_lists(answers: Sequence[tuple[ShownModel, Answer]], written: Mapping[
             f'<header><h3>{escape(shown.system)} <span class="id">{escape(shown.name)}</span></h3>'
             + (f'<p class="time">{answer.milliseconds:,.0f} ms</p>' if answer.rows else "")
             + "</header>"
+            + (f'<p class="meaning">{escape(shown.score_meaning)}</p>' if answer.rows else "")
         )
         rows = []
         for row in answer.rows:
@@ -101,18 +114,36 @@ def answer_lists(answers: Sequence[tuple[ShownModel, Answer]], written: Mapping[
 
 
 def _recommended(number: int, shown: ShownModel, row: Recommended, also: list[str], sentence: str | None) -> str:
-    near = "".join(f"<li>{escape(other.title)} <b>{other.cosine:.2f}</b></li>" for other in row.near)
-    why = f'<p class="why">Nearest in the history</p><ul class="plain near">{near}</ul>' if near else ""
+    why = "" if row.near is None else _near_list(row.near)
     if sentence is not None:
         why += f'<p class="why">In the model’s words</p><blockquote role="status">{escape(sentence)}</blockquote>'
     elif shown.writer is not None:
         words = button(f"write-{number}", row.item, f"What does the model say of {row.title}?", "In the model’s words", "link")
         why += words
+    price = "" if row.price is None else f'<span class="price">{row.price:,.2f}</span>'
     badge = f'<span class="badge">{escape("; ".join(also))}</span>' if also else ""
     return (
-        f'<li class="card"><span class="rank">{row.rank}</span><div class="what">{_named(row.item, row.title)}{badge}{why}</div>'
+        f'<li class="card"><span class="rank">{row.rank}</span>{_picture(row.image)}'
+        f'<div class="what">{_named(row.item, row.title)}{price}{badge}{why}</div>'
         f'<span class="score"><small>{escape(shown.score_name)}</small> {row.score:.2f}</span></li>'
     )
+
+
+def _picture(address: str | None) -> str:
+    if address is None:
+        return ""
+    # Without a referrer, the host of the picture does not learn from which page it was asked for.
+    return f'<img class="picture" src="{escape(address)}" alt="" loading="lazy" referrerpolicy="no-referrer">'
+
+
+def _near_list(near: Sequence[Near]) -> str:
+    if not near:
+        return '<p class="why">Nothing near in the history</p>'
+    rows = [
+        f'<li>{escape(other.title)} <b title="cosine, and rank among all items">{other.cosine:.2f}, № {other.rank:,}</b></li>'
+        for other in near
+    ]
+    return f'<p class="why">Nearest in the history</p><ul class="plain near">{"".join(rows)}</ul>'
 
 
 def _named(item: Any, title: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from starlette.middleware import Middleware
 
 from modeling_cllm4rec.app.answers import Answer, Question, ShownModels
 from modeling_cllm4rec.app.local_only import LocalOnly
-from modeling_cllm4rec.app.markup import answer_lists, found_list, history_list, note
+from modeling_cllm4rec.app.markup import answer_lists, found_list, history_list, note, turns_list
+from modeling_cllm4rec.app.turns import Conversation, asked_rank, is_why, next_turn
 from modeling_cllm4rec.app.user_history import UserHistory, any_user, take_user
 from modeling_cllm4rec.core.errors import InputError
 
@@ -66,9 +67,9 @@ class Page:
         """Put an item, by its id as text, into the history, or take it out."""
         return self.drawn(user_history.toggled(self.models.catalogue.ids.parse([item])[0]), query, _of(user_history.user))
 
-    def clear(self, query: str) -> tuple[UserHistory, str, str, str]:
-        """Return an empty history."""
-        return self.drawn(UserHistory(), query)
+    def clear(self, query: str) -> tuple[UserHistory, str, str, str, Conversation, str, str]:
+        """Return an empty history and an empty conversation, with an empty field for words."""
+        return (*self.drawn(UserHistory(), query), Conversation(), "", "")
 
     def take(self, user: str, user_history: UserHistory, query: str) -> tuple[UserHistory, str, str, str]:
         """Load a known user; without such a user the history stays as it is."""
@@ -92,26 +93,46 @@ class Page:
         title_words: str,
         ids: str,
         beams: float | None,
-    ) -> Iterator[tuple[list[Answer], str]]:
-        """Yield the answers so far and their lists after each model."""
+        conversation: Conversation,
+        last: list[Answer],
+    ) -> Iterator[tuple[list[Answer], str, Conversation, str, str]]:
+        """Yield the answers so far and their lists after each model, the conversation, its turns, and the field for words.
+
+        Args:
+            words: a further turn, or "" to ask again.
+            conversation: the turns before it; last: the answers to them.
+        """
         answers: list[Answer] = []
         try:
+            if is_why(words):
+                conversation = conversation.answered(words.strip(), self.models.why(last, asked_rank(words)))
+                yield last, self.lists(last, {}), conversation, turns_list(conversation), ""
+                return
+            changed = conversation
+            if words.strip():
+                columns = self.models.columns
+                changed = next_turn(conversation, words.strip(), self._reference(last), columns.prices is not None)
             question = Question(
                 user_history.history,
                 user_history.user,
                 _whole("The number of recommendations", k),
                 exclude_seen,
-                self.models.candidates(title_words, ids),
-                words.strip(),
+                self.models.candidates(title_words, ids, changed.within(self.models.columns.prices)),
+                changed.query,
                 None if beams is None else _whole("The number of beams", beams),
             )
             self.models.check(question)
         except ValueError as error:
-            yield answers, note(str(error), "problem")
+            yield answers, note(str(error), "problem"), conversation, turns_list(conversation), words
             return
         for one in self.models.shown:
             answers = [*answers, self.models.answer(one, question)]
-            yield answers, self.lists(answers, {})
+            yield answers, self.lists(answers, {}), changed, turns_list(changed), ""
+
+    def _reference(self, answers: list[Answer]) -> tuple[str, float | None] | None:
+        """Return the title and the price of the first item of the last answers, the first list that has one."""
+        first = next((answer.rows[0] for answer in answers if answer.rows), None)
+        return None if first is None else (first.title, first.price)
 
     def lists(self, answers: list[Answer], written: dict[tuple[int, str], str]) -> str:
         """Return the lists of answers as HTML."""
@@ -132,6 +153,7 @@ def build_page(models: ShownModels) -> gr.Blocks:
     page, users = Page(models), models.users
     with gr.Blocks(title="cllm4rec", analytics_enabled=False) as blocks:
         user_history, answers, written = gr.State(UserHistory()), gr.State([]), gr.State({})
+        conversation = gr.State(Conversation())
         _html(_head(models), elem_id="head")
         with gr.Row(elem_id="columns", equal_height=False):
             with gr.Column(scale=5, min_width=300, elem_id="asking"):
@@ -145,7 +167,9 @@ def build_page(models: ShownModels) -> gr.Blocks:
                     take = gr.Button("Take", scale=1, min_width=70)
                     pick = gr.Button("Any user", scale=1, min_width=90)
                 who = _html(elem_id="who")
-                words = _line("Looking for, in words (LC-Rec)", "a gentle cleanser for dry skin", visible=models.read_words)
+                turns = _html(elem_id="turns")
+                label, example = _turn_field(models)
+                words = _line(label, example, visible=models.read_words or models.columns.prices is not None)
                 with gr.Accordion("Filters", open=False):
                     k = gr.Number(10, label="How many", precision=0)
                     exclude_seen = gr.Checkbox(True, label="Leave out items of the history")
@@ -174,18 +198,20 @@ def build_page(models: ShownModels) -> gr.Blocks:
             one.click(chosen, [user_history, find], drawn, **quiet)
         gr.on([take.click, user.submit], page.take, [user, user_history, find], drawn, **quiet)
         pick.click(page.pick, [find], [user, *drawn], **quiet)
-        clear.click(page.clear, [find], drawn, **quiet)
-        inputs = [user_history, words, k, exclude_seen, title_words, ids, beams]
+        talk = [conversation, turns, words]
+        clear.click(page.clear, [find], [*drawn, *talk], **quiet)
+        inputs = [user_history, words, k, exclude_seen, title_words, ids, beams, conversation, answers]
         asked = gr.on([ask.click, words.submit], dict, None, written, **quiet)
-        asked.then(page.recommend, inputs, [answers, lists], api_visibility="private")
+        asked.then(page.recommend, inputs, [answers, lists, *talk], api_visibility="private")
         lists.click(wanted, [answers, written, user_history], [written, lists], api_visibility="private")
     return blocks
 
 
-def launch(page: gr.Blocks, **settings: Any) -> Any:
-    """Start the page's server with its style, offline: the browser may load nothing from other hosts.
+def launch(page: gr.Blocks, image_hosts: Sequence[str] = (), **settings: Any) -> Any:
+    """Start the page's server with its style, offline: the browser may load nothing from other hosts but pictures of items.
 
     Args:
+        image_hosts: hosts of the pictures (`ItemColumns.image_hosts`).
         settings: further arguments of `gradio.Blocks.launch` (`server_name`, `server_port`, ...).
     """
     return page.launch(
@@ -193,13 +219,20 @@ def launch(page: gr.Blocks, **settings: Any) -> Any:
         css_paths=STYLE,
         footer_links=[],
         ssr_mode=False,
-        app_kwargs={"middleware": [Middleware(LocalOnly)]},
+        app_kwargs={"middleware": [Middleware(LocalOnly, image_hosts=image_hosts)]},
         **settings,
     )
 
 
 def _line(label: str, placeholder: str | None = None, **settings: Any) -> gr.Textbox:
     return gr.Textbox("", label=label, placeholder=placeholder, max_lines=1, **settings)
+
+
+def _turn_field(models: ShownModels) -> tuple[str, str]:
+    """Return the label and the example of the field for words."""
+    if models.read_words:
+        return "Looking for, in words (LC-Rec)", "a gentle cleanser; then: something cheaper, why this one?"
+    return "Something cheaper?", "something cheaper; why this one?"
 
 
 def _html(value: str = "", **settings: Any) -> gr.HTML:

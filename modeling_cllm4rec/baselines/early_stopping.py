@@ -1,11 +1,11 @@
-"""Training loop of Mult-VAE and SASRec: validation as in `evaluate`, early stopping, the best weights are kept."""
+"""Training of Mult-VAE and SASRec: validation as in `evaluate`, early stopping, the best weights are kept."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from modeling_cllm4rec.baselines.validation import validate
-from modeling_cllm4rec.core.errors import DivergedError, InputError
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.data_folder import RecommendationData, has_validation
 from modeling_cllm4rec.evaluation.evaluator import Recommender
 
@@ -59,9 +59,11 @@ def train_until_best(
     recommender: Recommender,
     module: nn.Module,
     data: RecommendationData,
-    epoch_losses: Callable[[int], Iterable[torch.Tensor]],
+    batches: Callable[[int], Iterable[dict[str, Any]]],
+    loss: Callable[..., torch.Tensor],
     stopping: Stopping,
     *,
+    steps_per_epoch: int,
     lr: float,
     weight_decay: float = 0.0,
     max_grad_norm: float = 5.0,
@@ -74,7 +76,7 @@ def train_until_best(
         recommender: scores histories with the current weights of the module.
         module: the trained module; in training mode during an epoch, in evaluation mode otherwise and at the end.
         data: the data folder of `evaluate(recommender, data, "validation")`.
-        epoch_losses: number of the epoch (from 0) -> the loss of each batch, before its optimizer step.
+        batches, loss, steps_per_epoch: see `module_trainer.train_module`.
         stopping: settings of early stopping.
         lr, weight_decay: of AdamW.
         max_grad_norm: the gradient is clipped to this norm.
@@ -87,35 +89,42 @@ def train_until_best(
     Raises:
         DivergedError: a loss is not finite.
     """
-    optimizer = torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=weight_decay)
+    from modeling_cllm4rec.training.module_trainer import train_module  # imports transformers, which other baselines do without
+
     validations: list[Validation] = []
     losses: list[float] = []
     best: dict[str, torch.Tensor] = {}
     validates = has_validation(data)
+
+    def end_epoch(number: int, epoch_losses: list[float]) -> bool:
+        nonlocal best
+        epoch = number + 1
+        bar.update()
+        losses.extend(epoch_losses)
+        if not validates or (epoch % stopping.validate_every and epoch < stopping.epochs):
+            return False
+        metric = validate(recommender, data, stopping.metric, stopping.validation_users)
+        if not validations or metric > max(past.metric for past in validations):
+            best = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+        validations.append(Validation(epoch, float(np.mean(losses)), metric))
+        losses.clear()
+        logger.info("%s: %s", title, validations[-1])
+        bar.set_postfix({stopping.metric: f"{metric:.4f}", "best": f"{_best(validations).metric:.4f}"})
+        return bool(stopping.patience) and len(validations) - validations.index(_best(validations)) > stopping.patience
+
     with tqdm(total=stopping.epochs, desc=f"training {title}", unit="epoch", disable=not progress) as bar:
-        for epoch in range(1, stopping.epochs + 1):
-            module.train()
-            for loss in epoch_losses(epoch - 1):
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                nn.utils.clip_grad_norm_(module.parameters(), max_grad_norm)
-                optimizer.step()
-                losses.append(float(loss.detach()))
-            module.eval()
-            bar.update()
-            if not np.isfinite(losses).all():
-                raise DivergedError(f"{title}: the loss of epoch {epoch} is not finite; lower lr (it is {lr})")
-            if not validates or (epoch % stopping.validate_every and epoch < stopping.epochs):
-                continue
-            metric = validate(recommender, data, stopping.metric, stopping.validation_users)
-            if not validations or metric > max(past.metric for past in validations):
-                best = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
-            validations.append(Validation(epoch, float(np.mean(losses)), metric))
-            losses = []
-            logger.info("%s: %s", title, validations[-1])
-            bar.set_postfix({stopping.metric: f"{metric:.4f}", "best": f"{_best(validations).metric:.4f}"})
-            if stopping.patience and len(validations) - validations.index(_best(validations)) > stopping.patience:
-                break
+        train_module(
+            module,
+            batches,
+            loss,
+            torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=weight_decay),
+            num_train_epochs=stopping.epochs,
+            steps_per_epoch=steps_per_epoch,
+            max_grad_norm=max_grad_norm,
+            title=title,
+            advice=f"lower lr (it is {lr})",
+            end_epoch=end_epoch,
+        )
     if validations:
         module.load_state_dict(best)
         logger.info("%s: best is %s", title, _best(validations))

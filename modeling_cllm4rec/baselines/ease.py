@@ -12,7 +12,7 @@ from modeling_cllm4rec.baselines.registry import baseline
 from modeling_cllm4rec.core.errors import InputError, MemoryLimitError
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.corpora.history_order import warn_if_unordered
-from modeling_cllm4rec.corpora.interaction_matrix import FitOn, fitting_histories, interaction_matrix
+from modeling_cllm4rec.corpora.interaction_matrix import FitOn, ItemWeights, fitting_histories, interaction_matrix
 
 Precision = Literal["float64", "float32"]
 BLOCK = 1024
@@ -102,6 +102,11 @@ class EASERecommender:
         inverse /= -inverse.diagonal()  # divides the columns
         inverse[diagonal, diagonal] = 0
         return cls(np.asarray(inverse, dtype=np.float32), recency)
+
+    @property
+    def item_weights(self) -> ItemWeights:
+        """The model as a matrix of items by items."""
+        return ItemWeights(self.weights, self.recency)
 
     def score_histories(self, user_indices: npt.NDArray[np.integer] | None, histories: Histories) -> npt.NDArray[np.float32]:
         """Return (batch, J) weighted sums, one row per history."""

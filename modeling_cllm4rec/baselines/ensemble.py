@@ -17,7 +17,7 @@ from modeling_cllm4rec.core.errors import InputError, MemoryLimitError
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.evaluation.evaluator import Recommender, Searcher
 
-WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.3, 1.6, 2.0, 2.5, 4.0)
+WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.3, 1.6, 2.0, 2.5, 4.0)
 """Weights that the search tries. That of the first baseline is always 1."""
 MAX_MEMORY_GIB = 8.0
 """Most memory for the remembered scores of a search."""
@@ -73,19 +73,21 @@ def tune_weights(
     *,
     trials: int,
     metric: str,
+    starts: Sequence[float] = (1.0,),
     max_users: int | None = None,
     progress: bool = True,
 ) -> Tuning:
     """Choose the weights of a sum on the validation split, one after the other.
 
-    The first weight stays 1, and all others start at 1. In turn, each of them is set to the best of `WEIGHTS` while the others
-    stay. The search ends with the budget, or when a round changes nothing. Nothing is random.
+    The first weight stays 1, and all others start at the same value. In turn, each of them is set to the best of `WEIGHTS` while
+    the others stay. The search ends with the budget, or when a round changes nothing. Nothing is random.
 
     Args:
         recommenders: name -> fitted recommender.
         data: the data folder; train histories are the inputs, validation items are the targets.
         trials: the budget, the number of evaluations.
         metric: validation metric to maximize; several joined by + are added.
+        starts: values that the other weights start at, each with an equal part of the budget; of all trials the best is chosen.
         max_users: size of a fixed random sample of users to evaluate; None evaluates all users.
         progress: show a progress bar.
 
@@ -109,10 +111,11 @@ def tune_weights(
     remembered = _RememberedSum(list(recommenders.values()))
     tried: dict[tuple[float, ...], float] = {}
     seconds: list[float] = []
+    budget = 0
     with tqdm(total=trials, desc=f"tuning weights of {'+'.join(names)}", unit="trial", disable=not progress) as bar:
 
         def value_of(weights: tuple[float, ...]) -> float:
-            if weights not in tried and len(tried) < trials:
+            if weights not in tried and len(tried) < budget:
                 start = time.perf_counter()
                 remembered.weights = weights
                 tried[weights] = validate(remembered, data, metric, max_users)
@@ -120,15 +123,17 @@ def tune_weights(
                 bar.update()
             return tried.get(weights, -np.inf)  # beyond the budget nothing is evaluated
 
-        best = (1.0,) * len(names)
-        value_of(best)
-        changed = True
-        while changed and len(tried) < trials:
-            before = best
-            for place in range(1, len(names)):
-                options = [(*best[:place], weight, *best[place + 1 :]) for weight in WEIGHTS]
-                best = max([best, *options], key=value_of)  # of equal ones the present one
-            changed = best != before
+        for number, start in enumerate(starts, start=1):
+            best = (1.0, *[start] * (len(names) - 1))
+            budget = trials * number // len(starts)
+            value_of(best)
+            changed = True
+            while changed and len(tried) < budget:
+                before = best
+                for place in range(1, len(names)):
+                    options = [(*best[:place], weight, *best[place + 1 :]) for weight in WEIGHTS]
+                    best = max([best, *options], key=value_of)  # of equal ones the present one
+                changed = best != before
     by_settings = {json.dumps({"weights": dict(zip(names, weights, strict=True))}): value for weights, value in tried.items()}
     return tuning_of(by_settings, seconds, metric)
 

@@ -40,7 +40,7 @@ class IALSRecommender:
     """
 
     def __init__(self, item_factors: npt.NDArray[np.float32], alpha: float, regularization: float) -> None:
-        self.item_factors = item_factors
+        self.item_factors, self.alpha, self.regularization = item_factors, alpha, regularization
         self.num_items = len(item_factors)
         self._solver = _solver(factors=item_factors.shape[1], alpha=alpha, regularization=regularization)
         self._solver.item_factors = item_factors

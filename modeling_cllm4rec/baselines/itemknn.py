@@ -11,7 +11,7 @@ from scipy import sparse
 from modeling_cllm4rec.baselines.registry import baseline
 from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
-from modeling_cllm4rec.corpora.interaction_matrix import FitOn, fitting_histories, interaction_matrix
+from modeling_cllm4rec.corpora.interaction_matrix import FitOn, ItemWeights, fitting_histories, interaction_matrix
 
 
 @baseline(
@@ -74,6 +74,11 @@ class ItemKNNRecommender:
             kept = order[np.arange(len(order)) - first[columns[order]] < neighbours]
             rows, columns, values = rows[kept], columns[kept], values[kept]
         return cls(sparse.csr_array((values.astype(np.float32), (rows, columns)), shape=similarities.shape))
+
+    @property
+    def item_weights(self) -> ItemWeights:
+        """The model as a matrix of items by items."""
+        return ItemWeights(self.similarities)
 
     def score_histories(self, user_indices: npt.NDArray[np.integer] | None, histories: Histories) -> npt.NDArray[np.float32]:
         """Return (batch, J) sums of similarities, one row per history."""

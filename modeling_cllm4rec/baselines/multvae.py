@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -154,14 +154,15 @@ class MultVAERecommender:
         users = np.flatnonzero(np.diff(histories.indptr))
         steps = -(-len(users) // batch_size)  # per epoch, rounded up
 
-        def epoch_losses(epoch: int) -> Iterator[torch.Tensor]:
+        def batches(epoch: int) -> Iterator[dict[str, Any]]:
             order = np.random.default_rng((seed, epoch)).permutation(users)
             for number, start in enumerate(range(0, len(order), batch_size)):
                 weight = beta * min(1.0, (epoch + number / steps) / anneal_epochs)
-                batch = select_users(histories, order[start : start + batch_size])
-                with computing:
-                    loss = negative_elbo(module, batch, weight)
-                yield loss
+                yield {"users": order[start : start + batch_size], "beta": weight}
+
+        def loss(users: npt.NDArray[np.integer], beta: float) -> torch.Tensor:
+            with computing:
+                return negative_elbo(module, select_users(histories, users), beta)
 
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -171,8 +172,10 @@ class MultVAERecommender:
                 recommender,
                 module,
                 data,
-                epoch_losses,
+                batches,
+                loss,
                 stopping,
+                steps_per_epoch=steps,
                 lr=lr,
                 weight_decay=weight_decay,
                 title="Mult-VAE",

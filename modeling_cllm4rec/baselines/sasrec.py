@@ -287,24 +287,26 @@ class SASRecRecommender:
         lengths = np.array([len(segment) for segment in segments])
         generator = torch.Generator(on_device).manual_seed(seed)
 
-        def epoch_losses(epoch: int) -> Iterator[torch.Tensor]:
+        def batches(epoch: int) -> Iterator[dict[str, torch.Tensor]]:
             rows = training_segments(reordered(histories, seed, epoch), max_length) if reorder else segments
             for batch in plan_batches(lengths, batch_size, seed, epoch):
-                items = torch.from_numpy(pad_right([rows[number] for number in batch], IGNORE_INDEX)).to(on_device)
-                given = items >= 0  # the target of state t is item t
-                with computing:
-                    states = module(items[:, :-1])[given]  # (M, K)
-                    if loss == "sampled":
-                        nll = sampled_nll(states, module.item_rows, items[given], probabilities, generator)
-                    else:
-                        nll = multinomial_nll(
-                            states,
-                            module.item_table(),
-                            items[given][:, None],
-                            item_loss="exact" if chunk_size is None else "chunked",
-                            chunk_size=chunk_size or data.num_items,
-                        )
-                yield nll.mean()
+                yield {"items": torch.from_numpy(pad_right([rows[number] for number in batch], IGNORE_INDEX))}
+
+        def batch_loss(items: torch.Tensor) -> torch.Tensor:
+            given = items >= 0  # the target of state t is item t
+            with computing:
+                states = module(items[:, :-1])[given]  # (M, K)
+                if loss == "sampled":
+                    nll = sampled_nll(states, module.item_rows, items[given], probabilities, generator)
+                else:
+                    nll = multinomial_nll(
+                        states,
+                        module.item_table(),
+                        items[given][:, None],
+                        item_loss="exact" if chunk_size is None else "chunked",
+                        chunk_size=chunk_size or data.num_items,
+                    )
+            return nll.mean()
 
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -316,8 +318,10 @@ class SASRecRecommender:
                 recommender,
                 module,
                 data,
-                epoch_losses,
+                batches,
+                batch_loss,
                 stopping,
+                steps_per_epoch=-(-len(segments) // batch_size),
                 lr=lr,
                 weight_decay=weight_decay,
                 title="SASRec",

@@ -104,6 +104,8 @@ class Teacher:
             (batch, C) item indices, best first, -100 where a history has fewer items with a positive score; and (batch, C)
             their probabilities. A row sums to 1, or to 0 where no item has a positive score.
         """
+        if not histories:
+            return np.zeros((0, self.num_items), np.int64), np.zeros((0, self.num_items), np.float32)
         lengths = [len(history) for history in histories]
         indptr = np.concatenate([[0], np.cumsum(lengths)])
         items = np.concatenate(histories).astype(np.int32)

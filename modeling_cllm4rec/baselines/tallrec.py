@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
@@ -26,7 +28,7 @@ from modeling_cllm4rec.baselines.early_stopping import (
 )
 from modeling_cllm4rec.baselines.registry import baseline
 from modeling_cllm4rec.baselines.yes_no_prompts import YesNoPrompts
-from modeling_cllm4rec.core.errors import DivergedError, InputError, MissingFileError
+from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.core.prompt_assembly import pad_right
 from modeling_cllm4rec.corpora.batches import plan_batches
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
@@ -152,7 +154,7 @@ class TALLRecRecommender:
         check_counts(positives=positives, negatives=negatives, max_history=max_history, max_title_tokens=max_title_tokens)
         check_counts(epochs=epochs, batch_size=batch_size, lora_rank=lora_rank, lora_alpha=lora_alpha)
         check_above_zero(lr=lr, **({} if max_hours is None else {"max_hours": max_hours}))
-        computing = autocast(on_device := device_named(device), precision)
+        autocast(on_device := device_named(device), precision)  # refuses an unknown precision before anything is loaded
         titles = item_texts(data.items, (TITLE,))[TITLE]
         model, tokenizer = _language_model(backbone)
         prompts = YesNoPrompts(
@@ -179,18 +181,55 @@ class TALLRecRecommender:
             torch.manual_seed(seed)
             config = peft.LoraConfig(r=lora_rank, lora_alpha=lora_alpha, target_modules="all-linear", lora_dropout=0.0)
             adapted = peft.get_peft_model(model, config)
-            trained = [parameter for parameter in model.parameters() if parameter.requires_grad]  # the LoRA matrices
-            optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=0.0)
-            for epoch in range(epochs):
-                model.train()
-                examples = training_examples(histories, data.num_items, positives, negatives, seed, epoch)
-                recommender.losses.append(
-                    _train_epoch(recommender, histories, examples, optimizer, computing, batch_size, (seed, epoch))
-                )
-                logger.info("TALLRec, epoch %d of %d: %.4f nats per answer", epoch + 1, epochs, recommender.losses[-1])
+            drawn = lru_cache(1)(partial(training_examples, histories, data.num_items, positives, negatives, seed))
+            recommender._tune(histories, drawn, epochs, batch_size, seed, lr)
             adapted.merge_and_unload()
-        model.eval()
         return recommender
+
+    def _tune(
+        self, histories: Histories, drawn: Callable[[int], Examples], epochs: int, batch_size: int, seed: int, lr: float
+    ) -> None:
+        """Train the LoRA matrices on the examples of each epoch."""
+        from modeling_cllm4rec.training.module_trainer import train_module
+
+        model, prompts = self.language_model, self.prompts
+        sizes: list[int] = []
+
+        def batches(epoch: int) -> Iterator[dict[str, torch.Tensor]]:
+            examples, rows = drawn(epoch), []
+            for user, length, item in zip(examples.users, examples.lengths, examples.items, strict=True):
+                start = histories.indptr[user]
+                rows.append(np.concatenate([prompts.prefix(histories.items[start : start + length]), prompts.suffix(int(item))]))
+            plan = plan_batches(np.array([len(row) for row in rows]), batch_size, seed, epoch)
+            sizes[:] = map(len, plan)
+            for batch in tqdm(plan, desc=f"training TALLRec, epoch {epoch + 1}", unit="step", disable=not self.progress):
+                ids, mask, last = _padded([rows[number] for number in batch], torch.device("cpu"))
+                yield {"ids": ids, "mask": mask, "last": last, "labels": torch.from_numpy(examples.labels[batch])}
+
+        def loss(ids: torch.Tensor, mask: torch.Tensor, last: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            with autocast(model.device, self.precision):
+                hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False, return_dict=True).last_hidden_state
+                scores = self._answers(hidden[torch.arange(len(ids)), last])
+            return F.binary_cross_entropy_with_logits(scores, labels)
+
+        def end_epoch(epoch: int, losses: list[float]) -> bool:
+            self.losses.append(float(np.average(np.array(losses), weights=sizes)))
+            logger.info("TALLRec, epoch %d of %d: %.4f nats per answer", epoch + 1, epochs, self.losses[-1])
+            return False
+
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]  # the LoRA matrices
+        train_module(
+            model,
+            batches,
+            loss,
+            torch.optim.AdamW(trained, lr=lr, weight_decay=0.0),
+            num_train_epochs=epochs,
+            steps_per_epoch=-(-len(drawn(0).users) // batch_size),
+            max_grad_norm=1.0,
+            title="TALLRec",
+            advice=f"lower lr (it is {lr})",
+            end_epoch=end_epoch,
+        )
 
     def score_histories(self, user_indices: npt.NDArray[np.integer] | None, histories: Histories) -> npt.NDArray[np.float32]:
         """Return (batch, J) scores of all items, one row per history.
@@ -334,8 +373,11 @@ def _language_model(backbone: str) -> tuple[PreTrainedModel, Any]:
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from modeling_cllm4rec.hub.loading import check_on_hub
+
     if not backbone:
         raise InputError("tallrec: backbone is not set; name a causal language model")
+    check_on_hub(backbone, "backbone")
     try:
         tokenizer = AutoTokenizer.from_pretrained(backbone)
         return AutoModelForCausalLM.from_pretrained(backbone, dtype=torch.float32), tokenizer
@@ -343,40 +385,6 @@ def _language_model(backbone: str) -> tuple[PreTrainedModel, Any]:
         raise MissingFileError(
             f"backbone: {backbone} is no folder with a language model and could not be read from the Hub ({error})"
         ) from error
-
-
-def _train_epoch(
-    recommender: TALLRecRecommender,
-    histories: Histories,
-    examples: Examples,
-    optimizer: torch.optim.Optimizer,
-    computing: torch.autocast,
-    batch_size: int,
-    numbers: tuple[int, int],
-) -> float:
-    """Train on the examples of an epoch and return the mean loss."""
-    model, prompts = recommender.language_model, recommender.prompts
-    rows = []
-    for user, length, item in zip(examples.users, examples.lengths, examples.items, strict=True):
-        start = histories.indptr[user]
-        rows.append(np.concatenate([prompts.prefix(histories.items[start : start + length]), prompts.suffix(int(item))]))
-    plan = plan_batches(np.array([len(row) for row in rows]), batch_size, *numbers)
-    total = 0.0
-    for batch in tqdm(plan, desc=f"training TALLRec, epoch {numbers[1] + 1}", unit="step", disable=not recommender.progress):
-        ids, mask, last = _padded([rows[number] for number in batch], model.device)
-        labels = torch.from_numpy(examples.labels[batch]).to(model.device)
-        with computing:
-            hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False, return_dict=True).last_hidden_state
-            scores = recommender._answers(hidden[torch.arange(len(batch)), last])
-        loss = F.binary_cross_entropy_with_logits(scores, labels)
-        if not torch.isfinite(loss):
-            raise DivergedError(f"TALLRec: the loss is {float(loss)}; lower lr")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_([parameter for parameter in model.parameters() if parameter.requires_grad], 1.0)
-        optimizer.step()
-        total += float(loss.detach()) * len(batch)
-    return total / len(rows)
 
 
 def _padded(rows: list[npt.NDArray[np.int64]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -14,7 +14,7 @@ from modeling_cllm4rec.baselines.registry import baseline
 from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.corpora.history_order import is_ordered, warn_if_unordered
-from modeling_cllm4rec.corpora.interaction_matrix import interaction_matrix
+from modeling_cllm4rec.corpora.interaction_matrix import ItemWeights, interaction_matrix
 from modeling_cllm4rec.corpora.text_vectors import TFIDF, TextVectors, text_vectors, unit_rows
 
 if TYPE_CHECKING:
@@ -127,6 +127,17 @@ class TextKNNRecommender:
             progress=progress,
         )
         return cls(vectors, neighbours, recency, max_history)
+
+    @property
+    def item_weights(self) -> ItemWeights:
+        """The model as a matrix of items by items.
+
+        Raises:
+            InputError: all neighbours count, so the matrix is dense.
+        """
+        if self.similarities is None:
+            raise InputError("textknn with neighbours=None has no sparse matrix; set neighbours, such as 200")
+        return ItemWeights(self.similarities, self.recency, self.max_history)
 
     def score_histories(self, user_indices: npt.NDArray[np.integer] | None, histories: Histories) -> npt.NDArray[np.float32]:
         """Return (batch, J) weighted sums of cosines, one row per history; 0 for an empty one."""

@@ -13,7 +13,7 @@ from modeling_cllm4rec.baselines.registry import baseline
 from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.corpora.history_order import warn_if_unordered
-from modeling_cllm4rec.corpora.interaction_matrix import FitOn, fitting_histories, interaction_matrix
+from modeling_cllm4rec.corpora.interaction_matrix import FitOn, ItemWeights, fitting_histories, interaction_matrix
 
 SPACE = {"backward": {"choice": [0.0, 0.25, 0.5, 1.0]}, "recency": {"choice": [0.5, 1.0, 2.0]}}
 
@@ -93,6 +93,11 @@ class TransitionGraphRecommender:
         warn_if_unordered(data, "the transition graph reads it; choose itemknn, which counts pairs in any order")
         graph = transition_graph(fitting_histories(data, fit_on), data.num_items, max_gap, backward)
         return cls(graph if hops == 1 else sparse.csr_array(graph @ graph), recency)
+
+    @property
+    def item_weights(self) -> ItemWeights:
+        """The model as a matrix of items by items."""
+        return ItemWeights(self.transitions, self.recency)
 
     def score_histories(self, user_indices: npt.NDArray[np.integer] | None, histories: Histories) -> npt.NDArray[np.float32]:
         """Return (batch, J) weighted sums of transitions, one row per history."""

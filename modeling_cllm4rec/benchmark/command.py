@@ -31,6 +31,7 @@ from modeling_cllm4rec.benchmark.report import REPORT_FILE, RESULTS_FILE, write_
 from modeling_cllm4rec.benchmark.runner import DataFolders, run_jobs
 from modeling_cllm4rec.benchmark.strong_generalization import hold_out_users, sample_users
 from modeling_cllm4rec.commands.command_line import CommandParser, print_json
+from modeling_cllm4rec.core.console_log import show_log
 from modeling_cllm4rec.core.errors import ExistingFileError, InputError, RunError
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 
@@ -40,6 +41,7 @@ PROGRAM = "cllm4rec benchmark"
 QUALITY = """example:
   {program} quality --data data/beauty --models popularity,itemknn,ease,cllm4rec=runs/beauty --output reports/beauty
   {program} quality --data data/beauty --config benchmark.yaml --models ease,sasrec,cllm4rec --seeds 5 --hold-out-users 0.1
+  {program} quality --data data/beauty --config beauty_benchmark.yaml --models ease+textknn,cllm4rec,cllm4rec+ease+textknn
 """
 ABLATION = """example:
   {program} ablation --data data/beauty --config recipes/configs/beauty_pretrained.yaml --variants LLM-CF,LLM-FixOrd --seeds 3
@@ -67,7 +69,10 @@ def add_commands(commands: Any, program: str = PROGRAM, default_config: Path | N
     quality = commands.add_parser(
         "quality", help="models and baselines, with intervals and verdicts", epilog=QUALITY.format(program=program), **shape
     )
-    models = f"{','.join(model_names())}; ease+ials for a sum; package.module:Class; lists:FILE; name=folder for a trained model"
+    models = (
+        f"{','.join(model_names())}; ease+ials for a sum; cllm4rec+ease for a hybrid; package.module:Class; lists:FILE; "
+        "name=folder for a trained model"
+    )
     quality.add_argument("--models", required=True, type=_list, help=models)
     quality.add_argument("--config", type=Path, default=default_config, help="YAML: settings of baselines, recipes of systems")
     quality.add_argument("--tune", type=int, default=0, help="trials of the search for each baseline's settings, on validation")
@@ -93,6 +98,7 @@ def add_commands(commands: Any, program: str = PROGRAM, default_config: Path | N
     report.add_argument("--output", required=True, type=Path, help="the page, a Markdown file; a generated one is replaced")
     report.add_argument("--readme", type=Path, help="another page: the text between the marks of the head is replaced there")
     report.add_argument("--resamples", type=int, default=1000, help="resamples of the bootstrap")
+    report.add_argument("--no-plots", action="store_true", help="draw no plots (they need matplotlib)")
 
 
 def _add_shared(parser: argparse.ArgumentParser) -> None:
@@ -137,7 +143,7 @@ def run(arguments: argparse.Namespace) -> None:
         RunError: a job failed; the report is written before.
     """
     if arguments.command == "report":
-        write_page(arguments.reports, arguments.output, arguments.resamples, arguments.readme)
+        write_page(arguments.reports, arguments.output, arguments.resamples, arguments.readme, not arguments.no_plots)
         print(f"page: {arguments.output}")
         return
     if not arguments.no_plots:
@@ -242,7 +248,7 @@ def main(argv: list[str] | None = None) -> int:
     flags = CommandParser(prog=PROGRAM, description=__doc__, epilog=epilog, **shape)
     add_commands(flags.add_subparsers(dest="command", required=True))
     arguments = flags.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    show_log()
     return flags.run(arguments, lambda: run(arguments))
 
 

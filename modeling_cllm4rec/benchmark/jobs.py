@@ -24,6 +24,8 @@ UserGroup = Literal["everyone", "unseen-people"]
 Kind = Literal["quality", "ablation"]
 
 CONFIG_FILE = "protocol.json"
+HYBRID_OF = "hybrid"
+"""Key in the recipe of a job: linear baselines that are added to the trained model, and their settings."""
 FOLDERS = ("jobs", "per_user", "tuning", "logs", "plots", "runs", "data")
 ORDERED_SPLITS = ("leave-one-out", "temporal")
 METRICS_BY_ORDER = {True: ("recall@10", "recall@20", "ndcg@10"), False: ("recall@20", "recall@40", "ndcg@100")}
@@ -127,7 +129,7 @@ class Job:
         seed: start of all random numbers of the training.
         case: the evaluated users.
         recipe: of a baseline `{"name", "settings"}`, with the hashes `{"sha256": {name: hash}}` of classes and files of the
-            user's own; of a language model the settings of its stages, by stage; of a trained folder
+            user's own; of a language model the settings of its stages, by stage, and those of `HYBRID_OF`; of a trained folder
             `{"path", "sha256", "settings"}` with the settings of its training.
         anonymous: whether the model is given no user indices.
         about: description in a few words.

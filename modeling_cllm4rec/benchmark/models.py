@@ -12,15 +12,16 @@ from typing import Any
 from modeling_cllm4rec.baselines import BASELINES, WEIGHTS, baseline_settings, get_baseline, members
 from modeling_cllm4rec.baselines.registry import LISTS
 from modeling_cllm4rec.benchmark import budgets
-from modeling_cllm4rec.benchmark.jobs import Job, shown
-from modeling_cllm4rec.benchmark.recipes import Recipes, adjusted, check_recipe, recipe_names, set_by_jobs
+from modeling_cllm4rec.benchmark.jobs import HYBRID_OF, Job, shown
+from modeling_cllm4rec.benchmark.recipes import Recipes, adjusted, arguments_of, check_recipe, recipe_names, set_by_jobs
 from modeling_cllm4rec.core.errors import InputError, MissingFileError, nearest
 from modeling_cllm4rec.corpora.readers import checksum
 from modeling_cllm4rec.hub.model_card import read_records
 from modeling_cllm4rec.hub.reproduction import NOT_REPEATED
-from modeling_cllm4rec.systems import SYSTEMS, Recipe
+from modeling_cllm4rec.systems import SYSTEMS, Recipe, system_of_recipe
 
 ENSEMBLE = "weighted sum of their scores, standardized by row, each with its own settings"
+HYBRID = "; linear models are added, with weights learned on validation"
 
 
 def title(model: str) -> str:
@@ -86,9 +87,9 @@ def make_jobs(
     """Return the jobs of a comparison.
 
     Args:
-        models: names of baselines and recipes, `ease+ials` for the sum of several baselines, `package.module:Class` and
-            `lists:FILE` for baselines of your own, and `name=folder` for trained models; one name with several folders is
-            one model that was trained several times.
+        models: names of baselines and recipes, `ease+ials` for the sum of several baselines, `cllm4rec+ease+textknn` for a
+            hybrid of a recipe and linear baselines, `package.module:Class` and `lists:FILE` for baselines of your own, and
+            `name=folder` for trained models; one name with several folders is one model that was trained several times.
         seeds: seeds of all models that are trained and not deterministic.
         recipes: settings of baselines, and recipes of systems.
         backbone: language model in place of the recipes'.
@@ -112,7 +113,7 @@ def make_jobs(
         name, is_folder, path = word.partition("=")
         if is_folder and not word.startswith(LISTS):
             jobs.append(_folder_job(name, path, jobs, recipes, command))
-        elif word in recipe_names():
+        elif word.partition("+")[0] in recipe_names():
             jobs += _recipe_jobs(word, seeds, recipes, backbone, epochs_share, command)
         else:
             jobs += _baseline_jobs(word, seeds, recipes, backbone, selection, command)
@@ -189,13 +190,14 @@ def _baseline_settings(name: str, recipes: Recipes, backbone: str | None, select
 
 
 def _recipe_jobs(
-    name: str, seeds: Sequence[int], recipes: Recipes, backbone: str | None, epochs_share: float, command: str
+    word: str, seeds: Sequence[int], recipes: Recipes, backbone: str | None, epochs_share: float, command: str
 ) -> list[Job]:
-    """Return the jobs of a system that is trained by a recipe.
+    """Return the jobs of a system that is trained by a recipe, or of a hybrid of it and linear baselines joined by +.
 
     Raises:
-        InputError: there is no such recipe, or a setting is not allowed.
+        InputError: there is no such recipe or baseline, a setting is not allowed, or the system cannot be part of a hybrid.
     """
+    name, joined, parts = word.partition("+")
     if name not in recipes.systems:
         raise InputError(
             f"models: {name} is trained by a recipe, and there is none for it; pass config=FILE with the key {name}, or name a "
@@ -203,11 +205,33 @@ def _recipe_jobs(
         )
     recipe = adjusted(recipes.systems[name], name, backbone, epochs_share)
     check_recipe(recipe, name)
+    about = summary(name)
+    if joined:
+        last = system_of_recipe(name).stages[-1]
+        if getattr(arguments_of(last, recipe[last.section]), "item_head", "") == "none":
+            raise InputError(
+                f"models: {word}: {name} finds items by a search, which linear models cannot be added to; set item_head in its "
+                f"recipe, or leave +{parts} out"
+            )
+        recipe = {**recipe, HYBRID_OF: _linear_settings(parts, recipes)}
+        about += HYBRID
     chosen = recipes.chosen.get(name, budgets.RECIPE)
     return [
-        Job(name, name, seed, recipe, about=summary(name), chosen=chosen, command=f"{command} --models {name} --seed {seed}")
+        Job(word, name, seed, recipe, about=about, chosen=chosen, command=f"{command} --models {word} --seed {seed}")
         for seed in seeds
     ]
+
+
+def _linear_settings(names: str, recipes: Recipes) -> dict[str, Any]:
+    """Return the linear baselines of a hybrid, joined by +, and their settings: those of the YAML file.
+
+    Raises:
+        InputError: there is no such baseline.
+    """
+    _check_name(names)
+    of_sum = recipes.baselines.get(names, {})
+    known = {part: recipes.baselines.get(part, {}) for part in members(names)}
+    return {"baselines": names, "settings": {part: {**own, **of_sum.get(part, {})} for part, own in known.items()}}
 
 
 def _sha256(source: str) -> str:
@@ -231,7 +255,11 @@ def _check_name(word: str) -> None:
         if ":" in part:  # a class of the user's own, or a file of ranked lists
             get_baseline(part)
             continue
-        hint = "; only baselines are joined by +" if joined else " (or name=folder, package.module:Class, lists:FILE)"
+        hint = (
+            "; only baselines are joined by +, behind the name of a recipe or alone"
+            if joined
+            else " (or name=folder, package.module:Class, lists:FILE)"
+        )
         raise InputError(f"models: there is no {part!r}; {nearest(part, known)}{hint}")
 
 
@@ -258,10 +286,13 @@ def _folder_job(name: str, path: str, others: Sequence[Job], recipes: Recipes, c
 
 
 def _settings_of_training(folder: Path, digest: str) -> dict[str, Any]:
-    """Return the training settings of a saved model by stage, without seeds and paths; the model itself if none are recorded."""
+    """Return the training settings of a saved model by stage, without seeds and paths; the model itself if none are recorded.
+
+    A setting that is not set is left out as well, because the record of an earlier version does not name it.
+    """
     left_out = (*set_by_jobs(), *NOT_REPEATED)
     return {
-        stage: {name: value for name, value in record["arguments"].items() if name not in left_out}
+        stage: {name: value for name, value in record["arguments"].items() if name not in left_out and value is not None}
         for stage, record in read_records(folder).items()
     } or {"model": {"sha256": digest}}
 

@@ -6,33 +6,42 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from modeling_cllm4rec.benchmark.jobs import BenchmarkConfig
+from modeling_cllm4rec.benchmark.plots import check_plots, draw_metrics
 from modeling_cllm4rec.benchmark.report import MARKER, body, heading, metric_table, title_of, without_paths
 from modeling_cllm4rec.benchmark.results import Table, read_tables, summary_of
 from modeling_cllm4rec.core.errors import ExistingFileError, InputError, MissingFileError
 from modeling_cllm4rec.corpora.atomic_files import atomic_file
 
 HEAD, HEAD_END = "<!-- head of the results, written by benchmark.py report -->", "<!-- end of the head -->"
+DETAILS = "Intervals, differences, slices, settings and commands"
 NUM_BASELINES = 2
 """Number of best baselines in the tables of a README."""
 
 
-def write_page(folders: Sequence[Path], output: Path, n_resamples: int = 1000, readme: Path | None = None) -> str:
+def write_page(
+    folders: Sequence[Path], output: Path, n_resamples: int = 1000, readme: Path | None = None, plots: bool = False
+) -> str:
     """Write a page of all reports.
 
-    The head of the page, between two marks, has a short table and the verdicts of each comparison. The whole reports follow.
+    The head of the page, between two marks, has a short table and the verdicts of each comparison. A section for each report
+    follows, with a plot of a comparison's metrics and, folded, the whole report.
 
     Args:
         folders: report folders.
         output: the page.
         n_resamples: resamples of the bootstrap.
         readme: another page; its text between the same two marks is replaced by tables of each system.
+        plots: draw the metrics of each comparison, as SVG files in `images` next to the page.
 
     Raises:
         InputError: there is no folder, the name of the page does not end in `.md`, two reports have one title, or `readme` has
             no marks.
         ExistingFileError: the page exists and was not generated.
         MissingFileError: a folder is no report folder, or there is no `readme`.
+        MissingPackageError: plots need matplotlib.
     """
+    if plots:
+        check_plots()
     if not folders:
         raise InputError("reports is empty; name at least one report folder")
     if output.suffix != ".md":
@@ -50,7 +59,21 @@ def write_page(folders: Sequence[Path], output: Path, n_resamples: int = 1000, r
     head = without_paths("\n".join([HEAD, "", *(line for lines in comparisons for line in lines), HEAD_END]))
     lines = [MARKER, "", "# Results", "", head, ""]
     for title, (config, tables) in zip(titles, reports, strict=True):
-        lines += [f"## {title}", "", *body(config, tables, {}, "###")]
+        lines += [f"## {title}", ""]
+        if plots and config.kind == "quality":
+            picture = f"images/{output.stem}-{config.dataset}.svg"
+            draw_metrics(tables[0], output.parent / picture)
+            lines += [f"![{title}: {', '.join(tables[0].metrics)}, with 95% intervals over users]({picture})", ""]
+        # Both GitHub and MkDocs (md_in_html) read what is folded as Markdown.
+        lines += [
+            '<details markdown="1">',
+            f"<summary>{DETAILS}</summary>",
+            "",
+            *body(config, tables, {}, "###"),
+            "",
+            "</details>",
+            "",
+        ]
     text = without_paths("\n".join(lines)).rstrip() + "\n"
     output.parent.mkdir(parents=True, exist_ok=True)
     _write(output, text)

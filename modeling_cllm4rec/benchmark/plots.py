@@ -1,4 +1,4 @@
-"""The plots of a report folder, as PNG: intervals, quality against cost, quality by popularity and by length of history."""
+"""Plots of a report: intervals, quality against cost, quality by popularity and by length of history."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from modeling_cllm4rec.benchmark.results import CASES, Table
 from modeling_cllm4rec.core.optional_packages import require
+from modeling_cllm4rec.corpora.atomic_files import atomic_file
 from modeling_cllm4rec.evaluation.slices import SLICES
 
 COSTS = {"train_seconds": "training, seconds", "milliseconds_per_user": "milliseconds per user"}
@@ -42,6 +43,19 @@ def draw(folder: Path, tables: list[Table]) -> dict[str, list[str]]:
             figure.savefig(folder / place, dpi=120)
             drawn.setdefault(table.key, []).append(place)
     return drawn
+
+
+def draw_metrics(table: Table, output: Path) -> None:
+    """Draw the means and intervals of a table as SVG; the same numbers give the same bytes.
+
+    Args:
+        output: the file; its folder is made.
+    """
+    from matplotlib import rc_context
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with rc_context({"svg.hashsalt": output.name, "svg.fonttype": "none"}), atomic_file(output) as temporary:
+        _metrics(table).savefig(temporary, format="svg", metadata={"Date": None})
 
 
 def _figure(table: Table, columns: int, height: float) -> tuple[Any, Any]:

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from modeling_cllm4rec.baselines import WEIGHTS, baseline_settings, fit_baseline, get_baseline, members, tune
-from modeling_cllm4rec.benchmark.jobs import BenchmarkConfig, Job, fingerprint, write_json
+from modeling_cllm4rec.baselines.hybrid import make_hybrid
+from modeling_cllm4rec.benchmark.jobs import HYBRID_OF, BenchmarkConfig, Job, fingerprint, selection_of, write_json
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.id_checks import check_same_ids
 from modeling_cllm4rec.evaluation.evaluator import parse_metrics
@@ -123,6 +124,18 @@ def _train_and_load_system(job: Job, config: BenchmarkConfig, data: Recommendati
     system = system_of_recipe(job.system)
     if job.recipe[system.stages[-1].section] is None:
         resolve(system.recommend_early)(recommender, job.recipe[system.stages[0].section], folder)
+    if parts := job.recipe.get(HYBRID_OF):
+        start = time.perf_counter()
+        make_hybrid(
+            recommender,
+            data,
+            parts["baselines"],
+            parts["settings"],
+            metric=selection_of(config.metrics),
+            max_users=WEIGHT_USERS,
+            progress=False,
+        )
+        cost = cost.and_then(Cost(time.perf_counter() - start, peak_memory(), peak_device_memory()))
     return _ready(recommender, config, cost, dict(job.recipe))
 
 
@@ -201,8 +214,10 @@ def _ready(model: Any, config: BenchmarkConfig, cost: Cost, settings: dict[str, 
     """Return a loaded model with its cost; a search gets at least as many beams as the longest list has ranks."""
     if not model.scores_catalogue:
         longest = max(request.k for request in parse_metrics(config.metrics, model.num_items))
-        beams = max(longest, model.config.search_beams)
-        return Trained(SearchingRecommender(model, {"num_beams": beams}), cost, settings, model.default_batch_size)
+        # A number of beams asks for a search, also of a model that scores by its item head.
+        searches = getattr(model.config, "scoring", "beam") == "beam"
+        search = {"num_beams": max(longest, model.config.search_beams)} if searches else {}
+        return Trained(SearchingRecommender(model, search), cost, settings, model.default_batch_size)
     return Trained(model, cost, settings)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import os
 import sys
 import threading
@@ -22,6 +21,7 @@ from modeling_cllm4rec.benchmark.jobs import BenchmarkConfig, Job, write_json
 from modeling_cllm4rec.benchmark.measurement import measure
 from modeling_cllm4rec.benchmark.training import train, tune_baseline
 from modeling_cllm4rec.commands.command_line import RUN_FAILED
+from modeling_cllm4rec.core.console_log import show_log
 from modeling_cllm4rec.corpora.atomic_files import atomic_file
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.hub.machine import peak_device_memory, peak_memory
@@ -104,7 +104,7 @@ def end_with_parent() -> None:
 
 def main() -> int:
     """Do the task on the first line of standard input; after an exception, the last line of the error output names it."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
+    show_log()
     try:
         task = json.loads(sys.stdin.readline())
         threading.Thread(target=end_with_parent, daemon=True).start()

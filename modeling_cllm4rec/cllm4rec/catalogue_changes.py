@@ -27,6 +27,7 @@ from ..core.catalogue import Catalogue, KnownUsers, extended_catalogue, is_text_
 from ..core.errors import InputError
 
 Start = Literal["regression", "words"]
+"""How rows of new items start: predicted from word rows by regression, or the mean of their words."""
 ITEM_WORDS = ("title", "brand", "categories")
 """Text columns whose words start an item's rows."""
 _SAYS = re.compile(r"[^\W_]")

@@ -17,6 +17,7 @@ AUTO_MAP = {
     "AutoModel": "modeling_cllm4rec.CLLM4RecForRecommendation",
     "AutoModelForCausalLM": "modeling_cllm4rec.CLLM4RecForCausalLM",
 }
+"""Auto class of transformers -> the class in a saved folder's own code."""
 
 PromptPieces = list[Any]
 """A prompt cut at its placeholders: lists of text token ids between the words `"user"`, `"item"` and `"items"`."""

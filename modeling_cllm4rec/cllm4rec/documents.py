@@ -20,6 +20,8 @@ from modeling_cllm4rec.core.catalogue import text_column
 from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.core.language_model import end_tokens
 from modeling_cllm4rec.core.prompt_assembly import build_input_ids
+from modeling_cllm4rec.core.ragged import RaggedRows, span_positions
+from modeling_cllm4rec.corpora.counter_draws import counter_draws
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.corpora.item_texts import BIOGRAPHY, ITEM_TEXTS
 
@@ -64,8 +66,9 @@ class TextCorpus:
         self.cache_folder = Path(cache_folder)
         self.cache_folder.mkdir(parents=True, exist_ok=True)
         parts = [self._tokenize(kind, *source) for kind, source in self._sources(prompts).items()]
-        self.documents = concatenate_datasets(parts).with_format("numpy") if parts else None
+        self.documents = concatenate_datasets(parts) if parts else None
         self.lengths = self._lengths()
+        self._map_chunks()
         self._check_lengths()
 
     def __len__(self) -> int:
@@ -140,6 +143,15 @@ class TextCorpus:
             return np.zeros(0, np.int64)
         return np.asarray(pc.list_value_length(self.documents.data["input_ids"]).to_numpy(), dtype=np.int64)
 
+    def _map_chunks(self) -> None:
+        """Read where the tokens of each document are; the tokens themselves stay in the Arrow files."""
+        columns = {} if self.documents is None else {name: self.documents.data[name] for name in ("input_ids", "prompt_length")}
+        lists = columns["input_ids"].chunks if columns else []
+        # `values` of a list array ignores that it may be a slice of one; its offsets do not.
+        self._chunks = [(chunk.offsets.to_numpy(), chunk.values.to_numpy()) for chunk in lists]
+        self._first_rows = np.cumsum([0, *map(len, lists)])[: len(lists)]
+        self._prompt_lengths = columns["prompt_length"].to_numpy() if columns else np.zeros(0, np.int64)
+
     def _check_lengths(self) -> None:
         """Check that all documents fit into the context."""
         too_long = int((self.lengths > self.context_length).sum())
@@ -150,7 +162,7 @@ class TextCorpus:
                 f"{self.context_length - 32}"
             )
 
-    def rows(self, indices: Sequence[int] | np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+    def rows(self, indices: Sequence[int] | np.ndarray) -> tuple[RaggedRows, np.ndarray]:
         """Return the token ids of the documents `indices`, and the lengths of their prompts.
 
         Raises:
@@ -158,8 +170,14 @@ class TextCorpus:
         """
         if self.documents is None:
             raise InputError("this data has no texts")
-        batch = self.documents[np.asarray(indices)]
-        return [np.asarray(row, dtype=np.int64) for row in batch["input_ids"]], np.asarray(batch["prompt_length"])
+        numbers = np.asarray(indices)
+        chunks = np.searchsorted(self._first_rows, numbers, side="right") - 1
+        places = numbers - self._first_rows[chunks]
+        parts = []
+        for chunk, place in zip(chunks.tolist(), places.tolist(), strict=True):
+            offsets, tokens = self._chunks[chunk]
+            parts.append(tokens[offsets[place] : offsets[place + 1]])
+        return RaggedRows.of(parts), self._prompt_lengths[numbers]
 
 
 class HistoryCorpus:
@@ -167,7 +185,7 @@ class HistoryCorpus:
 
     Args:
         histories: training histories as compressed rows.
-        seed: seed of the random numbers; the order of user u in epoch e depends on (seed, e, u) alone.
+        seed: seed of the random numbers; the order of user u in epoch e depends on (seed, e, u) and the length of the history.
         reorder: False keeps the order of the data (the LLM-FixOrd variant of the paper).
     """
 
@@ -178,17 +196,25 @@ class HistoryCorpus:
         self.lengths = np.diff(histories.indptr)
         self.users = np.flatnonzero(self.lengths > 0)
 
-    def history(self, user: int) -> np.ndarray:
-        """Return the (history,) item indices in the order of the data."""
-        start, end = self.histories.indptr[user : user + 2]
-        return np.asarray(self.histories.items[start:end], dtype=np.int64)
+    def rows(self, users: np.ndarray) -> RaggedRows:
+        """Return the item indices of users, in the order of the data."""
+        starts = self.histories.indptr[users]
+        lengths = self.lengths[users]
+        items = self.histories.items[span_positions(starts, lengths)]
+        return RaggedRows.of_lengths(items.astype(np.int64, copy=False), lengths)
 
-    def reordered(self, user: int, epoch: int) -> np.ndarray:
-        """Return the (history,) item indices in the order of an epoch (stochastic item reordering, section 3.2.1)."""
-        history = self.history(user)
-        if not self.reorder:
-            return history
-        return np.random.default_rng((self.seed, epoch, user)).permutation(history)
+    def reordered(self, users: np.ndarray, epoch: int) -> RaggedRows:
+        """Return the item indices of users in the order of an epoch (stochastic item reordering, section 3.2.1)."""
+        rows = self.rows(users)
+        return RaggedRows(rows.values[self._order(rows, users, epoch)], rows.indptr) if self.reorder else rows
+
+    def _order(self, rows: RaggedRows, users: np.ndarray, epoch: int) -> np.ndarray:
+        """Return (all,) positions of the items of rows, each row in a random order of its own."""
+        # A counter per user and item rather than one generator: a resumed run, or another process that reads this user, draws the
+        # same order. The last number keeps orders, dropped users and cuts apart.
+        number, place = _places(rows)
+        draws = counter_draws((self.seed, epoch, 0), users[number], place)
+        return np.argsort(number + draws, kind="stable")
 
     def user_tokens(self, users: np.ndarray, epoch: int, drop: float) -> np.ndarray:
         """Replace users by -1 with probability `drop`; their documents are written without the user's token.
@@ -201,38 +227,44 @@ class HistoryCorpus:
             epoch: the draw of user u depends on (seed, epoch, u) alone.
             drop: probability of -1.
         """
-        # A counter per user rather than one generator: the draw depends neither on the batch nor on the process. The 1 keeps it
-        # apart from the stream that reorders the items.
-        draws = np.array([np.random.default_rng((self.seed, epoch, user, 1)).random() for user in users])
-        return np.where(draws < drop, -1, users)
+        return np.where(counter_draws((self.seed, epoch, 1), users) < drop, -1, users)
 
-    def split_holdout(self, user: int, epoch: int, share: float) -> tuple[np.ndarray, np.ndarray]:
-        """Mask a random share of a history (section 3.4): of n items, max(1, int(share * n)) are held out.
+    def split_holdout(self, users: np.ndarray, epoch: int, share: float) -> tuple[RaggedRows, RaggedRows]:
+        """Mask a random share of each history (section 3.4): of n items, max(1, int(share * n)) are held out.
 
         Without reordering, the held-out items are still random, and the others keep their order.
 
         Returns:
-            The item indices of the prompt, reordered, and the held-out item indices.
+            The item indices of the prompts, reordered, and the held-out item indices.
         """
-        history = self.history(user)
-        # Seeded by counters: a resumed run, or another process that reads this user, draws the same mask.
-        generator = np.random.default_rng((self.seed, epoch, user))
-        order = generator.permutation(len(history))
-        num_held_out = max(1, int(share * len(history)))
-        kept = order[num_held_out:] if self.reorder else np.sort(order[num_held_out:])
-        return history[kept], history[order[:num_held_out]]
+        rows = self.rows(users)
+        order, (_, place) = self._order(rows, users, epoch), _places(rows)
+        held = np.maximum(1, (share * rows.lengths).astype(np.int64))
+        is_held = place < np.repeat(held, rows.lengths)
+        kept = order[~is_held] if self.reorder else np.sort(order[~is_held])
+        return (
+            RaggedRows.of_lengths(rows.values[kept], rows.lengths - held),
+            RaggedRows.of_lengths(rows.values[order[is_held]], held),
+        )
 
-    def split_next(self, user: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Cut a history before a random item, which is the target; what follows it is left out.
+    def split_next(self, users: np.ndarray, epoch: int) -> tuple[RaggedRows, RaggedRows]:
+        """Cut each history before a random item, which is the target; what follows it is left out.
 
         Returns:
-            The item indices before it, at least one unless the history has a single item, and the target's (1,) index.
+            The item indices before it, at least one unless the history has a single item, and the target's index.
         """
-        history = self.history(user)
-        cut = 0
-        if len(history) > 1:
-            cut = int(np.random.default_rng((self.seed, epoch, user)).integers(1, len(history)))
-        return history[:cut], history[cut : cut + 1]
+        rows = self.rows(users)
+        lengths = rows.lengths
+        cuts = np.minimum(1 + (counter_draws((self.seed, epoch, 2), users) * (lengths - 1)).astype(np.int64), lengths - 1)
+        targets = rows.values[rows.indptr[:-1] + cuts]
+        read = rows.values[span_positions(rows.indptr[:-1], cuts)]
+        return RaggedRows.of_lengths(read, cuts), RaggedRows.of_lengths(targets, np.ones(len(users), dtype=np.int64))
+
+
+def _places(rows: RaggedRows) -> tuple[np.ndarray, np.ndarray]:
+    """Return the row of each value, and its place in the row: (all,) each."""
+    number = np.repeat(np.arange(len(rows)), rows.lengths)
+    return number, np.arange(len(number)) - rows.indptr[number]
 
 
 def initial_item_rows(

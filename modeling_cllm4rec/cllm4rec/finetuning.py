@@ -20,19 +20,21 @@ from modeling_cllm4rec.cllm4rec.parameters import choose_trainable
 from modeling_cllm4rec.cllm4rec.prompts import recommendation_segments
 from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.core.losses import ItemLoss
+from modeling_cllm4rec.core.ragged import RaggedRows
 from modeling_cllm4rec.corpora.batches import collate, plan_batches
 from modeling_cllm4rec.corpora.data_folder import RecommendationData, has_validation
 from modeling_cllm4rec.corpora.history_order import warn_if_unordered
 from modeling_cllm4rec.corpora.id_checks import check_same_ids
 from modeling_cllm4rec.evaluation.evaluator import evaluate
+from modeling_cllm4rec.hub.finishing import save_finished
 from modeling_cllm4rec.hub.loading import load_recommender, load_tokenizer
 from modeling_cllm4rec.systems import SYSTEMS
 from modeling_cllm4rec.training.estimates import LargestBatch
-from modeling_cllm4rec.training.finishing import save_finished
+from modeling_cllm4rec.training.launch import start_processes
 from modeling_cllm4rec.training.progress import Progress
 from modeling_cllm4rec.training.run_folder import check_folder
 from modeling_cllm4rec.training.stages import Part, Step, item_seed, step_batch_size
-from modeling_cllm4rec.training.trainer import run, start_processes
+from modeling_cllm4rec.training.trainer import run
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +114,7 @@ class FinetuningStage:
         """Return a batch of the longest histories, and one of the longest texts if there are C steps."""
         users = self.histories.users
         last = users[np.argsort(self.histories.lengths[users], kind="stable")][-self.arguments.per_device_train_batch_size :]
-        prompts = self.model.build_prompts(last, [self.histories.history(int(user)) for user in last])
+        prompts = self.model.build_prompts(last, self.histories.rows(last))
         longest = max(map(len, prompts))
         batches = {"recommendation": LargestBatch(len(prompts), longest, len(prompts), item_loss=self.item_loss)}
         if self.texts is not None:
@@ -134,10 +136,10 @@ class FinetuningStage:
         kept, targets = self._masked(part.documents, part.epoch)
         users = self.histories.user_tokens(part.documents, part.epoch, self.arguments.drop_user)
         prompts = self.model.build_prompts(users, kept)
-        batch = collate(prompts, [len(prompt) for prompt in prompts], targets)
+        batch = collate(prompts, prompts.lengths, targets)
         if self.teacher is not None:
             # The teacher reads the prompt, not the whole history, because items that it reads get no probability.
-            items, probs = self.teacher.soft_targets(kept)
+            items, probs = self.teacher.soft_targets(list(kept))
             batch.soft_target_items, batch.soft_target_probs = torch.from_numpy(items), torch.from_numpy(probs)
         return batch.tensors()
 
@@ -153,16 +155,12 @@ class FinetuningStage:
         seed = item_seed(arguments.seed, part.number)
         return HoldoutObjective(weights, self.item_loss, arguments.average_holdout, arguments.teacher_weight, seed)
 
-    def _masked(self, users: np.ndarray, epoch: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    def _masked(self, users: np.ndarray, epoch: int) -> tuple[RaggedRows, RaggedRows]:
         """Return the item indices of the prompts and of the targets."""
         if self.arguments.target == "next":
-            pairs = [self.histories.split_next(int(user), epoch) for user in users]
-        else:
-            pairs = [self.histories.split_holdout(int(user), epoch, self.arguments.mask_share) for user in users]
-        kept = [pair[0] for pair in pairs]
-        if self.arguments.target == "all":
-            return kept, [self.histories.history(int(user)) for user in users]
-        return kept, [pair[1] for pair in pairs]
+            return self.histories.split_next(users, epoch)
+        kept, held = self.histories.split_holdout(users, epoch, self.arguments.mask_share)
+        return kept, self.histories.rows(users) if self.arguments.target == "all" else held
 
     def validate(self, epoch: int) -> dict[str, float]:
         """Return Recall@20, Recall@40, NDCG@100 on validation, and their sum as `selection` (released code, A4)."""

@@ -32,7 +32,8 @@ from ..core.language_model import (
     published_config,
 )
 from ..core.losses import ItemLoss, multinomial_nll
-from ..core.prompt_assembly import build_input_ids
+from ..core.prompt_assembly import build_batch_ids
+from ..core.ragged import RaggedRows
 from ..core.recommender import RecommenderModel
 from ..core.top_items import items_per_piece, top_candidates
 from .catalogue_changes import ITEM_WORDS, Start, add_items, add_user_rows, add_users, take_item_rows, take_users
@@ -295,20 +296,30 @@ class CLLM4RecPreTrainedModel(RecommenderModel):
         rows: torch.Tensor = table(torch.arange(start, stop, device=self.execution_device))
         return rows
 
-    def build_prompts(self, user_indices: np.ndarray | None, histories: Iterable[np.ndarray]) -> list[np.ndarray]:
+    def build_prompts(self, user_indices: np.ndarray | None, histories: Iterable[np.ndarray]) -> RaggedRows:
         """Token ids of the recommendation prompt for each history (item indices, oldest first)."""
         config = self.config
         if config.recommendation_prompts is None:
             raise InputError("this model has no recommendation prompt yet: finetune it, or set config.recommendation_prompts")
-        limit = config.prompt_limit
-        first_item = config.id_offset + config.num_users
-        prompts = []
-        for number, history in enumerate(histories):
-            items = np.asarray(history, dtype=np.int64) + first_item
-            user = -1 if user_indices is None else int(user_indices[number])
-            pieces = config.recommendation_prompts["known" if user >= 0 else "anonymous"]
-            prompts.append(build_input_ids(pieces, user=config.id_offset + user, items=items, max_length=limit))
-        return prompts
+        items = RaggedRows.of(histories)
+        users = np.full(len(items), -1) if user_indices is None else np.asarray(user_indices, dtype=np.int64)
+        return build_batch_ids(
+            [config.recommendation_prompts[name] for name in ("known", "anonymous")],
+            (users < 0).astype(np.int64),
+            users=config.id_offset + users,
+            items=RaggedRows(items.values + config.id_offset + config.num_users, items.indptr),
+            max_length=config.prompt_limit,
+        )
+
+    @property
+    def scores_by_vectors(self) -> bool:
+        """Return True: the score of item j is h . z_j (section 3.4), with the state h of the last token and the row z_j."""
+        return True
+
+    def query_vectors(self, prompts: Sequence[np.ndarray]) -> torch.Tensor:
+        """Return the (B, K) float32 states of the last tokens of prompts, in evaluation mode."""
+        with evaluating(self):
+            return self.prompt_state(*self.pad_prompts(prompts)).float()
 
     def score_prompts(self, prompts: Sequence[np.ndarray]) -> torch.Tensor:
         """Return (B, J) float32 scores of prompts as token ids, on the model's device, in evaluation mode."""
@@ -321,13 +332,16 @@ class CLLM4RecPreTrainedModel(RecommenderModel):
         seen: Sequence[np.ndarray] | None,
         k: int,
         candidates: np.ndarray | None,
+        histories: Sequence[np.ndarray] | None = None,
         **search: Any,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return (B, k) best item indices of prompts and their scores, from one forward pass.
 
-        The item table is multiplied in pieces, so memory does not grow with the catalogue.
+        The item table is multiplied in pieces, so memory does not grow with the catalogue, unless linear parts are added.
         """
         self.check_search(k, **search)
+        if self.linear_parts is not None and histories is not None:
+            return top_candidates(self.with_linear_parts(self.score_prompts(prompts), histories), seen, k, candidates)
         with evaluating(self):
             states = self.prompt_state(*self.pad_prompts(prompts))
             return top_candidates(self._score_pieces(states), seen, k, candidates)
@@ -404,21 +418,24 @@ class CLLM4RecForCausalLM(CLLM4RecPreTrainedModel, GenerationMixin):
     def generate(self, inputs: torch.Tensor | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
         """Generate words as `GenerationMixin.generate` does, greedily by default; prompts (B, T) may hold ID tokens.
 
-        The prompt goes in as embeddings, so that no logits processor meets a token id beyond the words.
+        A prompt with ID tokens goes in as embeddings, so that no logits processor meets a token id beyond the words.
 
         Args:
-            inputs: (B, T) token ids, also as `input_ids`; or `inputs_embeds` (B, T, K).
-            kwargs: as in `GenerationMixin.generate`. An `assistant_model` reads token ids, so it needs prompts without ID tokens.
+            inputs: (B, T) token ids, also as `input_ids`; or `inputs_embeds` (B, T, K). Without any, a text from its beginning.
+            kwargs: as in `GenerationMixin.generate`. An `assistant_model` needs prompts without ID tokens.
 
         Returns:
             (B * num_return_sequences, T + written) token ids, the prompts first (not after `inputs_embeds`, which have no ids);
             with `return_dict_in_generate=True` they are the field `sequences`.
 
         Raises:
-            InputError: prompt and new words do not fit into the context, no prompt or several, or an assistant with ID tokens.
+            InputError: prompt and new words do not fit into the context; several prompts; ID tokens with an assistant.
+            ValueError: no prompt, and the backbone has no `bos_token_id`.
         """
         input_ids = kwargs.pop("input_ids", None)
         given = [one for one in (inputs, input_ids, kwargs.get("inputs_embeds")) if one is not None]
+        if not given:  # the beginning of a text, or an error if the backbone has no token for it
+            return super().generate(**kwargs)  # type: ignore[misc]
         if len(given) != 1:
             raise InputError(f"generate got {len(given)} prompts; give one of inputs, input_ids and inputs_embeds")
         self._check_room(given[0].shape[1], kwargs)
@@ -426,13 +443,13 @@ class CLLM4RecForCausalLM(CLLM4RecPreTrainedModel, GenerationMixin):
             return super().generate(**kwargs)  # type: ignore[misc]
         kwargs.pop("inputs_embeds", None)
         input_ids = given[0]
-        if kwargs.get("assistant_model") is not None:
-            if bool((input_ids >= self.config.id_offset).any()):
-                raise InputError(
-                    "assistant_model: the prompts hold ID tokens, which the assistant does not know; generate without it, or "
-                    "write the names of users and items"
-                )
+        if not bool((input_ids >= self.config.id_offset).any()):
             return super().generate(input_ids, **kwargs)  # type: ignore[misc]
+        if kwargs.get("assistant_model") is not None:
+            raise InputError(
+                "assistant_model: the prompts hold ID tokens, which the assistant does not know; leave it out, or write names "
+                "of users and items"
+            )
         kwargs.setdefault("attention_mask", torch.ones_like(input_ids))
         embeds = self.embed_tokens(input_ids, "content")
         written: Any = super().generate(inputs_embeds=embeds, **kwargs)  # type: ignore[misc]

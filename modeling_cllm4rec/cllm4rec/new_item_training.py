@@ -21,9 +21,10 @@ from modeling_cllm4rec.core.catalogue import text_column
 from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.core.language_model import end_tokens
 from modeling_cllm4rec.core.prompt_assembly import build_input_ids
-from modeling_cllm4rec.corpora.batches import collate, plan_batches
+from modeling_cllm4rec.corpora.batches import Batch, collate, plan_batches
 from modeling_cllm4rec.corpora.item_texts import ITEM_TEXTS
 from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
+from modeling_cllm4rec.training.module_trainer import train_module
 
 logger = logging.getLogger(__name__)
 
@@ -119,24 +120,43 @@ def train_new_rows(
 
     Raises:
         InputError: a text that does not fit into the context.
+        DivergedError: the loss is not finite.
     """
     rows, lengths = _documents(model, tokenizer, first, settling.max_text_tokens, prompts or Prompts())
-    weights, device = RegularizationConfig(settling.lambda_c), model.item_content.weight.device
-    means: list[float] = []
+    weights = RegularizationConfig(settling.lambda_c)
+    plans = [plan_batches(lengths[:, 1], settling.batch_size, settling.seed, number) for number in range(settling.passes)]
+    nll, words, means = 0.0, 0, []
+
+    def batches(number: int) -> Iterator[dict[str, torch.Tensor]]:
+        steps = tqdm(plans[number], desc=f"settling items, pass {number + 1}", unit="step", disable=not progress)
+        yield from (collate([rows[row] for row in part], lengths[part, 0]).tensors() for part in steps)
+
+    def loss(**tensors: torch.Tensor) -> torch.Tensor:
+        nonlocal nll, words
+        terms = next_word_terms(model, Batch(**tensors), weights)
+        nll, words = nll + float(terms.nll.detach().sum()), words + terms.tokens
+        return weights.total(terms, len(terms.nll))
+
+    def end_epoch(number: int, losses: list[float]) -> bool:
+        nonlocal nll, words
+        means.append(nll / max(words, 1))
+        logger.info("settling items, pass %d: %.3f nats a word", number + 1, means[-1])
+        nll, words = 0.0, 0
+        return False
+
     with _only_rows(model, model.item_content.weight, first):
-        optimizer = torch.optim.AdamW([model.item_content.weight], lr=settling.lr, weight_decay=0.0)
-        for number in range(settling.passes):
-            nll, words = 0.0, 0
-            plan = plan_batches(lengths[:, 1], settling.batch_size, settling.seed, number)
-            for batch_rows in tqdm(plan, desc=f"settling items, pass {number + 1}", unit="step", disable=not progress):
-                batch = collate([rows[row] for row in batch_rows], lengths[batch_rows, 0]).to(device)
-                optimizer.zero_grad(set_to_none=True)
-                terms = next_word_terms(model, batch, weights)
-                weights.total(terms, len(batch_rows)).backward()
-                optimizer.step()
-                nll, words = nll + float(terms.nll.detach().sum()), words + terms.tokens
-            means.append(nll / max(words, 1))
-            logger.info("settling items, pass %d: %.3f nats a word", number + 1, means[-1])
+        train_module(
+            model,
+            batches,
+            loss,
+            torch.optim.AdamW([model.item_content.weight], lr=settling.lr, weight_decay=0.0),
+            num_train_epochs=settling.passes,
+            steps_per_epoch=len(plans[0]) if plans else 0,
+            title="settling items",
+            advice=f"lower lr (it is {settling.lr})",
+            dropout=False,
+            end_epoch=end_epoch,
+        )
     return means
 
 

@@ -26,18 +26,21 @@ from modeling_cllm4rec.core.errors import CLLM4RecError, InputError, MissingFile
 from modeling_cllm4rec.core.language_model import reject_adapter, tokenizer_of
 from modeling_cllm4rec.core.losses import ItemLoss
 from modeling_cllm4rec.core.processes import shared_out, sum_over_processes
-from modeling_cllm4rec.core.prompt_assembly import build_input_ids
+from modeling_cllm4rec.core.prompt_assembly import build_batch_ids, build_input_ids
+from modeling_cllm4rec.core.ragged import RaggedRows
 from modeling_cllm4rec.corpora.batches import Batch, collate, plan_batches
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.history_order import warn_if_unordered
 from modeling_cllm4rec.corpora.text_vectors import text_vectors, whitened_rows
+from modeling_cllm4rec.hub.finishing import save_finished
+from modeling_cllm4rec.hub.loading import check_on_hub
 from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 from modeling_cllm4rec.training.estimates import FEWER_ROWS, LargestBatch, check_memory, id_table_memory
-from modeling_cllm4rec.training.finishing import save_finished
+from modeling_cllm4rec.training.launch import start_processes
 from modeling_cllm4rec.training.progress import Progress
 from modeling_cllm4rec.training.run_folder import check_folder
 from modeling_cllm4rec.training.stages import Part, Step, item_seed, step_batch_size
-from modeling_cllm4rec.training.trainer import run, start_processes
+from modeling_cllm4rec.training.trainer import run
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +77,8 @@ class PretrainingStage:
             warn_if_unordered(data, "CLLM4Rec reads it with reorder=False; reorder=True draws new orders in each epoch")
         self.segments = tokenize_template(prompts.interactions, tokenizer)
         self.anonymous_segments = tokenize_template(prompts.anonymous_interactions, tokenizer)
+        both = (self.segments, self.anonymous_segments)
+        self.prompt_lengths = np.array([len(build_input_ids(segments, user=0)) for segments in both])
         self.max_length = model.config.prompt_limit
         order = np.random.default_rng(arguments.seed).permutation(len(self.texts))
         num_held_out = int(np.ceil(arguments.text_validation_share * len(order)))
@@ -120,7 +125,7 @@ class PretrainingStage:
 
     def _longest_histories(self) -> tuple[np.ndarray, int]:
         """Return the numbers of items in a batch of the longest histories, ascending, and the tokens before each of them."""
-        size, prompt_length = self.arguments.per_device_train_batch_size, len(build_input_ids(self.segments, user=0))
+        size, prompt_length = self.arguments.per_device_train_batch_size, int(self.prompt_lengths[0])
         longest = np.sort(self.histories.lengths[self.histories.users])[-size:]
         return np.minimum(longest, self.max_length - prompt_length), prompt_length
 
@@ -143,20 +148,22 @@ class PretrainingStage:
     def _batch(self, kind: str, documents: np.ndarray, epoch: int) -> Batch:
         if kind == "content":
             return collate(*self.texts.rows(documents))
-        orders = [self.histories.reordered(int(user), epoch) for user in documents]
-        return self._interactions(self.histories.user_tokens(documents, epoch, self.arguments.drop_user), orders)
+        users = self.histories.user_tokens(documents, epoch, self.arguments.drop_user)
+        return self._interactions(users, self.histories.reordered(documents, epoch))
 
-    def _interactions(self, users: np.ndarray, orders: list[np.ndarray]) -> Batch:
+    def _interactions(self, users: np.ndarray, items: RaggedRows) -> Batch:
         """Build the interaction documents of users (-1: without the user's token) and their items."""
         first_user = self.model.config.id_offset
         first_item = first_user + self.model.config.num_users
-        rows, prompt_lengths = [], []
-        for user, order in zip(users, orders, strict=True):
-            segments = self.segments if user >= 0 else self.anonymous_segments
-            row = build_input_ids(segments, user=first_user + int(user), items=order + first_item, max_length=self.max_length)
-            rows.append(row)
-            prompt_lengths.append(len(build_input_ids(segments, user=first_user)))
-        return collate(rows, prompt_lengths)
+        anonymous = (users < 0).astype(np.int64)
+        rows = build_batch_ids(
+            (self.segments, self.anonymous_segments),
+            anonymous,
+            users=first_user + users,
+            items=RaggedRows(items.values + first_item, items.indptr),
+            max_length=self.max_length,
+        )
+        return collate(rows, self.prompt_lengths[anonymous])
 
     @torch.no_grad()
     def validate(self, epoch: int) -> dict[str, float]:
@@ -188,7 +195,7 @@ class PretrainingStage:
     def _item_nll(self, users: np.ndarray) -> tuple[float, int]:
         """Return the nll of the validation items of users, and their number."""
         device = self.model.item_content.weight.device
-        batch = self._interactions(users, [self.histories.history(int(user)) for user in users]).to(device)
+        batch = self._interactions(users, self.histories.rows(users)).to(device)
         hidden = self.model.prompt_state(batch.input_ids, batch.attention_mask)
         logits = self.model.item_logits(hidden).float().log_softmax(-1)
         nll, count = 0.0, 0
@@ -238,6 +245,7 @@ def check_backbone(backbone: str) -> int:
         MissingFileError: there is no such backbone.
         InputError: it is only an adapter, or no language model that transformers can load.
     """
+    check_on_hub(backbone, "backbone")
     with _readable(backbone):
         reject_adapter(backbone)
         try:

@@ -8,7 +8,6 @@ import hashlib
 import json
 import logging
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -16,21 +15,23 @@ from typing import TYPE_CHECKING, Any, cast
 import pyarrow as pa
 
 from modeling_cllm4rec.baselines import fit_baseline
+from modeling_cllm4rec.baselines.usual import LARGEST_EASE, usual_baselines
 from modeling_cllm4rec.cllm4rec.arguments import INIT_COLUMNS, FinetuneArguments, PretrainArguments
 from modeling_cllm4rec.cllm4rec.finetuning import finetune
 from modeling_cllm4rec.cllm4rec.pretraining import check_backbone, pretrain
 from modeling_cllm4rec.cllm4rec.prompts import Prompts
+from modeling_cllm4rec.core.console_log import ConsoleHandler, hide_loading_bars
 from modeling_cllm4rec.core.errors import ExistingFileError, InputError, MissingFileError
 from modeling_cllm4rec.corpora.atomic_files import atomic_file, atomic_folder
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.dataset_sources import HUB_PREFIX
-from modeling_cllm4rec.corpora.item_texts import ITEM_TEXTS
 from modeling_cllm4rec.corpora.memory_tables import TableLike, as_table, is_in_memory
 from modeling_cllm4rec.corpora.raw_data import prepare as prepare_data
 from modeling_cllm4rec.corpora.readers import checksum
 from modeling_cllm4rec.evaluation.evaluator import comparison_table, evaluate
-from modeling_cllm4rec.evaluation.verdicts import verdicts
+from modeling_cllm4rec.evaluation.verdicts import compare, verdicts
 from modeling_cllm4rec.hub.loading import load_recommender
+from modeling_cllm4rec.hub.model_card import save_evaluation
 from modeling_cllm4rec.training.argument_names import current_names
 from modeling_cllm4rec.training.arguments import read_yaml, stage_settings
 from modeling_cllm4rec.training.backbones import train_backbone, training_texts, untrained_backbone
@@ -43,8 +44,7 @@ logger = logging.getLogger(__name__)
 RECORD = "quickstart.json"
 """Fingerprints of the tables and arguments that OUTPUT/data was prepared from."""
 COMPARED_METRICS = ("recall@20", "ndcg@10")
-LARGEST_EASE = 20_000
-"""Items up to which EASE is fitted, as a teacher and for the comparison; its matrix takes 8 bytes a pair of items."""
+VALIDATION_REPORT = "evaluation-validation-given-train"
 
 
 def train_recommender(
@@ -131,7 +131,7 @@ def train_recommender(
         pretrain(pretrain_arguments)
         finetune(finetune_arguments)
         model = cast("CLLM4RecForRecommendation", load_recommender(output))
-        _log_comparison(model, data)
+        _compare(model, data, output)
     return model
 
 
@@ -237,16 +237,14 @@ def _own_backbone(data: RecommendationData, folder: Path, seed: int) -> Path:
     return folder
 
 
-def _log_comparison(model: CLLM4RecForRecommendation, data: RecommendationData) -> None:
-    """Log the metrics of the model and of two baselines on validation, and their differences in words."""
+def _compare(model: CLLM4RecForRecommendation, data: RecommendationData, output: Path) -> None:
+    """Measure the model and two baselines on validation, log their differences in words, and put them into the card."""
     if not len(data.histories("validation").items):
         logger.info("the data has no validation interactions, so the model is not compared with baselines")
         return
     metrics = tuple(name for name in COMPARED_METRICS if int(name.partition("@")[2]) <= data.num_items)
-    linear = "ease+textknn" if any(column in data.items.column_names for column in ITEM_TEXTS) else "ease"
-    references = ("popularity", linear) if data.num_items <= LARGEST_EASE else ("popularity",)
     recommenders: dict[str, Any] = {}
-    for name in references:
+    for name in usual_baselines(data):
         try:
             recommenders[name] = fit_baseline(name, data)
         except InputError as error:  # such as texts that share no word; the model is trained and must not be lost
@@ -256,9 +254,9 @@ def _log_comparison(model: CLLM4RecForRecommendation, data: RecommendationData) 
         name: evaluate(recommender, data, "validation", metrics=metrics, progress=False)
         for name, recommender in recommenders.items()
     }
-    logger.info(
-        "on validation:\n%s\n\n%s", comparison_table(reports), "\n".join(verdicts(reports, "CLLM4Rec", list(reports)[:-1]))
-    )
+    report = compare(reports, "CLLM4Rec")
+    save_evaluation(output, VALIDATION_REPORT, report, data, model)
+    logger.info("on validation:\n%s\n\n%s", comparison_table(reports), "\n".join(verdicts(report, "CLLM4Rec")))
 
 
 @contextlib.contextmanager
@@ -268,8 +266,8 @@ def _shown_log(shown: bool) -> Iterator[None]:
     if not shown or package.hasHandlers():
         yield
         return
-    handler, level = logging.StreamHandler(sys.stderr), package.level
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    handler, level = ConsoleHandler(), package.level
+    hide_loading_bars()
     package.addHandler(handler)
     package.setLevel(logging.INFO)
     try:

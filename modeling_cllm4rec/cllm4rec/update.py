@@ -17,13 +17,15 @@ from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendati
 from modeling_cllm4rec.cllm4rec.new_item_training import resized_tokenizer
 from modeling_cllm4rec.cllm4rec.prompts import recommendation_segments
 from modeling_cllm4rec.core.catalogue import Catalogue, IdMap, KnownUsers
-from modeling_cllm4rec.core.errors import InputError, MissingFileError
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
+from modeling_cllm4rec.corpora.id_checks import known_first, rows_of_ids
 from modeling_cllm4rec.hub.loading import load_recommender, load_tokenizer
 from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 from modeling_cllm4rec.training.argument_names import accepts_other_names
+from modeling_cllm4rec.training.launch import start_processes
 from modeling_cllm4rec.training.progress import Progress
-from modeling_cllm4rec.training.trainer import start_processes
+from modeling_cllm4rec.training.run_folder import check_start
 
 logger = logging.getLogger(__name__)
 
@@ -68,51 +70,20 @@ def grow_to(
     if model.catalogue is None or model.users is None:
         raise InputError("this model has no catalogue or no users, so new ones cannot be recognized; train it again")
     items, users = IdMap(data.items["item_id"], "item_id"), IdMap(data.users["user_id"], "user_id")
-    item_rows, user_rows = _rows_of(model.catalogue.ids, items, data), _rows_of(model.users.ids, users, data)
+    item_rows, user_rows = rows_of_ids(model.catalogue.ids, items, data), rows_of_ids(model.users.ids, users, data)
     is_new = np.ones(len(items), dtype=bool)
     is_new[item_rows] = False
     # A saved catalogue has only short texts; the regression for new items reads all of them.
     model.catalogue = Catalogue(data.items.take(pa.array(item_rows)))
     model.add_items(data.items.filter(pa.array(is_new)), start=start_items, tokenizer=tokenizer)
-    model.take_items(_inverse(item_rows, is_new))
+    model.take_items(known_first(item_rows, is_new))
     is_new_user = np.ones(len(users), dtype=bool)
     is_new_user[user_rows] = False
     model.add_user_rows(int(is_new_user.sum()))
     train = data.histories("train")
-    model.take_users(_inverse(user_rows, is_new_user), KnownUsers(data.users["user_id"], train.indptr, train.items))
+    model.take_users(known_first(user_rows, is_new_user), KnownUsers(data.users["user_id"], train.indptr, train.items))
     logger.info("%d new items and %d new users", is_new.sum(), is_new_user.sum())
     return resized_tokenizer(tokenizer, model)
-
-
-def _rows_of(known: IdMap, now: IdMap, data: RecommendationData) -> np.ndarray:
-    """Return the (known,) row in the data of each id of the model.
-
-    Raises:
-        InputError: ids of another type, or some that the data lacks.
-    """
-    if known.is_text != now.is_text:
-        kinds = ["strings" if ids.is_text else "integers" for ids in (known, now)]
-        raise InputError(
-            f"{known.name}: the model's ids are {kinds[0]}, those of {data.folder} {kinds[1]}; prepare it again by id_type"
-        )
-    rows = now.indices_of(known.array.to_pylist(), on_unknown="skip")
-    if (rows < 0).any():
-        missing = known.ids_of(np.flatnonzero(rows < 0)[:5])
-        hint = "keep their interactions in it"
-        if known.name == "item_id":
-            hint = "prepare it with keep_all_items=True, or remove them from the model with remove_items"
-        raise InputError(
-            f"{data.folder} lacks {(rows < 0).sum()} {known.name} of the model: {missing!r}; it must hold all of them: {hint}"
-        )
-    return rows
-
-
-def _inverse(rows: np.ndarray, is_new: np.ndarray) -> np.ndarray:
-    """Return the position in the model of each row of the data: known ones first, new ones after them, in order."""
-    positions = np.empty(len(is_new), dtype=np.int64)
-    positions[rows] = np.arange(len(rows))
-    positions[is_new] = len(rows) + np.arange(is_new.sum())
-    return positions
 
 
 def update(arguments: UpdateArguments) -> tuple[CLLM4RecForRecommendation, Progress]:
@@ -127,17 +98,14 @@ def update(arguments: UpdateArguments) -> tuple[CLLM4RecForRecommendation, Progr
     Example:
         >>> update(UpdateArguments(start="runs/mine", data="data/mine-now", output="runs/mine-now"))  # doctest: +SKIP
     """
-    if not Path(arguments.start).is_dir():
-        raise MissingFileError(f"start: there is no folder {arguments.start}; name a trained model")
-    if Path(arguments.start).resolve() == arguments.run_folder.resolve():
-        raise InputError(f"start and output are both {arguments.output}; choose another output, so that the old model is kept")
+    check_start(arguments.start, arguments.run_folder)
     processes = start_processes(arguments)
     data = RecommendationData.load(arguments.data)
     model = load_recommender(arguments.start, "start", device="cpu")
     if not isinstance(model, CLLM4RecForRecommendation):
         raise InputError(
-            f"start: {arguments.start} is no CLLM4Rec model; train an LC-Rec model again on the new data with `cllm4rec "
-            "index-items` and `cllm4rec align`, or only add new items to it with `cllm4rec add-items`"
+            f"start: {arguments.start} is no CLLM4Rec model; `cllm4rec update` continues a model of another system, and "
+            "lcrec.update.update one of LC-Rec"
         )
     tokenizer = grow_to(model, load_tokenizer(arguments.start, "start"), data, arguments.start_items)
     if arguments.max_history_tokens is not None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,13 +10,14 @@ from typing import Any
 import pyarrow as pa
 
 from modeling_cllm4rec.cllm4rec.new_item_training import NewRowTraining
+from modeling_cllm4rec.commands.changed_models import save_changed_model
 from modeling_cllm4rec.commands.command_line import CommandParser, print_json
 from modeling_cllm4rec.commands.model_flags import add_device_arguments, placement
+from modeling_cllm4rec.core.console_log import show_log
 from modeling_cllm4rec.core.errors import InputError
-from modeling_cllm4rec.corpora.atomic_files import atomic_folder, check_new_folder
+from modeling_cllm4rec.corpora.atomic_files import check_new_folder
 from modeling_cllm4rec.corpora.readers import read_table
 from modeling_cllm4rec.hub.loading import load_recommender, load_tokenizer
-from modeling_cllm4rec.hub.model_card import RECORD_FILE, read_records
 from modeling_cllm4rec.systems import resolve, system_of
 
 EPILOG = """example:
@@ -120,27 +119,17 @@ def run(arguments: argparse.Namespace) -> None:
     if unread := [name for name in settings if name not in system.add_items_settings]:
         raise InputError(f"{', '.join(unread)}: {system.title} does not read this; leave it out")
     tokenizer = resolve(system.add_items)(model, old, items, **settings)
-    if model.card is not None:
-        model.card += NOTE.format(count=items.num_rows)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_folder(output.resolve(), unique=True) as temporary:
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        records = read_records(Path(arguments.model))
-        if records:  # a later card, made of them, says it too
-            last = next(reversed(records.values()))
-            last["notes"] = [*last.get("notes", []), LATER.format(count=items.num_rows)]
-            (temporary / RECORD_FILE).write_text(json.dumps(records, indent=1), encoding="utf-8")
-        check_new_folder(output)  # another process may have written it in the meantime
+    count = items.num_rows
+    save_changed_model(model, tokenizer, arguments.model, output, NOTE.format(count=count), LATER.format(count=count))
     if arguments.json:
-        print_json({"output": str(output), "added": items.num_rows, "items": model.num_items})
+        print_json({"output": str(output), "added": count, "items": model.num_items})
     else:
-        print(f"{items.num_rows} items added: {model.num_items} items in {output}", file=sys.stderr)
+        print(f"{count} items added: {model.num_items} items in {output}", file=sys.stderr)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
     flags = parser()
     arguments = flags.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    show_log()
     return flags.run(arguments, lambda: run(arguments))

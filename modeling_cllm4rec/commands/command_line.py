@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import re
@@ -13,8 +14,14 @@ from typing import Any, NoReturn
 
 from modeling_cllm4rec.core.errors import CLLM4RecError, nearest
 
-OK, RUN_FAILED, BAD_ARGUMENTS, INTERRUPTED = 0, 1, 2, 130
-"""Exit codes. Bad arguments include those that name a file, a folder or an id that is missing or wrong."""
+OK = 0
+"""Exit code of a command that is done."""
+RUN_FAILED = 1
+"""Exit code of a run that failed."""
+BAD_ARGUMENTS = 2
+"""Exit code of arguments that are missing or wrong, which include those that name a file, a folder or an id."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C; that of another signal is 128 + its number."""
 
 HUGGING_FACE_NAMES = {
     "per_device_eval_batch_size": "batch_size",
@@ -108,6 +115,10 @@ class CommandParser(argparse.ArgumentParser):
         return word
 
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Numbers of system errors: the disk is full, the user's quota is spent, or a file may not grow further."""
+
+
 def run_command(name: str, work: Callable[[], None], flags: dict[str, str] | None = None, debug: bool = False) -> int:
     """Do the work of a command, and report an error of this package in one line.
 
@@ -142,6 +153,16 @@ def run_command(name: str, work: Callable[[], None], flags: dict[str, str] | Non
         words = " ".join(str(error).split()) or type(error).__name__
         print(f"{name}: error: {in_shell_words(words, flags or {})}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:  # of another library, which writes for us
+        if error.errno not in NO_ROOM or debug:
+            raise
+        place = f" ({error.filename})" if error.filename else ""
+        print(
+            f"{name}: error: there is no room on the disk{place}: {error.strerror}; what was finished before is unchanged: make "
+            "room and run the command again",
+            file=sys.stderr,
+        )
+        return RUN_FAILED
     return OK
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import logging
-import sys
-
 from modeling_cllm4rec.commands.command_line import CommandParser, print_json
+from modeling_cllm4rec.core.console_log import show_log
 from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.data_folder import FILES, RecommendationData
-from modeling_cllm4rec.corpora.hub_folders import is_hub_name
+from modeling_cllm4rec.corpora.hub_folders import BENCHMARK_FILE, benchmark_description, is_hub_name
 
 EPILOG = """example:
   cllm4rec data push data/mine --to you/mine --dry-run
   cllm4rec data push data/mine --to you/mine
+  cllm4rec data push data/mine --to you/mine --benchmark
   cllm4rec pretrain --data hf:you/mine --backbone gpt2 --output runs/mine
 """
 
@@ -24,6 +23,11 @@ def parser() -> CommandParser:
     flags.add_argument("folder", help="the data folder")
     flags.add_argument("--to", required=True, metavar="OWNER/NAME", help="dataset repository, made if there is none")
     flags.add_argument("--public", action="store_true", help="make a new repository public; it holds the histories of all users")
+    flags.add_argument(
+        "--benchmark",
+        action="store_true",
+        help="add eval.yaml, which declares leaderboards of the test split; the Hub refuses it until its list has this package",
+    )
     flags.add_argument("--message", help="commit message")
     flags.add_argument("--dry-run", action="store_true", help="list the files and their sizes, and upload nothing")
     flags.add_argument("--json", action="store_true", help="print repository, files and commit as JSON")
@@ -34,16 +38,20 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command."""
     flags = parser()
     arguments = flags.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    show_log()
 
     def work() -> None:
         if is_hub_name(arguments.folder):
             raise InputError(f"folder: {arguments.folder} is on the Hub already; name a folder of this machine")
         data = RecommendationData.load(arguments.folder)
         sizes = {name: (data.folder / name).stat().st_size for name in FILES}
+        if arguments.benchmark:
+            sizes[BENCHMARK_FILE] = len(benchmark_description(data.name, data.info).encode())
         commit = None
         if not arguments.dry_run:
-            commit = data.push_to_hub(arguments.to, private=not arguments.public, message=arguments.message)
+            commit = data.push_to_hub(
+                arguments.to, private=not arguments.public, benchmark=arguments.benchmark, message=arguments.message
+            )
         if arguments.json:
             print_json({"repository": arguments.to, "private": not arguments.public, "files": sizes, "commit": commit})
             return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import shlex
 import sys
 from pathlib import Path
@@ -12,28 +11,38 @@ from typing import Any
 from modeling_cllm4rec.baselines import BASELINES, fit_baseline
 from modeling_cllm4rec.commands.command_line import CommandParser, print_json
 from modeling_cllm4rec.commands.model_flags import add_model_arguments, batch_size, placement, refuse_search, search_settings
+from modeling_cllm4rec.core.console_log import show_log
 from modeling_cllm4rec.core.errors import InputError
-from modeling_cllm4rec.core.processes import joined_processes, launched_processes, process_number
+from modeling_cllm4rec.core.processes import joined_processes, launched_processes, process_count, process_number
 from modeling_cllm4rec.core.recommender import RecommenderModel
 from modeling_cllm4rec.corpora.atomic_files import check_output_folder
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.id_checks import check_same_ids
 from modeling_cllm4rec.evaluation.evaluator import EvaluationReport, comparison_table, evaluate
-from modeling_cllm4rec.evaluation.protocol import Protocol
+from modeling_cllm4rec.evaluation.protocol import WITHOUT_HISTORY, Protocol
+from modeling_cllm4rec.evaluation.search_baselines import ENCODER, SEARCH_BASELINES, search_baseline
+from modeling_cllm4rec.evaluation.search_evaluation import SEARCH_METRICS, SearchingModel, evaluate_search
+from modeling_cllm4rec.evaluation.search_queries import search_queries
 from modeling_cllm4rec.evaluation.searching import evaluate_templates
-from modeling_cllm4rec.evaluation.verdicts import verdicts
+from modeling_cllm4rec.evaluation.verdicts import compare, verdicts
 from modeling_cllm4rec.hub.loading import load_recommender
-from modeling_cllm4rec.hub.model_card import update_card
-from modeling_cllm4rec.systems import system_of
+from modeling_cllm4rec.hub.model_card import save_evaluation
+from modeling_cllm4rec.systems import resolve, system_of
 
 EPILOG = """example:
   cllm4rec evaluate --model runs/mine --data data/mine --split test
   cllm4rec evaluate --model runs/mine-lcrec --data data/mine --split test --test-history train+validation
+  cllm4rec evaluate --model runs/mine-lcrec --data data/mine --search --baselines bm25 encoder
   torchrun --nproc_per_node 4 -m modeling_cllm4rec evaluate --model runs/mine --data data/mine
 
 All processes of `torchrun` or `accelerate launch` share the users out; the first prints.
+
+--search asks the queries that are made of held-out reviews (`cllm4rec prepare --held-out-reviews`), one a review, and looks for
+the item that was reviewed. Items of the history are left out, for the baselines as well.
 """
 FIRST_TEMPLATE = ["0"]
+USUAL_BASELINES = {False: ["popularity"], True: ["bm25", "tfidf"]}
+"""Baselines of recommending and of search, where none are named."""
 
 
 def parser() -> CommandParser:
@@ -50,8 +59,8 @@ def parser() -> CommandParser:
     flags.add_argument(
         "--test-history",
         choices=["train", "train+validation"],
-        default="train",
-        help="histories that the model is given (default: train, as the released code of CLLM4Rec)",
+        help="histories that the model is given (default: those of its paper on test: train for CLLM4Rec, train+validation for "
+        "LC-Rec; on validation train)",
     )
     flags.add_argument(
         "--mask",
@@ -64,10 +73,13 @@ def parser() -> CommandParser:
     flags.add_argument(
         "--baselines",
         nargs="*",
-        default=["popularity"],
         metavar="NAME",
-        help=f"baselines to measure as well: {', '.join(BASELINES)}, sums such as ease+ials, package.module:Class, lists:FILE",
+        help=f"baselines to measure as well: {', '.join(BASELINES)}, sums such as ease+ials, package.module:Class, lists:FILE "
+        f"(default: popularity); with --search {', '.join(SEARCH_BASELINES)}, {ENCODER}NAME (default: bm25 tfidf)",
     )
+    search = flags.add_argument_group("search")
+    search.add_argument("--search", action="store_true", help="measure the answers to queries, of a model that reads them")
+    search.add_argument("--without-history", action="store_true", help="with --search: give the model the query alone")
     flags.add_argument("--max-users", type=int, help="a fixed random sample of so many users (default: all)")
     flags.add_argument("--seed", type=int, default=0, help="start of the bootstrap's random numbers")
     flags.add_argument("--output", help="folder for the report (default: the model's folder; its card is updated there)")
@@ -77,18 +89,30 @@ def parser() -> CommandParser:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, EvaluationReport]:
-    """Evaluate model and baselines; save the model's report and renew its card."""
+    """Evaluate model and baselines; save the model's report with those of the baselines and renew its card.
+
+    Raises:
+        InputError: flags that do not go together, or those of the parts that this calls.
+    """
+    if arguments.without_history and not arguments.search:
+        raise InputError("--without-history is for --search: recommendations need a history; leave it out, or add --search")
     if arguments.output is not None:
         check_output_folder(arguments.output)
+    if arguments.baselines is None:
+        arguments.baselines = USUAL_BASELINES[arguments.search]
     data = RecommendationData.load(arguments.data)
     model = load_recommender(arguments.model, **placement(arguments))
     check_same_ids(model, data, arguments.model)
     search = search_settings(arguments, model)
     searches, title = not model.scores_catalogue, system_of(model).title
+    if arguments.search:
+        reports = measure_search(arguments, data, model, search)
+        keep_report(reports, title, arguments, search, model, data)
+        return reports
     if arguments.templates != FIRST_TEMPLATE and not searches:
         refuse_search(["templates"], arguments.model)
     shared: dict[str, Any] = {
-        "test_history": arguments.test_history,
+        "test_history": given_history(arguments, model),
         "mask": arguments.mask,
         "metrics": arguments.metrics or model.paper_metrics,
         "seed": arguments.seed,
@@ -105,10 +129,73 @@ def run(arguments: argparse.Namespace) -> dict[str, EvaluationReport]:
     if searches:
         templates = template_numbers(arguments.templates, model)
         reports[title] = evaluate_templates(model, data, arguments.split, templates, search, **shared)
-    if process_number() == 0 and (arguments.output is not None or Path(arguments.model).is_dir()):
-        report = reports[title]
-        save(report, report_name(report.protocol, arguments, search, model.config), arguments, data)
+    keep_report(reports, title, arguments, search, model, data)
     return reports
+
+
+def given_history(arguments: argparse.Namespace, model: RecommenderModel) -> str:
+    """Return the histories that the model is given: as asked, or as its paper has them."""
+    return arguments.test_history or ("train" if arguments.split == "validation" else system_of(model).test_history)
+
+
+def measure_search(
+    arguments: argparse.Namespace, data: RecommendationData, model: RecommenderModel, settings: dict[str, Any]
+) -> dict[str, EvaluationReport]:
+    """Measure the answers of baselines and model to the queries of held-out reviews.
+
+    Raises:
+        InputError: the model reads no queries, or a flag has no meaning for a search.
+    """
+    templates = template_numbers(arguments.templates, model)
+    if len(templates) > 1:
+        raise InputError("--templates: a search is measured with one template of queries; name one number")
+    if arguments.mask is not None:
+        raise InputError("--mask has no meaning with --search, which leaves out the items of the history; leave it out")
+    if process_count() > 1:
+        raise InputError("--search runs in one process; start it without torchrun or accelerate launch")
+    ranker = SearchingModel(model, settings, template=templates[0], batch_size=arguments.batch_size)
+    write = resolve(system_of(model).review_queries)
+    queries = search_queries(data, arguments.split, write)
+    rankers: dict[str, Any] = {name: search_baseline(name, data, write, arguments.seed) for name in arguments.baselines}
+    rankers[system_of(model).title] = ranker
+    return {
+        name: evaluate_search(
+            one,
+            data,
+            queries,
+            WITHOUT_HISTORY if arguments.without_history else given_history(arguments, model),
+            metrics=arguments.metrics or SEARCH_METRICS,
+            seed=arguments.seed,
+            max_users=arguments.max_users,
+        )
+        for name, one in rankers.items()
+    }
+
+
+def keep_report(
+    reports: dict[str, EvaluationReport],
+    title: str,
+    arguments: argparse.Namespace,
+    search: dict[str, Any],
+    model: RecommenderModel,
+    data: RecommendationData,
+) -> None:
+    """Put the baselines into the model's report and save it, unless it came from the Hub and no other folder is named.
+
+    The first process does. In the model's folder, the card is renewed as well.
+    """
+    if process_number() != 0:
+        return
+    report = compare(reports, title)
+    report.command = arguments.command
+    name = report_name(report.protocol, arguments, search, model.config)
+    if arguments.output is not None:
+        folder = Path(arguments.output)
+        folder.mkdir(parents=True, exist_ok=True)
+        report.save(folder / f"{name}.json", overwrite=True)
+        report.save_per_user(folder / f"{name}.parquet", overwrite=True)
+    elif Path(arguments.model).is_dir():
+        save_evaluation(Path(arguments.model), name, report, data, model)
 
 
 def report_name(protocol: Protocol, arguments: argparse.Namespace, search: dict[str, Any], config: Any) -> str:
@@ -118,9 +205,10 @@ def report_name(protocol: Protocol, arguments: argparse.Namespace, search: dict[
     """
     parts = [f"{protocol.split} given {protocol.test_history}", *protocol.departures]
     if "num_beams" in search and search["num_beams"] != config.search_beams:
-        parts.append(f"{search['num_beams']} beams")
-    if search.get("scoring") == "all":
-        parts.append("all scored")
+        beams = search["num_beams"]
+        parts.append(f"{' '.join(map(str, beams)) if isinstance(beams, list) else beams} beams")
+    if search.get("scoring") not in (None, getattr(config, "scoring", None)):
+        parts.append({"beam": "search", "all": "all scored", "head": "item head"}[search["scoring"]])
     if arguments.templates != FIRST_TEMPLATE:
         parts.append(f"templates {' '.join(arguments.templates)}")
     return "-".join(["evaluation", *parts]).replace(" ", "-").replace("+", "-")
@@ -140,23 +228,23 @@ def template_numbers(words: list[str], model: RecommenderModel) -> list[int]:
     return [int(word) for word in words]
 
 
-def save(report: EvaluationReport, name: str, arguments: argparse.Namespace, data: RecommendationData) -> None:
-    """Write the model's report; if it is in the model's folder, also update the card."""
-    folder = Path(arguments.output or arguments.model)
-    folder.mkdir(parents=True, exist_ok=True)
-    report.command = arguments.command
-    report.save(folder / f"{name}.json", overwrite=True)
-    report.save_per_user(folder / f"{name}.parquet", overwrite=True)
-    if arguments.output is None:
-        update_card(folder, data)
+def parse(words: list[str]) -> argparse.Namespace:
+    """Return the arguments of the words behind the command, with the command line for the card."""
+    arguments: argparse.Namespace = parser().parse_args(words)
+    arguments.command = shlex.join(["cllm4rec", "evaluate", *words])
+    return arguments
+
+
+def in_words(reports: dict[str, EvaluationReport]) -> str:
+    """Return the table of model and baselines, and their differences in sentences; the model is the last."""
+    title = next(reversed(reports))
+    return "\n".join([comparison_table(reports), "", *verdicts(reports[title], title)])
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
-    flags = parser()
-    arguments = flags.parse_args(argv)
-    arguments.command = shlex.join(["cllm4rec", "evaluate", *(sys.argv[1:] if argv is None else argv)])
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    arguments = parse(sys.argv[1:] if argv is None else argv)
+    show_log()
 
     def work() -> None:
         with joined_processes():
@@ -166,8 +254,6 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.json:
             print_json({name: report.to_dict() for name, report in reports.items()})
         else:
-            title = next(reversed(reports))  # the model is measured last
-            print(comparison_table(reports))
-            print("\n".join(["", *verdicts(reports, title, [name for name in reports if name != title])]))
+            print(in_words(reports))
 
-    return flags.run(arguments, work)
+    return parser().run(arguments, work)

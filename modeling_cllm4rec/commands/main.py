@@ -9,7 +9,7 @@ from typing import NamedTuple, cast
 
 from packaging.utils import canonicalize_name
 
-from modeling_cllm4rec.commands.command_line import BAD_ARGUMENTS, OK, RUN_FAILED
+from modeling_cllm4rec.commands.command_line import BAD_ARGUMENTS, OK, RUN_FAILED, run_command
 from modeling_cllm4rec.core.errors import nearest
 from modeling_cllm4rec.core.optional_packages import declared_requirements
 from modeling_cllm4rec.systems import SYSTEMS, resolve
@@ -32,15 +32,20 @@ COMMANDS = {
     "prepare": Command("modeling_cllm4rec.commands.prepare:main", "raw interactions and texts -> data folder"),
     "evaluate": Command("modeling_cllm4rec.commands.evaluate:main", "rank the whole catalogue and measure, with intervals"),
     "recommend": Command("modeling_cllm4rec.commands.recommend:main", "recommend to users, histories, everyone, queries"),
+    "similar-items": Command("modeling_cllm4rec.commands.similar_items:main", "items that are near to items in the model"),
     "benchmark": Command("modeling_cllm4rec.benchmark.command:main", "models and baselines, ablations, a page of results"),
     "app": Command("modeling_cllm4rec.app.command:main", "a page in the browser to look at models"),
     "serve": Command("modeling_cllm4rec.serving.command:main", "answer recommendations over HTTP"),
+    "push": Command("modeling_cllm4rec.commands.push:main", "a finished run to the Hub: model, tokenizer, card"),
     "data": Command("modeling_cllm4rec.commands.data:main", "share a data folder on the Hub"),
     "export": Command("modeling_cllm4rec.exports.command:main", "a model as ONNX, as vectors, as a Space"),
+    "hybrid": Command("modeling_cllm4rec.commands.hybrid:main", "add linear models to a trained model, weights learned"),
     "add-items": Command("modeling_cllm4rec.commands.add_items:main", "new items for a trained model, by their texts alone"),
 }
 
 """The commands that are no training stage."""
+
+COMPLETION = {"completion": "--completion"}
 
 Main = Callable[[list[str]], int]
 
@@ -65,7 +70,8 @@ Large language models that recommend: CLLM4Rec and LC-Rec.
 commands:
 {commands}
 
-`cllm4rec COMMAND --help` shows the flags of a command and an example. Exit codes: 0 done, 1 the run failed, 2 bad arguments.
+`cllm4rec COMMAND --help` shows the flags of a command and an example. `cllm4rec --completion bash` (or zsh) prints a script
+that completes commands and flags; its first lines say where to put it. Exit codes: 0 done, 1 the run failed, 2 bad arguments.
 
 example:
   cllm4rec prepare --interactions ratings.csv --items movies.csv --k-core 5 --output data/movies
@@ -92,6 +98,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"cllm4rec {__version__}")
         return OK
     name, *rest = words
+    if name == "--completion":
+        from modeling_cllm4rec.commands.completion import completion
+
+        return run_command("cllm4rec", lambda: print(completion(" ".join(rest), all_commands(), load), end=""), COMPLETION)
     if name not in all_commands():
         print(f"cllm4rec: error: there is no command {name!r}; {nearest(name, all_commands())}", file=sys.stderr)
         return BAD_ARGUMENTS
@@ -108,8 +118,12 @@ def load(name: str) -> Main:
     """Import the function of a command: it takes the words behind the command and returns an exit code."""
     if name in COMMANDS:
         return cast(Main, resolve(COMMANDS[name].target))
-    stages = {stage.name: stage for system in SYSTEMS.values() for stage in (*system.stages, *system.updates)}
-    return functools.partial(resolve("modeling_cllm4rec.commands.stages:stage_main"), stages[name])
+    named = {
+        system.name: stage for system in SYSTEMS.values() for stage in (*system.stages, *system.updates) if stage.name == name
+    }
+    if len(named) == 1:
+        return functools.partial(resolve("modeling_cllm4rec.commands.stages:stage_main"), *named.values())
+    return functools.partial(resolve("modeling_cllm4rec.commands.stages:shared_stage_main"), named)
 
 
 def about_missing_dependency(module: str) -> str | None:

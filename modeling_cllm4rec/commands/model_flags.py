@@ -22,8 +22,10 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, help="users in one pass (default: the model's)")
     add_device_arguments(parser)
     search = parser.add_argument_group("LC-Rec")
-    search.add_argument("--num-beams", type=int, help="beams of the search (default: the model's)")
-    search.add_argument("--scoring", choices=["beam", "all"], help="search (default), or score every item exactly")
+    search.add_argument(
+        "--num-beams", type=int, nargs="+", help="beams of the search, or those of each level (default: the model's)"
+    )
+    search.add_argument("--scoring", choices=["beam", "all", "head"], help="search, score every item, or use the item head")
 
 
 def add_device_arguments(parser: argparse.ArgumentParser, names: Sequence[str] = PLACEMENT) -> None:
@@ -52,6 +54,8 @@ def search_settings(arguments: argparse.Namespace, model: RecommenderModel) -> d
         InputError: there are some, but the model scores all items at once and does not search.
     """
     given = {name: getattr(arguments, name) for name in ("num_beams", "scoring") if getattr(arguments, name) is not None}
+    if isinstance(beams := given.get("num_beams"), list) and len(beams) == 1:
+        (given["num_beams"],) = beams
     if unread := [name for name in given if name not in model.search_settings]:
         refuse_search(unread, arguments.model)
     return given

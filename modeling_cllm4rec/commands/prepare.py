@@ -7,14 +7,12 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
-
 from modeling_cllm4rec.commands.command_line import CommandParser, print_json
+from modeling_cllm4rec.core.console_log import show_log
 from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.column_roles import KNOWN_TEXTS
 from modeling_cllm4rec.corpora.formats import FORMATS, format_table
-from modeling_cllm4rec.corpora.preparation import ON_MISSING, STEPS
+from modeling_cllm4rec.corpora.preparation import ON_MISSING, REPEATS
 from modeling_cllm4rec.corpora.raw_data import write_raw_data
 from modeling_cllm4rec.corpora.sources import ID_TYPES
 from modeling_cllm4rec.corpora.splits import LEAST_INTERACTIONS, ORDERS, SHORT_USERS, SPLIT_KINDS
@@ -33,14 +31,14 @@ Columns are found by their names (user_id, userId, reviewerID, ...; movie_title,
 A --folder is a public data set as it is downloaded; its format is recognized by its files. --list-formats prints the formats: the
 data sets, where they come from and their terms.
 
-The filters run in this order: the last of repeated (user, item) pairs is kept, then --min-rating, then the numbers of
-interactions (--k-core, --min-user-interactions, ...), then --short-users.
+The filters run in this order: one of repeated (user, item) pairs is kept (--repeats), then --min-rating, then the numbers
+of interactions (--k-core, --min-user-interactions, ...), then --short-users.
 """
 
 NOT_ARGUMENTS = ("output", "json", "debug", "list_formats", "no_reviews")
 """Flags that are no arguments of `raw_data.write_raw_data`."""
 
-logger = logging.getLogger("prepare")
+logger = logging.getLogger(__name__)
 
 
 class ListFormats(argparse.Action):
@@ -63,6 +61,13 @@ def build_parser() -> CommandParser:
     parser.add_argument("--overwrite", action="store_true", help="replace a data folder that is there")
     parser.add_argument("--json", action="store_true", help="print statistics and protocol as JSON")
     parser.add_argument("--data-license", metavar="NAME", help="licence of the data, for the cards of models trained on it")
+    parser.add_argument(
+        "--data-language",
+        nargs="+",
+        default=[],
+        metavar="CODE",
+        help="ISO 639 codes of the languages of the texts (en), for cards",
+    )
     _add_source_arguments(parser)
     _add_text_arguments(parser, "item")
     parser.add_argument(
@@ -98,6 +103,12 @@ def _add_source_arguments(parser: argparse.ArgumentParser) -> None:
         "--delimiter", metavar="TEXT", help="of text files, such as ';' or '::' (default: recognized in the header)"
     )
     group.add_argument("--encoding", metavar="NAME", help="of text files, such as latin-1 or utf-16 (default: utf-8)")
+    group.add_argument(
+        "--held-out-reviews",
+        action="store_true",
+        help="write the reviews of validation and test pairs to a file of their own, for the queries of `cllm4rec evaluate "
+        "--search`; nothing else reads it",
+    )
     group.add_argument("--no-reviews", action="store_true", help="format cllm4rec: leave the reviews out")
     group.add_argument(
         "--id-type",
@@ -126,6 +137,13 @@ def _add_text_arguments(parser: argparse.ArgumentParser, entity: str) -> None:
 
 def _add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("filters and split")
+    group.add_argument(
+        "--repeats",
+        choices=REPEATS,
+        default="last",
+        help="which interaction of a user with the same item is kept; the released preprocessing of LC-Rec keeps the first "
+        "(default: last)",
+    )
     group.add_argument(
         "--min-rating",
         type=float,
@@ -185,29 +203,18 @@ def _add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def prepare(args: argparse.Namespace) -> dict[str, Any]:
-    """Read, prepare and write, with one progress bar over the steps."""
-    steps = ["reading", "checksums", *STEPS]
+    """Read, prepare and write; the log names each step when it begins."""
     chosen = {name: value for name, value in vars(args).items() if name not in NOT_ARGUMENTS}
-    with tqdm(total=len(steps), unit="step", desc="prepare") as bar, logging_redirect_tqdm():
-
-        def begin(step: str) -> None:
-            bar.update(steps.index(step) - bar.n)
-            bar.set_description(step)
-            logger.info("%s", step)
-
-        info = write_raw_data(
-            args.output,
-            **chosen
-            | {
-                "text": _roles(args.text),
-                "temporal_cuts": tuple(args.temporal_cuts),
-                "reviews": not args.no_reviews,
-                "on_step": begin,
-            },
-        )
-        bar.update(len(steps) - bar.n)
-        bar.set_description("prepared")
-    return info
+    return write_raw_data(
+        args.output,
+        **chosen
+        | {
+            "text": _roles(args.text),
+            "temporal_cuts": tuple(args.temporal_cuts),
+            "reviews": not args.no_reviews,
+            "on_step": logger.info,
+        },
+    )
 
 
 def _roles(words: list[str] | None) -> dict[str, list[str]]:
@@ -235,7 +242,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    show_log()
 
     def work() -> None:
         info = prepare(args)

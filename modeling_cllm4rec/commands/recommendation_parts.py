@@ -22,7 +22,9 @@ from modeling_cllm4rec.core.errors import ExistingFileError, InputError
 from modeling_cllm4rec.core.processes import launched_processes
 from modeling_cllm4rec.corpora.atomic_files import PARTIAL, atomic_file
 
-__all__ = ["PART_SIZE", "QUESTION_FILE", "Share", "fingerprint_of_file", "fingerprint_of_model", "share_of", "write_parts"]
+__all__ = ["PART_SIZE", "QUESTION_FILE", "PartFolder", "Share", "fingerprint_of_file", "fingerprint_of_model", "share_of"]
+
+Tables = Callable[[int, int], Iterator[pa.Table]]
 
 PART_SIZE = 16384
 """Users of one part, unless another number is given."""
@@ -73,47 +75,56 @@ def share_of(shard: str | None) -> Share:
     return Share(int(found[1]) - 1, int(found[2]), process, processes)
 
 
-def write_parts(
-    folder: Path,
-    question: dict[str, Any],
-    num_users: int,
-    part_size: int,
-    share: Share,
-    tables: Callable[[int, int], Iterator[pa.Table]],
-) -> tuple[int, int, int]:
-    """Write the parts of a share that are not there yet.
+class PartFolder:
+    """A folder of parts, which processes open for the same question and fill together.
 
     Args:
         folder: new, empty, or with parts of the same question.
         question: all that decides what the rows are, as JSON values.
         num_users: users who are asked for.
         part_size: users of a part.
-        share: the parts of this process.
-        tables: a function of the first user and the user after the last one, which yields their recommendations.
 
-    Returns:
-        The number of parts that were written and that were there, of this share, and of those of all shares that are missing.
+    Attributes:
+        files: the file of each part.
 
     Raises:
         ExistingFileError: the folder holds something else, or parts of another question.
     """
-    parts = -(-num_users // part_size)
-    _claim(folder, {**question, "users": num_users, "part_size": part_size, "parts": parts})
-    files = [folder / f"part-{number:05d}.parquet" for number in range(parts)]
-    written = there = 0
-    for number, file in enumerate(files):
-        if not share.has(number):
-            continue
-        if file.exists():
-            there += 1
-            continue
-        _write(tables(number * part_size, min((number + 1) * part_size, num_users)), file)
-        written += 1
-    missing = sum(not file.exists() for file in files)
-    if not missing:  # what killed processes left
-        for leftover in folder.glob(f".part-*{PARTIAL}"):
+
+    def __init__(self, folder: Path, question: dict[str, Any], num_users: int, part_size: int) -> None:
+        parts = -(-num_users // part_size)
+        _claim(folder, {**question, "users": num_users, "part_size": part_size, "parts": parts})
+        self.folder, self.num_users, self.part_size = folder, num_users, part_size
+        self.files = [folder / f"part-{number:05d}.parquet" for number in range(parts)]
+
+    def missing(self) -> list[int]:
+        """Return the numbers of the parts that are not there."""
+        return [number for number, file in enumerate(self.files) if not file.exists()]
+
+    def write(self, number: int, tables: Tables) -> bool:
+        """Write a part unless it is there; returns whether it was written.
+
+        Args:
+            tables: a function of the first user and the user after the last one, which yields their recommendations.
+        """
+        if self.files[number].exists():
+            return False
+        start = number * self.part_size
+        _write(tables(start, min(start + self.part_size, self.num_users)), self.files[number])
+        return True
+
+    def write_share(self, share: Share, tables: Tables) -> tuple[int, int]:
+        """Write the parts of a share that are not there yet; returns how many were written, and how many were there."""
+        written = [self.write(number, tables) for number in range(len(self.files)) if share.has(number)]
+        return sum(written), len(written) - sum(written)
+
+    def state(self) -> str:
+        """Say whether all parts are there; if so, remove what killed processes left."""
+        if missing := len(self.missing()):
+            return f"{self.folder}: {missing} parts of other processes are missing"
+        for leftover in self.folder.glob(f".part-*{PARTIAL}"):
             leftover.unlink(missing_ok=True)
-    return written, there, missing
+        return f"{self.folder}: all parts are there"
 
 
 def _write(tables: Iterator[pa.Table], file: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -22,8 +22,11 @@ import pyarrow.parquet as pq
 from .errors import InputError
 
 OnUnknown = Literal["raise", "skip"]
+"""Treatment of ids that the catalogue does not have: an error, or they are left out."""
 CATALOGUE_FILE = "catalogue.parquet"
+"""File of a saved folder with item ids and short texts."""
 USERS_FILE = "users.parquet"
+"""File of a saved folder with user ids and their histories."""
 SAVED_COLUMNS = ("item_id", "title", "brand", "categories", "codes")
 """Columns of a catalogue that are saved in its file; longer texts stay with the data."""
 NO_HISTORIES = "this model was saved without its users' histories; pass histories= together with users="
@@ -324,6 +327,8 @@ class Recommendations:
     """
 
     table: pa.Table
+    asked: ClassVar[str] = "user"
+    """The column with the users, histories or items that were asked for."""
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -342,10 +347,20 @@ class Recommendations:
 
     def items(self, user: Any) -> list[Any]:
         """Item ids recommended to one user, best first."""
-        return list(self.table.filter(pc.equal(self.table["user"], user))["item"].to_pylist())
+        return list(self.table.filter(pc.equal(self.table[self.asked], user))["item"].to_pylist())
 
     def __repr__(self) -> str:
-        return f"Recommendations({self.table.num_rows} rows)\n{self.table.slice(0, 10).to_pandas().to_string(index=False)}"
+        shown = self.table.slice(0, 10).to_pandas().to_string(index=False)
+        return f"{type(self).__name__}({self.table.num_rows} rows)\n{shown}"
+
+
+class SimilarItems(Recommendations):
+    """One table of similar items: columns `target_item`, `item`, `rank` (from 1) and `score` (cosine), best first.
+
+    `items(target_item)` lists those of one target.
+    """
+
+    asked = "target_item"
 
 
 __all__ = [
@@ -356,6 +371,7 @@ __all__ = [
     "KnownUsers",
     "OnUnknown",
     "Recommendations",
+    "SimilarItems",
     "extended_catalogue",
     "is_text_type",
     "new_ids",

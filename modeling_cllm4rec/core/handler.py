@@ -66,7 +66,8 @@ def read_question(model: Any, given: Any) -> Any:
         model: a recommender of either system.
         given: `users` (external ids, whose stored histories are read) or `histories` (lists of item ids, oldest first), or both,
             one history for each user; `k` (10), `exclude_seen` (true), `candidates` (item ids to choose from). A model that
-            searches also reads `query` (words, alone or with one user or history) and `num_beams`.
+            searches also reads `query` (words, alone or with one user or history) and `num_beams`, a number
+            or a list with one for each level.
 
     Returns:
         The `Question` that `model.read_question` returns.
@@ -90,7 +91,8 @@ def read_question(model: Any, given: Any) -> Any:
             raise BadRequest(name, value, f"a list of 1 to {MOST_USERS}", "split longer lists into several requests")
     for name, most in (("k", MOST_ITEMS), ("num_beams", MOST_BEAMS)):
         value = given.get(name)
-        if isinstance(value, int) and value > most:
+        values = value if isinstance(value, list) else [value]  # the beams of each level
+        if any(isinstance(one, int) and one > most for one in values):
             raise BadRequest(name, value, f"a whole number from 1 to {most}", f"choose another {name}")
     question = {name: value for name, value in given.items() if name != "query"}
     if "query" in given:
@@ -176,7 +178,8 @@ def _best(model: Any, batch: Sequence[tuple[Any, int]]) -> Iterable[tuple[Any, A
             raise BadRequest("query", queries[0], "words that fit into the model's context", str(error)) from error
     seen = [history if question.exclude_seen else history[:0] for (question, _), history in zip(batch, histories, strict=True)]
     k = max(question.k for question, _ in batch)
-    best, scores = model.best_items(prompts, seen, k, first.candidates, **first.search)
+    given = histories if first.queries is None else None
+    best, scores = model.best_items(prompts, seen, k, first.candidates, histories=given, **first.search)
     return zip((row[row >= 0] for row in best), scores, strict=True)
 
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from .errors import InputError
 
 ItemLoss = Literal["exact", "chunked", "sampled"]
+"""How the softmax over the catalogue is computed: all logits at once, in chunks, or over sampled items."""
 
 EXACT_LOGITS = 2**25
 """Most logits of a batch that `exact_or_chunked` holds at once: 134 MB in 32 bits, three times as much with their gradients."""

@@ -12,6 +12,7 @@ from packaging.utils import canonicalize_name
 from modeling_cllm4rec.core.errors import MissingPackageError
 
 DISTRIBUTION = "cllm4rec"
+"""Name of this package on an index, for the advice to install an extra."""
 
 
 def require(package: str, extra: str | None, purpose: str, otherwise: str = "") -> None:

@@ -118,8 +118,7 @@ class Question:
             InputError: the model has no catalogue.
         """
         catalogue = model.require_catalogue()
-        if on_unknown not in ("raise", "skip"):
-            raise QuestionError("on_unknown", on_unknown, "'raise' and 'skip'", "choose one of them")
+        _check_on_unknown(on_unknown)
         for argument, value in (("users", users), ("histories", histories), ("queries", queries), ("candidates", candidates)):
             if value is not None:
                 _check_list(argument, value, "texts" if argument == "queries" else "ids")
@@ -160,6 +159,61 @@ class Question:
             candidates=chosen,
             search=search,
         )
+
+
+@dataclass(frozen=True, eq=False)
+class ItemQuestion:
+    """A checked question for the items that are similar to n items; `read` builds it from external ids.
+
+    Attributes:
+        items: (n,) item indices.
+        k: number of similar items for each.
+        candidates: sorted item indices to choose from; None for the whole catalogue.
+    """
+
+    items: np.ndarray
+    k: int
+    candidates: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @classmethod
+    def read(
+        cls,
+        model: Any,
+        items: Sequence[Any],
+        k: int = 10,
+        candidates: Sequence[Any] | None = None,
+        on_unknown: OnUnknown = "raise",
+    ) -> ItemQuestion:
+        """Check a question in external ids. An item named twice is answered twice.
+
+        Args:
+            model: a `RecommenderModel`.
+            items: external item ids.
+            k: number of similar items, at most the number of candidates.
+            candidates: external item ids to choose from; None means the whole catalogue.
+            on_unknown: `"raise"` or `"skip"`, which leaves unknown items and candidates out.
+
+        Raises:
+            QuestionError: anything else; it names the argument, the value, the valid values, and the way out.
+            InputError: the model has no catalogue.
+        """
+        catalogue = model.require_catalogue()
+        _check_on_unknown(on_unknown)
+        for argument, value in (("items", items), ("candidates", candidates)):
+            if value is not None or argument == "items":
+                _check_list(argument, value, "ids")
+        found = _indices(catalogue.ids, "items", items, on_unknown)
+        chosen = _read_candidates(catalogue.ids, candidates, on_unknown)
+        check_whole_number("k", k, len(catalogue) if chosen is None else len(chosen), "the items to choose from")
+        return cls(found[found >= 0], int(k), chosen)
+
+
+def _check_on_unknown(on_unknown: Any) -> None:
+    if on_unknown not in ("raise", "skip"):
+        raise QuestionError("on_unknown", on_unknown, "'raise' and 'skip'", "choose one of them")
 
 
 def check_whole_number(argument: str, value: Any, most: int | None = None, meaning: str = "") -> None:
@@ -282,4 +336,4 @@ def _plain(given: Any) -> list[Any]:
     return [one.item() if isinstance(one, np.generic) else one for one in given]
 
 
-__all__ = ["Question", "QuestionError", "check_whole_number"]
+__all__ = ["ItemQuestion", "Question", "QuestionError", "check_whole_number"]

@@ -23,11 +23,12 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.hub import resolve_revision
 
-from .catalogue import CATALOGUE_FILE, Catalogue, IdMap, KnownUsers, OnUnknown, Recommendations
+from .catalogue import CATALOGUE_FILE, Catalogue, IdMap, KnownUsers, OnUnknown, Recommendations, SimilarItems
 from .errors import FileWriteError, InputError
 from .folder_checks import check_weights
 from .language_model import execution_device, greedy_generation, pad_prompts, word_head
-from .questions import Question, QuestionError, check_whole_number
+from .linear_parts import LinearParts
+from .questions import ItemQuestion, Question, QuestionError, check_whole_number
 from .saved_folder import (
     HUB_ARGUMENTS,
     UPLOAD_ARGUMENTS,
@@ -39,6 +40,7 @@ from .saved_folder import (
     save_parts,
     upload,
 )
+from .similar_items import most_similar
 
 SAVING = ".saving-"
 """Beginning of the name of a folder with files that are being written."""
@@ -61,10 +63,13 @@ class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
         default_batch_size: users in one pass.
         score_name: meaning of a recommendation's score, as in the header of a table.
         paper_metrics: metrics that the system's paper reports.
+        saved_subfolders: names of the folders that it saves within its own.
         catalogue: the items that the model recommends, None where they have no external ids.
         users: the known users, None where they have no external ids.
+        linear_parts: linear models whose scores are added when the whole catalogue is scored for a history; None for none.
         card: text of the model card, None before there is one.
         training_curves: picture (PNG) that the card shows, None where none was drawn.
+        data_card: text of the card of the data folder, None where it had none.
         backbone: the causal language model inside.
     """
 
@@ -75,6 +80,7 @@ class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
     default_batch_size: ClassVar[int] = 256
     score_name: ClassVar[str] = "score"
     paper_metrics: ClassVar[tuple[str, ...]] = ("recall@20", "recall@40", "ndcg@100")
+    saved_subfolders: ClassVar[tuple[str, ...]] = ()
 
     # Not "model": Llama's inner `model.` would be taken for ours, and the backbone would reload at random.
     base_model_prefix = ""
@@ -86,11 +92,13 @@ class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
     backbone: Any
     catalogue: Catalogue | None = None
     users: KnownUsers | None = None
+    linear_parts: LinearParts | None = None
     card: str | None = None
     training_curves: bytes | None = None
+    data_card: str | None = None
 
     @abstractmethod
-    def build_prompts(self, user_indices: np.ndarray | None, histories: Iterable[np.ndarray]) -> list[np.ndarray]:
+    def build_prompts(self, user_indices: np.ndarray | None, histories: Iterable[np.ndarray]) -> Sequence[np.ndarray]:
         """Return the token ids of the prompt for each history (item indices, oldest first)."""
 
     def build_query_prompts(
@@ -115,6 +123,7 @@ class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
         seen: Sequence[np.ndarray] | None,
         k: int,
         candidates: np.ndarray | None,
+        histories: Sequence[np.ndarray] | None = None,
         **search: Any,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the k best items of each prompt, in evaluation mode.
@@ -123,6 +132,7 @@ class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
             prompts: token ids, one prompt a user.
             seen: item indices of each user that may not be recommended; None forbids none.
             candidates: (candidates,) sorted item indices to choose from; None means the whole catalogue.
+            histories: item indices of each user, oldest first, which linear parts read; None for prompts without one.
             search: settings of the model's own search.
 
         Returns:
@@ -142,6 +152,15 @@ class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
     @abstractmethod
     def item_vectors(self, items: np.ndarray) -> np.ndarray:
         """Return (items, K) float32 vectors of item indices: the model's own representation of them."""
+
+    @property
+    def scores_by_vectors(self) -> bool:
+        """Return whether an item's score is, up to a constant, the dot product of its vector and the prompt's `query_vectors`."""
+        return False
+
+    def query_vectors(self, prompts: Sequence[np.ndarray]) -> torch.Tensor:
+        """Return the (B, K) float32 vectors of prompts, in evaluation mode, of a model that scores by vectors."""
+        raise NotImplementedError(f"{type(self).__name__} does not score by vectors")
 
     @property
     def num_items(self) -> int:
@@ -260,22 +279,29 @@ class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
             InputError: they belong to another checkpoint.
         """
         check_parts(self.config, self.catalogue, self.users)
+        if self.linear_parts is not None:
+            self.linear_parts.check(self.config)
 
     def set_catalogue(self, catalogue: Catalogue) -> None:
-        """Replace the catalogue: item_index j is row j of the new one."""
+        """Replace the catalogue: item_index j is row j of the new one; rows behind those of the linear parts are new items."""
+        if self.linear_parts is not None and len(catalogue) > (known := self.linear_parts.num_items):
+            new = len(catalogue) - known
+            self.linear_parts = self.linear_parts.of_items(np.arange(known), new, catalogue.ids.fingerprint)
         self.catalogue = catalogue
         self.config.num_items = len(catalogue)
         self.config.catalogue_fingerprint = catalogue.ids.fingerprint
 
     def save_pretrained(  # type: ignore[override]
-        self, save_directory: Any, is_main_process: bool = True, *, include_histories: bool = True, **kwargs: Any
+        self, save_directory: Any, is_main_process: bool = True, *, include_histories: bool | None = None, **kwargs: Any
     ) -> None:
         """Save as `PreTrainedModel.save_pretrained` does, with catalogue, users, card, code and its requirements.
 
         All files are written first and then renamed, so a lack of room leaves the folder as it was.
 
         Args:
-            include_histories: False excludes the users' histories, for privacy; they are then given at the call.
+            include_histories: False excludes the users' histories, for privacy; they are then given at the call. By default the
+                folder holds them, and what `push_to_hub=True` uploads does not.
+            kwargs: as there. `push_to_hub=True` uploads as `push_to_hub` does, whatever else is in the folder.
 
         Raises:
             ExistingFileError: the folder holds a catalogue or users of another model, and this one has none.
@@ -295,7 +321,7 @@ class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
                 shutil.rmtree(leftover)
             super().save_pretrained(written, is_main_process=True, **kwargs)
             self._save_more(written)
-            save_parts(self, written, include_histories)
+            save_parts(self, written, include_histories is not False)
             replace_files(written, target)
         except (SafetensorError, OSError) as error:
             raise FileWriteError(
@@ -304,7 +330,9 @@ class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
         finally:
             shutil.rmtree(written, ignore_errors=True)
         if push:
-            upload(save_directory, **{"repo_id": Path(save_directory).name, **where}, token=kwargs.get("token"))
+            shard_size = {name: kwargs[name] for name in ("max_shard_size",) if name in kwargs}
+            where = {"repo_id": target.name, **where, "include_histories": include_histories is True, **shard_size}
+            self.push_to_hub(token=kwargs.get("token"), **where)
 
     def _save_more(self, folder: Path) -> None:
         """Write what only this system has; nothing by default."""
@@ -313,32 +341,43 @@ class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
         self,
         repo_id: str,
         *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         commit_message: str | None = None,
         commit_description: str | None = None,
-        private: bool | None = None,
+        private: bool | None = True,
         token: bool | str | None = None,
         revision: str | None = None,
         create_pr: bool = False,
         max_shard_size: int | str = "50GB",
-        include_histories: bool = True,
+        include_histories: bool = False,
     ) -> str:
-        """Upload what `save_pretrained` writes, the generated card included.
+        """Upload what `save_pretrained` writes, the generated card included, as one commit.
+
+        `cllm4rec push` uploads a finished run in the same way, with its evaluations and the card of its data.
 
         Args:
             repo_id: `name` or `organization/name`; made if there is no such repository.
-            private: visibility of a repository that is made; None means the owner's default.
+            tokenizer: uploaded with the model; None leaves it to its own `push_to_hub`.
+            private: visibility of a repository that is made; None means the owner's default. One that is there stays as it is.
             revision: branch to commit to; made from the main one if there is no such branch.
             create_pr: propose the commit as a pull request.
-            include_histories: as in `save_pretrained`.
+            include_histories: whether the users' histories are uploaded. Without them, they are given at the call.
 
         Returns:
             The address of the commit.
+
+        Raises:
+            InputError: `repo_id` is no name, or names a public repository and histories are included without `private=False`.
+            RunError: the Hub refuses the upload or cannot be reached.
         """
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder, include_histories=include_histories, max_shard_size=max_shard_size)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(folder)
             return upload(
-                folder,
+                Path(folder),
                 repo_id,
+                include_histories=include_histories,
                 token=token,
                 commit_message=commit_message,
                 commit_description=commit_description,
@@ -364,7 +403,17 @@ class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
             (B, J) float32 scores.
         """
         rows = np.split(histories.items, histories.indptr[1:-1])
-        return self.score_prompts(self.build_prompts(user_indices, rows)).cpu().numpy()
+        return self.with_linear_parts(self.catalogue_scores(self.build_prompts(user_indices, rows)), rows).cpu().numpy()
+
+    def catalogue_scores(self, prompts: Sequence[np.ndarray]) -> torch.Tensor:
+        """Return (B, J) float32 scores of all items for prompts, as `recommend` uses them where it scores the whole catalogue."""
+        return self.score_prompts(prompts)
+
+    def with_linear_parts(self, scores: torch.Tensor, histories: Sequence[np.ndarray] | None) -> torch.Tensor:
+        """Return (B, J) scores with those of the linear parts added, or as they are where there are no parts or no histories."""
+        if self.linear_parts is None or histories is None:
+            return scores
+        return self.linear_parts.added(scores, histories)
 
     def rank_histories(self, user_indices: np.ndarray | None, histories: Any, seen: Any | None, k: int) -> np.ndarray:
         """Return the (B, k) best unseen items for histories, best first, -1 where there are fewer, in evaluation mode.
@@ -375,7 +424,7 @@ class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
         """
         rows = np.split(histories.items, histories.indptr[1:-1])
         forbidden = None if seen is None else np.split(seen.items, seen.indptr[1:-1])
-        return self.best_items(self.build_prompts(user_indices, rows), forbidden, k, None)[0]
+        return self.best_items(self.build_prompts(user_indices, rows), forbidden, k, None, histories=rows)[0]
 
     def pad_prompts(self, prompts: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (B, T) token ids of prompts, padded on the right, and their attention mask, on the model's device."""
@@ -411,6 +460,9 @@ class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
             place = np.full(len(catalogue), -1, dtype=np.int64)
             place[rows] = np.arange(len(rows))
             self.users = self.users.renumbered(place)
+        if self.linear_parts is not None:
+            remaining = Catalogue(catalogue.table.select(["item_id"]).take(pa.array(rows)))
+            self.linear_parts = self.linear_parts.of_items(rows, 0, remaining.ids.fingerprint)
         self._take_item_rows(rows)
 
     @abstractmethod
@@ -501,7 +553,7 @@ class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
                 rows = range(start, min(start + batch_size, len(question)))
                 read = [question.history(row) for row in rows]
                 indices = None if question.user_indices is None else question.user_indices[start : start + batch_size]
-                prompts: list[np.ndarray] = []
+                prompts: Sequence[np.ndarray] = []
                 if read and question.queries is None:
                     prompts = self.build_prompts(indices, read)
                 elif read:
@@ -517,7 +569,8 @@ class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
         best, scores = np.zeros((0, k), np.int64), np.zeros((0, k), np.float32)
         if len(prompts):
             seen = read if question.exclude_seen else None
-            best, scores = self.best_items(prompts, seen, k, question.candidates, **question.search)
+            histories = read if question.queries is None else None
+            best, scores = self.best_items(prompts, seen, k, question.candidates, histories=histories, **question.search)
         without = names.filter(pa.array((best < 0).all(axis=1)))
         if len(without):
             choices = self.num_items if question.candidates is None else len(question.candidates)
@@ -527,6 +580,44 @@ class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
                 stacklevel=4,
             )
         return self._as_table(names, best, scores)
+
+    def similar_items(
+        self,
+        items: Sequence[Any],
+        k: int = 10,
+        candidates: Sequence[Any] | None = None,
+        on_unknown: OnUnknown = "raise",
+        batch_size: int | None = None,
+    ) -> SimilarItems:
+        """Return the k items that are most similar to each item, by the cosine of the model's vectors (`item_vectors`).
+
+        Args:
+            items: external item ids.
+            k: number of similar items, at most the number of candidates. The item itself is left out.
+            candidates: external item ids to choose from; None means the whole catalogue.
+            on_unknown: `"raise"` names unknown ids; `"skip"` leaves unknown items and candidates out.
+            batch_size: items in one pass over the catalogue.
+
+        Returns:
+            `SimilarItems` with columns target_item, item, rank, score.
+
+        Raises:
+            InputError: unknown ids, k out of range. A `QuestionError` has the argument, the value and the valid values.
+
+        Example:
+            >>> model.similar_items(["B1"], k=5).items("B1")  # doctest: +SKIP
+        """
+        question = ItemQuestion.read(self, items, k, candidates, on_unknown)
+        size = self.default_batch_size if batch_size is None else batch_size
+        check_whole_number("batch_size", size)
+        ids, tables = self.require_catalogue().ids, []
+        for start in range(0, max(len(question), 1), size):
+            part = question.items[start : start + size]
+            best, scores = np.zeros((0, question.k), np.int64), np.zeros((0, question.k), np.float32)
+            if len(part):
+                best, scores = most_similar(self, part, question.k, question.candidates)
+            tables.append(self._as_table(ids.array.take(pa.array(part)), best, scores, SimilarItems.asked))
+        return SimilarItems(pa.concat_tables(tables))
 
     def readable(self, user_indices: np.ndarray, on_unknown: OnUnknown = "raise") -> np.ndarray:
         """Return which known users can get recommendations from their stored histories.
@@ -568,11 +659,11 @@ class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
             )
         return self.catalogue
 
-    def _as_table(self, labels: pa.Array, best: np.ndarray, scores: np.ndarray) -> pa.Table:
+    def _as_table(self, labels: pa.Array, best: np.ndarray, scores: np.ndarray, asked: str = Recommendations.asked) -> pa.Table:
         row, rank = np.nonzero(best >= 0)
         return pa.table(
             {
-                "user": labels.take(pa.array(row)),
+                asked: labels.take(pa.array(row)),
                 "item": self.require_catalogue().ids.array.take(pa.array(best[row, rank])),
                 "rank": pa.array(rank + 1, pa.int32()),
                 "score": pa.array(scores[row, rank], pa.float32()),

@@ -6,14 +6,15 @@ This file is self-contained because it is copied into every saved folder.
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from huggingface_hub import HfApi
 from transformers import GenerationConfig
 from transformers.dynamic_module_utils import get_relative_imports
 from transformers.utils import GENERATION_CONFIG_NAME, cached_file
@@ -22,12 +23,23 @@ from .catalogue import CATALOGUE_FILE, USERS_FILE, Catalogue, KnownUsers, is_tex
 from .errors import ExistingFileError, InputError
 from .folder_checks import check_table, is_id, is_index_list, read_json
 from .handler import EndpointHandler  # noqa: F401 (imported files are copied: Inference Endpoints look for handler.py)
+from .hub_upload import commit_files
+from .linear_parts import LINEAR_PARTS_FILE, LinearParts
 
-CARD_FILE, CURVES_FILE, REQUIREMENTS_FILE = "README.md", "training_curves.png", "requirements.txt"
+CARD_FILE = "README.md"
+"""Model card of a saved folder."""
+CURVES_FILE = "training_curves.png"
+"""Plot of the training in a saved folder."""
+REQUIREMENTS_FILE = "requirements.txt"
+"""Packages that the code of a saved folder needs."""
+DATA_CARD_FILE = "data_card.md"
+"""File of a saved folder with the card of its data."""
 REQUIREMENTS = ("pandas>=2.2.3", "pyarrow>=24.0", "safetensors>=0.8", "torch>=2.13", "transformers>=5.20,<6")
 """Requirements that Inference Endpoints install before they start `handler.py`: their images hold other versions."""
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+"""Arguments of `from_pretrained` that are passed on to downloads from the Hub."""
 UPLOAD_ARGUMENTS = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr")
+"""Arguments of `save_pretrained(..., push_to_hub=True)` that are passed on to the upload."""
 
 
 def check_tables(config: Any, name_or_path: Any, hub: dict[str, Any]) -> None:
@@ -48,7 +60,7 @@ def check_tables(config: Any, name_or_path: Any, hub: dict[str, Any]) -> None:
 
 
 def load_parts(model: Any, name_or_path: Any, hub: dict[str, Any]) -> None:
-    """Give a model the catalogue, users, card, curves and generation settings of its folder.
+    """Give a model the catalogue, users, cards, curves and generation settings of its folder.
 
     Args:
         model: a `RecommenderModel` whose weights are loaded.
@@ -61,8 +73,10 @@ def load_parts(model: Any, name_or_path: Any, hub: dict[str, Any]) -> None:
     parts: list[tuple[str, str, Callable[[str], Any]]] = [
         ("catalogue", CATALOGUE_FILE, Catalogue.load),
         ("users", USERS_FILE, KnownUsers.load),
+        ("linear_parts", LINEAR_PARTS_FILE, LinearParts.load),
         ("card", CARD_FILE, _read_text),
         ("training_curves", CURVES_FILE, _read_bytes),
+        ("data_card", DATA_CARD_FILE, _read_text),
     ]
     if not model.can_generate():
         parts.append(("generation_config", GENERATION_CONFIG_NAME, _read_generation_config))
@@ -127,16 +141,20 @@ def save_parts(model: Any, folder: Path, include_histories: bool) -> None:
         model.catalogue.save(folder)
     if model.users is not None:
         (model.users if include_histories else model.users.without_histories()).save(folder)
+    if model.linear_parts is not None:
+        model.linear_parts.save(folder)
     if model.card is not None:
         (folder / CARD_FILE).write_text(model.card, encoding="utf-8")
     if model.training_curves is not None:
         (folder / CURVES_FILE).write_bytes(model.training_curves)
+    if model.data_card is not None:
+        (folder / DATA_CARD_FILE).write_text(model.data_card, encoding="utf-8")
 
 
 def replace_files(source: Path, target: Path) -> None:
     """Move the files of a folder that was just written into the folder of a model, in place of those of the same names.
 
-    Weights of an earlier save that the new one does not have, such as further shards, are removed.
+    Weights of an earlier save that the new one does not have, such as further shards or linear parts, are removed.
     """
     new = {file.name for file in source.iterdir()}
     files = sorted(source.rglob("*"))
@@ -149,6 +167,8 @@ def replace_files(source: Path, target: Path) -> None:
             place.mkdir(exist_ok=True)
         else:
             file.replace(place)
+    if LINEAR_PARTS_FILE not in new:
+        (target / LINEAR_PARTS_FILE).unlink(missing_ok=True)
     for stem in {_SHARD.sub("", name) for name in new if name.endswith(".safetensors")}:
         index = f"model.safetensors.index{stem.removeprefix('model')}.json"
         for file in target.iterdir():
@@ -214,48 +234,116 @@ def _read_generation_config(path: str) -> GenerationConfig:
         raise InputError(f"{path} cannot be read ({error}); copy or download the folder again") from error
 
 
+def files_to_upload(files: Mapping[str, Path], name: str, include_histories: bool) -> dict[str, Path | bytes]:
+    """Return what goes to the Hub of some files of a saved folder: path in the repository -> file, or its content.
+
+    Args:
+        files: path in the repository -> file.
+        name: of the repository, which the card's example loads.
+        include_histories: False leaves the histories out of `users.parquet`.
+    """
+    found: dict[str, Path | bytes] = dict(sorted(files.items()))
+    if CARD_FILE in files:
+        card = _read_text(str(files[CARD_FILE]))
+        found[CARD_FILE] = _NAMED.sub(lambda _: named_model(name), card, count=1).encode()
+    if USERS_FILE in files and not include_histories:
+        users = KnownUsers.load(files[USERS_FILE])
+        if users.has_histories:
+            with TemporaryDirectory() as place:
+                users.without_histories().save(place)
+                found[USERS_FILE] = Path(place, USERS_FILE).read_bytes()
+    return found
+
+
 def upload(
-    folder: Any,
+    folder: Path,
     repo_id: str,
     *,
+    files: Mapping[str, Path] | None = None,
+    more: Callable[[str], Mapping[str, bytes]] | None = None,
+    include_histories: bool = False,
+    private: bool | None = True,
     token: bool | str | None = None,
     commit_message: str | None = None,
     commit_description: str | None = None,
-    private: bool | None = None,
     revision: str | None = None,
     create_pr: bool = False,
 ) -> str:
-    """Upload a folder to the Hub, into a repository that is made if there is none.
+    """Upload a saved folder to the Hub, into a repository that is made if there is none. All ways to push a model end here.
+
+    Weights of an earlier upload that this one does not have, such as further shards, are deleted from the repository.
+
+    Args:
+        folder: the saved folder.
+        files: path in the repository -> file; None takes all files of the folder.
+        more: from the full name of the repository to further content, in place of files of these paths: path -> content.
+        include_histories: whether `users.parquet` keeps the users' histories.
+        private: visibility of a repository that is made; None means the owner's default.
 
     Returns:
         The address of the commit.
+
+    Raises:
+        InputError: `repo_id` is no name, or names a public repository and histories are included without `private=False`.
+        RunError: the Hub refuses the upload or cannot be reached.
     """
-    api = HfApi(token=token)
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    if revision is not None and not create_pr:
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
-    return str(
-        api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
-            commit_message=commit_message or "Upload CLLM4Rec model",
-            commit_description=commit_description,
-            revision=revision,
-            create_pr=create_pr,
-        )
+    if files is None:
+        files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    secret = ""
+    if include_histories and USERS_FILE in files:
+        users = KnownUsers.load(files[USERS_FILE])
+        secret = f"the histories of {len(users)} users (include_histories=True)" if users.has_histories else ""
+    given = files
+
+    def contents(name: str) -> dict[str, Path | bytes]:
+        return {**files_to_upload(given, name, include_histories), **({} if more is None else more(name))}
+
+    return commit_files(
+        repo_id,
+        contents,
+        private=private,
+        secret=secret,
+        stale=is_weight_file,
+        token=token,
+        message=commit_message or "Upload CLLM4Rec model",
+        description=commit_description,
+        revision=revision,
+        create_pr=create_pr,
     )
+
+
+def is_weight_file(path: str) -> bool:
+    """Check whether a file of a saved folder holds weights, or says which file holds which.
+
+    Example:
+        >>> [is_weight_file(name) for name in ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "config.json")]
+        [True, True, False]
+    """
+    return path.endswith((".safetensors", ".safetensors.index.json"))
+
+
+def named_model(name: str) -> str:
+    """Return the line of a card's example that names the model; an upload puts the repository in its place."""
+    return f"name = {json.dumps(name, ensure_ascii=False)}  # this model's folder, or its name on the Hub"
+
+
+_NAMED = re.compile(r'^name = ".*"  # this model\'s folder, or its name on the Hub$', re.MULTILINE)
 
 
 __all__ = [
     "CARD_FILE",
     "CURVES_FILE",
+    "DATA_CARD_FILE",
     "HUB_ARGUMENTS",
     "UPLOAD_ARGUMENTS",
     "check_parts",
     "check_tables",
     "check_target",
+    "files_to_upload",
     "flat_code",
+    "is_weight_file",
     "load_parts",
+    "named_model",
     "replace_files",
     "save_parts",
     "upload",

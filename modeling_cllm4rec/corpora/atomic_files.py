@@ -15,8 +15,10 @@ import psutil
 
 from modeling_cllm4rec.core.errors import ExistingFileError, FileWriteError
 
-PARTIAL, REPLACED = ".partial", ".replaced"
-"""Ends of the names of a file or folder that is being written, and of a folder that is being replaced."""
+PARTIAL = ".partial"
+"""End of the name of a file or folder that is being written."""
+REPLACED = ".replaced"
+"""End of the name of a folder that is being replaced."""
 
 
 def check_output_folder(folder: str | Path, argument: str = "output") -> None:

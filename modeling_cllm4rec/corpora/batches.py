@@ -5,13 +5,14 @@ A resumed or a parallel run therefore reads the same batches.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
 
 from modeling_cllm4rec.core.errors import InputError
-from modeling_cllm4rec.core.prompt_assembly import pad_right
+from modeling_cllm4rec.core.ragged import RaggedRows
 
 BUCKET_BATCHES = 50
 """Batches that are sorted by length together: enough for little padding, few enough to keep batches random."""
@@ -85,16 +86,18 @@ class Batch:
         return replace(self, **{name: tensor.to(device) for name, tensor in self.tensors().items()})
 
 
-def collate(rows: list[np.ndarray], prompt_lengths: np.ndarray | list[int], targets: list[np.ndarray] | None = None) -> Batch:
+def collate(
+    rows: Sequence[np.ndarray], prompt_lengths: np.ndarray | list[int], targets: Sequence[np.ndarray] | None = None
+) -> Batch:
     """Pad documents on the right.
 
     Args:
-        rows: token ids of each document.
+        rows: token ids of each document; quickest as `RaggedRows`.
         prompt_lengths: (B,) tokens before the main text.
         targets: held-out item indices of each document.
     """
-    lengths = torch.tensor([len(row) for row in rows])
-    input_ids = torch.from_numpy(pad_right(rows, 0))
-    mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
-    padded_targets = None if targets is None else torch.from_numpy(pad_right(targets, -100))
+    ragged = RaggedRows.of(rows)
+    input_ids = torch.from_numpy(ragged.padded(0))
+    mask = torch.from_numpy(ragged.mask.astype(np.int64))
+    padded_targets = None if targets is None else torch.from_numpy(RaggedRows.of(targets).padded(-100))
     return Batch(input_ids, mask, torch.as_tensor(np.asarray(prompt_lengths)), padded_targets)

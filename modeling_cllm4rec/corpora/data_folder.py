@@ -21,7 +21,14 @@ import yaml
 from modeling_cllm4rec.core.errors import CLLM4RecError, ExistingFileError, FileWriteError, InputError, MissingFileError
 from modeling_cllm4rec.corpora.atomic_files import atomic_folder, sweep_folder
 from modeling_cllm4rec.corpora.bad_rows import first_of
-from modeling_cllm4rec.corpora.hub_folders import download, is_hub_name, upload
+from modeling_cllm4rec.corpora.hub_folders import (
+    BENCHMARK_FILE,
+    benchmark_description,
+    download,
+    is_hub_name,
+    origin_of,
+    upload,
+)
 from modeling_cllm4rec.corpora.interaction_files import (
     INTERACTION_TYPES,
     POSITION,
@@ -42,7 +49,9 @@ TABLES = ("items", "users")
 INFO_FILE = "dataset.json"
 README = "README.md"
 FILES = (README, INFO_FILE, *(f"{name}.parquet" for name in (*TABLES, *SPLITS)))
-"""All files of the folder."""
+"""All files of the folder that are read and uploaded."""
+HELD_OUT_REVIEWS = "held_out_reviews"
+"""File of the reviews of validation and test pairs, where `prepare` was asked for it; training reads no such file."""
 ROW_GROUP = 100_000
 """Rows that a writer of a table holds in memory together."""
 MAPPED_BYTES = 4 << 20
@@ -82,6 +91,23 @@ class RecommendationData:
     def num_items(self) -> int:
         """Return the number J of items."""
         return int(self.items.num_rows)
+
+    @property
+    def repository(self) -> str | None:
+        """Return the dataset repository of the Hub that the folder came from, None for a local folder."""
+        origin = origin_of(self.folder)
+        return None if origin is None else origin[0]
+
+    @property
+    def revision(self) -> str | None:
+        """Return the commit of the dataset repository that the folder came from, None for a local folder."""
+        origin = origin_of(self.folder)
+        return None if origin is None else origin[1]
+
+    @property
+    def name(self) -> str:
+        """Return the name of the folder, or `OWNER/NAME` of one that came from the Hub."""
+        return self.repository or self.folder.resolve().name
 
     @property
     def time_unit(self) -> str:
@@ -147,7 +173,15 @@ class RecommendationData:
             write_description(temporary, folder, self.info, files)
         return replace(self, folder=folder)
 
-    def push_to_hub(self, repo_id: str, *, private: bool = True, token: str | None = None, message: str | None = None) -> str:
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = True,
+        benchmark: bool = False,
+        token: str | None = None,
+        message: str | None = None,
+    ) -> str:
         """Upload the folder, with its card, to a dataset repository of the Hub.
 
         The files hold the histories of all users, so a new repository is private by default.
@@ -155,6 +189,7 @@ class RecommendationData:
         Args:
             repo_id: `OWNER/NAME`, or `NAME` in your own account; made if there is no such repository.
             private: whether a new repository is private; an existing one stays as it is.
+            benchmark: add `eval.yaml`, which declares leaderboards of its test split; see `hub_folders.benchmark_description`.
             token: access token; None uses that of `hf auth login` or `HF_TOKEN`.
             message: commit message.
 
@@ -166,7 +201,8 @@ class RecommendationData:
         """
         if not (self.folder / INFO_FILE).is_file():
             raise MissingFileError(f"{self.folder} is no data folder on disk; save it first, then push it")
-        return upload(self.folder, FILES, repo_id, private=private, token=token, message=message)
+        more = {BENCHMARK_FILE: benchmark_description(self.name, self.info).encode()} if benchmark else {}
+        return upload(self.folder, FILES, repo_id, private=private, more=more, token=token, message=message)
 
     def split(self, name: str) -> pa.Table:
         """Return the interactions of a split as its file has them.
@@ -445,6 +481,7 @@ def dataset_card(name: str, info: dict[str, Any], files: WrittenFiles) -> str:
         {
             "pretty_name": name,
             **({} if not licence else {"license": licence} if known else {"license": "other", "license_name": licence}),
+            **({"language": info["language"]} if info.get("language") else {}),
             "tags": ["recommendation", "cllm4rec"],
             "size_categories": [size_category(sum(files.rows.values()))],
             "configs": configs,

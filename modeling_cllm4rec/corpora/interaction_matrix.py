@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,20 @@ from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 
 FitOn = Literal["train", "train+validation"]
 """Splits that a baseline is fitted on. A baseline with early stopping on validation is fitted on `train` only."""
+
+
+class ItemWeights(NamedTuple):
+    """A linear model of items from items.
+
+    Attributes:
+        matrix: (J, J) dense or `scipy.sparse`; entry (i, j) is added to the score of item j for item i of a history.
+        recency: the item t steps before the last one of a history has the weight (1 + t) ** -recency.
+        max_history: number of last items of a history that count; None for all.
+    """
+
+    matrix: Any
+    recency: float = 0.0
+    max_history: int | None = None
 
 
 def fitting_histories(data: RecommendationData, fit_on: FitOn) -> Histories:

@@ -233,8 +233,8 @@ class InteractionStore:
 
     # Rows of codes.
 
-    def keep_last_of_pairs(self) -> int:
-        """Keep the last row of each (user, item) pair by time, then by order, and return the number of rows removed.
+    def keep_one_of_pairs(self, last: bool = True) -> int:
+        """Keep the last or first row of each (user, item) pair by time, then by order, and return the number of rows removed.
 
         Raises:
             InputError: a repeated pair has more than one split.
@@ -245,13 +245,14 @@ class InteractionStore:
                 return 0
             if "split" in self.columns:
                 self._check_one_split()
-            time = "time desc, " if "timestamp" in self.columns else ""
+            direction = "desc" if last else "asc"
+            time = f"time {direction}, " if "timestamp" in self.columns else ""
             self._run(
-                f"""create table earlier as select row from
-                (select row, row_number() over (partition by u, i order by {time}row desc) as place
+                f"""create table others as select row from
+                (select row, row_number() over (partition by u, i order by {time}row {direction}) as place
                  from kept semi join repeated using (u, i)) where place > 1"""
             )
-            return self._delete("row in (from earlier)")
+            return self._delete("row in (from others)")
 
     def _check_one_split(self) -> None:
         pairs = self._table(

@@ -157,6 +157,22 @@ def embed_items(
     return _checked(items, sums / np.maximum(count, 1))  # zeros for an item without text
 
 
+def read_item_embeddings(path: str | Path, items: pa.Table) -> np.ndarray:
+    """Return the (J, d) float32 embeddings of a file that `item_embeddings` wrote.
+
+    Raises:
+        InputError: the file holds no item embeddings, or those of other items.
+    """
+    if embedding_settings(path)["items"] != IdMap(items["item_id"], "item_id").fingerprint:
+        raise InputError(f"{path} has the embeddings of other items, or in another order; make it from this data")
+    return _checked(items, _read(path))
+
+
+def write_item_embeddings(path: str | Path, items: pa.Table, vectors: np.ndarray) -> None:
+    """Write embeddings (J, d) of items that were computed elsewhere, for `read_item_embeddings`."""
+    _write(path, items, vectors, {"encoder": None, "items": IdMap(items["item_id"], "item_id").fingerprint})
+
+
 def embedding_settings(path: str | Path) -> dict[str, Any]:
     """Return the settings that the embeddings in a file were computed with.
 

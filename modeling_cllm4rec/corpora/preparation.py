@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,9 @@ from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.bad_rows import first_of
 from modeling_cllm4rec.corpora.data_folder import (
     FORMAT,
+    HELD_OUT_REVIEWS,
     RecommendationData,
+    TableWriter,
     check_output,
     new_folder,
     write_description,
@@ -38,8 +42,12 @@ from modeling_cllm4rec.corpora.splits import (
 
 ON_MISSING = ("error", "keep")
 """Treatment of items or users that have interactions but no row of texts."""
+REPEATS = ("first", "last")
+"""Interactions of a repeated (user, item) pair that may be kept."""
 STEPS = ("checking", "cleaning", "indexing", "splitting", "writing")
 """The steps of `prepare_tables`, in order."""
+
+HELD_OUT_COLUMNS = ("user_index", "item_index", "split", "review")
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +62,7 @@ def prepare_folder(
     seed: int = 42,
     temporal_cuts: tuple[float, float] = (0.8, 0.9),
     order: str = "time",
+    repeats: str = "last",
     short_users: str = "train",
     min_rating: float | None = None,
     k_core: int = 0,
@@ -64,11 +73,13 @@ def prepare_folder(
     keep_all_items: bool = False,
     on_missing_item: str = "error",
     on_missing_user: str = "error",
+    held_out_reviews: bool = False,
     memory_limit: str | None = None,
     overwrite: bool = False,
     sources: Sequence[dict[str, str]] = (),
     source_columns: Sequence[str] = (),
     data_license: str | None = None,
+    data_language: Sequence[str] = (),
     on_step: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Clean, index and split interactions, and write the data folder, with any number of interactions.
@@ -79,7 +90,8 @@ def prepare_folder(
     Users are numbered in order of first appearance in the interactions. Items are numbered in the order of `items`, or, without
     it, in order of first appearance. A review is kept only if its pair is in train.
 
-    The filters run in this order: the last of repeated pairs is kept, `min_rating`, the numbers of interactions, `short_users`.
+    The filters run in this order: one of repeated pairs is kept (`repeats`), `min_rating`, the numbers of interactions,
+    `short_users`.
 
     Args:
         interactions: `user_id`, `item_id` and any of `rating`, `timestamp`, `review`, `split`; other columns are
@@ -89,6 +101,8 @@ def prepare_folder(
         output: the folder to write.
         split, seed, temporal_cuts: see `splits.Splitter`.
         order: `time`: the times order the interactions of a user, and of equal times the rows; `rows`: the rows alone do.
+        repeats: which of a user's interactions with the same item is kept, `last` or `first`, in the order of `order`. The
+            released preprocessing of LC-Rec keeps the first.
         short_users: treatment of users with fewer than three interactions by `random` and `leave-one-out`: `train` (all of them
             are in train), `drop` or `error`.
         min_rating: the lowest rating that is kept. The "rating > 3" of the paper, with whole stars, is 4.
@@ -99,11 +113,14 @@ def prepare_folder(
         on_missing_item: treatment of items that have interactions but are not in `items`: `error`, or `keep` them after the
             others, with null texts.
         on_missing_user: the same for users.
+        held_out_reviews: whether to write the reviews of validation and test pairs to a file of their own, from which
+            `evaluation.search_queries` makes queries. Nothing else reads that file.
         memory_limit: memory of the engine as in `4GB`; by default half of the machine's.
         overwrite: whether to replace an existing data folder, once the new one is complete.
         sources: `{"table", "file", "sha256"}` of the files of the tables, for the record.
         source_columns: all columns of the source of the interactions, from which messages name likely ones.
         data_license: name of the licence of the data, for the cards of models trained on it.
+        data_language: ISO 639 codes of the languages of the texts, such as `en`, for the cards of data and models.
         on_step: called with each of `STEPS` when it begins.
 
     Returns:
@@ -125,11 +142,13 @@ def prepare_folder(
     """
     begin = on_step or (lambda step: None)
     begin("checking")
+    _check_languages(data_language)
     output = Path(output)
     check_output(output, overwrite)
     for name, value, allowed in (
         ("on_missing_item", on_missing_item, ON_MISSING),
         ("on_missing_user", on_missing_user, ON_MISSING),
+        ("repeats", repeats, REPEATS),
         ("short_users", short_users, SHORT_USERS),
     ):
         if value not in allowed:
@@ -149,7 +168,7 @@ def prepare_folder(
             store.load(interactions, with_split=split == "given")
             del interactions
             begin("cleaning")
-            filters = _clean(store, min_rating, k_core, bounds)
+            filters = _clean(store, repeats, min_rating, k_core, bounds)
             users_left, few = _treat_short_users(store, split, short_users, filters)
             for step in filters:
                 logger.info("%s %s: removed %d rows", step["filter"], step["value"], step["removed"])
@@ -167,8 +186,19 @@ def prepare_folder(
             splitter = Splitter(store, users_left, split, work, seed=seed, temporal_cuts=temporal_cuts)
             begin("writing")
             counts = SplitCounts(user_table.num_rows, item_table.num_rows)
-            parts = _interactions(store, splitter, users_left.codes, item_indices, counts)
-            files = write_tables(temporary, user_table, item_table, parts)
+            with ExitStack() as stack:
+                held_out = None
+                if held_out_reviews:
+                    if not store.has_reviews():
+                        raise InputError(
+                            "held_out_reviews is True, but no interaction has a review; leave it out, or name the column of the "
+                            "reviews with review_column=..."
+                        )
+                    held_out = stack.enter_context(TableWriter(temporary / f"{HELD_OUT_REVIEWS}.parquet"))
+                parts = _interactions(store, splitter, users_left.codes, item_indices, counts, held_out)
+                files = write_tables(temporary, user_table, item_table, parts)
+            if held_out is not None:
+                files.columns[HELD_OUT_REVIEWS] = list(HELD_OUT_COLUMNS)
             splitter.close()
         statistics = counts.statistics()
         check_no_split_is_empty(splitter.protocol, {name: int(statistics[name]) for name in SPLITS})
@@ -182,11 +212,25 @@ def prepare_folder(
             "protocol": protocol | {"line": protocol_line(protocol)},
             "sources": list(sources),
             **({} if data_license is None else {"license": data_license}),
+            **({"language": list(data_language)} if data_language else {}),
             **({} if store.time_unit is None else {"time_unit": store.time_unit}),
         }
         write_description(temporary, output, info, files)
         shutil.rmtree(work)
     return info
+
+
+def _check_languages(codes: Sequence[str]) -> None:
+    """Check that languages are ISO 639 codes, as the Hub writes them.
+
+    Raises:
+        InputError: one is not.
+    """
+    if isinstance(codes, str) or not all(re.fullmatch(r"[a-z]{2,3}|multilingual", code) for code in codes):
+        raise InputError(
+            f"data_language is {codes!r}; give a list of ISO 639 codes of two or three small letters, such as ['en', 'de'], or "
+            "['multilingual']"
+        )
 
 
 def prepare_tables(
@@ -278,7 +322,9 @@ def _bounds(
     return Bounds(min_user, max_user), Bounds(min_item, max_item)
 
 
-def _clean(store: InteractionStore, min_rating: float | None, k_core: int, bounds: tuple[Bounds, Bounds]) -> list[dict[str, Any]]:
+def _clean(
+    store: InteractionStore, repeats: str, min_rating: float | None, k_core: int, bounds: tuple[Bounds, Bounds]
+) -> list[dict[str, Any]]:
     """Filter the interactions.
 
     Returns:
@@ -287,7 +333,8 @@ def _clean(store: InteractionStore, min_rating: float | None, k_core: int, bound
     Raises:
         InputError: a repeated pair has two splits, a rating is missing, or no row is left.
     """
-    filters: list[dict[str, Any]] = [{"filter": "duplicates", "value": "last", "removed": store.keep_last_of_pairs()}]
+    removed = store.keep_one_of_pairs(last=repeats == "last")
+    filters: list[dict[str, Any]] = [{"filter": "duplicates", "value": repeats, "removed": removed}]
     if min_rating is not None:
         filters.append({"filter": "min_rating", "value": min_rating, "removed": store.keep_well_rated(min_rating)})
     users, items = bounds
@@ -342,8 +389,9 @@ def _interactions(
     users: IntArray,
     item_indices: npt.NDArray[np.int32],
     counts: SplitCounts,
+    held_out: TableWriter | None = None,
 ) -> Iterator[pa.Table]:
-    """Yield the parts of `RecommendationData.interactions` in order, and count them.
+    """Yield the parts of `RecommendationData.interactions` in order, count them, and write the reviews that they do not have.
 
     If no pair has a review, there is no such column.
     """
@@ -361,7 +409,11 @@ def _interactions(
         if with_reviews:
             written = is_written(table["review"]).to_numpy()
             train = pa.array(codes == SPLITS.index("train"))
-            columns["review"] = pc.if_else(train, table["review"].cast(pa.large_string()), None)
+            reviews = table["review"].cast(pa.large_string())
+            columns["review"] = pc.if_else(train, reviews, None)
+            if held_out is not None:
+                every = pa.table({**columns, "review": reviews}).select(HELD_OUT_COLUMNS)
+                held_out.write(every.filter(pc.and_(pa.array(written), pc.invert(train))))
         counts.add(table["user_index"].to_numpy(), items, codes, written)
         yield pa.table(columns)
 

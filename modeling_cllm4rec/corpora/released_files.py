@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +34,8 @@ TO_JSON_LINES = (
 )
 PAIR = re.compile(r"user_(\d+)\b.*\bitem_(\d+)\b", re.DOTALL)
 
+logger = logging.getLogger(__name__)
+
 
 class SourceFiles(NamedTuple):
     """Files of a RecBole data set.
@@ -52,12 +55,12 @@ class SourceTables(NamedTuple):
 
     Attributes:
         interactions: `user_id`, `item_id`, and `split` and `review` if the files have them.
-        items: `item_id` and texts.
+        items: `item_id` and texts; None if there are none.
         files: table -> its files.
     """
 
     interactions: pa.Table
-    items: pa.Table
+    items: pa.Table | None
     files: dict[str, list[Path]]
 
 
@@ -142,26 +145,25 @@ def read_lcrec_files(folder: str | Path, id_type: str = "auto") -> SourceTables:
     """Read the released files of LC-Rec: ordered histories, and the texts of items.
 
     Args:
-        folder: holds NAME.inter.json, `{user: [items, oldest first]}`, and NAME.item.json, `{item: {"title": ..., ...}}`; each
-            may be gzipped.
+        folder: holds NAME.inter.json, `{user: [items, oldest first]}`, and where there are texts NAME.item.json,
+            `{item: {"title": ..., ...}}`; each may be gzipped.
         id_type: as in `interactions.read_interactions`; keys of JSON objects are texts, also those of numbers.
 
     Returns:
-        Interactions in the order of the histories, and the items in the order of their file.
+        Interactions in the order of the histories, and the items in the order of their file, None without one.
 
     Raises:
-        MissingFileError: a file is missing.
+        MissingFileError: there are no interactions.
         InputError: the folder holds more than one data set, or a file is no JSON or has another form.
     """
     folder = _folder(folder)
-    inter, item = (_one_json(folder, kind) for kind in ("inter", "item"))
-    histories, texts = read_json_object(inter), read_json_object(item)
+    inter, item = _one_json(folder, "inter"), _one_json(folder, "item")
+    if inter is None:
+        raise MissingFileError(f"{folder}: there is no NAME.inter.json; name the folder of a released data set of LC-Rec")
+    histories = read_json_object(inter)
     for user, history in histories.items():
         if not isinstance(history, list) or any(type(item_id) not in (int, str) for item_id in history):
             raise InputError(f"{inter}: user {user!r} has {history!r}; it must be a list of item ids")
-    for item_id, columns in texts.items():
-        if not isinstance(columns, dict):
-            raise InputError(f"{item}: item {item_id!r} has {columns!r}; it must be an object of texts, such as title")
     user_ids = [user for user, history in histories.items() for _ in history]
     item_ids = [str(item_id) for history in histories.values() for item_id in history]
     pairs = pa.table(
@@ -170,13 +172,25 @@ def read_lcrec_files(folder: str | Path, id_type: str = "auto") -> SourceTables:
             "item_id": typed_ids(pa.array(item_ids, pa.large_string()), "item_id", inter, id_type),
         }
     )
+    if item is None:
+        logger.warning("%s has no NAME.item.json: without item texts, LC-Rec can train on the task seqrec alone", folder)
+        return SourceTables(pairs, None, {"interactions": [inter]})
+    return SourceTables(pairs, _lcrec_items(item, id_type), {"interactions": [inter], "items": [item]})
+
+
+def _lcrec_items(item: Path, id_type: str) -> pa.Table:
+    """Return the items of NAME.item.json, in the order of the file."""
+    texts = read_json_object(item)
+    for item_id, columns in texts.items():
+        if not isinstance(columns, dict):
+            raise InputError(f"{item}: item {item_id!r} has {columns!r}; it must be an object of texts, such as title")
     names = dict.fromkeys(name for columns in texts.values() for name in columns)
     ids = typed_ids(pa.array(texts, pa.large_string()), "item_id", item, id_type)
     try:
         table = {name: pa.array([columns.get(name) for columns in texts.values()]) for name in names}
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise InputError(f"{item}: the values of a field are of different types ({error}); write them all as texts") from error
-    return SourceTables(pairs, pa.table({"item_id": ids, **table}), {"interactions": [inter], "items": [item]})
+    return pa.table({"item_id": ids, **table})
 
 
 def _folder(folder: str | Path) -> Path:
@@ -237,14 +251,12 @@ def _review(path: Path, number: int, line: bytes) -> tuple[int, int, str]:
     return int(match[1]), int(match[2]), pair[1].strip()
 
 
-def _one_json(folder: Path, kind: str) -> Path:
-    """Find the one file of a kind, plain or gzipped."""
+def _one_json(folder: Path, kind: str) -> Path | None:
+    """Find the one file of a kind, plain or gzipped; None if there is none."""
     found = sorted([*folder.glob(f"*.{kind}.json"), *folder.glob(f"*.{kind}.json.gz")])
-    if not found:
-        raise MissingFileError(f"{folder}: there is no NAME.{kind}.json; name the folder of a released data set of LC-Rec")
     if len(found) > 1:
         raise InputError(f"{folder} holds more than one data set: {first_of([path.name for path in found])}; give each a folder")
-    return found[0]
+    return found[0] if found else None
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

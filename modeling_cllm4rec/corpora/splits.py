@@ -15,13 +15,16 @@ from modeling_cllm4rec.corpora.interaction_store import CHUNK, SPLITS, Entities,
 from modeling_cllm4rec.corpora.times import likely_time_columns
 
 SPLIT_KINDS = ("random", "leave-one-out", "temporal", "given")
+"""Values of `split` of `prepare`."""
 ORDERS = ("time", "rows")
+"""How a history is ordered: by time, or by the rows of the source."""
 SHORT_USERS = ("train", "drop", "error")
 """Treatment of users with fewer than `LEAST_INTERACTIONS` interactions, where a split holds out some of each user."""
 LEAST_INTERACTIONS = 3
 """Least interactions of a user, for one in each split."""
 
 SplitCodes = npt.NDArray[np.int8]
+"""Split of each interaction: 0 train, 1 validation, 2 test."""
 
 
 class Splitter:

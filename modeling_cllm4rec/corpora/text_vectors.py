@@ -14,6 +14,7 @@ import pyarrow as pa
 from scipy import sparse
 
 from modeling_cllm4rec.core.errors import InputError
+from modeling_cllm4rec.core.whitening import whitening
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.item_texts import ITEM_TEXTS, item_texts
 
@@ -126,9 +127,7 @@ def tfidf_vectors(
 def whitened_rows(vectors: TextVectors, size: int, seed: int = 0) -> npt.NDArray[np.float32]:
     """Return vectors reduced to `size` uncorrelated dimensions of mean 0 and variance 1.
 
-    The vectors are reduced to `SVD_DIMENSIONS` by a truncated singular value decomposition, centred, and rotated to their
-    principal components, which are scaled to variance 1. So all directions of the texts count the same, and not only the few
-    large ones that most items share.
+    The vectors are reduced to `SVD_DIMENSIONS` by a truncated singular value decomposition, and whitened.
 
     Args:
         vectors: (J, d); rows of zeros are items without text, which do not count.
@@ -150,10 +149,9 @@ def whitened_rows(vectors: TextVectors, size: int, seed: int = 0) -> npt.NDArray
         reducer = TruncatedSVD(min(SVD_DIMENSIONS, len(known)), random_state=seed)
         given = reducer.fit_transform(given)
     dense = np.asarray(given.toarray() if sparse.issparse(given) else given, dtype=np.float64)
-    left, values, _ = np.linalg.svd(dense - dense.mean(axis=0), full_matrices=False)
-    kept = min(size, int((values > values[:1] * 1e-6).sum()))  # a direction without variance cannot be scaled
+    mean, matrix = whitening(dense, size)
     rows = np.zeros((vectors.shape[0], size), dtype=np.float32)
-    rows[known, :kept] = left[:, :kept] * np.sqrt(len(known))
+    rows[known] = (dense - mean) @ matrix
     return rows
 
 

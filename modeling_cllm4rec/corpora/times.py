@@ -26,6 +26,7 @@ SMALLEST = {"s": 10**8, "ms": 10**11, "us": 10**14, "ns": 10**17}
 LIMIT = 2**63
 """Times are stored as int64, so their magnitude is below this."""
 TOO_LARGE = "timestamp does not fit into 64 bits"
+"""Message about a time beyond 64 bits."""
 FAR_DATE = f"{TOO_LARGE} in ns, which pandas 2 counts in all dates and pandas 3 in dates with nine decimals,"
 COMPLAINT = "timestamp is neither seconds since 1970 nor an ISO-8601 time"
 _TIME_WORDS = ("time", "date", "_dt", "dt_", "timestamp", "_ts", "_at", "created", "when", "unix")

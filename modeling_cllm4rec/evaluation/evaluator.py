@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from modeling_cllm4rec.core.errors import InputError, nearest
 from modeling_cllm4rec.core.processes import shared_out, sum_over_processes
-from modeling_cllm4rec.core.top_items import top_items
+from modeling_cllm4rec.core.top_items import PADDING, top_items
 from modeling_cllm4rec.corpora.data_folder import Histories, RecommendationData
 from modeling_cllm4rec.corpora.history_order import is_ordered
 from modeling_cllm4rec.evaluation import ranking
@@ -119,7 +119,8 @@ def evaluate(
     """Rank the whole catalogue for each user and compute metrics on the interactions of a split.
 
     Users without interactions in `split` have no metric. They are not scored, and a warning and the protocol report their number.
-    Users with an empty history are scored like all others.
+    Users with an empty history are scored like all others. Where the recommender gives no item, as LC-Rec without a history, all
+    metrics of the user are 0; the report's `users_without_list` and a warning report their number.
     Invalid, duplicate or already-seen items in the list of a searcher count as misses and keep their rank. The report's
     `illegal_items` and a warning report their number.
 
@@ -174,7 +175,7 @@ def evaluate(
     per_user = {request.label: np.zeros(len(users)) for request in requests if request.metric != "coverage"}
     shown = {request.label: np.zeros(data.num_items, dtype=bool) for request in requests if request.metric == "coverage"}
     largest_k = max(request.k for request in requests)
-    illegal_items = 0
+    illegal_items = users_without_list = 0
     parts: list[tuple[str, str, Histories]] = []
     if slice_by is not None:
         marked = slice_targets(
@@ -191,6 +192,7 @@ def evaluate(
             if not counts:
                 continue
             illegal_items += illegal
+            users_without_list += int((ranked == PADDING).all(axis=1).sum())
             batch_truth = select_users(truth, batch)
             hit, sizes = ranking.hits(ranked, batch_truth), ranking.truth_sizes(batch_truth)
             for label, metric, k in requests:
@@ -209,7 +211,7 @@ def evaluate(
         # Each process has filled the rows of its own users.
         per_user = {label: sum_over_processes(values) for label, values in per_user.items()}
         shown = {label: sum_over_processes(values) > 0 for label, values in shown.items()}
-        illegal_items = int(sum_over_processes([illegal_items])[0])
+        illegal_items, users_without_list = (int(count) for count in sum_over_processes([illegal_items, users_without_list]))
         for values in per_part:
             for label, found in values.items():
                 without_targets = sum_over_processes(~np.isnan(found)) == 0
@@ -225,6 +227,11 @@ def evaluate(
         intervals = {label: bootstrap_interval(values, n_resamples=n_resamples, seed=seed) for label, values in per_user.items()}
     if illegal_items:
         warnings.warn(f"{illegal_items} recommendations are invalid, duplicate or seen items; they count as misses", stacklevel=2)
+    if users_without_list:
+        warnings.warn(
+            f"{users_without_list} of {len(users)} users got no items; they have 0 in all metrics",
+            stacklevel=2,
+        )
     counted = None if hasattr(recommender, "score_histories") else illegal_items
     slices: dict[str, dict[str, SliceResult]] = {}
     for values, (name, label, targets) in zip(per_part, parts, strict=True):
@@ -232,7 +239,18 @@ def evaluate(
         with_targets = int((np.diff(targets.indptr) > 0).sum())
         slices.setdefault(name, {})[label] = SliceResult(len(targets.items), with_targets, own, values)
     return EvaluationReport(
-        protocol, means, intervals, seconds, seed, n_resamples, users, per_user, illegal_items=counted, slices=slices
+        protocol,
+        means,
+        intervals,
+        seconds,
+        seed,
+        n_resamples,
+        users,
+        per_user,
+        illegal_items=counted,
+        users_without_list=users_without_list,
+        slices=slices,
+        dataset_revision=data.revision,
     )
 
 
@@ -362,7 +380,7 @@ def _setting(
 ) -> tuple[Protocol, npt.NDArray[np.int64], Histories]:
     """Return the protocol, the users with interactions in the split, and the true items of all users."""
     draft = Protocol(
-        dataset=data.folder.resolve().name,
+        dataset=data.name,
         splitting=data.info["protocol"]["line"],
         split=split,
         test_history=test_history,

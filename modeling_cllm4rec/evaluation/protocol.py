@@ -11,6 +11,8 @@ from modeling_cllm4rec.core.errors import InputError
 
 EVALUATED_SPLITS = ("validation", "test")
 TEST_HISTORIES = ("train", "train+validation")
+WITHOUT_HISTORY = "none"
+"""The input of a search by the words of a query alone."""
 ALL_SCORED = "all items scored"
 MASKS = ("train", "train+validation", "none")
 
@@ -23,7 +25,7 @@ class Protocol:
         dataset: name of the data folder.
         splitting: how the data was filtered and split, the line in the data folder's `protocol`.
         split: the interactions to predict, `validation` or `test`.
-        test_history: the input of the recommender, `train` or `train+validation`.
+        test_history: the input of the recommender, `train` or `train+validation`; `none` for queries alone.
         masked: the interactions excluded from the ranking, `train`, `train+validation` or `none`.
         items: number of items of the catalogue.
         users: number of users in the mean.
@@ -33,6 +35,7 @@ class Protocol:
         ties: order of items with equal scores.
         decoding: description of the search, if not all items were scored.
         sample: description of the evaluated users, if not all.
+        queries: description of the queries that the recommender was given, if any.
 
     Raises:
         InputError: `split`, `test_history` or `masked` has another value, or includes the interactions to predict.
@@ -55,10 +58,12 @@ class Protocol:
     ties: str = "lower item index first"
     decoding: str = ALL_SCORED
     sample: str = "all"
+    queries: str = "none"
 
     def __post_init__(self) -> None:
         """Check that all values are valid."""
-        for field, allowed in (("split", EVALUATED_SPLITS), ("test_history", TEST_HISTORIES), ("masked", MASKS)):
+        histories = TEST_HISTORIES if self.queries == "none" else (*TEST_HISTORIES, WITHOUT_HISTORY)
+        for field, allowed in (("split", EVALUATED_SPLITS), ("test_history", histories), ("masked", MASKS)):
             value = getattr(self, field)
             if value not in allowed:
                 raise InputError(f"{field} must be one of {', '.join(allowed)}, got {value!r}")
@@ -71,21 +76,24 @@ class Protocol:
     def __str__(self) -> str:
         """Return the protocol line."""
         sample = "" if self.sample == "all" else f" ({self.sample})"
+        queries = "" if self.queries == "none" else f"queries {self.queries}; "
+        targets = f"{self.split} items" if self.queries == "none" else "queries"
         return (
-            f"{self.dataset} ({self.splitting}): {self.split}; history {self.test_history}; masked {self.masked}; "
+            f"{self.dataset} ({self.splitting}): {self.split}; {queries}history {self.test_history}; masked {self.masked}; "
             f"ranked {self.candidates} of {self.items} items; {self.users} users{sample}, {self.excluded_users} without "
-            f"{self.split} items left out; recall over {self.recall}; ties {self.ties}; {self.decoding}"
+            f"{targets} left out; recall over {self.recall}; ties {self.ties}; {self.decoding}"
         )
 
     @property
     def departures(self) -> tuple[str, ...]:
-        """Deviations from a default evaluation: other masked items than the input, a sample of users.
+        """Deviations from a default evaluation: queries, other masked items than the input, a sample of users.
 
         >>> Protocol("beauty", "given split", "test", "train", "none", items=50, users=9, excluded_users=1).departures
         ('masked none',)
         """
-        masked = () if self.masked == self.test_history else (f"masked {self.masked}",)
-        return masked if self.sample == "all" else (*masked, f"{self.users} users")
+        found: tuple[str, ...] = () if self.queries == "none" else ("search",)
+        found += () if self.masked == self.test_history else (f"masked {self.masked}",)
+        return found if self.sample == "all" else (*found, f"{self.users} users")
 
     def to_dict(self) -> dict[str, str | int]:
         """Return all fields for JSON."""

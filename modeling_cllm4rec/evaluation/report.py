@@ -41,6 +41,27 @@ class SliceResult:
 
 
 @dataclass
+class BaselineResult:
+    """Metrics of a baseline that was measured with a model, on the same users.
+
+    Attributes:
+        metrics, intervals: as in the report of the model.
+        differences: metric -> the model's mean minus the baseline's, and the lower and upper end of its 95% bootstrap interval.
+            Coverage has none.
+    """
+
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    differences: dict[str, tuple[float, float, float]]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> BaselineResult:
+        """Return the result of the fields in JSON, where tuples are lists."""
+        parts = [{name: tuple(ends) for name, ends in values[part].items()} for part in ("intervals", "differences")]
+        return cls(values["metrics"], *parts)
+
+
+@dataclass
 class EvaluationReport:
     """The result of `evaluate`.
 
@@ -57,7 +78,10 @@ class EvaluationReport:
         command: the command line of the evaluation, None if it was called from Python.
         illegal_items: number of invalid, duplicate or seen items in the lists of a search, which count as misses. None if all
             items were scored, which excludes them, and in reports without this count.
+        users_without_list: number of users in the means to which the recommender gave no item.
         slices: slice -> label -> metrics over the true items of this kind; empty if none were asked for.
+        baselines: name -> result of the baselines that were measured in the same run; see `verdicts.compare`.
+        dataset_revision: commit of the data folder on the Hub, None for a local folder.
     """
 
     protocol: Protocol
@@ -70,16 +94,20 @@ class EvaluationReport:
     per_user: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict, compare=False, repr=False)
     command: str | None = None
     illegal_items: int | None = None
+    users_without_list: int = 0
     slices: dict[str, dict[str, SliceResult]] = field(default_factory=dict)
+    baselines: dict[str, BaselineResult] = field(default_factory=dict)
+    dataset_revision: str | None = None
 
     @property
     def protocol_line(self) -> str:
         """The protocol line, for a search with its number of illegal items."""
-        return f"{self.protocol}{self._illegal}"
+        return f"{self.protocol}{self._counts}"
 
     @property
-    def _illegal(self) -> str:
-        return "" if self.illegal_items is None else f"; illegal items {self.illegal_items}"
+    def _counts(self) -> str:
+        illegal = "" if self.illegal_items is None else f"; illegal items {self.illegal_items}"
+        return f"{illegal}; {self.users_without_list} users without a list" if self.users_without_list else illegal
 
     @property
     def users(self) -> int:
@@ -100,12 +128,22 @@ class EvaluationReport:
             "n_resamples": self.n_resamples,
             "command": self.command,
             "illegal_items": self.illegal_items,
+            "users_without_list": self.users_without_list,
             "slices": {
                 name: {
                     label: {"targets": one.targets, "users": one.users, "metrics": one.metrics} for label, one in parts.items()
                 }
                 for name, parts in self.slices.items()
             },
+            "baselines": {
+                name: {
+                    "metrics": one.metrics,
+                    "intervals": {metric: list(ends) for metric, ends in one.intervals.items()},
+                    "differences": {metric: list(ends) for metric, ends in one.differences.items()},
+                }
+                for name, one in self.baselines.items()
+            },
+            "dataset_revision": self.dataset_revision,
         }
 
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> Path:
@@ -158,31 +196,44 @@ class EvaluationReport:
                 n_resamples=values["n_resamples"],
                 command=values.get("command"),
                 illegal_items=values.get("illegal_items"),
+                users_without_list=values.get("users_without_list", 0),
                 slices={
                     name: {label: SliceResult(**one) for label, one in parts.items()}
                     for name, parts in values.get("slices", {}).items()
                 },
+                baselines={name: BaselineResult.from_dict(one) for name, one in values.get("baselines", {}).items()},
+                dataset_revision=values.get("dataset_revision"),
             )
         except KeyError as error:
             raise InputError(f"{path} lacks the field {error}; evaluate again") from error
 
     def to_markdown(self) -> str:
-        """Return a Markdown table of the metrics with their intervals, the protocol below it, and a table of each slice."""
-        lines = ["| metric | value | 95% interval |", "|---|---|---|"]
+        """Return Markdown tables of the metrics with their intervals, next to them the baselines, and of each slice."""
+        return "\n".join([*self.metric_lines(), *self.slice_lines()])
+
+    def metric_lines(self) -> list[str]:
+        """Return the lines of the table of metrics, with a column for each baseline, and of the protocol."""
+        columns = ["metric", "value", "95% interval", *self.baselines]
+        lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
         for name, value in self.metrics.items():
             ends = "-"
             if name in self.intervals:
                 low, high = self.intervals[name]
                 ends = f"{low:.4f} to {high:.4f}"
-            lines.append(f"| {name} | {value:.4f} | {ends} |")
-        lines += ["", f"Protocol: {self.protocol_line}."]
+            others = [f"{one.metrics[name]:.4f}" if name in one.metrics else "-" for one in self.baselines.values()]
+            lines.append(f"| {' | '.join([name, f'{value:.4f}', ends, *others])} |")
+        return [*lines, "", f"Protocol: {self.protocol_line}."]
+
+    def slice_lines(self) -> list[str]:
+        """Return the lines of a table of each slice; none where there are no slices."""
+        lines: list[str] = []
         for name, parts in self.slices.items():
             lines += ["", f"Metrics {SLICES[name]}:", ""]
             lines += [f"| slice | true items | users | {' | '.join(self._sliced)} |", "|---" * (3 + len(self._sliced)) + "|"]
             for label, one in parts.items():
                 cells = " | ".join(f"{one.metrics[metric]:.4f}" for metric in self._sliced)
                 lines.append(f"| {label} | {one.targets} | {one.users} | {cells} |")
-        return "\n".join(lines)
+        return lines
 
     @property
     def _sliced(self) -> list[str]:
@@ -221,7 +272,7 @@ def comparison_table(reports: Mapping[str, EvaluationReport]) -> str:
         cells = [_cell(value, report.intervals.get(metric)) for metric, value in report.metrics.items()]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     decoding = [
-        f"{name}: {report.protocol.decoding}{report._illegal}."
+        f"{name}: {report.protocol.decoding}{report._counts}."
         for name, report in reports.items()
         if report.protocol.decoding != ALL_SCORED
     ]

@@ -15,6 +15,7 @@ from modeling_cllm4rec.core.saved_folder import CURVES_FILE
 logger = logging.getLogger(__name__)
 
 RECORD_FILE = "training.json"
+"""File of a run folder with the losses and metrics of each epoch."""
 NOT_MEASURED = ("epoch", "step", "seconds", "selection")
 
 

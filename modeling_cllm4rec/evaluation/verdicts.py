@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.evaluation.intervals import paired_difference_interval
-from modeling_cllm4rec.evaluation.report import EvaluationReport
+from modeling_cllm4rec.evaluation.report import BaselineResult, EvaluationReport
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -57,30 +57,71 @@ def verdict(name: str, reference: str, difference: Estimate, metric: str) -> str
     )
 
 
-def verdicts(reports: Mapping[str, EvaluationReport], name: str, references: Iterable[str]) -> list[str]:
-    """Compare one recommender with others, metric by metric; return a sentence for each.
+def compare(reports: Mapping[str, EvaluationReport], name: str) -> EvaluationReport:
+    """Put the results of all others, measured on the same users, into the report of one recommender, and return it.
 
     Args:
         reports: name of a recommender -> its report, with values of the same users.
         name: the recommender that is judged.
-        references: the recommenders that it is compared with.
 
     Returns:
-        The sentences of `verdict`, all metrics of the first reference first. Metrics without a value per user, such as coverage,
-        have none.
+        Its report, with `baselines`. Metrics without a value per user, such as coverage, have no difference.
 
     Raises:
         InputError: two reports are of different users.
     """
-    ours, sentences = reports[name], []
-    for reference in references:
-        theirs = reports[reference]
+    ours = reports[name]
+    for reference, theirs in reports.items():
+        if reference == name:
+            continue
         if not np.array_equal(ours.user_indices, theirs.user_indices):
             raise InputError(f"{name} and {reference} were measured on different users; evaluate both on the same ones")
-        for metric, values in ours.per_user.items():
-            if metric in theirs.per_user:
-                sentences.append(verdict(name, reference, paired_difference(values, theirs.per_user[metric]), metric))
-    return sentences
+        differences = {
+            metric: paired_difference(values, theirs.per_user[metric])
+            for metric, values in ours.per_user.items()
+            if metric in theirs.per_user
+        }
+        ends = {metric: (found.mean, found.low, found.high) for metric, found in differences.items()}
+        ours.baselines[reference] = BaselineResult(dict(theirs.metrics), dict(theirs.intervals), ends)
+    return ours
+
+
+def verdicts(report: EvaluationReport, name: str) -> list[str]:
+    """Compare a recommender with its baselines, metric by metric; return the sentence of `verdict` for each.
+
+    Args:
+        report: its report, with `baselines`.
+        name: its name.
+    """
+    return [
+        verdict(name, reference, Estimate(*difference, report.users), metric)
+        for reference, one in report.baselines.items()
+        for metric, difference in one.differences.items()
+    ]
+
+
+def plain_sentence(baselines: Mapping[str, BaselineResult]) -> str:
+    """Return in one sentence where a model is below, above or not significantly different from baselines; empty without any.
+
+    >>> popularity = BaselineResult({}, {}, {"recall@20": (-0.1, -0.2, -0.05), "ndcg@10": (0.1, -0.1, 0.2)})
+    >>> plain_sentence({"popularity": popularity})
+    'This model is below popularity on recall@20; not significantly different from popularity on ndcg@10.'
+    """
+    relations: dict[str, list[str]] = {"below": [], "above": [], "not significantly different from": []}
+    for name, one in baselines.items():
+        found: dict[str, list[str]] = {relation: [] for relation in relations}
+        for metric, (_, low, high) in one.differences.items():
+            found["below" if high < 0 else "above" if low > 0 else "not significantly different from"].append(metric)
+        for relation, metrics in found.items():
+            if metrics:
+                relations[relation].append(f"{name} on {_listed(metrics)}")
+    parts = [f"{relation} {_listed(places)}" for relation, places in relations.items() if places]
+    return f"This model is {'; '.join(parts)}." if parts else ""
+
+
+def _listed(words: list[str]) -> str:
+    """Return words joined by commas, and the last one by "and"."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def short(value: float) -> str:

@@ -17,7 +17,7 @@ class Export(NamedTuple):
         target: `module:function`; the function takes the words after the target's name and returns an exit code.
         about: one line for the help.
         example: the flags of an example call.
-        extra: extra of the package that the target needs.
+        extra: extra of the package that the target needs; "" for none.
     """
 
     target: str
@@ -27,15 +27,21 @@ class Export(NamedTuple):
 
 
 EXPORTS = {
+    "causal-lm": Export(
+        "modeling_cllm4rec.exports.causal_lm_command:main",
+        "LC-Rec as a plain causal language model with its semantic IDs as files, for SGLang, vLLM and FlashRec",
+        "--model runs/lcrec --output exports/lcrec",
+        "",
+    ),
     "onnx": Export(
         "modeling_cllm4rec.exports.onnx_command:main",
-        "scoring by CLLM4Rec as ONNX, checked with onnxruntime",
+        "scoring by CLLM4Rec or LC-Rec as ONNX, checked with onnxruntime",
         "--model runs/mine --output exports/onnx",
         "onnx",
     ),
     "vectors": Export(
         "modeling_cllm4rec.exports.vectors_command:main",
-        "item vectors, the query encoder, an approximate index and its recall",
+        "item vectors, the query encoder where the score is a dot product, an approximate index and its recall",
         "--model runs/mine --output exports/vectors --without-users",
         "vectors",
     ),
@@ -52,7 +58,7 @@ EXPORTS = {
 def help_text() -> str:
     """Return the text of `cllm4rec export --help`."""
     width = max(map(len, EXPORTS))
-    targets = "\n".join(f"  {name:<{width}}  {row.about} (extra {row.extra})" for name, row in EXPORTS.items())
+    targets = "\n".join(f"  {name:<{width}}  {row.about}{row.extra and f' (extra {row.extra})'}" for name, row in EXPORTS.items())
     examples = "\n".join(f"  cllm4rec export {name} {row.example}" for name, row in EXPORTS.items())
     return (
         f"usage: cllm4rec export {{{','.join(EXPORTS)}}} ...\n\nWrite a model in a format that other programs read.\n\n"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +12,9 @@ from modeling_cllm4rec.core.optional_packages import require
 from modeling_cllm4rec.core.top_items import top_items
 
 INDEX_FILE = "items.usearch"
+"""File of the approximate index in an export of vectors."""
+Metric = Literal["ip", "cos"]
+"""Similarity of the index: inner product, or cosine."""
 CONNECTIVITY, EFFORT_ADDING, EFFORT_SEARCHING = 32, 256, 256
 """Neighbours per vector in the graph, and vectors visited when adding and searching. The dot product is not a metric, so the
 graph needs larger values than usearch's defaults (16, 128, 64)."""
@@ -34,8 +37,11 @@ class Recall(NamedTuple):
     approximate_ms: float
 
 
-def build_index(vectors: np.ndarray) -> Any:
-    """Return a `usearch.index.Index` by dot product over (J, K) vectors; key j is item_index j.
+def build_index(vectors: np.ndarray, metric: Metric = "ip") -> Any:
+    """Return a `usearch.index.Index` over (J, K) vectors; key j is item_index j.
+
+    Args:
+        metric: `"ip"` for the dot product, `"cos"` for the cosine.
 
     Raises:
         MissingPackageError: usearch is not installed.
@@ -48,7 +54,7 @@ def build_index(vectors: np.ndarray) -> Any:
 
     index = Index(
         ndim=vectors.shape[1],
-        metric="ip",
+        metric=metric,
         dtype="f32",
         connectivity=CONNECTIVITY,
         expansion_add=EFFORT_ADDING,
@@ -59,11 +65,11 @@ def build_index(vectors: np.ndarray) -> Any:
 
 
 def measure_recall(index: Any, vectors: np.ndarray, queries: np.ndarray, k: int) -> Recall:
-    """Compare the index with the exact k best items.
+    """Compare the index with the exact k best items by dot product.
 
     Args:
         index: of `build_index`.
-        vectors: (J, K) of all items; queries: (queries, K).
+        vectors: (J, K) of all items; queries: (queries, K); both of length 1 for an index by cosine.
         k: length of the lists, at most J.
     """
     started = time.perf_counter()
@@ -91,4 +97,4 @@ def recall_of(exact: np.ndarray, found: np.ndarray) -> float:
     return float(hits.mean())
 
 
-__all__ = ["INDEX_FILE", "Recall", "build_index", "measure_recall", "recall_of"]
+__all__ = ["INDEX_FILE", "Metric", "Recall", "build_index", "measure_recall", "recall_of"]

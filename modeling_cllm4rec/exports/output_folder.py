@@ -27,18 +27,18 @@ def new_output_folder(folder: str | Path) -> Iterator[Path]:
         check_new_folder(folder, "folder")  # another process may have written it in the meantime
 
 
-def require_scoring_model(model: Any, what: str) -> None:
-    """Check that the model scores all items from one state of the prompt, as CLLM4Rec does.
+def require_exportable(model: Any, what: str) -> None:
+    """Check that the scores of a model are those of its language model and item vectors alone, and that it can recommend.
 
     Raises:
-        InputError: the model searches instead, or is not ready to recommend.
+        InputError: the model adds linear models, or is not ready to recommend.
     """
-    if not model.scores_catalogue:
+    if model.linear_parts is not None:
         raise InputError(
-            f"{what}: got a {type(model).__name__}, which finds items by a search and has no vector of an item; "
-            "allowed is a finetuned CLLM4Rec model; serve this one by `cllm4rec serve`"
+            f"{what}: the model is a hybrid with the linear models {', '.join(model.linear_parts.weights)}, which cannot be "
+            "exported; export the model that it was made of, or serve this one by `cllm4rec serve`"
         )
     model.check_ready()
 
 
-__all__ = ["new_output_folder", "require_scoring_model"]
+__all__ = ["new_output_folder", "require_exportable"]

@@ -21,6 +21,7 @@ __all__ = [
 ]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Name of a type of weights -> the type of torch."""
 SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 """Plans by which accelerate spreads a model over devices, CPU and disk."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import get_hf_file_metadata, hf_hub_url
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import CONFIG_NAME
@@ -23,7 +23,7 @@ try:  # the client that huggingface_hub brings
 except ImportError:  # huggingface_hub 1
     from httpx import HTTPError  # type: ignore[import-not-found, assignment, no-redef, unused-ignore]
 
-__all__ = ["load_recommender", "load_tokenizer"]
+__all__ = ["check_on_hub", "load_recommender", "load_tokenizer"]
 
 PROBE_SECONDS = 10.0
 logger = logging.getLogger(__name__)
@@ -127,6 +127,33 @@ def load_tokenizer(name: str | Path, argument: str = "model") -> Any:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise InputError(
             f"{argument}: the tokenizer in {name} cannot be read ({reason}); copy or download the folder again"
+        ) from error
+
+
+def check_on_hub(name: str, argument: str) -> None:
+    """Check within seconds that a language model is in a folder, in the cache, or on a Hub that answers.
+
+    The libraries would ask an unreachable Hub again and again, for more than a minute.
+
+    Args:
+        name: folder or name on the Hub.
+        argument: the caller's argument that holds the name, for the message.
+
+    Raises:
+        MissingFileError: it is in none of these places.
+    """
+    is_path = name.startswith((".", "/", "~", "\\")) or len(Path(name).parts) > 2
+    if Path(name).is_dir() or is_path or constants.HF_HUB_OFFLINE:  # reading fails at once where there is none
+        return
+    if isinstance(try_to_load_from_cache(name, CONFIG_NAME), str):
+        return
+    try:
+        get_hf_file_metadata(hf_hub_url(name, CONFIG_NAME), timeout=PROBE_SECONDS)
+    except (OSError, ValueError, HTTPError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise MissingFileError(
+            f"{argument}: {name} is no folder with a language model and could not be read from the Hub ({reason}); name a folder "
+            "that holds one, or a model of the Hub that this machine can reach"
         ) from error
 
 

@@ -6,8 +6,7 @@ import dataclasses
 import json
 import os
 import platform
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,17 +17,23 @@ from huggingface_hub import EvalResult, ModelCardData
 from transformers.utils import CONFIG_NAME
 
 from modeling_cllm4rec import __version__
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.core.recommender import RecommenderModel
-from modeling_cllm4rec.core.saved_folder import CURVES_FILE
+from modeling_cllm4rec.core.saved_folder import CARD_FILE, CURVES_FILE, DATA_CARD_FILE
 from modeling_cllm4rec.corpora.atomic_files import atomic_file
-from modeling_cllm4rec.corpora.data_folder import RecommendationData
+from modeling_cllm4rec.corpora.data_folder import README, RecommendationData
+from modeling_cllm4rec.corpora.hub_folders import is_hub_name, repository_of
 from modeling_cllm4rec.evaluation.protocol import ALL_SCORED
 from modeling_cllm4rec.evaluation.report import EvaluationReport
 from modeling_cllm4rec.evaluation.training_curves import RECORD_FILE, keep_curves
+from modeling_cllm4rec.hub import card_sections
+from modeling_cllm4rec.hub.card_examples import load_examples, recommend_examples, save_examples
 from modeling_cllm4rec.hub.machine import peak_device_memory, peak_memory
-from modeling_cllm4rec.hub.reproduction import NOT_STATED, backbone_record, changed_arguments, license_header, training_command
+from modeling_cllm4rec.hub.reproduction import backbone_record, changed_arguments, license_header
 from modeling_cllm4rec.systems import SYSTEMS, System, system_of_stages
 
+LIBRARY = "cllm4rec"
+"""Name of this package in the Hub's list of libraries; see docs/hub-registration.md."""
 LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "peft")
 
 
@@ -76,9 +81,23 @@ def save_record(folder: Path, stage: str, record: dict[str, Any], earlier: Path 
 
 
 def read_records(folder: Path) -> dict[str, Any]:
-    """Return the contents of a folder's `training.json`: stage -> record; empty where there is none."""
+    """Return the contents of a folder's `training.json`: stage -> record; empty where there is none.
+
+    Raises:
+        InputError: the file is damaged.
+    """
     path = folder / RECORD_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(
+            f"{path} is damaged ({error}); delete it: the model stays as it is, and its card goes without these records"
+        ) from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path} holds a {type(found).__name__}, not the records of stages; delete it")
+    return found
 
 
 def make_card(
@@ -87,7 +106,11 @@ def make_card(
     records: dict[str, Any],
     data_info: dict[str, Any],
     reports: Sequence[EvaluationReport] = (),
+    *,
+    repository: str | None = None,
+    examples: Mapping[str, Any] | None = None,
     curves: bool = False,
+    data_card: bool = False,
 ) -> str:
     """Return the card's text, YAML header with `model-index` included.
 
@@ -97,27 +120,61 @@ def make_card(
         records: contents of `training.json`, stage by stage.
         data_info: contents of the data folder's `dataset.json`.
         reports: evaluations of this model.
+        repository: dataset repository of the data folder on the Hub; None for that which the records name, if they name one.
+        examples: see `card_examples.recommend_examples`.
         curves: show the picture of the training curves, which is in the card's folder.
+        data_card: link the card of the data, which is in the card's folder.
     """
     backbone = next((record["backbone"] for record in reversed(records.values()) if "backbone" in record), None)
-    header: dict[str, Any] = {"library_name": "transformers", "tags": ["recommendation", system.card_tag]}
-    header.update(license_header(None if backbone is None else backbone["license"], data_info.get("license")))
-    if backbone is not None and not backbone["local"]:
-        header["base_model"] = backbone["name"]
+    repository = repository or _trained_on(records)
+    header = _header(system, records, backbone, data_info, repository, reports)
     results = [result for report in reports for result in _results(report)]
     if results:
         header = ModelCardData(model_name=name, eval_results=results, **header).to_dict()
-    parts = [
-        ["---", yaml.safe_dump(header, sort_keys=False).strip(), "---", "", f"# {quoted(name)}", "", system.card_about, ""],
-        _use_section(system.card_use),
-        _data_section(data_info),
-        _metrics_section(reports),
-        *(_stage_section(stage, record) for stage, record in records.items()),
-        ["## Training curves", "", f"![Losses and validation metrics by epoch]({CURVES_FILE})", ""] if curves else [],
-        _reproduce_section(records, reports),
-        _limits_section(data_info, backbone),
+    sections = [
+        ["---", yaml.safe_dump(header, sort_keys=False).strip(), "---", "", f"# {card_sections.quoted(name)}", ""],
+        [system.card_about, ""],
+        card_sections.use_section(name, system, examples or {}),
+        card_sections.examples_section(examples or {}),
+        card_sections.metrics_section(reports),
+        card_sections.data_section(data_info, repository, data_card),
+        *(card_sections.stage_section(stage, record) for stage, record in records.items()),
+        card_sections.curves_section() if curves else [],
+        card_sections.reproduce_section(records, reports),
+        card_sections.limits_section(data_info, backbone),
+        card_sections.citation_section(system),
     ]
-    return "\n".join(line for part in parts for line in part)
+    return "\n".join(line for section in sections for line in section)
+
+
+def _header(
+    system: System,
+    records: Mapping[str, Any],
+    backbone: Mapping[str, Any] | None,
+    data_info: Mapping[str, Any],
+    repository: str | None,
+    reports: Sequence[EvaluationReport],
+) -> dict[str, Any]:
+    """Return the fields of the YAML header, by the Hub's names, but for the `model-index`."""
+    header: dict[str, Any] = {"library_name": LIBRARY, "pipeline_tag": system.pipeline_tag}
+    header["tags"] = ["recommendation", system.card_tag, "transformers"]
+    header.update(license_header(None if backbone is None else backbone["license"], data_info.get("license")))
+    if languages := data_info.get("language") or (backbone or {}).get("language"):
+        header["language"] = list(languages)
+    drawn = any(record["arguments"].get("backbone_weights") == "random" for record in records.values())
+    if backbone is not None and not backbone["local"] and not drawn:
+        header |= {"base_model": backbone["name"], "base_model_relation": "finetune"}
+    if repository is not None:
+        header["datasets"] = [repository]
+    if metrics := dict.fromkeys(metric for report in reports if not report.protocol.departures for metric in report.metrics):
+        header["metrics"] = list(metrics)
+    return header
+
+
+def _trained_on(records: Mapping[str, Any]) -> str | None:
+    """Return the dataset repository that the last stage was trained on, None for a local folder."""
+    places = [record["arguments"].get("data") for record in records.values()]
+    return repository_of(places[-1])[0] if places and places[-1] is not None and is_hub_name(places[-1]) else None
 
 
 def _results(report: EvaluationReport) -> list[EvalResult]:
@@ -147,128 +204,72 @@ def _results(report: EvaluationReport) -> list[EvalResult]:
     return results
 
 
-def _use_section(use: str) -> list[str]:
-    return [
-        "```python",
-        "from transformers import AutoModel",
-        "",
-        'model = AutoModel.from_pretrained("PATH OR NAME", trust_remote_code=True)  # no flag after `import modeling_cllm4rec`',
-        "model.recommend(histories=[[...]], k=10)  # external item ids in, external item ids out",
-        "```",
-        "",
-        "## Intended use",
-        "",
-        f"To rank the items of its catalogue {use}. It is meant for research and for lists of suggestions that a user "
-        "reviews, for users and items like those of its data; not for decisions about users.",
-        "",
-    ]
+def saved_reports(folder: Path) -> list[EvaluationReport]:
+    """Return the evaluations in a run's folder, those of an unusual protocol last."""
+    reports = [EvaluationReport.load(report) for report in sorted(folder.glob("evaluation-*.json"), key=lambda file: file.stem)]
+    return sorted(reports, key=lambda report: bool(report.protocol.departures))
 
 
-def _data_section(data_info: dict[str, Any]) -> list[str]:
-    lines = ["## Data", ""]
-    for part in ("statistics", "protocol"):
-        lines += [f"- {quoted(key)}: {quoted(_short(value))}" for key, value in data_info.get(part, {}).items()]
-    for one in data_info.get("sources", []):
-        lines.append(f"- source of {quoted(one['table'])}: {quoted(one['file'])}, SHA-256 {quoted(one['sha256'])}")
-    return [*lines, ""]
+def update_card(folder: Path, data: RecommendationData, model: RecommenderModel | None = None) -> str:
+    """Generate the card of a run's folder from its record and its saved evaluations, and write it, with the card of its data.
 
-
-def _metrics_section(reports: Sequence[EvaluationReport]) -> list[str]:
-    lines = ["## Metrics", ""]
-    for report in reports:
-        lines += [report.to_markdown(), ""]
-    return lines if reports else [*lines, "Not evaluated yet: run `cllm4rec evaluate`.", ""]
-
-
-def _stage_section(stage: str, record: dict[str, Any]) -> list[str]:
-    lines = [f"## Training: {stage}", ""]
-    lines += [f"{record['steps']} optimizer steps, {record['seconds']:.0f} s on {quoted(record['machine'])}.", ""]
-    lines += [*fenced("yaml", yaml.safe_dump(record["arguments"], sort_keys=True).strip()), ""]
-    lines += [", ".join(f"{quoted(library)} {quoted(number)}" for library, number in record["versions"].items()), ""]
-    return lines + [line for note in record.get("notes", []) for line in (quoted(note), "")]
-
-
-def _reproduce_section(records: dict[str, Any], reports: Sequence[EvaluationReport]) -> list[str]:
-    """Return the commands of all stages and evaluations; a record of an earlier version names all of its arguments."""
-    commands = [
-        training_command(stage, record.get("changed", record["arguments"]), record.get("processes", 1))
-        for stage, record in records.items()
-    ]
-    commands += [report.command for report in reports if report.command is not None]
-    if not commands:
-        return []
-    about = "With the versions above, the same data folder and the same backbone:"
-    return ["## Reproduce", "", about, "", *fenced("bash", "\n".join(commands)), ""]
-
-
-def _limits_section(data_info: dict[str, Any], backbone: dict[str, Any] | None) -> list[str]:
-    name = "" if backbone is None else f" ({quoted(backbone['name'])})"
-    stated = NOT_STATED if backbone is None or backbone["license"] is None else backbone["license"]
-    return [
-        "## Limits",
-        "",
-        "It recommends only items of its catalogue, and reflects the interactions it was trained on, popularity and gaps "
-        "included. `users.parquet` holds training histories unless the model was saved with `include_histories=False`.",
-        "",
-        "## Licences",
-        "",
-        f"- of the data: {quoted(data_info.get('license', NOT_STATED))}",
-        f"- of the backbone{name}: {quoted(stated)}",
-        "",
-        "They apply to what was learned from data and backbone.",
-        "",
-    ]
-
-
-def update_card(folder: Path, data: RecommendationData) -> str:
-    """Generate the card of a run's folder from its record and its saved evaluations, and write it.
+    Args:
+        folder: of the run.
+        data: the data folder.
+        model: the model of the run, which recommends new examples; None keeps those that the run has.
 
     Returns:
         The card's text.
     """
-    reports = [EvaluationReport.load(report) for report in sorted(folder.glob("evaluation-*.json"), key=lambda file: file.stem)]
-    reports.sort(key=lambda report: bool(report.protocol.departures))
+    if model is not None:
+        save_examples(folder, recommend_examples(model, data))
     records = read_records(folder)
     config = folder / CONFIG_NAME
     if config.is_file():
         system = SYSTEMS[json.loads(config.read_text(encoding="utf-8"))["model_type"]]
     else:
         system = system_of_stages(records)
-    card = make_card(folder.resolve().name, system, records, data.info, reports, (folder / CURVES_FILE).is_file())
-    with atomic_file(folder / "README.md") as temporary:
-        temporary.write_text(card, encoding="utf-8")
+    data_card = data.folder / README
+    if data_card.is_file():
+        _write(folder / DATA_CARD_FILE, data_card.read_text(encoding="utf-8"))
+    card = make_card(
+        folder.resolve().name,
+        system,
+        records,
+        data.info,
+        saved_reports(folder),
+        repository=data.repository,
+        examples=load_examples(folder),
+        curves=(folder / CURVES_FILE).is_file(),
+        data_card=(folder / DATA_CARD_FILE).is_file(),
+    )
+    _write(folder / CARD_FILE, card)
     return card
 
 
 def give_card(model: RecommenderModel, folder: Path, data: RecommendationData) -> None:
-    """Update the card of a run's folder, and set it and the curves on the model that was trained there."""
-    model.card = update_card(folder, data)
-    curves = folder / CURVES_FILE
+    """Update the card of a run's folder, and set it, the curves and the card of the data on the model of the run."""
+    model.card = update_card(folder, data, model)
+    curves, data_card = folder / CURVES_FILE, folder / DATA_CARD_FILE
     model.training_curves = curves.read_bytes() if curves.is_file() else None
+    model.data_card = data_card.read_text(encoding="utf-8") if data_card.is_file() else None
 
 
-def quoted(value: Any) -> str:
-    """Return a value from data or files as Markdown text of one line, in which no HTML, link or picture is read.
+def save_evaluation(folder: Path, name: str, report: EvaluationReport, data: RecommendationData, model: RecommenderModel) -> None:
+    """Save an evaluation in a run's folder, and renew the card there and of the model.
 
-    Example:
-        >>> quoted("<img src=x> ![a](b)")
-        '&lt;img src=x> ![a]\\\\(b)'
+    Args:
+        folder: of the run.
+        name: of the report's files, beginning with `evaluation-`.
+        report: with the baselines of the same run, see `verdicts.compare`.
+        data: the data folder.
+        model: the model that was evaluated.
     """
-    text = " ".join(str(value).split())
-    return text.replace("<", "&lt;").replace("](", "]\\(").replace("][", "]\\[")
+    report.save(folder / f"{name}.json", overwrite=True)
+    report.save_per_user(folder / f"{name}.parquet", overwrite=True)
+    give_card(model, folder, data)
 
 
-def fenced(language: str, text: str) -> list[str]:
-    """Return a block of code whose fence is longer than any run of backticks in it.
-
-    Example:
-        >>> fenced("bash", "ls")
-        ['```bash', 'ls', '```']
-    """
-    longest = max((len(run) for run in re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return [f"{fence}{language}", *text.split("\n"), fence]
-
-
-def _short(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, (dict, list)) else str(value)
+def _write(path: Path, text: str) -> None:
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

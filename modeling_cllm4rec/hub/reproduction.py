@@ -16,10 +16,11 @@ from transformers.utils import cached_file
 NOT_REPEATED = (
     *("resume", "resume_from_checkpoint", "overwrite", "stop_after_steps", "stop_after_epochs"),
     *("save_every", "save_steps", "save_minutes", "report_to", "max_memory", "trainer"),
-    *("push_to_hub", "hub_model_id", "hub_private_repo"),
+    *("push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy"),
 )
 """Arguments that do not change the result of a finished training."""
 NOT_STATED = "not stated"
+"""Shown in a card in place of a licence that was not given."""
 
 
 def changed_arguments(arguments: Any) -> dict[str, Any]:
@@ -57,17 +58,20 @@ def training_command(stage: str, arguments: Mapping[str, Any], processes: int = 
 
 
 def backbone_record(name: str) -> dict[str, Any]:
-    """Return the name of a backbone, whether it is a local folder, and the licence in its card or configuration.
+    """Return the name of a backbone, whether it is a local folder, and licence and languages by its card or configuration.
 
-    A backbone that is no folder is looked up on the Hub or in the cache. The licence is None if none is found.
+    A backbone that is no folder is looked up on the Hub or in the cache. The licence is None, and there are no languages, if none
+    is found.
     """
-    return {"name": name, "local": Path(name).is_dir(), "license": _stated_license(name)}
-
-
-def _stated_license(name: str) -> str | None:
-    """Return the licence that the card or the configuration of a model states."""
     card = _file(name, "README.md")
     about: Mapping[str, Any] = (metadata_load(card) or {}) if card is not None else {}
+    stated = about.get("language") or []
+    languages = [stated] if isinstance(stated, str) else list(stated)
+    return {"name": name, "local": Path(name).is_dir(), "license": _stated_license(name, about), "language": languages}
+
+
+def _stated_license(name: str, about: Mapping[str, Any]) -> str | None:
+    """Return the licence that the header of a model's card or else its configuration states."""
     if about.get("license") is None:
         config = _file(name, "config.json")
         about = json.loads(config.read_text(encoding="utf-8")) if config is not None else {}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,13 +20,16 @@ from modeling_cllm4rec.baselines.soft_targets import fitted_teacher
 from modeling_cllm4rec.core.catalogue import Catalogue, IdMap, KnownUsers, text_column
 from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.core.language_model import reject_adapter, tokenizer_of
-from modeling_cllm4rec.core.losses import word_nll
-from modeling_cllm4rec.core.prompt_assembly import pad_right
+from modeling_cllm4rec.core.ragged import RaggedRows
 from modeling_cllm4rec.corpora.batches import plan_batches
 from modeling_cllm4rec.corpora.data_folder import RecommendationData, has_validation
 from modeling_cllm4rec.corpora.history_order import warn_if_unordered
+from modeling_cllm4rec.corpora.item_embeddings import read_item_embeddings
 from modeling_cllm4rec.evaluation.evaluator import evaluate
+from modeling_cllm4rec.evaluation.report import EvaluationReport
 from modeling_cllm4rec.evaluation.searching import SearchingRecommender
+from modeling_cllm4rec.hub.finishing import save_finished
+from modeling_cllm4rec.hub.loading import check_on_hub
 from modeling_cllm4rec.lcrec.alignment_corpus import AlignmentCorpus
 from modeling_cllm4rec.lcrec.alignment_templates import (
     load_templates,
@@ -35,27 +37,27 @@ from modeling_cllm4rec.lcrec.alignment_templates import (
     recommendation_segments,
     separator_ids,
 )
-from modeling_cllm4rec.lcrec.arguments import INDEX_FILE, AlignArguments
-from modeling_cllm4rec.lcrec.indexing import SETTINGS_FILE
+from modeling_cllm4rec.lcrec.arguments import INDEX_FILE, AlignArguments, AlignmentArguments
+from modeling_cllm4rec.lcrec.indexing import EMBEDDINGS_FILE, SETTINGS_FILE
 from modeling_cllm4rec.lcrec.intention_writer import write_intentions
-from modeling_cllm4rec.lcrec.modeling_lcrec import INDEXER_FOLDER, LCRecForRecommendation
-from modeling_cllm4rec.lcrec.modeling_rqvae import RQVAEModel
+from modeling_cllm4rec.lcrec.item_targets import IGNORE_INDEX, item_targets, level_shares, padded_histories
+from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
+from modeling_cllm4rec.lcrec.modeling_rqvae import INDEXER_FOLDER, RQVAEModel
+from modeling_cllm4rec.lcrec.objectives import TaughtObjective, response_nll
 from modeling_cllm4rec.lcrec.parameters import choose_semantic_id_rows
 from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds
-from modeling_cllm4rec.lcrec.soft_codes import soft_codes
+from modeling_cllm4rec.lcrec.token_rows import start_semantic_id_rows
 from modeling_cllm4rec.systems import SYSTEMS
 from modeling_cllm4rec.tokenization.tokenization_lcrec import add_semantic_id_tokens
 from modeling_cllm4rec.training.backbones import untrained_backbone
 from modeling_cllm4rec.training.estimates import LargestBatch
-from modeling_cllm4rec.training.finishing import save_finished
+from modeling_cllm4rec.training.launch import start_processes
 from modeling_cllm4rec.training.progress import Progress
 from modeling_cllm4rec.training.run_folder import check_folder
-from modeling_cllm4rec.training.stages import Objective, Part, Step, StepOutput, step_batch_size
-from modeling_cllm4rec.training.trainer import run, start_processes
+from modeling_cllm4rec.training.stages import Objective, Part, Step, step_batch_size
+from modeling_cllm4rec.training.trainer import run
 
 logger = logging.getLogger(__name__)
-
-IGNORE_INDEX = -100
 
 (SELECTION,) = SYSTEMS["lcrec"].selection
 
@@ -75,7 +77,7 @@ class AlignmentStage:
         model: LCRecForRecommendation,
         tokenizer: PreTrainedTokenizerBase,
         data: RecommendationData,
-        arguments: AlignArguments,
+        arguments: AlignmentArguments,
         is_main_process: bool = True,
         device: str = "cpu",
     ) -> None:
@@ -89,7 +91,7 @@ class AlignmentStage:
                 arguments.intention_writer,
                 cache=file,
                 seed=arguments.seed,
-                max_history=arguments.max_history,
+                max_history=config.max_history,
                 device=device,
                 progress=is_main_process,
             )
@@ -103,7 +105,7 @@ class AlignmentStage:
             templates=load_templates(arguments.templates or None),
             tasks=arguments.task_weights,
             seed=arguments.seed,
-            max_history=arguments.max_history,
+            max_history=config.max_history,
             context_length=config.context_length,
             max_text_tokens=arguments.max_text_tokens,
             seqrec=arguments.seqrec,
@@ -114,6 +116,11 @@ class AlignmentStage:
         )
         logger.info("%d documents in the first epoch", len(self.corpus.documents(0)))
         self.teacher = fitted_teacher(arguments, data)
+        if self.asks_items and "seqrec" not in self.corpus.tasks:
+            raise InputError(
+                f"the model has {'an' if model.item_head else 'no'} item head and teacher is {arguments.teacher!r}; both learn "
+                "from seqrec, which has no documents here: leave both out"
+            )
         self.validates = has_validation(data)
 
     @property
@@ -121,136 +128,92 @@ class AlignmentStage:
         """Passes over the documents."""
         return self.arguments.num_train_epochs
 
+    def documents(self, epoch: int) -> np.ndarray:
+        """Return the numbers of an epoch's documents."""
+        return self.corpus.documents(epoch)
+
     def steps(self, epoch: int) -> list[Step]:
         """Return the batches of an epoch, each of documents of similar length from all tasks."""
         arguments = self.arguments
         size = step_batch_size(arguments)
-        numbers = self.corpus.documents(epoch)
+        numbers = self.documents(epoch)
         batches = plan_batches(self.corpus.lengths(numbers, epoch), size, arguments.seed, epoch)
         return [Step("align", numbers[batch]) for batch in batches]
 
     def largest_batches(self) -> dict[str, LargestBatch]:
         """Return the longest documents of the first epoch."""
-        numbers = self.corpus.documents(0)
+        numbers = self.documents(0)
         lengths = self.corpus.lengths(numbers, 0)
         longest = numbers[np.argsort(lengths, kind="stable")][-self.arguments.per_device_train_batch_size :]
-        words = sum(int(counted.sum()) for counted in self.corpus.rows(longest, 0)[1])
+        words = int(self.corpus.rows(longest, 0)[1].values.sum())
         return {"align": LargestBatch(len(longest), int(lengths.max()), word_states=words)}
 
     def inputs(self, part: Part) -> dict[str, torch.Tensor]:
         """Return the documents of one part, with labels for the response tokens."""
         rows, counted = self.corpus.rows(part.documents, part.epoch)
-        labels = [np.where(counts, row, IGNORE_INDEX) for row, counts in zip(rows, counted, strict=True)]
+        labels = np.full(rows.mask.shape, IGNORE_INDEX)
+        labels[rows.mask] = np.where(counted.values, rows.values, IGNORE_INDEX)
         inputs = {
-            "input_ids": torch.from_numpy(pad_right(rows, 0)),
-            "attention_mask": torch.from_numpy(pad_right([np.ones(len(row), dtype=np.int64) for row in rows], 0)),
-            "labels": torch.from_numpy(pad_right(labels, IGNORE_INDEX)),
+            "input_ids": torch.from_numpy(rows.padded(0)),
+            "attention_mask": torch.from_numpy(rows.mask.astype(np.int64)),
+            "labels": torch.from_numpy(labels),
         }
-        if self.teacher is not None:
-            taught = self.corpus.tasks_of(part.documents) == "seqrec"
-            counted = [counts & read for counts, read in zip(counted, taught, strict=True)]
-            config = self.model.config
-            soft = soft_codes(self.teacher, self.model.semantic_ids, rows, counted, config.first_index_token)
-            inputs |= {"soft_places": torch.from_numpy(soft.places), "soft_shares": torch.from_numpy(soft.shares)}
+        if self.asks_items:
+            inputs |= self._item_inputs(part, rows, counted)
         return inputs
+
+    @property
+    def asks_items(self) -> bool:
+        """Whether the loss reads which items documents predict."""
+        return self.teacher is not None or self.model.item_head is not None
+
+    def _item_inputs(self, part: Part, rows: RaggedRows, counted: RaggedRows) -> dict[str, torch.Tensor]:
+        """Return the arguments of `TaughtObjective` about the items that documents of sequential recommendation predict."""
+        sequential = self.corpus.tasks_of(part.documents) == "seqrec"
+        counted = RaggedRows(counted.values & np.repeat(sequential, counted.lengths), counted.indptr)
+        index, has_head = self.model.semantic_ids, self.model.item_head is not None
+        targets = item_targets(index, rows, counted, self.model.config.first_index_token)
+        inputs: dict[str, np.ndarray] = {"item_places": targets.places}
+        if has_head:
+            inputs |= {"item_labels": targets.items, "item_histories": padded_histories(targets.histories)}
+        if self.teacher is not None:
+            items, probs = self.teacher.soft_targets(targets.histories)
+            inputs["soft_shares"] = level_shares(index.codes, items, probs, targets.items, index.codebook_size)
+            if has_head:
+                inputs |= {"soft_items": items, "soft_probs": probs}
+        return {name: torch.from_numpy(value) for name, value in inputs.items()}
 
     def count_items(self, part: Part, inputs: dict[str, torch.Tensor]) -> int:
         """Return the number of response tokens."""
-        return int((inputs["labels"] != IGNORE_INDEX).sum())
+        return int(np.count_nonzero(inputs["labels"].numpy() != IGNORE_INDEX))
 
     def objective(self, part: Part) -> Objective:
         """Return the loss, which all tasks share."""
-        return response_nll if self.teacher is None else TaughtObjective(self.arguments.teacher_weight)
+        if not self.asks_items:
+            return response_nll
+        return TaughtObjective(self.arguments.teacher_weight, self.arguments.item_head_weight)
 
     def validate(self, epoch: int) -> dict[str, float]:
-        """Return HR@10 and NDCG@10 on validation by constrained search; NDCG@10 selects the epoch, not the loss."""
+        """Return HR@10 and NDCG@10 on validation, as the model recommends; NDCG@10 selects the epoch, not the loss."""
         if not self.validates or ((epoch + 1) % self.arguments.eval_every and epoch + 1 != self.num_epochs):
             return {}
-        names = ["hit_rate@10", SELECTION]
-        report = evaluate(
-            SearchingRecommender(self.model, {"num_beams": self.arguments.num_beams}),
+        report = self.measure_validation()
+        metrics = {f"validation/{name}": report.metrics[name] for name in report.metrics}
+        return {**metrics, "selection": metrics[f"validation/{SELECTION}"]}
+
+    def measure_validation(self) -> EvaluationReport:
+        """Return HR@10 and NDCG@10 of `eval_users` users, shared out among the processes."""
+        return evaluate(
+            SearchingRecommender(self.model),
             self.data,
             "validation",
-            metrics=names,
+            metrics=["hit_rate@10", SELECTION],
             batch_size=self.arguments.per_device_eval_batch_size,
             progress=False,
             n_resamples=0,
             max_users=self.arguments.eval_users,
             distributed=True,
         )
-        metrics = {f"validation/{name}": report.metrics[name] for name in names}
-        return {**metrics, "selection": metrics[f"validation/{SELECTION}"]}
-
-
-def response_nll(
-    model: LCRecForRecommendation,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    labels: torch.Tensor,
-    num_items_in_batch: torch.Tensor | int,
-) -> StepOutput:
-    """Compute a part's share of the mean NLL over all response tokens of a step (equation 10).
-
-    Args:
-        input_ids, attention_mask: (B, T) documents, padded on the right.
-        labels: (B, T) response tokens at their own place, -100 elsewhere.
-        num_items_in_batch: response tokens of the whole step: parts of different length then add up to the mean.
-    """
-    document, place = (labels != IGNORE_INDEX).nonzero(as_tuple=True)
-    body = model.backbone.base_model
-    # Only states before counted tokens go through the output layer, which is most of the memory of a large vocabulary.
-    hidden = body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, return_dict=True).last_hidden_state
-    nll = word_nll(model.word_head, hidden[document, place - 1], labels[document, place]).sum()
-    return StepOutput(nll / num_items_in_batch, nll.detach(), torch.tensor(len(document)))
-
-
-@dataclass(frozen=True)
-class TaughtObjective:
-    """`response_nll`, plus the cross-entropy with a teacher's soft targets for the codes of items.
-
-    Attributes:
-        teacher_weight: weight of that cross-entropy, a sum over levels.
-    """
-
-    teacher_weight: float
-
-    def __call__(
-        self,
-        model: LCRecForRecommendation,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        labels: torch.Tensor,
-        num_items_in_batch: torch.Tensor | int,
-        soft_places: torch.Tensor,
-        soft_shares: torch.Tensor,
-    ) -> StepOutput:
-        """Compute a part's share of the loss of a step.
-
-        Args:
-            soft_places, soft_shares: (S, 2) and (S, L, K), see `soft_codes.SoftCodes`.
-
-        Returns:
-            The loss; the reported nll is that of the true tokens.
-        """
-        levels, size = soft_shares.shape[1:]
-        level = torch.arange(levels, device=labels.device)
-        soft_document = soft_places[:, :1].expand(-1, levels)  # (S, L)
-        soft_place = soft_places[:, 1:] + level
-        plain = labels != IGNORE_INDEX
-        plain[soft_document, soft_place] = False
-        document, place = plain.nonzero(as_tuple=True)
-        body = model.backbone.base_model
-        hidden = body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, return_dict=True).last_hidden_state
-        nll = word_nll(model.word_head, hidden[document, place - 1], labels[document, place]).sum()
-        logits = model.word_head(hidden[soft_document, soft_place - 1]).float()  # (S, L, N)
-        partition = logits.logsumexp(-1)
-        true = labels[soft_document, soft_place][..., None]
-        nll = nll + (partition - logits.gather(-1, true)[..., 0]).sum()
-        tokens = model.config.first_index_token + size * level[:, None] + torch.arange(size, device=labels.device)  # (L, K)
-        of_codes = logits.gather(-1, tokens.expand(len(logits), -1, -1))
-        soft = (soft_shares.sum(-1) * partition - (soft_shares * of_codes).sum(-1)).sum()
-        counted = torch.tensor(len(document) + soft_place.numel())
-        return StepOutput((nll + self.teacher_weight * soft) / num_items_in_batch, nll.detach(), counted)
 
 
 def load_semantic_ids(folder: str | Path, data: RecommendationData) -> tuple[SemanticIds, RQVAEModel | None, dict[str, object]]:
@@ -277,6 +240,11 @@ def load_semantic_ids(folder: str | Path, data: RecommendationData) -> tuple[Sem
         indexer = RQVAEModel.from_pretrained(indexer_folder) if indexer_folder.is_dir() else None
     except (OSError, SafetensorError, ValueError) as error:
         raise InputError(f"index: {folder} is damaged ({error}); run `cllm4rec index-items` again, or copy it again") from error
+    if settings.get("codes_fingerprint") not in (None, semantic_ids.fingerprint):  # None: an index of an earlier version
+        raise InputError(
+            f"index: the codes in {file} are not those that {SETTINGS_FILE} was written with: they belong to another index of "
+            "the same items; run `cllm4rec index-items` again, or copy the whole folder again"
+        )
     return semantic_ids, indexer, dict(settings.get("item_encoder", {}))
 
 
@@ -316,6 +284,7 @@ def _model_of_backbone(
     backbone: str, data: RecommendationData, arguments: AlignArguments
 ) -> tuple[LCRecForRecommendation, PreTrainedTokenizerBase]:
     semantic_ids, indexer, item_encoder = load_semantic_ids(arguments.index, data)
+    check_on_hub(backbone, "backbone")
     try:
         reject_adapter(backbone)
         tokenizer = tokenizer_of(backbone)
@@ -343,6 +312,9 @@ def _model_of_backbone(
         catalogue=Catalogue(data.items),
         users=KnownUsers(data.users["user_id"], train.indptr, train.items),
         indexer=indexer,
+        item_head=arguments.item_head != "none",
+        item_inputs=arguments.item_head != "none" and arguments.item_inputs,
+        embeddings=_head_embeddings(data, arguments),
         seed=arguments.seed,
         max_history=arguments.max_history,
         search_beams=arguments.num_beams,
@@ -355,8 +327,25 @@ def _model_of_backbone(
         if not any(text.strip() for text in texts):
             raise InputError(f"init_tokens is 'text', but no item has any of {arguments.init_columns}; use init_tokens: random")
         words = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        model.start_semantic_id_rows([np.array(ids, dtype=np.int64) for ids in words])
+        start_semantic_id_rows(model, [np.array(ids, dtype=np.int64) for ids in words])
     return model, tokenizer
+
+
+def _head_embeddings(data: RecommendationData, arguments: AlignArguments) -> np.ndarray | None:
+    """Return the text embeddings of the index for the item head, None where it reads no texts.
+
+    Raises:
+        InputError: it reads texts, and the index was made without them.
+    """
+    if arguments.item_head != "text":
+        return None
+    file = Path(arguments.index) / EMBEDDINGS_FILE
+    if not file.is_file():
+        raise InputError(
+            f"item_head is 'text', but {arguments.index} has no {EMBEDDINGS_FILE}: its codes come from no texts; set item_head: "
+            "free, or make an index with method rqvae or rk-means"
+        )
+    return read_item_embeddings(file, data.items)
 
 
 def align(arguments: AlignArguments) -> tuple[LCRecForRecommendation, Progress]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -10,16 +11,17 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
+from modeling_cllm4rec.core.catalogue import text_column
 from modeling_cllm4rec.core.errors import InputError
+from modeling_cllm4rec.core.ragged import RaggedRows, span_positions
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
-from modeling_cllm4rec.corpora.item_texts import OnMissingText, item_texts
-from modeling_cllm4rec.lcrec.alignment_documents import Integers
+from modeling_cllm4rec.corpora.item_texts import OnMissingText, clean_text, item_texts
+from modeling_cllm4rec.lcrec.alignment_documents import Documents, Integers
+from modeling_cllm4rec.lcrec.alignment_rows import AlignmentRows, WordedDocuments
 from modeling_cllm4rec.lcrec.alignment_tasks import (
     ALIGNMENT_TASKS,
     BOTH,
     DESCRIPTION,
-    HISTORY,
-    INDEX,
     INTENTION_SLOTS,
     ITEM_TEXT_SLOTS,
     PREFERENCE,
@@ -32,19 +34,19 @@ from modeling_cllm4rec.lcrec.alignment_tasks import (
 )
 from modeling_cllm4rec.lcrec.alignment_templates import (
     AlignmentTemplates,
-    TokenizedTemplate,
     load_templates,
     separator_ids,
     title_separator_ids,
     tokenize_templates,
 )
 from modeling_cllm4rec.lcrec.intentions import Intentions, extract_intentions
-from modeling_cllm4rec.lcrec.prompts import ITEMS, QUERY, items_that_fit, semantic_id_tokens
+from modeling_cllm4rec.lcrec.prompts import ITEMS, QUERY, check_index_tokens, items_that_fit, semantic_id_tokens
 from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds
-from modeling_cllm4rec.lcrec.token_texts import TokenTexts, encode_texts
-from modeling_cllm4rec.tokenization.tokenization_lcrec import semantic_id_token
+from modeling_cllm4rec.lcrec.token_texts import TextGroups, TokenTexts, encode_texts, text_groups
 
 __all__ = ["AlignmentCorpus"]
+
+logger = logging.getLogger(__name__)
 
 
 class _DocumentTable(NamedTuple):
@@ -54,6 +56,7 @@ class _DocumentTable(NamedTuple):
         task: place in `ALIGNMENT_TASKS`.
         subject, begin, end: as in `Documents`.
         choice: row of the corpus' table of templates to draw from.
+        user: user_index, -1 for an item without a history.
     """
 
     task: Integers
@@ -61,19 +64,21 @@ class _DocumentTable(NamedTuple):
     begin: Integers
     end: Integers
     choice: Integers
+    user: Integers
 
 
 class _Plan(NamedTuple):
     """The form of some documents in an epoch.
 
     Attributes:
-        template: number of the template; query: number of the query.
+        template: number of the template; query, preference: number of the text.
         read: items (or titles) of the history that the document holds.
         length: tokens in all.
     """
 
     template: Integers
     query: Integers
+    preference: Integers
     read: Integers
     length: Integers
 
@@ -83,7 +88,8 @@ class AlignmentCorpus:
 
     The tasks and their documents are defined in `alignment_tasks`. Histories are those of the split `train`, in their order. A
     response of words is closed by the tokenizer's end token; a semantic ID is exactly its H tokens. The template of each
-    document is drawn again for every epoch, from (seed, epoch) alone.
+    document, its query and its preference are drawn again for every epoch, from (seed, epoch) alone. A task without documents is
+    left out, with a warning.
 
     Args:
         data: the prepared folder.
@@ -102,12 +108,13 @@ class AlignmentCorpus:
         reorder: probability that a document of such a task has its history in a random order in an epoch, with `"together"`
             its target too; the paper's is 0.
         on_missing_text: for items without a description, see `item_texts`: `"title-only"` leaves them to the title templates.
-        intentions: queries and preferences (default: `extract_intentions`).
+        intentions: queries and preferences (default: `extract_intentions`). A document with a history has the user's own
+            intention for the target, where there is one.
         cache_folder: folder of token ids to be reused; None writes nothing.
 
     Raises:
-        InputError: an unknown task, a share outside (0, 1], a task without documents or templates, items without text, a text
-            that does not fit the context, semantic IDs of another catalogue or tokenizer.
+        InputError: an unknown task, a share outside (0, 1], no task with documents, a task without templates, some items without
+            text, a text that does not fit the context, semantic IDs of another catalogue or tokenizer.
 
     Example:
         >>> corpus = AlignmentCorpus(data, tokenizer, semantic_ids, first, context_length=512)  # doctest: +SKIP
@@ -146,26 +153,39 @@ class AlignmentCorpus:
         self.reorder = reorder
         self.histories = data.histories("train")
         self._data = data
-        self._tasks = [ALIGNMENT_TASKS[name] for name in self.tasks]
+        self._tasks = self._tasks_with_texts(intentions is not None)
         self._templates = tokenize_templates(templates or load_templates(), self.tasks, tokenizer)
         self._num_levels = semantic_ids.num_levels
-        self._separator = len(separator_ids(tokenizer))
-        self._title_separator = np.array(title_separator_ids(tokenizer), dtype=np.int64)
-        tokens = semantic_id_tokens(semantic_ids.codes, first_index_token, semantic_ids.codebook_size)
-        marks = np.tile(np.array(separator_ids(tokenizer), dtype=np.int64), (len(tokens), 1))
-        self._id_tokens, self._blocks = tokens, np.concatenate([tokens, marks], axis=1)
-        self._read_texts(tokenizer, on_missing_text, intentions, max_text_tokens, cache_folder)
+        self._separator = separator_ids(tokenizer)
+        title_separator = title_separator_ids(tokenizer)
+        self._read_texts(tokenizer, len(title_separator), on_missing_text, intentions, max_text_tokens, cache_folder)
         self._history_limits = {
             task.name: self._longest_continued_history(task) if task.continues_history else max_history for task in self._tasks
         }
+        self._has_slot = {
+            slot: np.array([slot in template.slots or template.response == slot for template in self._templates])
+            for slot in (QUERY, PREFERENCE)
+        }
+        self._rows = AlignmentRows(
+            self._templates,
+            self._texts_of,
+            semantic_id_tokens(semantic_ids.codes, first_index_token, semantic_ids.codebook_size),
+            self._separator,
+            title_separator,
+            self._history_limits,
+            max_titles=max_history,
+            context_length=context_length,
+        )
         self._choices: list[Integers] = []
         self._documents = self._list_documents()
+        self._drawn = self._drawn_texts()
+        del self._texts, self._own_texts, self._groups  # `_rows` holds their tokens
         self._choice_counts = np.array([len(templates) for templates in self._choices])
         self._choice_table = np.zeros((len(self._choices), int(self._choice_counts.max())), dtype=np.int64)
         for row, numbers in zip(self._choice_table, self._choices, strict=True):
             row[: len(numbers)] = numbers
         self._counts = np.bincount(self._documents.task, minlength=len(ALIGNMENT_TASKS))
-        self._drawn: tuple[int, np.ndarray] | None = None
+        self._planned: tuple[int, _Plan] | None = None
         self._check_lengths()
 
     def __len__(self) -> int:
@@ -173,21 +193,49 @@ class AlignmentCorpus:
 
     # ---- Texts and documents ----
 
+    def _tasks_with_texts(self, has_intentions: bool) -> list[AlignmentTask]:
+        """Return the tasks, without those that need item texts where no item has a title."""
+        items, tasks = self._data.items, [ALIGNMENT_TASKS[name] for name in self.tasks]
+        if TITLE in items.column_names and any(clean_text(title) for title in text_column(items, TITLE)):
+            return tasks
+        needed = ITEM_TEXT_SLOTS if has_intentions else ITEM_TEXT_SLOTS | INTENTION_SLOTS
+        for task in tasks:
+            if task.slots & needed:
+                self._leave_out(task.name, "no item has a title; add titles with `cllm4rec prepare`")
+        return [task for task in tasks if task.name in self.tasks]
+
+    def _leave_out(self, name: str, reason: str) -> None:
+        """Remove a task without documents.
+
+        Raises:
+            InputError: it was the last one.
+        """
+        del self.tasks[name]
+        if not self.tasks:
+            raise InputError(f"tasks: {name} has no documents, and no task is left: {reason}")
+        logger.warning("tasks: %s is left out, because it has no documents: %s", name, reason)
+
     def _read_texts(
         self,
         tokenizer: PreTrainedTokenizerBase,
+        title_mark: int,
         on_missing_text: OnMissingText,
         intentions: Intentions | None,
         max_text_tokens: int | None,
         cache_folder: str | Path | None,
     ) -> None:
-        """Encode the texts that the tasks' slots need; the queries of one item follow one another."""
+        """Encode the texts that the tasks' slots need; the queries of one item follow one another.
+
+        Args:
+            title_mark: tokens between two titles.
+        """
         data = self._data
 
         def encode(texts: list[str]) -> TokenTexts:
             return encode_texts(texts, tokenizer, max_text_tokens, cache_folder)
 
         self._texts: dict[str, TokenTexts] = {}
+        self._titles_before = np.zeros(1, dtype=np.int64)
         self._has_text: dict[str, npt.NDArray[np.bool_]] = {}
         slots = frozenset[str]().union(*(task.slots for task in self._tasks))
         if slots & ITEM_TEXT_SLOTS:
@@ -197,24 +245,25 @@ class AlignmentCorpus:
             self._has_text |= {DESCRIPTION: described, BOTH: described}
             whole = [f"{title}{'' if title[-1] in '.!?' else '.'} {text}".strip() for title, text in pairs]
             self._texts = {TITLE: encode(texts[TITLE]), DESCRIPTION: encode(texts[DESCRIPTION]), BOTH: encode(whole)}
-            before = self._texts[TITLE].lengths[self.histories.items] + len(self._title_separator)
-            self._title_tokens_before = np.concatenate([[0], np.cumsum(before)])
+            before = self._texts[TITLE].lengths[self.histories.items] + title_mark
+            self._titles_before = np.concatenate([[0], np.cumsum(before)])
         self.intentions: Intentions | None = None
+        self._groups: dict[str, TextGroups] = {}
         if slots & INTENTION_SLOTS:
             made = intentions or extract_intentions(data, self.seed, self.max_history)
-            if len(made.queries) != data.num_items or not all(made.queries) or len(made.preferences) != data.num_users:
+            users = (len(made.preferences), len(made.user_queries))
+            if len(made.queries) != data.num_items or not all(made.queries) or users != (data.num_users, data.num_users):
                 raise InputError(
-                    f"intentions: there must be one query or more for each of {data.num_items} items and a text for each of "
-                    f"{data.num_users} users, got {len(made.queries)} and {len(made.preferences)}; make them from this data"
+                    f"intentions: there must be one query or more for each of {data.num_items} items, and preferences and "
+                    f"queries for each of {data.num_users} users, got {len(made.queries)}, {users[0]} and {users[1]}; make them "
+                    "from this data"
                 )
             self.intentions = made
-            self._texts[QUERY] = encode([text for texts in made.queries for text in texts])
-            self._texts[PREFERENCE] = encode(made.preferences)
-            self._has_text[PREFERENCE] = self._texts[PREFERENCE].lengths > 0
-            self._queries_of = np.array([len(texts) for texts in made.queries], dtype=np.int64)
-            self._first_query = np.cumsum(self._queries_of) - self._queries_of
-            parts = np.split(self._texts[QUERY].lengths, self._first_query[1:])
-            self._longest_query = self._first_query + np.array([part.argmax() for part in parts])
+            queries, preferences = [*made.queries, *made.user_queries], made.preferences
+            for slot, groups in ((QUERY, queries), (PREFERENCE, preferences)):
+                self._texts[slot] = encode([text for texts in groups for text in texts])
+                self._groups[slot] = text_groups(groups, self._texts[slot].lengths)
+            self._has_text[PREFERENCE] = self._groups[PREFERENCE].size > 0
         self._own_texts = {
             task.name: {slot: encode(texts) for slot, texts in _own_texts(task, data).items()} for task in self._tasks
         }
@@ -228,7 +277,7 @@ class AlignmentCorpus:
         """Return the most items of a history that fit with the task's longest template and the target."""
         words = max(template.words for template in self._templates if template.task is task)
         room = self.context_length - words - self._num_levels
-        fit = int(items_that_fit(room, self._num_levels, self._separator, closed=True))
+        fit = int(items_that_fit(room, self._num_levels, len(self._separator), closed=True))
         if fit < 1:
             raise InputError(
                 f"the longest template of {task.name} has {words} tokens, and with the semantic IDs of two items it does not fit "
@@ -242,18 +291,49 @@ class AlignmentCorpus:
         for task in self._tasks:
             source = DocumentSource(self.histories, self._data.num_items, self._history_limits[task.name], self.together)
             found = task.documents(source)
-            has_text = self._has_text | {slot: texts.lengths > 0 for slot, texts in self._own_texts[task.name].items()}
-            suits = np.stack([task.suits(kind, found, has_text) for kind in task.template_kinds])  # (kinds, documents)
-            kept = suits.any(axis=0)
+            user = self._users_of(task, found)
+            suits = self._suits(task, found, user)
+            kept: npt.NDArray[np.bool_] = np.any(suits, axis=0)
             if not kept.any():
-                raise InputError(
-                    f"the task {task.name} has no documents: no user has two training items, or no text is there; "
-                    "leave it out of tasks"
-                )
+                reason = f"none of {len(kept)} has all texts of its templates"
+                self._leave_out(task.name, reason if len(kept) else "no user has two training items")
+                continue
             subject, begin, end = (column[kept] for column in found)
             choice = self._choices_of(task, suits[:, kept])
-            parts.append(_DocumentTable(np.full(len(subject), places[task.name]), subject, begin, end, choice))
+            parts.append(_DocumentTable(np.full(len(subject), places[task.name]), subject, begin, end, choice, user[kept]))
         return _DocumentTable(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+    def _users_of(self, task: AlignmentTask, documents: Documents) -> Integers:
+        """Return the user_index of documents, -1 for an item without a history."""
+        if task.subject == "user":
+            return documents.subject
+        user = np.searchsorted(self.histories.indptr, documents.end, side="right") - 1
+        return np.where(documents.end > documents.begin, user, -1)
+
+    def _suits(self, task: AlignmentTask, documents: Documents, user: Integers) -> npt.NDArray[np.bool_]:
+        """Return which kinds of templates suit documents: (kinds, documents)."""
+        has_text = self._has_text | {slot: texts.lengths > 0 for slot, texts in self._own_texts[task.name].items()}
+        has_preference = has_text.get(PREFERENCE)
+        if task.subject == "item":
+            has_text.pop(PREFERENCE, None)
+        suits = np.stack([task.suits(kind, documents, has_text) for kind in task.template_kinds])
+        for kind, (placeholders, response) in zip(suits, task.template_kinds.values(), strict=True):
+            if has_preference is not None and PREFERENCE in (*placeholders, response):
+                kind &= (user >= 0) & has_preference[user]
+        return suits
+
+    def _drawn_texts(self) -> dict[str, TextGroups]:
+        """Return slot -> the texts that each document's query or preference is drawn from."""
+        if not self._groups:
+            return {}
+        subject, user, end = self._documents.subject, self._documents.user, self._documents.end
+        # A user's own intentions are about the last training item. They come after those of the items.
+        own = self._data.num_items + user
+        is_last = (user >= 0) & (end == self.histories.indptr[user + 1] - 1)
+        about_items = np.array([task.subject == "item" for task in ALIGNMENT_TASKS.values()])[self._documents.task]
+        has_own = about_items & is_last & (self._groups[QUERY].size[np.where(is_last, own, 0)] > 0)
+        asked = np.where(has_own, own, np.where(about_items, subject, 0))
+        return {QUERY: self._groups[QUERY].take(asked), PREFERENCE: self._groups[PREFERENCE].take(np.maximum(user, 0))}
 
     def _choices_of(self, task: AlignmentTask, suits: npt.NDArray[np.bool_]) -> Integers:
         """Add the sets of templates that documents may be worded by to `_choices`.
@@ -284,9 +364,12 @@ class AlignmentCorpus:
         for number in longest.values():
             template, documents = self._templates[number], self._documents
             numbers = np.flatnonzero(np.array([number in choices for choices in self._choices])[documents.choice])
-            has_query = QUERY in template.slots or template.response == QUERY
-            query = self._longest_query[documents.subject[numbers]] if has_query else np.zeros_like(numbers)
-            read, length = self._sizes(template, numbers, query)
+            texts = [
+                self._drawn[slot].longest[numbers] if has_slot[number] else np.zeros_like(numbers)
+                for slot, has_slot in self._has_slot.items()
+            ]
+            worded = self._worded(numbers, np.full(len(numbers), number), *texts)
+            read, length = self._rows.sizes(worded, self._titles_before)
             bad = numbers[(read < 1) & bool(template.slots & {ITEMS, TITLE_HISTORY}) | (length > self.context_length)]
             if len(bad):
                 what = f"{template.task.subject}_id"
@@ -316,11 +399,17 @@ class AlignmentCorpus:
         """Return the names of the documents' tasks: (n,)."""
         return np.array(list(ALIGNMENT_TASKS))[self._documents.task[np.asarray(numbers)]]
 
+    def subjects_of(self, numbers: Sequence[int] | Integers) -> tuple[Integers, Integers]:
+        """Return the user_index and the item_index that documents are about: (n,) each, -1 where there is none."""
+        numbers = np.asarray(numbers)
+        about_items = np.array([task.subject == "item" for task in ALIGNMENT_TASKS.values()])[self._documents.task[numbers]]
+        return self._documents.user[numbers], np.where(about_items, self._documents.subject[numbers], -1)
+
     def lengths(self, numbers: Sequence[int] | Integers, epoch: int) -> Integers:
         """Return the tokens of documents in an epoch, which depend on the templates drawn: (n,)."""
         return self._plan(np.asarray(numbers), epoch).length
 
-    def rows(self, numbers: Sequence[int] | Integers, epoch: int) -> tuple[list[Integers], list[npt.NDArray[np.bool_]]]:
+    def rows(self, numbers: Sequence[int] | Integers, epoch: int) -> tuple[RaggedRows, RaggedRows]:
         """Return the token ids of documents in an epoch, and the tokens that the loss counts.
 
         Returns:
@@ -329,89 +418,44 @@ class AlignmentCorpus:
         """
         numbers = np.asarray(numbers)
         plan = self._plan(numbers, epoch)
-        rows, counted = [], []
-        for number, template, query, read in zip(numbers, plan.template, plan.query, plan.read, strict=True):
-            row, counts = self._row(int(number), self._templates[template], int(query), int(read), epoch)
-            rows.append(row)
-            counted.append(counts)
-        return rows, counted
+        documents = self._worded(numbers, plan.template, plan.query, plan.preference)
+        history = RaggedRows.of_lengths(
+            self.histories.items[span_positions(documents.end - plan.read, plan.read)].astype(np.int64), plan.read
+        )
+        if self.reorder:
+            documents = self._reorder(numbers, documents, history, epoch)
+        return self._rows.rows(documents, history, self.together)
+
+    def _worded(self, numbers: Integers, template: Integers, query: Integers, preference: Integers) -> WordedDocuments:
+        return WordedDocuments(template, query, preference, *(column[numbers] for column in self._documents[1:4]))
 
     def _plan(self, numbers: Integers, epoch: int) -> _Plan:
-        # Two draws for each document of the corpus, read or not: a document's template then depends on (seed, epoch) and its
-        # number alone, not on the batch or the process that reads it.
-        if self._drawn is None or self._drawn[0] != epoch:
-            self._drawn = (epoch, np.random.default_rng((self.seed, epoch, 1)).random((len(self), 2)))
-        draws = self._drawn[1][numbers]
-        choice = self._documents.choice[numbers]
+        # All documents of the corpus are planned together, once an epoch: a document's template then depends on (seed, epoch) and
+        # its number alone, not on the batch or the process that reads it.
+        if self._planned is None or self._planned[0] != epoch:
+            self._planned = (epoch, self._plan_all(epoch))
+        return _Plan(*(column[numbers] for column in self._planned[1]))
+
+    def _plan_all(self, epoch: int) -> _Plan:
+        draws = np.random.default_rng((self.seed, epoch, 1)).random((len(self), 2))
+        choice = self._documents.choice
         template = self._choice_table[choice, (draws[:, 0] * self._choice_counts[choice]).astype(np.int64)]
-        query, read, length = (np.zeros(len(numbers), dtype=np.int64) for _ in range(3))
-        for number in np.unique(template):
-            places = np.flatnonzero(template == number)
-            drawn = self._templates[number]
-            if QUERY in drawn.slots or drawn.response == QUERY:
-                items = self._documents.subject[numbers[places]]
-                query[places] = self._first_query[items] + (draws[places, 1] * self._queries_of[items]).astype(np.int64)
-            read[places], length[places] = self._sizes(drawn, numbers[places], query[places])
-        return _Plan(template, query, read, length)
+        chosen = {slot: np.zeros(len(self), dtype=np.int64) for slot in (QUERY, PREFERENCE)}
+        if self._drawn:
+            shares = {QUERY: draws[:, 1], PREFERENCE: np.random.default_rng((self.seed, epoch, 4)).random(len(self))}
+            for slot, numbers in chosen.items():
+                asked = np.flatnonzero(self._has_slot[slot][template])
+                numbers[asked] = self._drawn[slot].take(asked).draw(shares[slot][asked])
+        documents = self._worded(np.arange(len(self)), template, chosen[QUERY], chosen[PREFERENCE])
+        return _Plan(template, chosen[QUERY], chosen[PREFERENCE], *self._rows.sizes(documents, self._titles_before))
 
-    def _sizes(self, template: TokenizedTemplate, numbers: Integers, query: Integers) -> tuple[Integers, Integers]:
-        """Return the items of the history that documents in one template hold, and their tokens: (n,) each."""
-        task, levels, separator = template.task, self._num_levels, self._separator
-        subject, begin, end = (column[numbers] for column in self._documents[1:4])
-        words = np.full(len(numbers), template.words)
-        for slot in template.slots - {ITEMS, TITLE_HISTORY}:
-            words += levels if slot == INDEX else self._texts_of(task, slot).lengths[query if slot == QUERY else subject]
-        if template.response in (INDEX, HISTORY):
-            words += levels
-        else:
-            texts, row = self._texts_of(task, template.response), query if template.response == QUERY else subject
-            words += texts.lengths[row] + texts.ends[row]
-        room = self.context_length - words
-        if ITEMS in template.slots:
-            closed = task.continues_history
-            most = self._history_limits[task.name]
-            read = np.minimum(np.minimum(end - begin, most), items_that_fit(room, levels, separator, closed))
-            return read, words + read * (levels + separator) - (0 if closed else separator)
-        if TITLE_HISTORY in template.slots:
-            # Titles differ in length, so the first one that fits is found by a search in the running sum of their tokens.
-            before, mark = self._title_tokens_before, len(self._title_separator)
-            start = np.searchsorted(before, before[end] - mark - room)
-            start = np.maximum(np.maximum(start, begin), end - self.max_history)
-            return end - start, words + before[end] - before[np.minimum(start, end)] - mark
-        return np.zeros(len(numbers), dtype=np.int64), words
-
-    def _row(
-        self, number: int, template: TokenizedTemplate, query: int, read: int, epoch: int
-    ) -> tuple[Integers, npt.NDArray[np.bool_]]:
-        task = template.task
-        subject, end = int(self._documents.subject[number]), int(self._documents.end[number])
-        history = self.histories.items[end - read : end]
-        if task.continues_history and self.reorder:
-            history, subject = self._reordered(history, subject, number, epoch)
-        parts: list[np.ndarray] = []
-        for segment in template.segments:
-            if not isinstance(segment, str):
-                parts.append(segment)
-            elif segment == ITEMS:
-                blocks = self._blocks[history].reshape(-1)
-                parts.append(blocks if task.continues_history else blocks[: len(blocks) - self._separator])
-            elif segment == INDEX:
-                parts.append(self._id_tokens[subject])
-            elif segment == TITLE_HISTORY:
-                parts.extend(self._title_list(history))
-            else:
-                parts.append(self._texts_of(task, segment).words(query if segment == QUERY else subject))
-        if template.response in (INDEX, HISTORY):
-            response: np.ndarray = self._id_tokens[subject]
-        else:
-            response = self._texts_of(task, template.response).response(query if template.response == QUERY else subject)
-        row = np.concatenate([*parts, response]).astype(np.int64, copy=False)
-        counts = np.zeros(len(row), dtype=bool)
-        counts[len(row) - len(response) :] = True
-        if task.continues_history and self.together:
-            tail = counts[len(row) - len(response) - read * self._blocks.shape[1] : len(row) - len(response)]
-            tail.reshape(read, -1)[1:, : self._num_levels] = True  # separators and the first item are given, not predicted
-        return row, counts
+    def _reorder(self, numbers: Integers, documents: WordedDocuments, history: RaggedRows, epoch: int) -> WordedDocuments:
+        """Put histories that a response continues in another order by chance, in place, and return the documents."""
+        subject = documents.subject.copy()
+        for place, (number, template) in enumerate(zip(numbers.tolist(), documents.template.tolist(), strict=True)):
+            if self._templates[template].task.continues_history:
+                history[place][:], subject[place] = self._reordered(history[place], int(subject[place]), number, epoch)
+        return documents._replace(subject=subject)
 
     def _reordered(self, history: np.ndarray, target: int, number: int, epoch: int) -> tuple[np.ndarray, int]:
         """Return a history and its target in their order, or by chance in another one."""
@@ -422,12 +466,6 @@ class AlignmentCorpus:
             return random.permutation(history), target
         everything = random.permutation(np.append(history, target))
         return everything[:-1], int(everything[-1])
-
-    def _title_list(self, history: np.ndarray) -> list[np.ndarray]:
-        parts: list[np.ndarray] = []
-        for item in history:
-            parts += [self._texts[TITLE].words(int(item)), self._title_separator]
-        return parts[:-1]
 
 
 def _own_texts(task: AlignmentTask, data: RecommendationData) -> dict[str, list[str]]:
@@ -453,14 +491,4 @@ def _check_semantic_ids(
             f"semantic_ids has {semantic_ids.num_items} items and the data {data.num_items}: it belongs to another catalogue; "
             "run `cllm4rec index-items` on this data"
         )
-    level, code = semantic_ids.num_levels - 1, semantic_ids.codebook_size - 1
-    for word, token in (
-        (semantic_id_token(0, 0), first_index_token),
-        (semantic_id_token(level, code), first_index_token + level * semantic_ids.codebook_size + code),
-    ):
-        if tokenizer.get_vocab().get(word) != token:
-            raise InputError(
-                f"first_index_token is {first_index_token}, so {word} should be token {token}, but the tokenizer has "
-                f"{tokenizer.get_vocab().get(word)}: add the tokens of semantic IDs first "
-                "(tokenization_lcrec.add_semantic_id_tokens)"
-            )
+    check_index_tokens(tokenizer.get_vocab(), first_index_token, semantic_ids.num_levels, semantic_ids.codebook_size)

@@ -52,8 +52,8 @@ INTENTION_SLOTS = frozenset({QUERY, PREFERENCE})
 """Slots that are filled from `Intentions`."""
 SLOTS = ITEM_TEXT_SLOTS | INTENTION_SLOTS | {HISTORY, INDEX}
 """Slots that the corpus fills for any task; other slots are texts of the task's own."""
-ABOUT_ITEMS, ABOUT_USERS = frozenset({INDEX, TITLE, DESCRIPTION, BOTH, QUERY}), frozenset({PREFERENCE})
-"""Slots that only documents about an item, or only documents about a user can fill."""
+ABOUT_ITEMS = frozenset({INDEX, TITLE, DESCRIPTION, BOTH, QUERY})
+"""Slots that only documents about an item can fill."""
 
 Booleans = npt.NDArray[np.bool_]
 
@@ -135,7 +135,8 @@ class AlignmentTask:
         Here those whose subject has all texts that the kind needs.
 
         Args:
-            has_text: slot -> (subjects,) bool, for each slot with one text a subject.
+            has_text: slot -> (subjects,) bool, for each slot with texts of the subject. That a user has a preference is checked
+                elsewhere, where the subject is an item.
         """
         suits = np.ones(len(documents.subject), dtype=bool)
         placeholders, response = self.template_kinds[kind]
@@ -162,13 +163,24 @@ def alignment_task(task: TaskClass) -> TaskClass:
             f"alignment task {task.name!r}: the name is taken or is no identifier; taken are {', '.join(ALIGNMENT_TASKS)}, answer"
         )
     made = task()
-    wrong = made.slots & (ABOUT_ITEMS if made.subject == "user" else ABOUT_USERS)
+    wrong = {slot for kind in made.template_kinds.values() for slot in _unfilled_slots(made.subject, kind)}
     if wrong:
         raise InputError(
             f"alignment task {task.name}: its documents are about {made.subject}s and have no {', '.join(sorted(wrong))}"
         )
+    for kind, slots in made.template_kinds.items():
+        if {HISTORY, TITLE_HISTORY} <= set(slots.placeholders):
+            raise InputError(f"alignment task {task.name}: the templates of kind {kind!r} list a history twice; choose one slot")
     ALIGNMENT_TASKS[task.name] = made
     return task
+
+
+def _unfilled_slots(subject: str, kind: TemplateKind) -> set[str]:
+    """Return the slots of a kind that its documents cannot fill. A document about an item has a user only with a history."""
+    slots = {*kind.placeholders, kind.response}
+    if subject == "user":
+        return slots & ABOUT_ITEMS
+    return set() if {HISTORY, TITLE_HISTORY} & set(kind.placeholders) else slots & {PREFERENCE}
 
 
 @alignment_task
@@ -239,12 +251,18 @@ class AsymmetricPrediction(AlignmentTask):
 
 @alignment_task
 class IntentionSearch(AlignmentTask):
-    """A query, or a history and a query -> the semantic ID of the item. This is the prompt of `search`."""
+    """A query, or a history with a query, a preference or both -> the semantic ID of the item.
+
+    The first two are the prompts of `search`. With a history, the query is the intention of that user for that item, where one
+    is known.
+    """
 
     name, section = "itemsearch", "III-C, implicit recommendation-oriented alignment"
     template_kinds = {
         QUERY: TemplateKind((QUERY,), INDEX),
         HISTORY: TemplateKind((HISTORY, QUERY), INDEX),
+        PREFERENCE: TemplateKind((HISTORY, PREFERENCE), INDEX),
+        BOTH: TemplateKind((HISTORY, PREFERENCE, QUERY), INDEX),
     }
     ablation_row = "+ITE"
 
@@ -256,7 +274,7 @@ class IntentionSearch(AlignmentTask):
     def suits(self, kind: str, documents: Documents, has_text: Mapping[str, Booleans]) -> Booleans:
         """Return which documents have a history, or none."""
         has_history = documents.end > documents.begin
-        return has_history if kind == HISTORY else ~has_history
+        return ~has_history if kind == QUERY else has_history
 
 
 @alignment_task

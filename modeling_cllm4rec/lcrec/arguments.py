@@ -43,6 +43,13 @@ class IndexArguments:
         },
     )
     codes: str = field(default="", metadata={"help": "for method given: an index.json of the released LC-Rec"})
+    repair: bool = field(
+        default=False,
+        metadata={
+            "help": "for method given: of items that share their codes, as in released files, let the first keep them and give "
+            "the others a free last code; without it they are an error"
+        },
+    )
     encoder: str = field(
         default="minilm", metadata={"help": "a transformers model, sentence-transformers:NAME, or the packaged minilm"}
     )
@@ -67,7 +74,15 @@ class IndexArguments:
     latent_dim: int = field(default=32, metadata={"help": "width of the quantized latents"})
     beta: float = field(default=0.25, metadata={"help": "weight of the commitment loss"})
     sinkhorn_epsilon: float = field(
-        default=0.003, metadata={"help": "sharpness of the uniform semantic mapping of the last level; 0 switches it off"}
+        default=0.003,
+        metadata={"help": "sharpness of the uniform semantic mapping of the last level; 0 switches it off, in training as well"},
+    )
+    uniform_mapping: Literal["conflicts", "all", "none"] = field(
+        default="conflicts",
+        metadata={
+            "help": "items whose last code uniform semantic mapping chooses after training: those that share their codes, as in "
+            "the paper, all, or none; codes that are shared after it are then resolved one by one"
+        },
     )
     num_train_epochs: int = field(default=1000, metadata={"help": "passes of the RQ-VAE over the items, see max_steps"})
     max_steps: int = field(
@@ -105,6 +120,8 @@ class IndexArguments:
             )
         if bool(self.codes) != (self.method == "given"):
             raise InputError(f"codes is {self.codes!r} and method {self.method!r}; a file of codes belongs to method 'given'")
+        if self.repair and self.method != "given":
+            raise InputError(f"repair is set and method is {self.method!r}, whose codes are all different; it belongs to 'given'")
         if not 0 <= self.co_occurrence < 1:
             raise InputError(
                 f"co_occurrence is {self.co_occurrence}; it must be 0 or more and below 1 (method 'co-occurrence' reads no texts)"
@@ -145,21 +162,20 @@ class IndexArguments:
 
 @accepts_other_names
 @dataclass
-class AlignArguments(TeacherArguments):
-    """Arguments of the alignment: tokens of semantic IDs and the language model, tuned on the alignment tasks."""
+class AlignmentArguments(TeacherArguments):
+    """Arguments of tuning on the alignment tasks, which `align` and `update` share."""
 
-    backbone: str = field(default="", metadata={"help": "name or path of a causal language model"})
-    scratch_layers: int = field(
-        default=0, metadata={"help": "layers of a small decoder with random weights that replaces the backbone"}
-    )
-    scratch_width: int = field(default=128, metadata={"help": "width of that decoder"})
-    scratch_heads: int = field(default=4, metadata={"help": "attention heads of that decoder"})
-    scratch_context: int = field(default=512, metadata={"help": "context length of that decoder"})
-    index: str = field(default="", metadata={"help": "index folder written by `cllm4rec index-items`"})
     tune: Literal["frozen", "lora", "full"] = field(
         default="full",
         metadata={
             "help": "trained weights: the full backbone as in the paper, LoRA matrices, or the tokens of semantic IDs alone"
+        },
+    )
+    train_words: bool = field(
+        default=False,
+        metadata={
+            "help": "train the rows of words in the token matrices as well where the backbone is not tuned in full, as the "
+            "released LoRA does; without it only those of semantic IDs"
         },
     )
     num_train_epochs: int = field(default=4, metadata={"help": "passes over the documents"})
@@ -194,6 +210,56 @@ class AlignArguments(TeacherArguments):
         default=0.0,
         metadata={"help": "probability that seqrec reads a history in a random order in an epoch; the paper's is 0"},
     )
+    item_head_weight: float = field(default=1.0, metadata={"help": "weight of the item head's loss"})
+    eval_users: int | None = field(default=1000, metadata={"help": "users of a validation, a fixed random sample; null for all"})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "users ranked at a time in validation"})
+    eval_every: int = field(default=1, metadata={"help": "epochs between validations"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(self, 1, "eval_users", "per_device_eval_batch_size", "eval_every")
+        check_at_least(self, 0, "item_head_weight")
+        if not 0 <= self.reorder <= 1:
+            raise InputError(f"reorder is {self.reorder}; it must lie between 0 and 1")
+        tasks = self.task_weights  # a wrong task is reported here, before anything is loaded
+        if self.teacher and "seqrec" not in tasks:
+            raise InputError(f"teacher is {self.teacher!r}, which teaches seqrec, but tasks is {self.tasks}; add seqrec")
+
+    def fingerprints(self) -> dict[str, str]:
+        """Return checksums of the files whose content is part of a run.
+
+        Raises:
+            MissingFileError: one of these files is missing.
+        """
+        for name, file in self.read_files.items():
+            if not file.is_file():
+                raise MissingFileError(f"{name}: there is no file {file}; a resumed run needs the same one")
+        return {f"{name}_sha256": hashlib.sha256(file.read_bytes()).hexdigest() for name, file in self.read_files.items()}
+
+    @property
+    def read_files(self) -> dict[str, Path]:
+        """Return argument -> a file whose content is part of a run."""
+        return {"templates": Path(self.templates)} if self.templates else {}
+
+    @property
+    def task_weights(self) -> dict[str, float]:
+        """Task -> share of its documents that an epoch reads."""
+        return parse_tasks(self.tasks)
+
+
+@accepts_other_names
+@dataclass
+class AlignArguments(AlignmentArguments):
+    """Arguments of the alignment: tokens of semantic IDs and the language model, tuned on the alignment tasks."""
+
+    backbone: str = field(default="", metadata={"help": "name or path of a causal language model"})
+    scratch_layers: int = field(
+        default=0, metadata={"help": "layers of a small decoder with random weights that replaces the backbone"}
+    )
+    scratch_width: int = field(default=128, metadata={"help": "width of that decoder"})
+    scratch_heads: int = field(default=4, metadata={"help": "attention heads of that decoder"})
+    scratch_context: int = field(default=512, metadata={"help": "context length of that decoder"})
+    index: str = field(default="", metadata={"help": "index folder written by `cllm4rec index-items`"})
     max_history: int = field(default=20, metadata={"help": "most items of a history, the last ones"})
     init_tokens: Literal["text", "random"] = field(
         default="text", metadata={"help": "start rows of the tokens of semantic IDs from the words of their items, or at random"}
@@ -201,10 +267,18 @@ class AlignArguments(TeacherArguments):
     init_columns: list[str] = field(
         default_factory=lambda: ["title", "brand", "categories"], metadata={"help": "text columns for init_tokens: text"}
     )
+    item_head: Literal["none", "text", "free"] = field(
+        default="none",
+        metadata={
+            "help": "score all items from one state, in addition to writing semantic IDs: a free row for each item, and with "
+            "text a projection of its embedding in the index; recommend then uses the head"
+        },
+    )
+    item_inputs: bool = field(
+        default=True,
+        metadata={"help": "of item_head: also read its rows, added to the semantic IDs of a history; other engines cannot"},
+    )
     num_beams: int = field(default=20, metadata={"help": "beams of validation and of the finished model"})
-    eval_users: int | None = field(default=1000, metadata={"help": "users of a validation, a fixed random sample; null for all"})
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "users ranked at a time in validation"})
-    eval_every: int = field(default=1, metadata={"help": "epochs between validations"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -226,33 +300,13 @@ class AlignArguments(TeacherArguments):
             )
         if self.scratch_layers and self.tune != "full":
             raise InputError(f"tune is {self.tune!r}, but random weights must all be trained; set tune: full")
-        for name in ("max_history", "num_beams", "eval_users", "per_device_eval_batch_size", "eval_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} is {value}; it must be 1 or more")
-        if not 0 <= self.reorder <= 1:
-            raise InputError(f"reorder is {self.reorder}; it must lie between 0 and 1")
+        check_at_least(self, 1, "max_history", "num_beams")
         if self.num_beams < 10:
             raise InputError(f"num_beams is {self.num_beams}; validation ranks 10 items and needs 10 beams or more")
-        tasks = self.task_weights
-        if self.teacher and "seqrec" not in tasks:
-            raise InputError(f"teacher is {self.teacher!r}, which teaches seqrec, but tasks is {self.tasks}; add seqrec")
-
-    def fingerprints(self) -> dict[str, str]:
-        """Return checksums of the index and, where given, of the templates.
-
-        Raises:
-            MissingFileError: one of these files is missing.
-        """
-        files = {"index": Path(self.index) / INDEX_FILE}
-        if self.templates:
-            files["templates"] = Path(self.templates)
-        for name, file in files.items():
-            if not file.is_file():
-                raise MissingFileError(f"{name}: there is no file {file}; a resumed run needs the same one")
-        return {f"{name}_sha256": hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
+        if self.item_head != "none" and "seqrec" not in self.task_weights:
+            raise InputError(f"item_head is {self.item_head!r}, which learns from seqrec, but tasks is {self.tasks}; add seqrec")
 
     @property
-    def task_weights(self) -> dict[str, float]:
-        """Task -> share of its documents that an epoch reads."""
-        return parse_tasks(self.tasks)
+    def read_files(self) -> dict[str, Path]:
+        """Return argument -> a file whose content is part of a run."""
+        return {"index": Path(self.index) / INDEX_FILE, **super().read_files}

@@ -1,28 +1,23 @@
-"""Constrained beam search and exact scoring over the semantic IDs of a catalogue, with one cache for all beams of a prompt.
-
-The tokens that continue a prompt form a tree. They are fed to the model as one row, whatever branch they are on, with a mask
-that lets each see the prompt, the tokens above it and itself ("tree attention"). So the cache of the prompt is not copied
-for each beam, and no cache is reordered when beams change places.
+"""Constrained beam search and exact scores over the semantic IDs of a catalogue, with one cache for all beams of a prompt.
 
 This file is copied into every saved folder.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..core.errors import InputError
-from ..core.language_model import real_positions, word_head
 from ..core.top_items import top_items
-from .constrained_decoding import CandidateItems, ItemTrie, SeenItems, check_vocabulary
+from .constrained_decoding import CandidateItems, ItemTrie, SeenItems
+from .prompt_tree import PromptTree
 
-LOGITS_AT_A_TIME = 2**24
-"""Logits that are in memory at once: 64 MB in float32."""
-TREE_ATTENTION = ("eager", "sdpa")
-"""Attention implementations that take a mask of its own for each token, which tree attention needs."""
+MOST_NODES = 2**17
+"""Prefixes of semantic IDs that may be read for one prompt: about a minute on a CPU core with a small language model."""
 
 
 class FoundItems(NamedTuple):
@@ -46,7 +41,7 @@ def beam_search(
     attention_mask: torch.Tensor,
     trie: ItemTrie,
     first_index_token: int,
-    num_beams: int,
+    num_beams: int | Sequence[int],
     seen: SeenItems | None = None,
     candidates: Any = None,
 ) -> FoundItems:
@@ -61,28 +56,50 @@ def beam_search(
         input_ids: (B, T) prompts, padded on the right or on the left; attention_mask: (B, T) ones for real tokens.
         trie: the semantic IDs of all items, on the model's device.
         first_index_token: token id of code 0 of level 0; code c of level h has `first_index_token + h * K + c`.
-        num_beams: n; neither memory nor the number of items changes it.
+        num_beams: n, or the number of beams of each level, the last of which is n; neither memory nor the number of items
+            changes it.
         seen: seen items of each row, which are excluded; candidates: item indices that all rows choose from.
 
     Raises:
-        InputError: num_beams below 1, no candidates at all, a prompt that is empty or leaves no room for a semantic ID, a model
-            in training mode or with another kind of attention.
+        InputError: num_beams below 1 or for another number of levels, no candidates at all, a prompt that is empty or leaves no
+            room for a semantic ID, a model in training mode or with another kind of attention.
     """
-    if num_beams < 1:
-        raise InputError(f"num_beams is {num_beams}; it must be 1 or more")
+    return bounded_search(language_model, input_ids, attention_mask, trie, first_index_token, num_beams, seen, candidates)[0]
+
+
+@torch.no_grad()
+def bounded_search(
+    language_model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    trie: ItemTrie,
+    first_index_token: int,
+    num_beams: int | Sequence[int],
+    seen: SeenItems | None = None,
+    candidates: Any = None,
+) -> tuple[FoundItems, torch.Tensor]:
+    """As `beam_search`, with a bound on what it may have missed.
+
+    Returns:
+        What it found, and the (B,) highest score of a prefix that was dropped, -inf where none was. No code raises the score of a
+        prefix, so no item that was not found is likelier than that.
+    """
+    widths = beams_of_levels(num_beams, trie.num_levels)
     rows = len(input_ids)
     pruned = trie.candidates(rows, seen, candidates)
-    tree = _PromptTree(language_model, input_ids, attention_mask, trie, first_index_token)
+    tree = PromptTree(language_model, input_ids, attention_mask, trie, first_index_token)
+    bound = torch.full((rows,), float("-inf"), device=trie.device)
     if not pruned.rows_with_items().any():
-        nothing = torch.full((rows, num_beams, trie.num_levels), -1, device=trie.device)
-        return FoundItems(nothing[..., 0], torch.full(nothing.shape[:2], float("-inf"), device=trie.device), nothing)
+        nothing = torch.full((rows, widths[-1], trie.num_levels), -1, device=trie.device)
+        return FoundItems(nothing[..., 0], torch.full(nothing.shape[:2], float("-inf"), device=trie.device), nothing), bound
     nodes = torch.zeros(rows, 1, dtype=torch.int64, device=trie.device)
     scores = torch.zeros(rows, 1, device=trie.device)
     log_probs = tree.prompt_log_probs()[:, None]
     visible = torch.zeros(rows, 1, 0, dtype=torch.bool, device=trie.device)
     codes = torch.zeros(rows, 1, 0, dtype=torch.int64, device=trie.device)
-    for level in range(1, trie.num_levels + 1):
-        nodes, scores, parents = _expand(pruned, level, nodes, scores, log_probs, num_beams)
+    for level, width in enumerate(widths, start=1):
+        nodes, scores, parents, dropped = _expand(pruned, level, nodes, scores, log_probs, width)
+        bound = torch.maximum(bound, dropped)
         written = trie.codes(level, nodes.clamp(min=0))
         codes = torch.cat([codes.take_along_dim(parents[..., None], dim=1), written[..., None]], dim=2)
         if level < trie.num_levels:
@@ -93,14 +110,33 @@ def beam_search(
             visible = torch.cat([above, own], dim=2)
             states = tree.read(tree.tokens(level, nodes.clamp(min=0)), torch.full_like(nodes[0], level), visible)
             log_probs = tree.code_log_probs(states, level + 1)
-    missing = num_beams - nodes.shape[1]
+    missing = widths[-1] - nodes.shape[1]
     items = torch.where(nodes >= 0, trie.leaf_items[nodes.clamp(min=0)], -1)
     codes = codes.masked_fill(nodes[..., None] < 0, -1)
-    return FoundItems(
+    found = FoundItems(
         torch.nn.functional.pad(items, (0, missing), value=-1),
         torch.nn.functional.pad(scores, (0, missing), value=float("-inf")),
         torch.nn.functional.pad(codes, (0, 0, 0, missing), value=-1),
     )
+    return found, bound
+
+
+def beams_of_levels(num_beams: int | Sequence[int], num_levels: int) -> list[int]:
+    """Return the number of beams of each level.
+
+    Raises:
+        InputError: a number below 1, or another number of numbers than levels.
+
+    Example:
+        >>> beams_of_levels(20, 3), beams_of_levels([50, 30, 20], 3)
+        ([20, 20, 20], [50, 30, 20])
+    """
+    widths = [int(one) for one in num_beams] if isinstance(num_beams, Sequence) else [num_beams] * num_levels
+    if len(widths) != num_levels:
+        raise InputError(f"num_beams is {widths}; give one number, or {num_levels}, one for each level of a semantic ID")
+    if min(widths) < 1:
+        raise InputError(f"num_beams is {num_beams}; it must be 1 or more")
+    return widths
 
 
 @torch.no_grad()
@@ -111,23 +147,36 @@ def score_all(
     trie: ItemTrie,
     first_index_token: int,
     nodes_at_a_time: int = 256,
+    most_nodes: int = MOST_NODES,
 ) -> torch.Tensor:
     """Return the exact ln p of the semantic ID of every item after each prompt.
 
-    The trie is read in subtrees, each in one pass, so that a common prefix of items is read once.
+    The trie is read in subtrees, each in one pass, so that a common prefix of items is read once. Where only the best items are
+    needed, `exact_search.best_of_all` reads a small part of the trie.
 
     Args:
         nodes_at_a_time: nodes of the last level but one in a subtree; with those above them, at most H - 1 times as many
             tokens are fed for each prompt.
+        most_nodes: prefixes of semantic IDs that may be read for each prompt.
 
-    The other arguments and the errors are those of `beam_search`.
+    The other arguments and errors are those of `beam_search`.
 
     Returns:
         (B, J) float32.
+
+    Raises:
+        InputError: the trie has more prefixes than `most_nodes`.
     """
     if nodes_at_a_time < 1:
         raise InputError(f"nodes_at_a_time is {nodes_at_a_time}; it must be 1 or more")
-    tree = _PromptTree(language_model, input_ids, attention_mask, trie, first_index_token)
+    nodes = sum(trie.num_nodes(level) for level in range(1, trie.num_levels))
+    if nodes > most_nodes:
+        raise InputError(
+            f"the scores of all {trie.num_items:,} items need {nodes:,} prefixes of semantic IDs to be read for each user, and "
+            f"the most is {most_nodes:,}; search for the best items with num_beams, or align a model with an item head, which "
+            "scores all items in one pass"
+        )
+    tree = PromptTree(language_model, input_ids, attention_mask, trie, first_index_token)
     prompt_log_probs = tree.prompt_log_probs()  # (B, K)
     if trie.num_levels == 1:
         return prompt_log_probs[:, trie.codes(1, trie.item_leaves)]
@@ -169,98 +218,6 @@ def check_tree_attention(language_model: PreTrainedModel) -> None:
             )
 
 
-class _PromptTree:
-    """The cache of a batch of prompts, and of the tree of tokens that continue them.
-
-    Attributes:
-        prompt_state: (B, width) state of the last real token of each prompt.
-    """
-
-    def __init__(
-        self,
-        language_model: PreTrainedModel,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        trie: ItemTrie,
-        first_index_token: int,
-    ) -> None:
-        if language_model.training:
-            raise InputError("the language model is in training mode, where dropout makes scores random; call .eval() first")
-        self.trie, self.first_index_token = trie, first_index_token
-        self.decoder, self.head = language_model.base_model, word_head(language_model)
-        config = language_model.config.get_text_config()
-        self.rows_at_a_time = max(1, LOGITS_AT_A_TIME // config.vocab_size)
-        self.prompt_mask = attention_mask.bool()  # (B, T)
-        self.lengths = attention_mask.sum(1)
-        _check_prompts(config, input_ids, self.prompt_mask, self.lengths, trie.num_levels)
-        self.cache = DynamicCache()
-        self.fed = 0  # tokens in the cache after the prompts
-        hidden = self._states(input_ids, attention_mask, real_positions(attention_mask))
-        last = (torch.arange(input_ids.shape[1], device=input_ids.device) * attention_mask).argmax(1)
-        self.prompt_state = hidden[torch.arange(len(hidden), device=hidden.device), last]
-
-    def tokens(self, level: int, nodes: torch.Tensor) -> torch.Tensor:
-        """Return the token ids of nodes of a level in [1, H], of any shape."""
-        return self.first_index_token + (level - 1) * self.trie.codebook_size + self.trie.codes(level, nodes)
-
-    def read(self, tokens: torch.Tensor, levels: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-        """Feed (B, n) tokens of (n,) levels; they stay in the cache.
-
-        Args:
-            visible: (B or 1, n, fed before + n) whether each of them sees a token after the prompt.
-
-        Returns:
-            (B, n, width) states.
-        """
-        rows, number = tokens.shape
-        prompt = self.prompt_mask[:, None].expand(-1, number, -1)
-        sees = torch.cat([prompt, visible.expand(rows, -1, -1)], dim=2)[:, None]  # (B, 1, n, T + fed)
-        # A float mask, because "eager" adds the mask to the attention weights and would add booleans as 0 and 1.
-        dtype = self.prompt_state.dtype
-        mask = torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill(~sees, torch.finfo(dtype).min)
-        self.fed += number
-        # Positions follow levels, not places in the row: in the text of each beam, a token of level h is h - 1 after the prompt.
-        return self._states(tokens, mask, self.lengths[:, None] + levels - 1)
-
-    def forget(self) -> None:
-        """Drop all tokens after the prompts from the cache."""
-        self.cache.crop(-self.fed)
-        self.fed = 0
-
-    def prompt_log_probs(self) -> torch.Tensor:
-        """Return ln p of the codes of level 1 after the prompts: (B, K)."""
-        return self.code_log_probs(self.prompt_state, 1)
-
-    def code_log_probs(self, states: torch.Tensor, level: int) -> torch.Tensor:
-        """Return ln p, over the whole vocabulary, of the codes of a level in [1, H] after (..., width) states.
-
-        Returns:
-            (..., K) float32.
-        """
-        first = self.first_index_token + (level - 1) * self.trie.codebook_size
-        log_probs = []
-        # The logits of all beams over a vocabulary of 100,000 words would take more memory than the model: part by part.
-        for part in states.flatten(0, -2).split(self.rows_at_a_time):
-            logits = self.head(part).float().to(part.device)
-            check_vocabulary(logits.shape[-1], self.trie, self.first_index_token)
-            codes = logits[:, first : first + self.trie.codebook_size]
-            log_probs.append(codes - logits.logsumexp(dim=1, keepdim=True))
-        return torch.cat(log_probs).unflatten(0, states.shape[:-1])
-
-    def _states(self, tokens: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        outputs = self.decoder(
-            input_ids=tokens,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-            return_dict=True,
-        )
-        # With a device_map, the last layers may be on another device than the prompts and the tree.
-        states: torch.Tensor = outputs.last_hidden_state.to(tokens.device)
-        return states
-
-
 def _expand(
     candidates: CandidateItems,
     level: int,
@@ -268,7 +225,7 @@ def _expand(
     scores: torch.Tensor,
     log_probs: torch.Tensor,
     num_beams: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the best nodes with candidates of a level in [1, H] below the beams of the level before.
 
     Args:
@@ -277,7 +234,8 @@ def _expand(
 
     Returns:
         (B, n) nodes, scores and parents (positions among the m beams), where n is `num_beams`, or less if no row has that many
-        children: in ascending order of nodes with -1 last; on level H best first, of equal scores the lower item.
+        children: in ascending order of nodes with -1 last; on level H best first, of equal scores the lower item. And the (B,)
+        highest score of a child that is not among them, -inf where there is none.
     """
     trie = candidates.trie
     alive = (nodes >= 0).flatten().nonzero().flatten()
@@ -298,6 +256,8 @@ def _expand(
     table = torch.full((len(nodes), int(counts.max())), float("-inf"), device=total.device)
     table[row, torch.arange(len(row), device=row.device) - first[row]] = total
     best, found = top_items(table, min(num_beams, table.shape[1]))
+    # A row with -1 has all of its children among the best, the one in column 0 as well.
+    dropped = table.scatter(1, best.clamp(min=0), float("-inf")).amax(1)
     if level < trie.num_levels:
         # Back into the order of nodes, with the missing ones (-1) last: `children` then gives leaves in ascending order.
         best = best.masked_fill(best < 0, table.shape[1]).sort(dim=1).values
@@ -305,7 +265,7 @@ def _expand(
         found = table.gather(1, best.clamp(min=0)).masked_fill(best < 0, float("-inf"))
     chosen = (first[:, None] + best).clamp(min=0, max=len(child) - 1)
     missing = best < 0
-    return child[chosen].masked_fill(missing, -1), found, (parent[chosen] % nodes.shape[1]).masked_fill(missing, 0)
+    return child[chosen].masked_fill(missing, -1), found, (parent[chosen] % nodes.shape[1]).masked_fill(missing, 0), dropped
 
 
 def _subtree(trie: ItemTrie, start: int, stop: int) -> list[torch.Tensor]:
@@ -320,7 +280,7 @@ def _subtree(trie: ItemTrie, start: int, stop: int) -> list[torch.Tensor]:
     return [torch.arange(*ends[level], device=trie.device) for level in range(1, last + 2)]
 
 
-def _score_subtree(tree: _PromptTree, subtree: list[torch.Tensor], prompt_log_probs: torch.Tensor) -> torch.Tensor:
+def _score_subtree(tree: PromptTree, subtree: list[torch.Tensor], prompt_log_probs: torch.Tensor) -> torch.Tensor:
     """Return ln p of the semantic IDs of a subtree's leaves, from one pass: (B, leaves)."""
     trie, rows = tree.trie, len(prompt_log_probs)
     fed = subtree[:-1]  # leaves have no successor, so their tokens need not be read
@@ -342,43 +302,4 @@ def _score_subtree(tree: _PromptTree, subtree: list[torch.Tensor], prompt_log_pr
     return scores
 
 
-def _check_prompts(
-    config: PreTrainedConfig, input_ids: torch.Tensor, mask: torch.Tensor, lengths: torch.Tensor, num_levels: int
-) -> None:
-    """Check that prompts and attention give the scores of plain forward passes."""
-    if input_ids.ndim != 2 or mask.shape != input_ids.shape or not len(input_ids):
-        raise InputError(
-            f"input_ids have shape {tuple(input_ids.shape)} and attention_mask {tuple(mask.shape)}; "
-            "both must be (prompts, tokens), with one prompt or more"
-        )
-    if not bool((lengths > 0).all()):
-        raise InputError(f"row {int(lengths.argmin())}: the prompt is empty (its attention_mask is 0 throughout)")
-    longest, room = int(lengths.max()), config.max_position_embeddings
-    if longest + num_levels > room:
-        raise InputError(
-            f"row {int(lengths.argmax())}: the prompt takes {longest} tokens and a semantic ID {num_levels}, but the context "
-            f"holds {room}; shorten the prompt"
-        )
-    if config._attn_implementation not in TREE_ATTENTION:
-        raise InputError(
-            f"attn_implementation is {config._attn_implementation!r}, which takes no mask of its own for each token; "
-            f"load the model with one of {', '.join(TREE_ATTENTION)}"
-        )
-    _check_windows(config, longest + num_levels)
-
-
-def _check_windows(config: PreTrainedConfig, length: int) -> None:
-    """Check that all layers see all tokens; not every configuration has these two fields."""
-    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-    if kinds:
-        raise InputError(
-            f"the backbone has layers of {', '.join(sorted(kinds))}; beams can share a cache of attention layers only"
-        )
-    window = getattr(config, "sliding_window", None)
-    if window is not None and length > window:
-        raise InputError(
-            f"prompt and semantic ID take {length} tokens, and the backbone's sliding window holds {window}; shorten the prompt"
-        )
-
-
-__all__ = ["FoundItems", "beam_search", "check_tree_attention", "score_all"]
+__all__ = ["MOST_NODES", "FoundItems", "beam_search", "beams_of_levels", "bounded_search", "check_tree_attention", "score_all"]

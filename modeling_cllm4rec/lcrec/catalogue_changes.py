@@ -1,7 +1,7 @@
 """Add and remove items of an LC-Rec model without training.
 
-An item is a row of the catalogue with its codes, so no weight changes: a new item gets a semantic ID that is free, and the ID
-of a removed item becomes free.
+An item is a row of the catalogue with its codes, so the language model does not change: a new item gets a semantic ID that is
+free, and the ID of a removed item becomes free. An item head gets a row for the new item from its text.
 
 This file is copied into every saved folder.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,8 @@ def add_items(
 ) -> None:
     """Add new items to the catalogue without training: each gets the nearest semantic ID that is free.
 
+    The semantic IDs of the items before never change; `config.index_history` names the version before.
+
     Args:
         items: `item_id` and text columns.
         embeddings: (new, input_dim) of their texts, made as `config.item_encoder` says; None makes them.
@@ -56,7 +59,7 @@ def add_items(
     together, new = extended_catalogue(Catalogue(table.drop_columns([CODES])), items)
     if not new.num_rows:
         return
-    vectors = _text_embeddings(model, new, encoder, progress) if embeddings is None else np.asarray(embeddings)
+    vectors = text_embeddings(model, new, encoder, progress) if embeddings is None else np.asarray(embeddings)
     width = indexer.config.input_dim
     if vectors.shape != (new.num_rows, width):
         made = "; encoder is not that of the index" if embeddings is None else ""
@@ -65,11 +68,19 @@ def add_items(
         raise InputError("embeddings hold NaN or infinite values; compute them again")
     codes = model.semantic_ids.codes
     free = nearest_free_codes(indexer.latents(vectors), indexer.codebook_array, codes)
+    if model.item_head is not None:
+        model.item_head = model.item_head.with_items(np.arange(len(codes)), vectors)
+    config = model.config
+    place = Path(model.name_or_path).name if model.name_or_path else None
+    before = {"folder": place, "num_items": len(codes), "codes_fingerprint": config.codes_fingerprint}
+    config.index_history = [*config.index_history, before]
     model.set_catalogue(with_codes(together, np.concatenate([codes, free])))
 
 
 def take_item_rows(model: Any, rows: np.ndarray) -> None:
     """Keep these items and their codes, in this order: (kept,) item indices, each once."""
+    if model.item_head is not None:
+        model.item_head = model.item_head.with_items(rows)
     model.set_catalogue(Catalogue(model.require_catalogue().table.take(pa.array(rows))))
 
 
@@ -87,8 +98,8 @@ def with_codes(catalogue: Catalogue, codes: np.ndarray) -> Catalogue:
     return Catalogue(table.append_column(CODES, lists.cast(pa.list_(pa.int32()))))
 
 
-def _text_embeddings(model: Any, items: pa.Table, encoder: str | None, progress: bool) -> np.ndarray:
-    """Return (new, d) vectors of texts, made as those of the model's items."""
+def text_embeddings(model: Any, items: pa.Table, encoder: str | None, progress: bool) -> np.ndarray:
+    """Return (new, d) vectors of item texts, made as those of the model's items; see `add_items` for arguments and errors."""
     settings = dict(model.config.item_encoder or {})
     if not settings:
         raise InputError(
@@ -112,4 +123,4 @@ def _text_embeddings(model: Any, items: pa.Table, encoder: str | None, progress:
         ) from error
 
 
-__all__ = ["CODES", "add_items", "take_item_rows", "with_codes"]
+__all__ = ["CODES", "add_items", "take_item_rows", "text_embeddings", "with_codes"]

@@ -21,7 +21,8 @@ class RQVAEConfig(PreTrainedConfig):
         hidden_dims: widths of the encoder's hidden layers; the decoder mirrors them. Empty, with `latent_dim` equal to
             `input_dim`: no encoder at all, the embeddings themselves are quantized (residual k-means).
         latent_dim: width d of the quantized latents (32 in the paper).
-        num_levels: H codes for each item; codebook_size: K codes of a level.
+        num_levels: codes H of each item.
+        codebook_size: codes K of a level.
         beta: weight of the commitment (0.25 in the paper).
         quantization_weight: weight of the quantization loss relative to the reconstruction loss. The quantization loss is the
             sum over levels as in the paper; 1 / num_levels gives the mean over levels of the released code.

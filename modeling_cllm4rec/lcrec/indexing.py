@@ -20,7 +20,7 @@ from modeling_cllm4rec.core.errors import ExistingFileError, InputError
 from modeling_cllm4rec.core.saved_folder import CURVES_FILE
 from modeling_cllm4rec.corpora.atomic_files import atomic_file, check_output_folder
 from modeling_cllm4rec.corpora.data_folder import INFO_FILE, RecommendationData
-from modeling_cllm4rec.corpora.item_embeddings import item_embeddings
+from modeling_cllm4rec.corpora.item_embeddings import embedding_settings, item_embeddings, write_item_embeddings
 from modeling_cllm4rec.evaluation.training_curves import RECORD_FILE
 from modeling_cllm4rec.hub.model_card import save_record, training_record
 from modeling_cllm4rec.lcrec.arguments import INDEX_FILE, WITHOUT_EMBEDDINGS, IndexArguments
@@ -31,8 +31,7 @@ from modeling_cllm4rec.lcrec.index_methods import (
     vanilla_semantic_ids,
     with_co_occurrence,
 )
-from modeling_cllm4rec.lcrec.modeling_lcrec import INDEXER_FOLDER
-from modeling_cllm4rec.lcrec.modeling_rqvae import RQVAEModel, residual_k_means
+from modeling_cllm4rec.lcrec.modeling_rqvae import INDEXER_FOLDER, RQVAEModel, residual_k_means
 from modeling_cllm4rec.lcrec.released_files import read_released_semantic_ids
 from modeling_cllm4rec.lcrec.rqvae_training import CHECKPOINTS, IndexProgress, train_rqvae
 from modeling_cllm4rec.lcrec.semantic_id_report import REPORT_FILES, check_plots, save_report, semantic_id_report
@@ -41,8 +40,8 @@ from modeling_cllm4rec.lcrec.semantic_ids import (
     SemanticIds,
     assign_unique_codes,
     nearest_codes,
-    spread_last_level,
 )
+from modeling_cllm4rec.lcrec.uniform_mapping import spread_conflicts, spread_last_level
 from modeling_cllm4rec.training.argument_names import current_record
 from modeling_cllm4rec.training.estimates import check_memory, indexing_memory
 from modeling_cllm4rec.training.run_folder import RUN_FILE
@@ -82,7 +81,7 @@ def index_items(arguments: IndexArguments, embeddings: np.ndarray | None = None)
     identity = _identity(arguments, items)
     _check_sizes(len(items), arguments)
     _check_folder(arguments, identity)
-    semantic_ids = ids_without_embeddings(arguments, data, items)
+    given, semantic_ids = embeddings, ids_without_embeddings(arguments, data, items)
     if semantic_ids is not None:
         embeddings = None
         identity["codes_sha256"] = hashlib.sha256(semantic_ids.codes.tobytes()).hexdigest()
@@ -110,6 +109,8 @@ def index_items(arguments: IndexArguments, embeddings: np.ndarray | None = None)
         logger.info("index-items: an estimate of %s", estimate.line())
         check_memory(estimate, arguments.max_memory, "use a smaller codebook_size and more num_levels")
     _claim(arguments, identity)
+    if given is not None and embeddings is not None:  # for the item head of `align`
+        write_item_embeddings(folder / EMBEDDINGS_FILE, data.items, given)
     progress = IndexProgress(finished=True)
     settings = dict(identity)
     if semantic_ids is not None:
@@ -121,19 +122,25 @@ def index_items(arguments: IndexArguments, embeddings: np.ndarray | None = None)
             return None, progress
         latents, codebooks = indexer.latents(embeddings), indexer.codebook_array
         plain = nearest_codes(latents, codebooks)
-        uniform = spread_last_level(latents, codebooks, plain, arguments.sinkhorn_epsilon, arguments.seed)
-        semantic_ids = SemanticIds(assign_unique_codes(latents, codebooks, uniform), arguments.codebook_size)
-        earlier = {"nearest": plain, "uniform": uniform}
+        earlier = {"nearest": plain}
+        if arguments.uniform_mapping != "none":
+            spread = spread_conflicts if arguments.uniform_mapping == "conflicts" else spread_last_level
+            earlier["uniform"] = spread(latents, codebooks, plain, arguments.sinkhorn_epsilon, seed=arguments.seed)
+        unique = assign_unique_codes(latents, codebooks, earlier.get("uniform", plain))
+        semantic_ids = SemanticIds(unique, arguments.codebook_size)
         report = semantic_id_report(semantic_ids, embeddings, indexer, earlier)
         if not arguments.co_occurrence:  # a new item has no co-occurrence, so the indexer could not encode it
             indexer.save_pretrained(folder / INDEXER_FOLDER)
             settings["item_encoder"] = arguments.item_encoder
-    semantic_ids.save(folder / INDEX_FILE, items)
+    with atomic_file(folder / INDEX_FILE) as temporary:
+        semantic_ids.save(temporary, items)
     report |= {"epochs": progress.epoch, "last_losses": progress.losses[-10:]}
     save_report(folder, report, arguments.plots)
     settings["report"] = report
+    settings["codes_fingerprint"] = semantic_ids.fingerprint
     # The settings are written after the index: without them, a killed run is not taken for a finished one.
-    (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=1), encoding="utf-8")
+    with atomic_file(folder / SETTINGS_FILE) as temporary:
+        temporary.write_text(json.dumps(settings, indent=1), encoding="utf-8")
     steps = progress.epoch * -(-len(items) // arguments.per_device_train_batch_size)
     save_record(folder, STAGE, {**training_record(arguments, progress), "steps": steps})
     logger.info("semantic IDs of %d items saved in %s", len(items), folder)
@@ -145,7 +152,7 @@ def ids_without_embeddings(arguments: IndexArguments, data: RecommendationData, 
     levels, size, seed = arguments.num_levels, arguments.codebook_size, arguments.seed
     match arguments.method:
         case "given":
-            return read_released_semantic_ids(arguments.codes, items, levels, size)
+            return read_released_semantic_ids(arguments.codes, items, levels, size, arguments.repair)
         case "random":
             return SemanticIds(random_codes(len(items), levels, size, seed), size)
         case "vanilla":
@@ -236,7 +243,7 @@ def _check_same(record: Path, identity: Mapping[str, Any]) -> None:
         before = json.loads(record.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"resume: {record} is damaged ({error}); set overwrite, or choose another output") from error
-    before = current_record(before, IndexArguments)
+    before = {"uniform_mapping": "all", "repair": False, **current_record(before, IndexArguments)}  # as in earlier versions
     changed = {key: (before.get(key), value) for key, value in identity.items() if before.get(key) != value}
     if changed:
         raise InputError(
@@ -256,6 +263,9 @@ def _claim(arguments: IndexArguments, identity: Mapping[str, Any]) -> None:
             shutil.rmtree(folder / name, ignore_errors=True)
         for name in (INDEX_FILE, SETTINGS_FILE, *REPORT_FILES, RECORD_FILE, CURVES_FILE, RUN_FILE):
             (folder / name).unlink(missing_ok=True)
+        embeddings = folder / EMBEDDINGS_FILE  # a cache, unless they were computed elsewhere
+        if embeddings.exists() and embedding_settings(embeddings)["encoder"] is None:
+            embeddings.unlink()
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_file(record) as temporary:
         temporary.write_text(json.dumps(identity), encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -19,7 +20,15 @@ from modeling_cllm4rec.core.language_model import greedy_generation
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.item_embeddings import context_length, model_revision
 from modeling_cllm4rec.corpora.item_texts import DESCRIPTION, TITLE, clean_text, item_texts
-from modeling_cllm4rec.lcrec.intentions import Intentions, extract_intentions, reviews_of_items, training_histories
+from modeling_cllm4rec.hub.loading import check_on_hub
+from modeling_cllm4rec.lcrec.intentions import (
+    Intentions,
+    extract_intentions,
+    parts_of_history,
+    reviews_of_items,
+    reviews_of_last_items,
+    training_histories,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +38,17 @@ REVIEWS = 3
 """Training reviews of an item that the writer reads."""
 
 _ABOUT_ITEM = "Product: {title}\n{details}In one short sentence, a customer who has not found it yet asks a shop for it:"
-_ABOUT_USER = "A customer bought, one after another: {titles}.\nIn one short sentence, what this customer likes and looks for:"
+_ABOUT_USER = (
+    "A customer bought, one after another: {titles}.\nIn one short sentence, what this customer likes and looks for:",
+    "A customer bought some time ago: {titles}.\nIn one short sentence, the lasting taste of this customer:",
+    "A customer bought lately: {titles}.\nIn one short sentence, what this customer looks for at present:",
+)
+"""Prompts for the general, the long-term and the short-term preference."""
+_ABOUT_REVIEW = (
+    "Product: {title}\nA buyer: {review}\nIn one short sentence, what this buyer wants, in the buyer's own words:",
+    "Product: {title}\nA buyer: {review}\nIn one short sentence, how this product is, without its name:",
+)
+"""Prompts for the intention of a user by user and by item."""
 
 
 def write_intentions(
@@ -44,11 +63,12 @@ def write_intentions(
     device: str = "cpu",
     progress: bool = True,
 ) -> Intentions:
-    """Write a query for each item and a preference for each user with a causal language model, by greedy decoding.
+    """Write queries of items, and intentions and preferences of users with a causal language model, by greedy decoding.
 
     The writer reads titles, the first `TEXT_WORDS` words of descriptions and of up to `REVIEWS` training reviews, and
-    training histories without their last item, so no held-out pair. Where it writes nothing, the text of `extract_intentions`
-    is used; their number is logged, and part of `Intentions.source`.
+    training histories without their last item, so no held-out pair. It writes one query for each item, and for each user up to
+    three preferences and, from the user's review of the last training item, two intentions. Where it writes nothing, the text of
+    `extract_intentions` is used; the number of unanswered prompts is logged, and part of `Intentions.source`.
 
     Args:
         writer: name or path for `AutoModelForCausalLM.from_pretrained`; a chat template is used if there is one.
@@ -69,22 +89,31 @@ def write_intentions(
         if value < 1:
             raise InputError(f"{name} is {value}; it must be 1 or more")
     by_rules = extract_intentions(data, seed, max_history)
-    prompts = [*_item_prompts(data), *_user_prompts(data, max_history)]
+    groups = [[[prompt] for prompt in _item_prompts(data)], _user_prompts(data, max_history), _review_prompts(data)]
+    prompts = [prompt for owners in groups for texts in owners for prompt in texts]
     name = Path(writer).resolve().name if Path(writer).is_dir() else writer
     identity = json.dumps([_revision(writer), max_new_tokens])
     keys = [hashlib.sha256(f"{identity}\n{prompt}".encode()).hexdigest() for prompt in prompts]
     written = _read_cache(Path(cache))
-    missing = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if prompt and key not in written}
+    missing = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in written}
     if missing:
         logger.info("%s writes %d texts; %d are in %s already", name, len(missing), len(written), cache)
         written |= _write(missing, writer, Path(cache), batch_size, max_new_tokens, device, progress)
-    texts = [written[key] if prompt else "" for key, prompt in zip(keys, prompts, strict=True)]
-    empty = sum(not text for text, prompt in zip(texts, prompts, strict=True) if prompt)
+    texts = [written[key] for key in keys]
+    empty = sum(not text for text in texts)
     if empty:
-        logger.warning("%s wrote nothing for %d of %d prompts: those texts come from the rules", name, empty, len(prompts))
-    queries = [[text] if text else rules for text, rules in zip(texts, by_rules.queries, strict=False)]
-    likes = [text or rules for text, rules in zip(texts[data.num_items :], by_rules.preferences, strict=True)]
-    return Intentions(queries, likes, f"written by {name} ({len(prompts)} prompts; {empty} texts by rules instead)")
+        logger.warning(
+            "%s wrote nothing for %d of %d prompts: texts that are missing come from the rules", name, empty, len(prompts)
+        )
+    rest = iter(texts)
+    own = [[[text for text in itertools.islice(rest, len(asked)) if text] for asked in owners] for owners in groups]
+    rules = (by_rules.queries, by_rules.preferences, by_rules.user_queries)
+    queries, preferences, user_queries = (
+        [mine or others for mine, others in zip(*pair, strict=True)] for pair in zip(own, rules, strict=True)
+    )
+    return Intentions(
+        queries, preferences, user_queries, f"written by {name} ({len(prompts)} prompts; {empty} without an answer)"
+    )
 
 
 def _item_prompts(data: RecommendationData) -> list[str]:
@@ -98,14 +127,29 @@ def _item_prompts(data: RecommendationData) -> list[str]:
     return prompts
 
 
-def _user_prompts(data: RecommendationData, max_history: int) -> list[str]:
-    """Return a prompt for each user, empty for those with fewer than two training items."""
+def _user_prompts(data: RecommendationData, max_history: int) -> list[list[str]]:
+    """Return the prompts for each user's preferences, none for those with fewer than two training items."""
     titles = item_texts(data.items, (TITLE,))[TITLE]
-    read = [history[:-1][-max_history:] for history in training_histories(data)]
-    return [_ABOUT_USER.format(titles="; ".join(titles[item] for item in items)) if len(items) else "" for items in read]
+    return [
+        [
+            prompt.format(titles="; ".join(titles[item] for item in read))
+            for prompt, read in zip(_ABOUT_USER, parts_of_history(history, max_history), strict=False)
+        ]
+        for history in training_histories(data)
+    ]
+
+
+def _review_prompts(data: RecommendationData) -> list[list[str]]:
+    """Return the prompts for each user's intentions, none for those without a review of the last training item."""
+    titles = item_texts(data.items, (TITLE,))[TITLE]
+    return [
+        [prompt.format(title=titles[item], review=_begin(review)) for prompt in _ABOUT_REVIEW] if review else []
+        for item, review in reviews_of_last_items(data)
+    ]
 
 
 def _revision(writer: str) -> str:
+    check_on_hub(writer, "intention_writer")
     try:
         return model_revision(writer)
     except OSError as error:

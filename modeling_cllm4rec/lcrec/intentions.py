@@ -25,6 +25,8 @@ FIELD_WEIGHTS = {TITLE: 3, "categories": 2, DESCRIPTION: 1}
 REVIEW_WEIGHT = 1
 TOP_WORDS = 6
 """Words of an item that queries draw from."""
+RECENT_ITEMS = 3
+"""Items of a history that a short-term preference is about; a long-term one is about those before."""
 
 _WORD = re.compile(r"(?<!\w)[^\W\d_]+(?:[-'’][^\W\d_]+)*(?!\w)")
 _SENTENCE = re.compile(r"[^.!?]+[.!?]*")
@@ -50,6 +52,12 @@ _TASTES = (
     "Mostly {kind}, with an eye for {words}.",
 )
 _TASTES_OF_NO_KIND = ("Cares about {words}.", "What counts: {words}.", "Has an eye for {words}.")
+_LASTING_TASTES = ("For a long time {kind}; cared about {words}.", "From early on {kind}, with an eye for {words}.")
+_LASTING_TASTES_OF_NO_KIND = ("For a long time cared about {words}.", "From early on with an eye for {words}.")
+_RECENT_TASTES = ("Lately {kind}; cares about {words}.", "At present {kind}, with an eye for {words}.")
+_RECENT_TASTES_OF_NO_KIND = ("Lately cares about {words}.", "At present with an eye for {words}.")
+_WISHES = ("I care about {words}.", "What I want: {words}.", "It should be about {words}.")
+_ABOUT_ONESELF = frozenset("i i'd i'll i'm i've me mine my myself our us we we're we've".split())
 
 
 @dataclass(frozen=True)
@@ -58,13 +66,16 @@ class Intentions:
 
     Attributes:
         queries: for each of J items one query or more that it answers.
-        preferences: for each of I users a text on their taste, after all training items but the last; empty for users with
-            fewer than two.
+        preferences: for each of I users texts on their taste, after all training items but the last: general, long-term and
+            short-term. None for users with fewer than two.
+        user_queries: for each of I users the intentions behind the last training item, from the user's own review of it: what
+            the user wants, and what the item should be like. None without a review.
         source: origin of the texts, for the model card.
     """
 
     queries: list[list[str]]
-    preferences: list[str]
+    preferences: list[list[str]]
+    user_queries: list[list[str]]
     source: str
 
 
@@ -87,7 +98,11 @@ class ItemWords:
 def extract_intentions(data: RecommendationData, seed: int = 0, max_history: int = 20) -> Intentions:
     """Return intentions and preferences by rules, the same for the same data and seed.
 
-    Three queries for each item: keywords, a request, and a sentence (of a training review, else of its description).
+    Three queries for each item: keywords, a request, and a sentence (of a training review, else of its description). Two
+    intentions of each user with a review of the last training item, by user and by item: a sentence of the review with
+    "I" or "my", else a wish with its words, and a request with those words that the item has. Three preferences of each
+    user: general, on the last `max_history` items before the last one; short-term, on the last `RECENT_ITEMS` of these;
+    long-term, on those before. A user with no more than `RECENT_ITEMS` such items has the general one only.
 
     Args:
         seed: start of the random numbers that choose words and wordings.
@@ -108,7 +123,8 @@ def extract_intentions(data: RecommendationData, seed: int = 0, max_history: int
     for item, words in enumerate(items):
         sentence = _best_sentence([*reviews[item], texts[DESCRIPTION][item]], words, brands[item])
         queries.append(_queries(words, texts[TITLE][item], sentence, draws[item]))
-    return Intentions(queries, _preferences(data, items, brands, rarity, seed, max_history), RULES)
+    preferences = _preferences(data, items, brands, rarity, seed, max_history)
+    return Intentions(queries, preferences, _user_queries(data, items, brands, rarity, seed), RULES)
 
 
 def words_of(text: str) -> list[str]:
@@ -118,8 +134,7 @@ def words_of(text: str) -> list[str]:
         >>> words_of("The SPP6 is a hard-start kit for 3 fans!")
         ['hard-start', 'kit', 'fans']
     """
-    found = (word.lower().replace("’", "'") for word in _WORD.findall(text))
-    return [word for word in found if len(word) > 2 and word not in _STOP_WORDS]
+    return [word for word in _lower_words(text) if len(word) > 2 and word not in _STOP_WORDS]
 
 
 def training_histories(data: RecommendationData) -> list[np.ndarray]:
@@ -135,6 +150,20 @@ def reviews_of_items(data: RecommendationData) -> list[list[str]]:
     for item, review in zip(table["item_index"].to_pylist(), table["review"].to_pylist(), strict=True):
         reviews[item].append(clean_text(review))
     return reviews
+
+
+def reviews_of_last_items(data: RecommendationData) -> list[tuple[int, str]]:
+    """Return for each user the last training item and the user's review of it, which is empty where there is none.
+
+    The item is -1 for users with fewer than two training items.
+    """
+    last = [int(history[-1]) if len(history) > 1 else -1 for history in training_histories(data)]
+    table, texts = data.reviews(), [""] * len(last)
+    columns = (table[name].to_pylist() for name in ("user_index", "item_index", "review"))
+    for user, item, review in zip(*columns, strict=True):
+        if item == last[user]:
+            texts[user] = clean_text(review)
+    return list(zip(last, texts, strict=True))
 
 
 def _brand_words(items: pa.Table) -> list[set[str]]:
@@ -236,16 +265,66 @@ def _preferences(
     rarity: dict[str, float],
     seed: int,
     max_history: int,
-) -> list[str]:
+) -> list[list[str]]:
     histories = training_histories(data)
     own = _own_reviews(data, brands)
     draws = np.random.default_rng((seed, 1)).random(data.num_users)
-    texts = []
+    wordings = (
+        (_TASTES, _TASTES_OF_NO_KIND),
+        (_LASTING_TASTES, _LASTING_TASTES_OF_NO_KIND),
+        (_RECENT_TASTES, _RECENT_TASTES_OF_NO_KIND),
+    )
+    preferences = []
     for user, history in enumerate(histories):
-        read = history[:-1][-max_history:].tolist()
-        reviews = [own[user, item] for item in read if (user, item) in own]
-        texts.append(_preference([items[item] for item in read], reviews, rarity, draws[user]) if read else "")
-    return texts
+        texts = []
+        for read, tastes in zip(parts_of_history(history, max_history), wordings, strict=False):
+            reviews = [own[user, item] for item in read if (user, item) in own]
+            texts.append(_preference([items[item] for item in read], reviews, rarity, draws[user], *tastes))
+        preferences.append([text for text in texts if text])
+    return preferences
+
+
+def parts_of_history(history: np.ndarray, max_history: int) -> list[list[int]]:
+    """Return the items that a user's preferences are about: general, long-term and short-term; fewer of a short history.
+
+    Example:
+        >>> parts_of_history(np.array([4, 5, 6, 7, 8, 9]), max_history=4)
+        [[5, 6, 7, 8], [5], [6, 7, 8]]
+        >>> parts_of_history(np.array([4, 5]), max_history=4), parts_of_history(np.array([4]), max_history=4)
+        ([[4]], [])
+    """
+    read = history[:-1][-max_history:].tolist()
+    if len(read) <= RECENT_ITEMS:
+        return [read] if read else []
+    return [read, read[:-RECENT_ITEMS], read[-RECENT_ITEMS:]]
+
+
+def _user_queries(
+    data: RecommendationData, items: list[ItemWords], brands: list[set[str]], rarity: dict[str, float], seed: int
+) -> list[list[str]]:
+    """Return the intentions of each user behind the last training item."""
+    draws = np.random.default_rng((seed, 2)).random((data.num_users, 2))
+    queries: list[list[str]] = []
+    for (item, review), draw in zip(reviews_of_last_items(data), draws, strict=True):
+        scores = {word: rarity.get(word, 1.0) for word in words_of(review) if word not in brands[item]} if review else {}
+        best = sorted(scores, key=lambda word: (-scores[word], word))[:TOP_WORDS]
+        if not best:
+            queries.append([])
+            continue
+        words, wanted = items[item], ItemWords(best, [scores[word] for word in best], best, "")
+        sentences = [text for text in _SENTENCE.findall(review) if _ABOUT_ONESELF & set(_lower_words(text))]
+        by_user = _best_sentence(["".join(sentences)], wanted, brands[item])
+        by_user = by_user or _WISHES[int(draw[0] * len(_WISHES))].format(words=", ".join(best[:3]))
+        shared = [word for word in words.order if word in scores][:3] or best[:3]
+        rest = [word for word in shared if word not in words_of(words.kind)] or shared
+        requests = _REQUESTS if words.kind else _REQUESTS_OF_NO_KIND
+        by_item = requests[int(draw[1] * len(requests))].format(kind=words.kind, words=", ".join(rest))
+        queries.append([by_user, by_item])
+    return queries
+
+
+def _lower_words(text: str) -> list[str]:
+    return [word.lower().replace("’", "'") for word in _WORD.findall(text)]
 
 
 def _own_reviews(data: RecommendationData, brands: list[set[str]]) -> dict[tuple[int, int], set[str]]:
@@ -255,7 +334,14 @@ def _own_reviews(data: RecommendationData, brands: list[set[str]]) -> dict[tuple
     return {(user, item): set(words_of(clean_text(review))) - brands[item] for user, item, review in zip(*columns, strict=True)}
 
 
-def _preference(items: list[ItemWords], reviews: list[set[str]], rarity: dict[str, float], draw: float) -> str:
+def _preference(
+    items: list[ItemWords],
+    reviews: list[set[str]],
+    rarity: dict[str, float],
+    draw: float,
+    wordings: tuple[str, ...],
+    wordings_of_no_kind: tuple[str, ...],
+) -> str:
     """Return a sentence on the most frequent kinds and words of a history."""
     scores: defaultdict[str, float] = defaultdict(float)
     for item in items:
@@ -270,5 +356,5 @@ def _preference(items: list[ItemWords], reviews: list[set[str]], rarity: dict[st
     best = [word for word in sorted(scores, key=lambda word: (-scores[word], word)) if word not in known][:4]
     if not best:
         return f"Likes {' and '.join(kinds)}." if kinds else ""
-    tastes = _TASTES if kinds else _TASTES_OF_NO_KIND
+    tastes = wordings if kinds else wordings_of_no_kind
     return tastes[int(draw * len(tastes))].format(kind=" and ".join(kinds), words=", ".join(best))

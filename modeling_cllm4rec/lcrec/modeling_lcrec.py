@@ -9,19 +9,19 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import torch
+from torch import nn
 from transformers import AutoTokenizer, GenerationConfig, GenerationMixin, PreTrainedTokenizerBase
 from transformers.modeling_outputs import CausalLMOutputWithPast, ModelOutput
 from transformers.utils import cached_file, can_return_tuple
 
 from ..core.catalogue import Catalogue, KnownUsers, OnUnknown, Recommendations
 from ..core.errors import InputError
-from ..core.folder_checks import check_weights
 from ..core.language_model import (
     check_fields,
     decoder_arguments,
@@ -31,20 +31,19 @@ from ..core.language_model import (
     pretrained_backbone,
     published_config,
 )
-from ..core.questions import QuestionError, check_whole_number
+from ..core.questions import Question, QuestionError
 from ..core.recommender import RecommenderModel
 from ..core.top_items import NO_ITEM, PADDING, top_candidates
 from .beam_search import FoundItems, beam_search, check_tree_attention, score_all
 from .catalogue_changes import CODES, add_items, take_item_rows, with_codes
 from .configuration_lcrec import LCRecConfig
-from .configuration_rqvae import RQVAEConfig
 from .constrained_decoding import ItemTrie
-from .modeling_rqvae import RQVAEModel
-from .prompts import semantic_id_prompt, semantic_id_tokens
+from .exact_search import best_of_all
+from .item_head import ItemHead, ItemLookup, head_fields
+from .modeling_rqvae import INDEXER_FOLDER, RQVAEModel, load_indexer
+from .prompts import check_index_tokens, semantic_id_prompt, semantic_id_tokens
+from .search_settings import Beams, Scoring, check_search_settings, scoring_of, search_words
 from .semantic_ids import SemanticIds, codes_of
-
-Scoring = Literal["beam", "all"]
-INDEXER_FOLDER = "rqvae"
 
 
 class LCRecForRecommendation(RecommenderModel):
@@ -55,6 +54,7 @@ class LCRecForRecommendation(RecommenderModel):
 
     Attributes:
         indexer: the model that gave the items their codes, None where they came from elsewhere.
+        item_head: scores all items from one state; None for a model that only writes semantic IDs.
     """
 
     config_class = LCRecConfig
@@ -63,6 +63,7 @@ class LCRecForRecommendation(RecommenderModel):
     search_settings = ("num_beams", "scoring")
     default_batch_size = 64
     score_name = "ln p"
+    saved_subfolders = (INDEXER_FOLDER,)
     paper_metrics = ("hit_rate@1", "hit_rate@5", "hit_rate@10", "ndcg@5", "ndcg@10")
 
     accepts_loss_kwargs = True
@@ -72,12 +73,24 @@ class LCRecForRecommendation(RecommenderModel):
     def __init__(self, config: LCRecConfig) -> None:
         super().__init__(config)
         self.backbone = new_backbone(config.text_config)
+        self.item_head: ItemHead | None = None
+        if config.item_head:
+            sizes = config.item_head_embedding_size, config.item_head_text_size
+            self.item_head = ItemHead(config.num_items, config.hidden_size, *sizes)
+        if config.item_inputs:
+            # A hook, because searches, exports and `generate` read prompts through the backbone, which is a plain language model.
+            self.backbone.get_input_embeddings().register_forward_hook(self._add_item_rows)
         self.generation_config = GenerationConfig.from_model_config(config)
         self.post_init()
 
     @property
     def id_parameters(self) -> list[torch.Tensor]:
-        """The matrices that hold the index tokens' rows: token embeddings and, where it is not tied, the output layer."""
+        """The matrices that hold the index tokens' rows (`token_matrices`), and the item head's."""
+        return [*self.token_matrices, *(() if self.item_head is None else self.item_head.parameters())]
+
+    @property
+    def token_matrices(self) -> list[torch.Tensor]:
+        """The matrices with a row for each token: token embeddings and, where it is not tied, the output layer."""
         layers = (self.backbone.get_input_embeddings(), self.backbone.get_output_embeddings())
         return list({id(layer.weight): layer.weight for layer in layers if layer is not None}.values())
 
@@ -161,14 +174,36 @@ class LCRecForRecommendation(RecommenderModel):
         """The tokenizer of the model's folder, which queries need.
 
         Raises:
-            InputError: the model came from no folder.
+            InputError: the model came from no folder, or the folder has the tokenizer of another model.
         """
         if not self.name_or_path:
             raise InputError(
                 "this model came from no folder, so it has no tokenizer to read queries with; save both and load the model, or "
                 "set model.tokenizer"
             )
-        return AutoTokenizer.from_pretrained(self.name_or_path, config=self.config)  # else it would ask to trust our code
+        tokenizer = AutoTokenizer.from_pretrained(self.name_or_path, config=self.config)  # else it would ask to trust our code
+        check_index_tokens(tokenizer.get_vocab(), *self.config.index_tokens)
+        return tokenizer
+
+    @cached_property
+    def item_lookup(self) -> ItemLookup:
+        """The items by their tokens, for `item_inputs`; made again after a change of the catalogue."""
+        config = self.config
+        return ItemLookup.of(self.semantic_ids.codes, config.first_index_token, config.codebook_size, self.execution_device)
+
+    def _add_item_rows(self, module: nn.Module, inputs: tuple[Any, ...], embeddings: torch.Tensor) -> torch.Tensor:
+        """Add each item's row to the last token of its semantic ID.
+
+        A whole semantic ID is needed: one that a search or `generate` is still writing, token by token, gets none.
+
+        Args:
+            inputs: the (B, T) token ids that the embedding layer was given; embeddings: (B, T, K), what it returned.
+        """
+        assert self.item_head is not None
+        if self.item_lookup.keys.device != inputs[0].device:
+            self.__dict__["item_lookup"] = self.item_lookup.to(inputs[0].device)
+        rows = self.item_head.rows_of(self.item_lookup.items_at(inputs[0]))
+        return embeddings + rows.to(embeddings)
 
     def warm_up(self) -> None:
         """Build the tree of semantic IDs on the model's device, which the first request would build."""
@@ -185,7 +220,7 @@ class LCRecForRecommendation(RecommenderModel):
             InputError: as `check_catalogue`.
         """
         super().set_catalogue(catalogue)
-        for made_from_codes in ("semantic_ids", "trie"):
+        for made_from_codes in ("semantic_ids", "trie", "item_lookup"):
             self.__dict__.pop(made_from_codes, None)
         self.config.codes_fingerprint = self._codes_fingerprint()
         self.check_catalogue()
@@ -236,7 +271,7 @@ class LCRecForRecommendation(RecommenderModel):
             codes.append(self.semantic_ids.codes[self._last_items(name, items)])
         return [self._prompt(templates[template], one) for one in codes]
 
-    def _tokens_of(self, items: np.ndarray) -> np.ndarray:
+    def tokens_of(self, items: np.ndarray) -> np.ndarray:
         """Return the (items, H) int64 token ids of the semantic IDs of items: indices, or a mask of all items."""
         return semantic_id_tokens(self.semantic_ids.codes[items], self.config.first_index_token, self.config.codebook_size)
 
@@ -263,49 +298,44 @@ class LCRecForRecommendation(RecommenderModel):
         seen: Sequence[np.ndarray] | None,
         k: int,
         candidates: np.ndarray | None,
-        num_beams: int | None = None,
-        scoring: Scoring = "beam",
+        histories: Sequence[np.ndarray] | None = None,
+        num_beams: Beams | None = None,
+        scoring: Scoring | None = None,
         **search: Any,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the k best items of each prompt; the score is ln p of an item's semantic ID after the prompt.
+        """Return the k best items of each prompt; the score is ln p of an item's semantic ID after the prompt, or of the head.
 
         Args:
-            num_beams: beams of the search, at least k (default: the configuration's); it is never changed silently. Only for
-                a search.
-            scoring: `"beam"` searches, and what it finds has its exact score; `"all"` scores every item, so that none is
-                missed, and is slower.
+            histories: of the linear parts, which are added where the whole catalogue is scored; a search does without them.
+            num_beams: beams of the search, at least k (default: the configuration's); it is never changed silently. A list has
+                the beams of each level, the last of which are at least k. Only for a search.
+            scoring: `"beam"` searches, and what it finds has its exact score; `"all"` returns the exact best items of the whole
+                catalogue, and is slower; `"head"` scores all items by the item head in one pass (default: `config.scoring`, but
+                `"beam"` where num_beams is given).
 
         Raises:
             InputError: k is larger than the number of beams, or a setting or a choice that does not exist.
         """
         self.check_search(k, num_beams=num_beams, scoring=scoring, **search)
+        scoring = scoring_of(self.config, num_beams, scoring)
+        linear = self.linear_parts is not None and histories is not None
+        if scoring == "head" or (scoring == "all" and linear):  # linear parts are added to the scores of all items
+            scores = self.head_scores(prompts) if scoring == "head" else self.score_prompts(prompts)
+            return top_candidates(self.with_linear_parts(scores, histories), seen, k, candidates)
         if scoring == "all":
-            return top_candidates(self.score_prompts(prompts), seen, k, candidates)
-        found = self.search_codes(prompts, seen, k, candidates, num_beams)
+            found = self._search(best_of_all, prompts, seen, k, candidates)
+        else:
+            found = self.search_codes(prompts, seen, k, candidates, num_beams)
         return found.items.cpu().numpy(), found.scores.cpu().numpy()
 
-    def check_search(self, k: int, num_beams: int | None = None, scoring: Scoring = "beam", **search: Any) -> None:
+    def check_search(self, k: int, num_beams: Beams | None = None, scoring: Scoring | None = None, **search: Any) -> None:
         """Check the settings of a search for k items, which are explained at `best_items`.
 
         Raises:
             QuestionError: an unknown setting, a wrong value, or fewer beams than k.
         """
         super().check_search(k, **search)
-        if scoring not in ("beam", "all"):
-            raise QuestionError("scoring", scoring, "'beam' and 'all'", "choose one of them")
-        if num_beams is not None:
-            check_whole_number("num_beams", num_beams)
-        if scoring == "all":
-            if num_beams is not None:
-                raise QuestionError(
-                    "num_beams", num_beams, "none with scoring='all', which has no beams", "leave one of them out"
-                )
-            return
-        beams = self.config.search_beams if num_beams is None else num_beams
-        if k > beams:
-            raise QuestionError(
-                "k", k, f"1 to {beams}, the number of beams of the search", f"give num_beams={k} or more, or a smaller k"
-            )
+        check_search_settings(self.config, k, num_beams, scoring)
 
     @torch.no_grad()
     def search_codes(
@@ -314,17 +344,29 @@ class LCRecForRecommendation(RecommenderModel):
         seen: Sequence[np.ndarray] | None,
         k: int,
         candidates: np.ndarray | None = None,
-        num_beams: int | None = None,
+        num_beams: Beams | None = None,
     ) -> FoundItems:
         """Return the k best items of each prompt by a beam search, with the generated codes; errors as in `best_items`."""
-        self.check_search(k, num_beams=num_beams)
+        self.check_search(k, num_beams=num_beams, scoring="beam")
         beams = self.config.search_beams if num_beams is None else num_beams
+        found = self._search(beam_search, prompts, seen, beams, candidates)
+        return FoundItems(*(part[:, :k] for part in found))
+
+    @torch.no_grad()
+    def _search(
+        self,
+        search: Callable[..., FoundItems],
+        prompts: Sequence[np.ndarray],
+        seen: Sequence[np.ndarray] | None,
+        number: Beams,
+        candidates: np.ndarray | None,
+    ) -> FoundItems:
+        """Search after prompts with `beam_search`, or another function of its arguments, in evaluation mode."""
         ids, mask = self.pad_prompts(prompts)
         seen_rows = None if seen is None else _compressed(seen)
         first_token, trie = self.config.first_index_token, self._trie_here()
         with evaluating(self):
-            found = beam_search(self.backbone, ids, mask, trie, first_token, beams, seen=seen_rows, candidates=candidates)
-        return FoundItems(*(part[:, :k] for part in found))
+            return search(self.backbone, ids, mask, trie, first_token, number, seen=seen_rows, candidates=candidates)
 
     @torch.no_grad()
     def score_prompts(self, prompts: Sequence[np.ndarray]) -> torch.Tensor:
@@ -332,6 +374,35 @@ class LCRecForRecommendation(RecommenderModel):
         ids, mask = self.pad_prompts(prompts)
         with evaluating(self):
             return score_all(self.backbone, ids, mask, self._trie_here(), self.config.first_index_token)
+
+    @torch.no_grad()
+    def head_scores(self, prompts: Sequence[np.ndarray]) -> torch.Tensor:
+        """Return (B, J) float32 ln p of every item by the item head, from the last state of each prompt, in evaluation mode."""
+        assert self.item_head is not None
+        with evaluating(self):
+            return self.item_head(self._last_states(prompts)).log_softmax(-1)
+
+    @property
+    def scores_by_vectors(self) -> bool:
+        """Return whether there is an item head: its logit of an item is h . r_j, with the item's row r_j."""
+        return self.item_head is not None
+
+    @torch.no_grad()
+    def query_vectors(self, prompts: Sequence[np.ndarray]) -> torch.Tensor:
+        """Return the (B, K) float32 states h of the last tokens of prompts, in evaluation mode, for the item head."""
+        with evaluating(self):
+            return self._last_states(prompts).float()
+
+    def _last_states(self, prompts: Sequence[np.ndarray]) -> torch.Tensor:
+        """Return the (B, K) states of the last token of each prompt."""
+        ids, mask = self.pad_prompts(prompts)
+        inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False, "return_dict": True}
+        states: torch.Tensor = self.backbone.base_model(**inputs).last_hidden_state
+        return states[torch.arange(len(ids), device=ids.device), mask.sum(1) - 1]
+
+    def catalogue_scores(self, prompts: Sequence[np.ndarray]) -> torch.Tensor:
+        """Return (B, J) float32 ln p of all items: by the item head where the configuration says so, else of the semantic IDs."""
+        return self.head_scores(prompts) if self.config.scoring == "head" else self.score_prompts(prompts)
 
     def _trie_here(self) -> ItemTrie:
         """Return the tree on the model's device, moved once."""
@@ -347,37 +418,71 @@ class LCRecForRecommendation(RecommenderModel):
         seen: Any | None,
         k: int,
         *,
-        num_beams: int | None = None,
-        scoring: Scoring = "beam",
+        num_beams: Beams | None = None,
+        scoring: Scoring | None = None,
         template: int = 0,
     ) -> np.ndarray:
-        """Rank the unseen items for histories. Items are read from the codes that the search wrote, not from its tree.
+        """Rank the unseen items for histories. A search's items are read from the codes that it wrote, not from its tree.
 
         Args:
             user_indices: (B,) user indices, which only name the rows in errors; None where there are none.
             histories, seen: item indices as compressed rows (`indptr`, `items`).
 
         Returns:
-            (B, k) item indices, best first; `PADDING` where fewer were found, `NO_ITEM` for codes of no item.
+            (B, k) item indices, best first; `PADDING` where fewer were found, as in all places for an empty history, which has no
+            prompt; `NO_ITEM` for codes of no item.
         """
-        rows = np.split(histories.items, histories.indptr[1:-1])
-        seen_rows = None if seen is None else np.split(seen.items, seen.indptr[1:-1])
-        prompts = self.build_prompts(user_indices, rows, template)
-        if scoring != "beam":
-            return self.best_items(prompts, seen_rows, k, None, num_beams=num_beams, scoring=scoring)[0]
+        ranked = np.full((len(histories.indptr) - 1, k), PADDING, dtype=np.int64)
+        filled, users, rows = _rows_with_items(user_indices, histories)
+        if not len(filled):
+            return ranked
+        seen_rows = None if seen is None else [seen.items[seen.indptr[row] : seen.indptr[row + 1]] for row in filled]
+        prompts = self.build_prompts(users, rows, template)
+        if scoring_of(self.config, num_beams, scoring) != "beam":
+            ranked[filled] = self.best_items(prompts, seen_rows, k, None, rows, num_beams=num_beams, scoring=scoring)[0]
+            return ranked
         codes = self.search_codes(prompts, seen_rows, k, num_beams=num_beams).codes.cpu().numpy()
         items = self.semantic_ids.items_of(codes)
-        return np.where((codes < 0).all(axis=-1), PADDING, np.where(items < 0, NO_ITEM, items))
+        ranked[filled] = np.where((codes < 0).all(axis=-1), PADDING, np.where(items < 0, NO_ITEM, items))
+        return ranked
 
-    def describe_search(self, *, num_beams: int | None = None, scoring: Scoring = "beam", template: int = 0) -> str:
+    def score_histories(self, user_indices: np.ndarray | None, histories: Any) -> np.ndarray:
+        """As `RecommenderModel.score_histories`; for an empty history, which has no prompt, the score of all items is 0."""
+        scores = np.zeros((len(histories.indptr) - 1, self.num_items), dtype=np.float32)
+        filled, users, rows = _rows_with_items(user_indices, histories)
+        if len(filled):
+            found = self.with_linear_parts(self.catalogue_scores(self.build_prompts(users, rows)), rows)
+            scores[filled] = found.cpu().numpy()
+        return scores
+
+    def describe_search(self, *, num_beams: Beams | None = None, scoring: Scoring | None = None, template: int = 0) -> str:
         """Return how a search with these settings decodes, for the protocol of an evaluation."""
-        beams = self.config.search_beams if num_beams is None else num_beams
-        how = f"constrained search with {beams} beams" if scoring == "beam" else "all indices scored"
-        return f"{how}, template {template}"
+        parts = 0 if self.linear_parts is None else len(self.linear_parts.parts)
+        linear = f", and {parts} linear models" if parts and scoring_of(self.config, num_beams, scoring) != "beam" else ""
+        return f"{search_words(self.config, num_beams, scoring)}{linear}, template {template}"
+
+    def read_question(
+        self, users: Any = None, histories: Any = None, queries: Any = None, *arguments: Any, **named: Any
+    ) -> Question:
+        """Check a question; queries are answered by a search, because the item head learns from histories alone.
+
+        Raises:
+            QuestionError: as `Question.read`, or queries with `scoring="head"`.
+        """
+        if queries is not None:
+            if named.get("scoring") == "head":
+                raise QuestionError("scoring", "head", "'beam' and 'all' for queries", "leave it out")
+            if named.get("scoring") is None:
+                named["scoring"] = "beam"
+        return super().read_question(users, histories, queries, *arguments, **named)
 
     def item_vectors(self, items: np.ndarray) -> np.ndarray:
-        """Return (items, K) float32 sums of the embeddings of each item's semantic ID tokens."""
-        tokens = self._tokens_of(items)
+        """Return (items, K) float32 rows of the item head, or sums of the embeddings of each item's semantic ID tokens."""
+        if self.item_head is not None:
+            chosen = torch.from_numpy(np.arange(self.num_items)[items]).to(self.execution_device)
+            with torch.no_grad():
+                return np.asarray(self.item_head.rows_of(chosen).float().cpu())
+        tokens = self.tokens_of(items)
         words: Any = self.backbone.get_input_embeddings()
         with torch.no_grad():
             return np.asarray(words(torch.from_numpy(tokens).to(self.execution_device)).float().sum(1).cpu().numpy())
@@ -455,6 +560,9 @@ class LCRecForRecommendation(RecommenderModel):
         catalogue: Catalogue | pa.Table | Sequence[Any],
         users: KnownUsers | None = None,
         indexer: RQVAEModel | None = None,
+        item_head: bool = False,
+        item_inputs: bool = False,
+        embeddings: np.ndarray | None = None,
         dtype: torch.dtype = torch.float32,
         seed: int = 0,
         **config_arguments: Any,
@@ -467,6 +575,9 @@ class LCRecForRecommendation(RecommenderModel):
             catalogue: the items in the order of the index, as external ids, a table, or a `Catalogue`.
             users: known users and their histories.
             indexer: the RQ-VAE that made the index.
+            item_head: add an item head, which `recommend` uses by default.
+            item_inputs: add its rows to the semantic IDs that the model reads.
+            embeddings: (J, D) of the items' texts, for the item head; None makes one without texts.
             dtype: type of the weights; training wants float32 (with bf16 autocast).
             seed: start of the random numbers of the new rows.
             config_arguments: further fields of `LCRecConfig`.
@@ -505,40 +616,19 @@ class LCRecForRecommendation(RecommenderModel):
                 first_index_token=first_index_token,
                 catalogue_fingerprint=catalogue.ids.fingerprint,
                 dtype=dtype,
+                item_inputs=item_inputs,
+                **head_fields(item_head, embeddings, len(catalogue)),
                 **config_arguments,
             )
-            model = cls._around(backbone, tokenizer, config, dtype)
+            model: LCRecForRecommendation = cls._around(backbone, tokenizer, config, dtype)
+            if model.item_head is not None:
+                size = words.weight[:own_words].detach().float().square().mean().sqrt()
+                model.item_head.start(embeddings, float(size))
         model.users = users
         model.set_indexer(indexer)
         model.set_catalogue(with_codes(catalogue, semantic_ids.codes))
         check_tree_attention(model.eval().backbone)
         return model
-
-    @torch.no_grad()
-    def start_semantic_id_rows(self, item_tokens: Sequence[np.ndarray], noise: float = 0.1) -> None:
-        """Start the row of each index token from the words of the items that bear it, instead of at random.
-
-        Args:
-            item_tokens: token ids of each item's words, empty where it has none.
-            noise: standard deviation of what is added, as a share of the mean rows' own, so that no two tokens start alike.
-
-        A token that no item with words bears keeps its random row.
-        """
-        known = np.array([len(tokens) > 0 for tokens in item_tokens])
-        tokens = torch.from_numpy(self._tokens_of(known))
-        owner = torch.from_numpy(np.repeat(np.arange(known.sum()), [len(words) for words in item_tokens if len(words)]))
-        words = torch.from_numpy(np.concatenate([words for words in item_tokens if len(words)]).astype(np.int64))
-        generator = torch.Generator().manual_seed(0)
-        for weight in self.id_parameters:
-            table = weight.detach().float().cpu()
-            count = torch.bincount(owner).clamp(min=1)[:, None]
-            items = torch.zeros(int(known.sum()), table.shape[1]).index_add(0, owner, table[words]) / count
-            sums = torch.zeros_like(table).index_add(0, tokens.flatten(), items.repeat_interleave(tokens.shape[1], 0))
-            bearers = torch.bincount(tokens.flatten(), minlength=len(table))
-            borne = bearers > 0
-            rows = sums[borne] / bearers[borne, None]
-            rows += noise * rows.std() * torch.randn(rows.shape, generator=generator)
-            weight[borne.to(weight.device)] = rows.to(weight)
 
     def require_indexer(self) -> RQVAEModel:
         """Return the indexer, which assigns codes to new items.
@@ -581,7 +671,9 @@ class LCRecForRecommendation(RecommenderModel):
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         file = f"{INDEXER_FOLDER}/config.json"
         if cached_file(pretrained_model_name_or_path, file, **hub, _raise_exceptions_for_missing_entries=False) is not None:
-            model.set_indexer(_load_indexer(pretrained_model_name_or_path, {**hub, "subfolder": INDEXER_FOLDER}, model.config))
+            model.set_indexer(
+                load_indexer(pretrained_model_name_or_path, hub, model.config.num_levels, model.config.codebook_size)
+            )
         return loaded
 
     def _save_more(self, folder: Path) -> None:
@@ -589,28 +681,11 @@ class LCRecForRecommendation(RecommenderModel):
             self.indexer.save_pretrained(folder / INDEXER_FOLDER)
 
 
-def _load_indexer(name: Any, hub: dict[str, Any], config: LCRecConfig) -> RQVAEModel:
-    """Load the indexer of a folder.
-
-    Raises:
-        InputError: its files are damaged, or it makes other codes than those of the model.
-    """
-    try:
-        own = RQVAEConfig.from_pretrained(name, **hub)
-    except InputError as error:
-        raise InputError(f"{INDEXER_FOLDER}/config.json: {error}") from error
-    except (AttributeError, OSError, TypeError, ValueError) as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise InputError(
-            f"{INDEXER_FOLDER}/config.json in {name} cannot be read ({reason}); copy or download the folder again"
-        ) from error
-    if (own.num_levels, own.codebook_size) != (config.num_levels, config.codebook_size):
-        raise InputError(
-            f"{INDEXER_FOLDER}/ makes {own.num_levels} codes out of {own.codebook_size}, the model has {config.num_levels} out "
-            f"of {config.codebook_size}: it belongs to another checkpoint"
-        )
-    check_weights(name, own, RQVAEModel, hub)
-    return RQVAEModel.from_pretrained(name, use_safetensors=True, **hub)
+def _rows_with_items(user_indices: np.ndarray | None, histories: Any) -> tuple[np.ndarray, np.ndarray | None, list[np.ndarray]]:
+    """Return the numbers of the histories that are not empty, their user indices, and their items."""
+    filled = np.flatnonzero(np.diff(histories.indptr))
+    rows = np.split(histories.items, histories.indptr[filled][1:])  # the others have no items
+    return filled, None if user_indices is None else user_indices[filled], rows
 
 
 def _compressed(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -624,6 +699,8 @@ class LCRecForCausalLM(LCRecForRecommendation, GenerationMixin):
     """The same model for `AutoModelForCausalLM`, `generate` and `pipeline("text-generation")`.
 
     Nothing constrains what it writes: give `generate` a `TrieLogitsProcessor`, or use `recommend`, for real items only.
+
+    With `item_inputs`, the semantic IDs of a prompt get their items' rows, those that `generate` itself writes do not.
 
     The tokens of semantic IDs are special tokens, so that a text of a user can never be read as one. Therefore
     `skip_special_tokens=True`, which pipelines set, leaves them out: pass `skip_special_tokens=False`, or decode the token ids.

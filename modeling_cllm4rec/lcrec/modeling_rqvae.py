@@ -8,6 +8,7 @@ codes (uniform semantic mapping), and start codebooks from the whole catalogue.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +20,13 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
 from ..core.errors import InputError
+from ..core.folder_checks import check_weights
 from ..core.losses import sample_items
 from .configuration_rqvae import RQVAEConfig
 from .semantic_ids import ITEMS_AT_ONCE, sinkhorn
 
+INDEXER_FOLDER = "rqvae"
+"""Folder of the indexer, in an index folder and in that of a saved LC-Rec model."""
 POINTS_PER_CENTRE = 256
 """Points of a sample that k-means clusters in place of more, for each centre, as in faiss."""
 
@@ -296,4 +300,33 @@ def residual_k_means(embeddings: np.ndarray, num_levels: int, codebook_size: int
     return model.eval()
 
 
-__all__ = ["RQVAEModel", "RQVAEOutput", "k_means", "residual_k_means"]
+def load_indexer(name: Any, hub: Mapping[str, Any], num_levels: int, codebook_size: int) -> RQVAEModel:
+    """Load the indexer below a saved model, from a folder or the Hub.
+
+    Args:
+        hub: arguments of `from_pretrained`, such as `revision`.
+        num_levels, codebook_size: of the model's semantic IDs.
+
+    Raises:
+        InputError: its files are damaged, or it makes other codes than those of the model.
+    """
+    place = {**hub, "subfolder": INDEXER_FOLDER}
+    try:
+        own = RQVAEConfig.from_pretrained(name, **place)
+    except InputError as error:
+        raise InputError(f"{INDEXER_FOLDER}/config.json: {error}") from error
+    except (AttributeError, OSError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise InputError(
+            f"{INDEXER_FOLDER}/config.json in {name} cannot be read ({reason}); copy or download the folder again"
+        ) from error
+    if (own.num_levels, own.codebook_size) != (num_levels, codebook_size):
+        raise InputError(
+            f"{INDEXER_FOLDER}/ makes {own.num_levels} codes out of {own.codebook_size}, the model has {num_levels} out "
+            f"of {codebook_size}: it belongs to another checkpoint"
+        )
+    check_weights(name, own, RQVAEModel, place)
+    return RQVAEModel.from_pretrained(name, use_safetensors=True, **place)
+
+
+__all__ = ["INDEXER_FOLDER", "RQVAEModel", "RQVAEOutput", "k_means", "load_indexer", "residual_k_means"]

@@ -6,6 +6,7 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
+from modeling_cllm4rec.lcrec.prompts import check_index_tokens
 
 
 def add_items(
@@ -27,8 +28,10 @@ def add_items(
         The tokenizer, unchanged: it already has the tokens of all semantic IDs.
 
     Raises:
-        InputError: items that cannot be added, or a model without an indexer or without the settings of its item embeddings.
+        InputError: items that cannot be added, a tokenizer of another model, or a model without an indexer or without the
+            settings of its item embeddings.
         MissingFileError, MissingPackageError: see `LCRecForRecommendation.add_items`.
     """
+    check_index_tokens(tokenizer.get_vocab(), *model.config.index_tokens)
     model.add_items(items, encoder=encoder, progress=progress)
     return tokenizer

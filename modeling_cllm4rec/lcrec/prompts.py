@@ -5,15 +5,18 @@ This file is copied into every saved folder.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import string
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..core.errors import InputError
 
-ITEMS, QUERY = "items", "query"
-"""Placeholders in a prompt's segments: the history, and the query of a search."""
+ITEMS = "items"
+"""Placeholder of the history in a template."""
+QUERY = "query"
+"""Placeholder of the query in a template."""
 
 
 def semantic_id_tokens(codes: np.ndarray, first_index_token: int, codebook_size: int) -> np.ndarray:
@@ -30,6 +33,27 @@ def semantic_id_tokens(codes: np.ndarray, first_index_token: int, codebook_size:
         [[103, 104], [101, 106]]
     """
     return np.asarray(codes, dtype=np.int64) + first_index_token + codebook_size * np.arange(codes.shape[1])
+
+
+def check_index_tokens(vocabulary: Mapping[str, int], first_index_token: int, num_levels: int, codebook_size: int) -> None:
+    """Check that a tokenizer has the tokens of a model's semantic IDs under their ids.
+
+    Args:
+        vocabulary: word -> token id of the tokenizer.
+        first_index_token, num_levels, codebook_size: of the model.
+
+    Raises:
+        InputError: it has the first or the last of them under another id, or not at all.
+    """
+    level, code = num_levels - 1, codebook_size - 1
+    last = first_index_token + level * codebook_size + code
+    for word, token in (("<a_0>", first_index_token), (f"<{string.ascii_lowercase[level]}_{code}>", last)):
+        if vocabulary.get(word) != token:
+            raise InputError(
+                f"first_index_token is {first_index_token}, so {word} should be token {token}, but the tokenizer has "
+                f"{vocabulary.get(word)}: it is not the tokenizer of this model; copy the model's folder again, or for a new "
+                "model add the tokens of semantic IDs first (tokenization_lcrec.add_semantic_id_tokens)"
+            )
 
 
 def items_that_fit(room: Any, num_levels: int, separator_length: int, closed: bool) -> Any:
@@ -114,4 +138,4 @@ def _list_of_items(tokens: np.ndarray, separator: Sequence[int], closed: bool) -
     return row if closed or not len(separator) else row[: -len(separator)]
 
 
-__all__ = ["ITEMS", "QUERY", "semantic_id_prompt", "semantic_id_tokens", "items_that_fit"]
+__all__ = ["ITEMS", "QUERY", "check_index_tokens", "items_that_fit", "semantic_id_prompt", "semantic_id_tokens"]

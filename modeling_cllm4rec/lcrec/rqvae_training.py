@@ -5,20 +5,21 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch.nn.utils import clip_grad_norm_
 from tqdm.auto import tqdm
 from transformers import get_linear_schedule_with_warmup
 
-from modeling_cllm4rec.core.errors import DivergedError
 from modeling_cllm4rec.lcrec.arguments import IndexArguments
 from modeling_cllm4rec.lcrec.modeling_rqvae import RQVAEModel
 from modeling_cllm4rec.training import checkpoints
+from modeling_cllm4rec.training.interruption import InterruptionCallback, RunInterrupted
+from modeling_cllm4rec.training.module_trainer import train_module
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,13 @@ class IndexProgress:
 
 
 def train_rqvae(model: RQVAEModel, embeddings: np.ndarray, arguments: IndexArguments) -> IndexProgress:
-    """Train in place, or resume from the last checkpoint."""
+    """Train in place, or resume from the last checkpoint.
+
+    Raises:
+        DivergedError: the loss of a step is not finite.
+        RunInterrupted: a signal ended the run; its last epoch is saved.
+        FileWriteError: a checkpoint cannot be written.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.nn.Module.to(model, device)
     points = torch.from_numpy(np.ascontiguousarray(embeddings, dtype=np.float32)).to(device)
@@ -69,55 +76,62 @@ def train_rqvae(model: RQVAEModel, embeddings: np.ndarray, arguments: IndexArgum
         progress = _restore(last, model, optimizer, schedule)
         logger.info("resumed after epoch %d of %d", progress.epoch, epochs)
     model.initialize_codebooks(points, arguments.seed)  # a resumed model keeps its codebooks
-    started, before = time.perf_counter(), progress.seconds
-    bar = tqdm(total=epochs, initial=progress.epoch, desc="rqvae", unit="epoch", mininterval=2.0)
-    while progress.epoch < epochs:
-        loss, used = _epoch(model, points, optimizer, schedule, arguments, progress.epoch)
+    used = torch.zeros(model.config.num_levels, model.config.codebook_size, dtype=torch.bool)
+    sizes: list[int] = []
+    interruption = InterruptionCallback()
+
+    def batches(epoch: int) -> Iterator[dict[str, torch.Tensor]]:
+        order = torch.from_numpy(np.random.default_rng((arguments.seed, epoch)).permutation(len(points)))
+        torch.manual_seed(_seed(arguments.seed, epoch, 1))  # dropout
+        used.zero_()
+        parts = order.split(arguments.per_device_train_batch_size)
+        sizes[:] = map(len, parts)
+        yield from ({"rows": part} for part in parts)
+
+    def loss(rows: torch.Tensor) -> torch.Tensor:
+        out = model(points[rows], uniform_last=True)
+        used[torch.arange(model.config.num_levels), out.codes.cpu()] = True
+        return out.loss
+
+    def end_epoch(epoch: int, losses: list[float]) -> bool:
         # After the epoch, because a code may be unused in one batch and used in the next.
-        model.revive_dead_codes(points, used, _seed(arguments.seed, progress.epoch, 2))
-        if not np.isfinite(loss):
-            raise DivergedError(f"the loss is {loss} in epoch {progress.epoch + 1}; lower lr, or look at the embeddings")
+        model.revive_dead_codes(points, used, _seed(arguments.seed, epoch, 2))
         progress.epoch += 1
-        progress.losses.append(loss)
+        progress.losses.append(float(np.average(losses, weights=sizes)))
         progress.seconds = before + time.perf_counter() - started
         bar.update()
-        bar.set_postfix_str(f"loss {loss:.5f}", refresh=False)
-        stop = progress.epoch == arguments.stop_after_epochs
+        bar.set_postfix_str(f"loss {progress.losses[-1]:.5f}", refresh=False)
+        stop = progress.epoch == arguments.stop_after_epochs or bool(interruption.received)
         if stop or progress.epoch % arguments.save_every == 0:
             _save(folder, progress, model, optimizer)
-        if stop and progress.epoch < epochs:
-            bar.close()
-            return progress
-    bar.close()
-    progress.finished = True
-    torch.nn.Module.to(model, "cpu").eval()
+        return stop
+
+    started, before = time.perf_counter(), progress.seconds
+    try:
+        with tqdm(total=epochs, initial=progress.epoch, desc="rqvae", unit="epoch", mininterval=2.0) as bar:
+            train_module(
+                model,
+                batches,
+                loss,
+                optimizer,
+                num_train_epochs=epochs,
+                steps_per_epoch=steps,
+                title="RQ-VAE",
+                advice="lower learning_rate, or look at the embeddings",
+                schedule=schedule,
+                max_grad_norm=arguments.max_grad_norm,
+                first_epoch=progress.epoch,
+                end_epoch=end_epoch,
+                callbacks=[interruption],
+            )
+    finally:
+        interruption.give_back()
+    if progress.epoch < epochs and interruption.received:
+        raise RunInterrupted(interruption.received, "index-items", progress.epoch, "epoch")
+    if progress.epoch == epochs:
+        progress.finished = True
+        torch.nn.Module.to(model, "cpu")
     return progress
-
-
-def _epoch(
-    model: RQVAEModel,
-    points: torch.Tensor,
-    optimizer: torch.optim.Optimizer,
-    schedule: Any,
-    arguments: IndexArguments,
-    epoch: int,
-) -> tuple[float, torch.Tensor]:
-    """Run one pass over the items and return the mean loss and the used codes: (H, K) bool."""
-    order = torch.from_numpy(np.random.default_rng((arguments.seed, epoch)).permutation(len(points)))
-    torch.manual_seed(_seed(arguments.seed, epoch, 1))  # dropout
-    used = torch.zeros(model.config.num_levels, model.config.codebook_size, dtype=torch.bool)
-    model.train()
-    total = 0.0
-    for part in order.split(arguments.per_device_train_batch_size):
-        out = model(points[part.to(points.device)], uniform_last=True)
-        optimizer.zero_grad(set_to_none=True)
-        out.loss.backward()
-        clip_grad_norm_(model.parameters(), arguments.max_grad_norm or float("inf"))
-        optimizer.step()
-        schedule.step()
-        total += float(out.loss.detach()) * len(part)
-        used[torch.arange(model.config.num_levels), out.codes.cpu()] = True
-    return total / len(points), used
 
 
 def _seed(*counters: int) -> int:

@@ -11,7 +11,7 @@ import torch
 
 from modeling_cllm4rec.core.optional_packages import require
 from modeling_cllm4rec.lcrec.modeling_rqvae import RQVAEModel
-from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds, pieces, residuals, shared_codes
+from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds, pieces, residuals, row_numbers, shared_codes
 
 __all__ = ["REPORT_FILES", "check_plots", "semantic_id_report", "save_report"]
 
@@ -45,7 +45,7 @@ def semantic_id_report(
         "collisions": {name: len(shared_codes(rows)) for name, rows in [*(earlier or {}).items(), ("index", codes)]},
         "used_codes": [int((count > 0).sum()) for count in counts],
         "entropy_bits": [round(_entropy(count), 3) for count in counts],
-        "prefixes": [len(np.unique(codes[:, : level + 1], axis=0)) for level in range(levels)],
+        "prefixes": [len(np.unique(row_numbers(codes[:, : level + 1], size))) for level in range(levels)],
         "code_counts": [count.tolist() for count in counts],
     }
     if embeddings is None or indexer is None:

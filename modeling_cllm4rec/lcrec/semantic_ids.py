@@ -7,6 +7,7 @@ This file is copied into every saved folder.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import string
 from dataclasses import dataclass
@@ -81,6 +82,13 @@ class SemanticIds:
         """H, the number of codes of an item."""
         return int(self.codes.shape[1])
 
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the codes of all items in their order, and of the codebook's size."""
+        return hashlib.sha256(
+            f"{self.codebook_size} {self.codes.shape} ".encode() + self.codes.astype("<i4").tobytes()
+        ).hexdigest()
+
     @cached_property
     def _items(self) -> dict[bytes, int]:
         return {row.tobytes(): item for item, row in enumerate(self.codes)}
@@ -104,7 +112,9 @@ class SemanticIds:
         """Write a Parquet file with the columns `item_id` and `codes`."""
         if len(item_ids) != self.num_items:
             raise InputError(f"got {len(item_ids)} item ids for the semantic IDs of {self.num_items} items")
-        table = pa.table({"item_id": item_ids.array, "codes": pa.array(list(self.codes), pa.list_(pa.int32()))})
+        offsets = pa.array(np.arange(0, self.codes.size + 1, self.num_levels), pa.int32())
+        codes = pa.ListArray.from_arrays(offsets, pa.array(self.codes.reshape(-1), pa.int32()))
+        table = pa.table({"item_id": item_ids.array, "codes": codes})
         pq.write_table(table.replace_schema_metadata({CODEBOOK_SIZE: str(self.codebook_size)}), path)
 
     @classmethod
@@ -192,11 +202,11 @@ def sinkhorn(distances: torch.Tensor, epsilon: float = 0.003, iterations: int = 
     those of a code to n / K. Distances are centred and scaled to [-1, 1] first, as the released code does.
 
     Args:
-        distances: (n, K) floating; epsilon: weight of the entropy, the smaller the sharper.
-        iterations: rounds in which columns and rows are scaled in turn.
+        distances: (..., n, K) floating, one problem or several of the same size.
+        epsilon: weight of the entropy, the smaller the sharper; iterations: rounds in which columns and rows are scaled in turn.
 
     Returns:
-        (n, K) of the same type: rows sum to 1 and, in the limit, columns to n / K.
+        (..., n, K) of the same type: rows sum to 1 and, in the limit, columns to n / K.
 
     Example:
         >>> sinkhorn(torch.tensor([[0.0, 1.0], [0.0, 1.1]])).argmax(1).tolist()
@@ -204,8 +214,8 @@ def sinkhorn(distances: torch.Tensor, epsilon: float = 0.003, iterations: int = 
     """
     if epsilon <= 0 or iterations < 1:
         raise InputError(f"epsilon is {epsilon} and iterations {iterations}; both must be above 0")
-    items, codes = distances.shape
-    highest, lowest = distances.max(), distances.min()
+    items, codes = distances.shape[-2:]
+    highest, lowest = distances.amax((-2, -1), keepdim=True), distances.amin((-2, -1), keepdim=True)
     half = ((highest - lowest) / 2).clamp(min=torch.finfo(distances.dtype).tiny)
     log_q = ((highest + lowest) / 2 - distances) / half / epsilon
     share = items / codes
@@ -213,8 +223,8 @@ def sinkhorn(distances: torch.Tensor, epsilon: float = 0.003, iterations: int = 
     # Logarithms cost several times a product of matrices, so rounds in between are plain ones as long as numbers allow.
     done = 0
     while done < iterations:
-        log_q = log_q - _log_sums(log_q, 0) + math.log(share)
-        log_q = log_q - _log_sums(log_q, 1)
+        log_q = log_q - _log_sums(log_q, -2) + math.log(share)
+        log_q = log_q - _log_sums(log_q, -1)
         done += 1
         scaled, rounds = _scale(log_q, share, min(iterations - done, ROUNDS_WITHOUT_LOGARITHMS))
         log_q, done = log_q + scaled, done + rounds
@@ -238,15 +248,15 @@ def _scale(log_q: torch.Tensor, share: float, rounds: int) -> tuple[torch.Tensor
     They stop before a sum comes near the smallest numbers, where only the log domain is accurate.
 
     Args:
-        log_q: (n, K), ln of a plan whose rows sum to 1; share: sum of a column in the end.
+        log_q: (..., n, K), ln of a plan whose rows sum to 1; share: sum of a column in the end.
 
     Returns:
-        (n, K) ln of the factor by which the rounds scale the plan, or 0 (), and the number of rounds.
+        (..., n, K) ln of the factor by which the rounds scale the plan, or 0 (), and the number of rounds.
     """
     plan, smallest = _exp(log_q), torch.finfo(log_q.dtype).tiny ** 0.5
-    rows, columns, done = torch.ones_like(plan[:, 0]), None, 0
+    rows, columns, done = torch.ones_like(plan[..., :1]), None, 0
     while done < rounds:
-        column_sums = plan.t() @ rows
+        column_sums = plan.mT @ rows
         if float(column_sums.min()) < smallest:
             break
         row_sums = plan @ (share / column_sums)
@@ -255,7 +265,7 @@ def _scale(log_q: torch.Tensor, share: float, rounds: int) -> tuple[torch.Tensor
         rows, columns, done = 1 / row_sums, share / column_sums, done + 1
     if columns is None:
         return plan.new_zeros(()), 0
-    return rows.log()[:, None] + columns.log()[None], done
+    return rows.log() + columns.log().mT, done
 
 
 def assign_unique_codes(latents: np.ndarray, codebooks: np.ndarray, codes: np.ndarray | None = None) -> np.ndarray:
@@ -288,22 +298,32 @@ def assign_unique_codes(latents: np.ndarray, codebooks: np.ndarray, codes: np.nd
     result = preferred.astype(np.int32)
     # The capacity of a code is the number of semantic IDs below it. As long as no prefix has more items than that, the last
     # level can always give each item a code of its own; without it, a popular prefix would run out of codes there.
-    taken: dict[tuple[int, ...], np.ndarray] = {(): np.arange(len(latents))}
     for level in range(levels):
         room = size ** (levels - level - 1)
-        below: dict[tuple[int, ...], np.ndarray] = {}
-        for prefix, items in taken.items():
+        for items in _crowded_groups(result[:, : level + 1], size, room):
             before = result[items, level].copy()
             result[items, level] = codes_with_room(latents, codebooks, result, items, level, room)
             moved = items[result[items, level] != before]
             if len(moved) and level + 1 < levels:  # their codes further down quantize the residuals of another prefix
                 rest = residuals(latents[moved], codebooks, result[moved], level + 1)
                 result[moved, level + 1 :] = nearest_codes(rest, codebooks[level + 1 :])
-            order = items[np.argsort(result[items, level], kind="stable")]
-            groups = np.split(order, np.flatnonzero(np.diff(result[order, level])) + 1)
-            below |= {(*prefix, int(result[group[0], level])): group for group in groups}
-        taken = below
     return result
+
+
+def _crowded_groups(codes: np.ndarray, codebook_size: int, room: int) -> list[np.ndarray]:
+    """Return the items under each prefix that has a code with more than `room` items: ascending item indices.
+
+    Args:
+        codes: (J, h) the prefix and the code at the level below it.
+    """
+    _, number, counts = np.unique(row_numbers(codes, codebook_size), return_inverse=True, return_counts=True)
+    crowded = counts[number] > room
+    if not crowded.any():
+        return []
+    prefixes = row_numbers(codes[:, :-1], codebook_size)
+    items = np.flatnonzero(np.isin(prefixes, np.unique(prefixes[crowded])))
+    items = items[np.argsort(prefixes[items], kind="stable")]
+    return np.split(items, np.flatnonzero(np.diff(prefixes[items])) + 1)
 
 
 def nearest_codes(latents: np.ndarray, codebooks: np.ndarray) -> np.ndarray:
@@ -320,26 +340,6 @@ def nearest_codes(latents: np.ndarray, codebooks: np.ndarray) -> np.ndarray:
 def pieces(items: int) -> list[slice]:
     """Return slices of up to `ITEMS_AT_ONCE` items that follow one another; one empty slice for no items."""
     return [slice(start, start + ITEMS_AT_ONCE) for start in range(0, max(items, 1), ITEMS_AT_ONCE)]
-
-
-def spread_last_level(latents: np.ndarray, codebooks: np.ndarray, codes: np.ndarray, epsilon: float, seed: int = 0) -> np.ndarray:
-    """Return (J, H) codes with the last level by uniform semantic mapping over the catalogue; epsilon 0 changes nothing.
-
-    A catalogue of more than 65,536 items is divided at random into parts of equal size, and each part is spread evenly.
-
-    Args:
-        latents: (J, d); codebooks: (H, K, d); codes: (J, H) the nearest ones.
-        epsilon: see `sinkhorn`; seed: of the division.
-    """
-    if not epsilon:
-        return codes
-    level, spread = codes.shape[1] - 1, codes.copy()
-    count = -(-len(codes) // ITEMS_AT_ONCE)
-    parts = [np.arange(len(codes))] if count <= 1 else np.array_split(np.random.default_rng(seed).permutation(len(codes)), count)
-    for part in parts:
-        distances = squared_distances_to(residuals(latents[part], codebooks, codes[part], level), codebooks[level])
-        spread[part, level] = sinkhorn(torch.from_numpy(distances), epsilon).argmax(1).numpy()
-    return spread
 
 
 def residuals(latents: np.ndarray, codebooks: np.ndarray, codes: np.ndarray, level: int) -> np.ndarray:
@@ -367,23 +367,31 @@ def codes_with_room(
     preferred = codes[items, level]
     if len(items) == 1 or np.bincount(preferred).max() <= room:
         return preferred
-    distances = squared_distances_to(residuals(latents[items], codebooks, codes[items], level), codebooks[level])
+
+    def distances_of(group: np.ndarray) -> np.ndarray:
+        rest = residuals(latents[items[group]], codebooks, codes[items[group]], level)
+        return squared_distances_to(rest, codebooks[level])
+
     # The joint optimum takes cubic time. At the last level groups are small (K items at most); above it, where a group may be
-    # the whole catalogue, the greedy rule is used.
+    # the whole catalogue, the greedy rule is used, and distances are computed some items at a time.
+    everyone = np.arange(len(items))
     if room == 1:
-        return np.asarray(linear_sum_assignment(distances)[1], dtype=np.int32)
+        return np.asarray(linear_sum_assignment(distances_of(everyone))[1], dtype=np.int32)
     assigned = np.full(len(items), -1, dtype=np.int32)
     left = np.full(codebooks.shape[1], room)
-    own = distances[np.arange(len(items)), preferred]
+    parts = [everyone[part] for part in pieces(len(items))]
+    own = np.concatenate([distances_of(part)[np.arange(len(part)), preferred[part]] for part in parts])
     for code in np.unique(preferred):
         group = np.flatnonzero(preferred == code)
         stay = group[np.argsort(own[group], kind="stable")][:room]  # stable: of equal distances the lower item, on any machine
         assigned[stay] = code
         left[code] -= len(stay)
-    for item in np.flatnonzero(assigned < 0):
-        code = int(np.where(left > 0, distances[item], np.inf).argmin())
-        assigned[item] = code
-        left[code] -= 1
+    moving = np.flatnonzero(assigned < 0)
+    for part in pieces(len(moving)):
+        for item, distances in zip(moving[part], distances_of(moving[part]), strict=True):
+            code = int(np.where(left > 0, distances, np.inf).argmin())
+            assigned[item] = code
+            left[code] -= 1
     return assigned
 
 
@@ -404,28 +412,22 @@ def nearest_free_codes(latents: np.ndarray, codebooks: np.ndarray, taken: np.nda
     latents, codebooks = np.asarray(latents, dtype=np.float64), np.asarray(codebooks, dtype=np.float64)
     levels, size, _ = codebooks.shape
     _check_latents(latents, len(latents) + len(taken), size, levels)
-    used: dict[tuple[int, ...], int] = {}
-    for row in np.asarray(taken).tolist():
-        _count(used, row)
+    taken = np.asarray(taken)
+    rows = taken[np.lexsort(taken.T[::-1])]  # the items below a prefix follow one another
+    given: dict[tuple[int, ...], int] = {}  # prefix -> number of the new items below it
     result = np.zeros((len(latents), levels), dtype=np.int32)
     for item, latent in enumerate(latents):
-        rest = latent.copy()
-        prefix: list[int] = []
+        rest, prefix, below = latent.copy(), tuple[int, ...](), slice(0, len(rows))
         for level in range(levels):
             room = size ** (levels - level - 1)
-            order = squared_distances_to(rest[None], codebooks[level])[0].argsort(kind="stable")
-            code = next(int(code) for code in order if used.get((*prefix, int(code)), 0) < room)
-            prefix.append(code)
+            bounds = below.start + np.searchsorted(rows[below, level], np.arange(size + 1))
+            order = squared_distances_to(rest[None], codebooks[level])[0].argsort(kind="stable").tolist()
+            code = next(code for code in order if bounds[code + 1] - bounds[code] + given.get((*prefix, code), 0) < room)
+            prefix, below = (*prefix, code), slice(bounds[code], bounds[code + 1])
+            given[prefix] = given.get(prefix, 0) + 1
             rest -= codebooks[level, code]
-        _count(used, prefix)
         result[item] = prefix
     return result
-
-
-def _count(used: dict[tuple[int, ...], int], row: list[int]) -> None:
-    for length in range(1, len(row) + 1):
-        prefix = tuple(row[:length])
-        used[prefix] = used.get(prefix, 0) + 1
 
 
 def _check_latents(latents: np.ndarray, items: int, size: int, levels: int) -> None:
@@ -447,9 +449,9 @@ __all__ = [
     "nearest_codes",
     "nearest_free_codes",
     "pieces",
+    "residuals",
     "row_numbers",
     "shared_codes",
     "sinkhorn",
-    "spread_last_level",
     "squared_distances_to",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,13 +39,25 @@ class TokenTexts(NamedTuple):
         """Tokens of each text without the end token: (texts,)."""
         return np.diff(self.indptr) - self.ends
 
-    def words(self, text: int) -> npt.NDArray[np.int32]:
-        """Return the token ids of a text for an instruction, without the end token."""
-        return self.ids[self.indptr[text] : self.indptr[text + 1] - self.ends[text]]
 
-    def response(self, text: int) -> npt.NDArray[np.int32]:
-        """Return the token ids of a text for a response: with the end token, unless the text was cut."""
-        return self.ids[self.indptr[text] : self.indptr[text + 1]]
+class TextGroups(NamedTuple):
+    """Texts of which one is drawn, for each of some owners.
+
+    Attributes:
+        first, size: (owners,) number of the first text, and how many follow one another; longest: number of the longest one.
+    """
+
+    first: npt.NDArray[np.int64]
+    size: npt.NDArray[np.int64]
+    longest: npt.NDArray[np.int64]
+
+    def take(self, owners: npt.NDArray[np.int64]) -> TextGroups:
+        """Return the groups of some owners."""
+        return TextGroups(*(column[owners] for column in self))
+
+    def draw(self, shares: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+        """Return the number of a text of each owner, by random numbers in [0, 1)."""
+        return self.first + (shares * self.size).astype(np.int64)
 
 
 def encode_texts(
@@ -77,6 +90,20 @@ def encode_texts(
     with atomic_file(path) as temporary:
         pq.write_table(pa.table({"ids": lists, "ends": encoded.ends}), temporary)
     return encoded
+
+
+def text_groups(texts: Sequence[Sequence[str]], lengths: npt.NDArray[np.int64]) -> TextGroups:
+    """Return the groups of texts that follow one another, with these lengths in tokens; of an empty group `longest` is 0.
+
+    Example:
+        >>> [column.tolist() for column in text_groups([["a", "bb"], [], ["c"]], np.array([1, 2, 1]))]
+        [[0, 2, 2], [2, 0, 1], [1, 0, 2]]
+    """
+    size = np.array([len(group) for group in texts], dtype=np.int64)
+    first, longest = np.cumsum(size) - size, np.zeros(len(size), dtype=np.int64)
+    by_length = np.lexsort((lengths, np.repeat(np.arange(len(size)), size)))  # group after group, the longest text last
+    longest[size > 0] = by_length[(first + size - 1)[size > 0]]
+    return TextGroups(first, size, longest)
 
 
 def _encode(texts: list[str], tokenizer: PreTrainedTokenizerBase, limit: int | None, end: list[int]) -> TokenTexts:

@@ -1,1 +1,1 @@
-"""A recommender over HTTP with dynamic batching of concurrent calls."""
+"""A recommender over HTTP: FastAPI, dynamic batching of concurrent calls, metrics, and models that are replaced while it runs."""

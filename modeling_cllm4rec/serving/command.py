@@ -3,36 +3,46 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import logging
+import os
 import signal
 import socket
 import sys
-from typing import Any
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from modeling_cllm4rec.commands.addresses import address_family
 from modeling_cllm4rec.commands.command_line import CommandParser
 from modeling_cllm4rec.commands.model_flags import add_device_arguments, placement
-from modeling_cllm4rec.core.errors import RunError
+from modeling_cllm4rec.core.errors import InputError, MissingFileError, RunError
 from modeling_cllm4rec.core.optional_packages import require
+from modeling_cllm4rec.core.recommender import RecommenderModel
 from modeling_cllm4rec.hub.loading import load_recommender
+
+if TYPE_CHECKING:
+    from modeling_cllm4rec.serving.settings import ServiceSettings
 
 EPILOG = """example:
   cllm4rec serve --model runs/mine --port 8000
-  curl -s localhost:8000/recommend -d '{"users": ["ann"], "k": 5}'
-  curl -s localhost:8000/recommend -d '{"histories": [["B00021DVCQ"]], "candidates": ["B00027DDOQ", "B0002VQ0WO"], "k": 1}'
+  curl -s --json '{"users": ["ann"], "k": 5}' localhost:8000/recommend
+  curl -s --json '{"histories": [["B00021DVCQ"]], "candidates": ["B00027DDOQ", "B0002VQ0WO"], "k": 1}' localhost:8000/recommend
+  curl -s --json '{"items": ["B00021DVCQ"], "k": 5}' localhost:8000/similar-items
   curl -s 'localhost:8000/items?title=cream'
 
-On Ctrl-C or SIGTERM, in-flight requests are completed before shutdown.
+The page /docs describes all routes. On Ctrl-C or SIGTERM, in-flight requests are completed before shutdown. On SIGHUP, the
+folder of --model is loaded again and served from then on.
 """
-SHUTDOWN_SECONDS = 30
-NEEDED = ("starlette", "uvicorn")
+NEEDED = ("fastapi", "uvicorn", "prometheus_client")
+KEY_VARIABLE = "CLLM4REC_API_KEY"
 
 
 def parser() -> CommandParser:
     """Return the parser of the command's flags."""
     flags = CommandParser(
         "serve",
-        description="Answer questions over HTTP: POST /recommend, GET /items?title=, GET /health.",
+        description="Answer questions over HTTP: POST /recommend, POST /similar-items, GET /items?title=, GET /health.",
         epilog=EPILOG,
     )
     flags.add_argument("--model", required=True, help="folder or Hub name of a finetuned or aligned model")
@@ -42,6 +52,16 @@ def parser() -> CommandParser:
     flags.add_argument("--no-batching", action="store_true", help="answer one call after another")
     flags.add_argument("--wait-ms", type=float, default=0.0, help="milliseconds to wait for further calls (default: 0)")
     flags.add_argument("--queue", type=int, default=1024, help="users who may wait before calls get status 503 (default: 1024)")
+    flags.add_argument("--connections", type=int, default=512, help="open connections before status 503 (default: 512)")
+    flags.add_argument(
+        "--api-key-file", help=f"file with a key that clients must send (default: the environment variable {KEY_VARIABLE})"
+    )
+    flags.add_argument(
+        "--allowed-hosts",
+        nargs="+",
+        help="names in the header Host (default: those of this machine on a loopback address, else all)",
+    )
+    flags.add_argument("--no-access-log", action="store_true", help="write no line to the log for each request")
     add_device_arguments(flags)
     return flags
 
@@ -59,26 +79,83 @@ def serve(arguments: argparse.Namespace) -> None:
         require(package, "serve", "serve")
     import uvicorn
 
-    from modeling_cllm4rec.serving.service import ServiceSettings, make_service
+    from modeling_cllm4rec.serving.application import make_service
+    from modeling_cllm4rec.serving.protocol import server_config
 
-    settings = ServiceSettings(
-        batch_size=arguments.batch_size, batching=not arguments.no_batching, wait_ms=arguments.wait_ms, queue=arguments.queue
-    )
+    class Server(uvicorn.Server):
+        """A server that replaces its model on SIGHUP."""
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            reloads: set[asyncio.Task[None]] = set()  # the event loop itself keeps no task alive
+
+            def reload() -> None:
+                task = asyncio.create_task(service.state.models.reload_or_log())
+                reloads.add(task)
+                task.add_done_callback(reloads.discard)
+
+            if hasattr(signal, "SIGHUP"):  # Windows has none
+                asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+
     with listening(arguments.host, arguments.port) as listener:
-        service: Any = make_service(load_recommender(arguments.model, **placement(arguments)), settings)
-        config = uvicorn.Config(
-            service,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            lifespan="on",
-            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-        )
         host, port = listener.getsockname()[:2]
-        print(f"serving {arguments.model} on http://{host}:{port}", flush=True)
+        settings = settings_of(arguments, host)
+        if hasattr(signal, "SIGHUP"):
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is a model to replace
+        place = placement(arguments)
+
+        def load(name: str) -> RecommenderModel:
+            return load_recommender(name, **place)
+
+        started = time.perf_counter()
+        # No variable holds the model: it is dropped when another one takes its place.
+        service: Any = make_service(load(arguments.model), settings, load, time.perf_counter() - started)
+        shown = f"[{host}]" if ":" in host else host
+        print(f"serving {arguments.model} on http://{shown}:{port}", flush=True)
         for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn shuts down and then raises the signal again
             signal.signal(number, signal.SIG_IGN)
-        uvicorn.Server(config).run(sockets=[listener])
+        Server(server_config(service, settings)).run(sockets=[listener])
+
+
+def settings_of(arguments: argparse.Namespace, address: str) -> ServiceSettings:
+    """Return the settings of the flags for a server on an address.
+
+    Raises:
+        InputError: a value out of range.
+        MissingFileError: there is no file with a key.
+    """
+    from modeling_cllm4rec.serving.settings import LOOPBACK, ServiceSettings
+
+    hosts = arguments.allowed_hosts
+    if hosts is None and (address == "::1" or address.startswith("127.")):
+        hosts = [*LOOPBACK, address]
+    return ServiceSettings(
+        batch_size=arguments.batch_size,
+        batching=not arguments.no_batching,
+        wait_ms=arguments.wait_ms,
+        queue=arguments.queue,
+        connections=arguments.connections,
+        api_key=read_key(arguments.api_key_file),
+        allowed_hosts=None if hosts is None else tuple(dict.fromkeys(host.lower() for host in hosts)),
+        access_log=not arguments.no_access_log,
+    )
+
+
+def read_key(file: str | None) -> str | None:
+    """Return the API key of a file or of the environment, None where neither is given. A flag would show it to all users.
+
+    Raises:
+        MissingFileError: there is no such file.
+        InputError: it cannot be read.
+    """
+    if file is None:
+        return os.environ.get(KEY_VARIABLE) or None
+    if not Path(file).is_file():
+        raise MissingFileError(f"api_key_file: there is no file {file}; make one by `openssl rand -hex 32 > {file}`")
+    try:
+        return Path(file).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"api_key_file: {file} cannot be read ({error}); give a text file with one line") from error
 
 
 def listening(host: str, port: int) -> socket.socket:
@@ -100,4 +177,6 @@ def main(argv: list[str] | None = None) -> int:
     flags = parser()
     arguments = flags.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
+    if not arguments.no_access_log:
+        logging.getLogger("modeling_cllm4rec.serving.guard.access").setLevel(logging.INFO)
     return flags.run(arguments, lambda: serve(arguments))

@@ -1,26 +1,24 @@
-"""Request bodies with a size limit, and error responses as JSON that reach a client that is still sending."""
+"""Error responses: one JSON form for all of them, which also reaches a client that is still sending."""
 
 from __future__ import annotations
 
 import asyncio
+import difflib
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from starlette.requests import Request
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.core.handler import BadRequest
 
-MOST_BYTES = 1_000_000
-BODY_SECONDS = 20.0
-"""Time limit for receiving a body."""
 DRAIN_BYTES, DRAIN_SECONDS = 64_000_000, 5.0
 """Limits for draining a rejected body: without it, a client that is still sending would see a reset connection."""
 
 
-class Refused(Exception):
+class Refused(HTTPException):
     """A request that gets an error response.
 
     Args:
@@ -31,8 +29,8 @@ class Refused(Exception):
     """
 
     def __init__(self, status: int, reason: BadRequest, headers: dict[str, str] | None = None, unread: bool = False) -> None:
-        super().__init__(str(reason))
-        self.status, self.reason, self.headers, self.unread = status, reason, headers, unread
+        super().__init__(status, str(reason), headers)
+        self.reason, self.unread = reason, unread
 
 
 class JSONAnswer(Response):
@@ -73,63 +71,42 @@ async def _drain(receive: Receive) -> None:
 def refusal(refused: Refused) -> Response:
     """Return the response to a rejected request: `{"error": {"field", "got", "allowed", "what_to_do"}}`."""
     body = {"error": refused.reason.as_json()}
+    headers = dict(refused.headers or {})
     if refused.unread:
-        return LingeringAnswer(body, refused.status, {**(refused.headers or {}), "connection": "close"})
-    return JSONAnswer(body, refused.status, refused.headers)
+        return LingeringAnswer(body, refused.status_code, {**headers, "connection": "close"})
+    return JSONAnswer(body, refused.status_code, headers)
 
 
-async def read_json(request: Request, most_bytes: int = MOST_BYTES, seconds: float = BODY_SECONDS) -> Any:
-    """Read the JSON value of a request body.
+def as_bad_request(errors: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> BadRequest:
+    """Return the first error of a schema as an error of the request.
 
-    Raises:
-        Refused: a body above `most_bytes` (by its header, before any of it is read), one that does not arrive within
-            `seconds`, or one that is no JSON.
-    """
-    declared = request.headers.get("content-length", "0")
-    if declared.isdigit() and int(declared) > most_bytes:
-        raise _too_large(f"{declared} bytes", most_bytes)
-    body = bytearray()
-    try:
-        async with asyncio.timeout(seconds):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > most_bytes:
-                    raise _too_large(f"more than {most_bytes} bytes", most_bytes)
-    except TimeoutError:
-        late = BadRequest("body", f"{len(body)} bytes in {seconds:g} s", "a whole body by then", "send it faster, or less of it")
-        raise Refused(408, late, {"connection": "close"}) from None
-    return parse_json(bytes(body))
-
-
-def parse_json(body: bytes) -> Any:
-    """Parse a JSON document in UTF-8.
-
-    Raises:
-        Refused: it is none, or holds what JSON does not allow (NaN), or nothing can be done with (half a surrogate pair).
+    Args:
+        errors: those of pydantic, with `type`, `loc`, `msg` and `input`.
+        fields: names of the fields that the request may have.
 
     Example:
-        >>> parse_json(b'{"k": 3}')
-        {'k': 3}
+        >>> error = {"type": "extra_forbidden", "loc": ("body", "user"), "msg": "extra", "input": "ann"}
+        >>> as_bad_request([error], ["users"]).as_json()["what_to_do"]
+        "did you mean 'users'?"
     """
-    try:
-        text = body.decode("utf-8")
-        value = json.loads(text, parse_constant=_no_number)
-        if "\\u" in text:
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
-        return value
-    except (ValueError, RecursionError) as error:
-        shown = body[:100].decode("utf-8", "replace")
-        why = str(error) if isinstance(error, ValueError) else "it is nested too deeply"
-        raise Refused(400, BadRequest("body", shown, "JSON in UTF-8", f"correct it: {why}")) from error
+    error = errors[0]
+    where, kind, got = error["loc"], error["type"], error["input"]
+    part = "query string" if where[0] == "query" else "body"
+    name = "".join(f"[{one}]" if isinstance(one, int) else f".{one}" for one in where[1:]).lstrip(".") or part
+    words = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    if name == part:
+        return BadRequest(part, _shown(got), "a JSON object", "send one, such as " + json.dumps({fields[0]: ["..."]}))
+    if kind == "extra_forbidden":
+        near = difflib.get_close_matches(name, fields, n=1)
+        return BadRequest(part, name, ", ".join(fields), f"did you mean {near[0]!r}?" if near else "leave it out")
+    if kind == "missing":
+        return BadRequest(name, None, "a value", f"give {name}")
+    advice = "split longer lists into several requests" if isinstance(got, list) else f"choose another {name}"
+    return BadRequest(name, _shown(got), words, advice)
 
 
-def _no_number(word: str) -> Any:
-    raise InputError(f"{word} is no JSON number")
+def _shown(value: Any) -> Any:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
-def _too_large(got: str, most_bytes: int) -> Refused:
-    reason = BadRequest("body", got, f"at most {most_bytes} bytes", "split the question into several")
-    return Refused(413, reason, unread=True)
-
-
-__all__ = ["JSONAnswer", "Refused", "parse_json", "read_json", "refusal"]
+__all__ = ["JSONAnswer", "Refused", "as_bad_request", "refusal"]

@@ -49,6 +49,7 @@ class TrainingArguments:
     )
     lora_r: int = field(default=16, metadata={"help": "rank of the LoRA matrices"})
     lora_alpha: int = field(default=32, metadata={"help": "scale of the LoRA matrices"})
+    lora_dropout: float = field(default=0.0, metadata={"help": "dropout in front of the LoRA matrices"})
     num_train_epochs: int = field(default=10, metadata={"help": "passes over the interactions"})
     per_device_train_batch_size: int = field(default=32, metadata={"help": "documents at a time on one process"})
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "batches of one optimizer step"})
@@ -114,7 +115,10 @@ class TrainingArguments:
     )
     push_to_hub: bool = field(default=False, metadata={"help": "upload the finished model to the Hub"})
     hub_model_id: str = field(default="", metadata={"help": "its name there, NAME or OWNER/NAME (default: that of output)"})
-    hub_private_repo: bool | None = field(default=None, metadata={"help": "make a new repository private (default: the owner's)"})
+    hub_private_repo: bool = field(default=True, metadata={"help": "make a new repository private"})
+    hub_strategy: Literal["end"] = field(
+        default="end", metadata={"help": "when to upload: at the end; `cllm4rec push` uploads a run later"}
+    )
     trainer: dict[str, Any] | str | None = field(
         default=None,
         metadata={"help": "further arguments of transformers.TrainingArguments as JSON; they may also be flags of their own"},
@@ -129,6 +133,11 @@ class TrainingArguments:
             self.trainer = from_json("trainer", self.trainer)
         self.fsdp_config = read_fsdp_config(self.fsdp_config)
         check_passed_on(self.trainer or {})
+        if self.hub_strategy in ("every_save", "checkpoint", "all_checkpoints"):
+            raise InputError(
+                f"hub_strategy is {self.hub_strategy!r}; a checkpoint of a stage is no model that can be loaded, so only the "
+                "finished one is uploaded: set hub_strategy=end, and copy the folder checkpoints of the run to keep it elsewhere"
+            )
         check_types(self)
         for name in ("data", "output"):
             if not getattr(self, name):
@@ -143,6 +152,8 @@ class TrainingArguments:
             raise InputError(f"warmup_steps is {self.warmup_steps}; it must be a whole number of steps, or a share below 1")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise InputError(f"dropout is {self.dropout}; it must be 0 or more and lie below 1")
+        if not 0 <= self.lora_dropout < 1:
+            raise InputError(f"lora_dropout is {self.lora_dropout}; it must be 0 or more and lie below 1")
         if not 0 <= self.average_decay < 1:
             raise InputError(f"average_decay is {self.average_decay}; it must be 0 (no averaging) or lie below 1")
         self.resume = self.resume or self.resume_from_checkpoint is not None

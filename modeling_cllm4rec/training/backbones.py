@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -14,6 +15,7 @@ from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     PreTrainedTokenizerFast,
+    ProgressCallback,
     Trainer,
     TrainingArguments,
     set_seed,
@@ -27,6 +29,19 @@ from modeling_cllm4rec.corpora.item_texts import BIOGRAPHY, ITEM_TEXTS
 logger = logging.getLogger(__name__)
 
 END = "<|end|>"
+
+
+class BackboneBar(ProgressCallback):
+    """The bar of transformers with a name, without the dictionary of seconds that it prints at the end."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Open the bar."""
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.set_description("backbone")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Print nothing."""
 
 
 def training_texts(data: RecommendationData) -> Iterator[str]:
@@ -97,7 +112,10 @@ def train_backbone(
         use_cpu=not torch.cuda.is_available(),
     )
     collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
-    Trainer(model, arguments, train_dataset=documents, data_collator=collator).train()
+    trainer = Trainer(model, arguments, train_dataset=documents, data_collator=collator)
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(BackboneBar())
+    trainer.train()
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
     logger.info("backbone of %d parameters saved in %s", model.num_parameters(), output)

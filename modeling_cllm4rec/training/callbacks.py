@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers import TrainingArguments as TrainerArguments
+from transformers.trainer_utils import IntervalStrategy
 
 from modeling_cllm4rec.training.estimates import Pace, Stopwatch
 
@@ -38,7 +39,7 @@ class EpochCallback(TrainerCallback):
             self.trainer.average.before_step()
 
     def on_step_end(self, args: TrainerArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Count a step; at the end of an epoch ask for a validation and a checkpoint."""
+        """Count a step; at the end of an epoch ask for a validation, a checkpoint, and the losses in the log."""
         trainer, progress = self.trainer, self.trainer.progress
         kind, (nll, stop, save) = trainer.part.kind, trainer.end_of_step()
         progress.count_nll(kind, nll)
@@ -53,6 +54,7 @@ class EpochCallback(TrainerCallback):
         state.epoch = progress.epoch + progress.step_in_epoch / planned
         if progress.step_in_epoch == planned:
             control.should_evaluate = control.should_save = True
+            control.should_log = args.logging_strategy != IntervalStrategy.NO
         control.should_save |= save
         if stop or progress.step == trainer.stage.arguments.stop_after_steps:
             control.should_save = control.should_training_stop = True

@@ -58,7 +58,8 @@ def write_atomically(
             if sharded:
                 distributed.barrier()  # the folder is there
                 checkpoint.save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(temporary), save_distributed=True))
-                state = {**state, FILES: len(list(temporary.glob("*.safetensors")))}
+                if is_main:  # only: its rename may come before another process looks into the folder
+                    state = {**state, FILES: len(list(temporary.glob("*.safetensors")))}
             else:
                 # Tied or sliced tensors share memory, which safetensors refuses; each name gets a copy of its own.
                 copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}

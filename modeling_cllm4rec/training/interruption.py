@@ -17,14 +17,20 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1
 class RunInterrupted(KeyboardInterrupt):
     """A run that a signal has ended, after its last step was saved.
 
+    Args:
+        number: of the signal.
+        stage: its name.
+        step: the last one.
+        unit: what the stage counts as steps.
+
     Attributes:
         exit_code: 128 + the number of the signal, as shells report it: 143 for SIGTERM, 130 for SIGINT.
     """
 
-    def __init__(self, number: int, stage: str, step: int) -> None:
+    def __init__(self, number: int, stage: str, step: int, unit: str = "step") -> None:
         self.exit_code = 128 + number
         super().__init__(
-            f"{stage} was stopped by {signal.Signals(number).name} after step {step}, which is saved; go on with resume=True"
+            f"{stage} was stopped by {signal.Signals(number).name} after {unit} {step}, which is saved; go on with resume=True"
         )
 
 

@@ -35,7 +35,10 @@ def tune_backbone(model: RecommenderModel, arguments: TrainingArguments) -> peft
         model.backbone.requires_grad_(True)
     if arguments.tune == "lora":
         config = peft.LoraConfig(
-            r=arguments.lora_r, lora_alpha=arguments.lora_alpha, target_modules="all-linear", lora_dropout=0.0
+            r=arguments.lora_r,
+            lora_alpha=arguments.lora_alpha,
+            target_modules="all-linear",
+            lora_dropout=arguments.lora_dropout,
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(arguments.seed)

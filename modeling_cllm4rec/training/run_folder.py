@@ -6,10 +6,11 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
-from modeling_cllm4rec.core.errors import ExistingFileError, InputError
+from modeling_cllm4rec.core.errors import ExistingFileError, FileWriteError, InputError, MissingFileError
 from modeling_cllm4rec.core.processes import process_count
 from modeling_cllm4rec.corpora.atomic_files import atomic_file, check_output_folder
 from modeling_cllm4rec.corpora.data_folder import INFO_FILE, RecommendationData
@@ -21,6 +22,7 @@ from modeling_cllm4rec.training.stages import step_batch_size
 NOT_PART_OF_A_RUN = (
     *("resume", "resume_from_checkpoint", "overwrite", "stop_after_steps", "report_to", "save_steps", "save_minutes"),
     *("output", "data", "start", "backbone", "index", "max_memory", "push_to_hub", "hub_model_id", "hub_private_repo"),
+    "hub_strategy",
     *("fsdp", "fsdp_config", "per_device_train_batch_size", "gradient_accumulation_steps"),
 )
 """Arguments that a resumed run may change: they do not change the result, or their content is compared instead.
@@ -34,6 +36,9 @@ CHANGE_THE_RESULT = ("adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_k
 
 STEP_SIZE = "documents_per_step"
 """Key in the identity of a run: documents of an optimizer step, over all processes and accumulation steps."""
+
+BEGUN = "begun"
+"""Key in the file of a run: when it was begun. A resumed run keeps it."""
 
 RUN_FILE = "run.json"
 """Arguments of the run of a folder, which a resumed run is compared with. Its costs are in `RECORD_FILE`, `training.json`."""
@@ -87,18 +92,59 @@ def check_folder(stage: str, arguments: TrainingArguments, data: RecommendationD
         )
 
 
+def check_start(start: str, run_folder: Path) -> None:
+    """Check the folder of the model that an update continues from.
+
+    Raises:
+        MissingFileError: there is no such folder.
+        InputError: it is the output folder.
+    """
+    if not Path(start).is_dir():
+        raise MissingFileError(f"start: there is no folder {start}; name a trained model")
+    if Path(start).resolve() == run_folder.resolve():
+        raise InputError(f"start and output are both {start}; choose another output, so that the old model is kept")
+
+
 def claim_folder(stage: str, arguments: TrainingArguments, data: RecommendationData) -> None:
-    """Record the identity of this run in its folder, after deleting a run to be overwritten; raises as `check_folder`."""
+    """Record the identity of this run in its folder, after deleting a run to be overwritten.
+
+    Raises:
+        ExistingFileError, InputError: as `check_folder`.
+        FileWriteError: as `check_folder`; or a run to be overwritten cannot be deleted.
+    """
     check_folder(stage, arguments, data)
     folder = stage_folder(stage, arguments)
     record = folder / RUN_FILE
     if arguments.overwrite:
-        shutil.rmtree(folder, ignore_errors=True)
+        _empty(folder)
     if record.exists() and checkpoints.any_saved(folder):
         return
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_file(record) as temporary:
-        temporary.write_text(json.dumps(run_identity(arguments, data)), encoding="utf-8")
+        begun = time.strftime("%Y%m%d-%H%M%S")
+        temporary.write_text(json.dumps({**run_identity(arguments, data), BEGUN: begun}), encoding="utf-8")
+
+
+def _empty(folder: Path) -> None:
+    """Delete what is in a folder, but not the folder: it may be a link to another disk."""
+    try:
+        for path in folder.iterdir() if folder.exists() else ():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+    except OSError as error:
+        raise FileWriteError(
+            f"overwrite: the run in {folder} cannot be deleted ({error}); delete it, or choose another output"
+        ) from error
+
+
+def begun_at(stage: str, arguments: TrainingArguments) -> str:
+    """Return when the run of a folder was begun, as `20261128-170501`; empty for no run, or one of an earlier version."""
+    record = stage_folder(stage, arguments) / RUN_FILE
+    if not record.exists():
+        return ""
+    return str(json.loads(record.read_text(encoding="utf-8")).get(BEGUN, ""))
 
 
 def stage_folder(stage: str, arguments: TrainingArguments) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,15 +47,31 @@ class TeacherArguments(TrainingArguments):
         Raises:
             InputError: a setting has another form than NAME=VALUE.
         """
-        settings: dict[str, Any] = {}
-        for word in self.teacher_settings:
-            name, equals, value = word.partition("=")
-            if not equals:
-                raise InputError(f"teacher_settings: {word!r} has no = in it; write settings as regularization=300")
-            member, dot, setting = name.partition(".")
-            try:
-                parsed = yaml.safe_load(value)
-            except yaml.YAMLError as error:
-                raise InputError(f"teacher_settings: the value of {word!r} is no YAML ({error}); quote it") from error
-            (settings.setdefault(member, {}) if dot else settings)[setting or name] = parsed
-        return settings
+        return parsed_settings("teacher_settings", self.teacher_settings)
+
+
+def parsed_settings(argument: str, words: Iterable[str]) -> dict[str, Any]:
+    """Return setting -> value of a baseline; of several baselines, baseline -> setting -> value.
+
+    Args:
+        argument: name of the argument, for errors.
+        words: NAME=VALUE, or BASELINE.NAME=VALUE; values are YAML.
+
+    Raises:
+        InputError: a setting has another form.
+
+    >>> parsed_settings("settings", ["ease.regularization=300", "textknn.neighbours=null"])
+    {'ease': {'regularization': 300}, 'textknn': {'neighbours': None}}
+    """
+    settings: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise InputError(f"{argument}: {word!r} has no = in it; write settings as regularization=300")
+        member, dot, setting = name.partition(".")
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise InputError(f"{argument}: the value of {word!r} is no YAML ({error}); quote it") from error
+        (settings.setdefault(member, {}) if dot else settings)[setting or name] = parsed
+    return settings

@@ -13,13 +13,10 @@ import dataclasses
 import itertools
 import json
 import logging
-import os
 import signal
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,17 +24,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader
 from transformers import PrinterCallback, ProgressCallback, Trainer, get_scheduler
-from transformers import TrainingArguments as TrainerArguments
 
 from modeling_cllm4rec.core.errors import DivergedError, InputError, MissingFileError
-from modeling_cllm4rec.core.optional_packages import require
-from modeling_cllm4rec.corpora.batches import micro_batch
 from modeling_cllm4rec.training import checkpoints
-from modeling_cllm4rec.training.arguments import TrainingArguments
 from modeling_cllm4rec.training.callbacks import EpochCallback, StepBarCallback
 from modeling_cllm4rec.training.estimates import advice_for, check_memory, training_memory
 from modeling_cllm4rec.training.interruption import InterruptionCallback, RunInterrupted
@@ -45,7 +37,7 @@ from modeling_cllm4rec.training.parameters import checkpoint_activations, parame
 from modeling_cllm4rec.training.precision import frozen_weights_in
 from modeling_cllm4rec.training.progress import Progress
 from modeling_cllm4rec.training.run_folder import claim_folder, stage_folder
-from modeling_cllm4rec.training.sharding import Sharding, check_processes, sharded_by_us, sharding_settings
+from modeling_cllm4rec.training.sharding import Sharding, sharded_by_us, sharding_settings
 from modeling_cllm4rec.training.sparse_rows import (
     CombinedOptimizer,
     RowwiseAdagrad,
@@ -55,25 +47,13 @@ from modeling_cllm4rec.training.sparse_rows import (
     sparse_tables,
 )
 from modeling_cllm4rec.training.stages import Part, Stage
+from modeling_cllm4rec.training.step_plan import Parts, PartSampler, Plan, as_it_is
+from modeling_cllm4rec.training.trainer_arguments import trainer_arguments, wandb_without_a_run
 from modeling_cllm4rec.training.weight_average import WeightAverage
 
 logger = logging.getLogger(__name__)
 
 TRAINER_STATE = "trainer_state.json"
-LONGEST_WAIT = 7200
-"""Seconds that a process waits for the others, unless `ddp_timeout` is given: the first one alone tokenizes a large corpus."""
-SHARED_NAMES = (
-    *("seed", "per_device_train_batch_size", "gradient_accumulation_steps", "max_grad_norm", "learning_rate", "weight_decay"),
-    *("optim", "bf16", "save_steps", "report_to"),
-)
-"""Arguments of a stage that `Trainer` reads under the same names."""
-
-
-DATA_PARALLEL = (DistributedType.MULTI_GPU, DistributedType.MULTI_CPU, DistributedType.MULTI_XPU)
-IN_PLACE_OF_DEEPSPEED = (
-    "launch data parallel (multi-GPU, multi-CPU), or with sharded weights by recipes/accelerate_configs/fsdp2.yaml: fsdp=True is "
-    "as ZeRO-3, with fsdp_config={'reshard_after_forward': False} as ZeRO-2"
-)
 
 
 class StepEnd(NamedTuple):
@@ -82,51 +62,6 @@ class StepEnd(NamedTuple):
     nll: float
     stop: bool
     save: bool
-
-
-def start_processes(arguments: TrainingArguments) -> PartialState:
-    """Return the processes and the device of a run, without writing anything.
-
-    Raises:
-        InputError: a kind of parallel training that is not supported, or sharded weights on one process.
-        MissingPackageError: a tracker that is not installed.
-    """
-    if arguments.report_to != "none":
-        extra = "tensorboard" if arguments.report_to == "tensorboard" else None
-        require(arguments.report_to, extra, f"report_to={arguments.report_to!r}", "pass report_to='none'")
-    _check_launch()
-    passed_on = arguments.trainer if isinstance(arguments.trainer, dict) else {}
-    seconds = passed_on.get("ddp_timeout", LONGEST_WAIT)
-    backend = {"backend": passed_on["ddp_backend"]} if "ddp_backend" in passed_on else {}
-    sharding = sharding_settings(arguments)
-    # PartialState does not read the variable, and without `cpu` it takes each process of a machine without GPUs for the only one.
-    launched_on_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true" or not torch.accelerator.is_available()
-    on_cpu = bool(passed_on.get("use_cpu")) or ("LOCAL_RANK" in os.environ and launched_on_cpu)
-    state = PartialState(cpu=on_cpu, timeout=timedelta(seconds=seconds), **backend)
-    if state.distributed_type not in (DistributedType.NO, *DATA_PARALLEL):
-        raise InputError(f"distributed_type {state.distributed_type.value} is not supported; {IN_PLACE_OF_DEEPSPEED}")
-    if sharding is not None:
-        check_processes(state.num_processes)
-    return state
-
-
-def _check_launch() -> None:
-    """Refuse what `accelerate launch` was asked for and silently leaves out on a CPU.
-
-    Raises:
-        InputError: several processes were asked for and this is the only one; or DeepSpeed.
-    """
-    asked = os.environ.get
-    # `accelerate launch --cpu --num_processes 2` sets the address of a main process, but no rank.
-    on_cpu = not torch.accelerator.is_available() or asked("ACCELERATE_USE_CPU", "false").lower() == "true"
-    launched = on_cpu and asked("ACCELERATE_MIXED_PRECISION") and asked("MASTER_ADDR")
-    if launched and not (asked("RANK") or asked("WORLD_SIZE")):
-        raise InputError(
-            "num_processes: accelerate launch was asked for several processes and started one; on CPUs launch with "
-            "ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m modeling_cllm4rec ..."
-        )
-    if asked("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        raise InputError(f"distributed_type DEEPSPEED is not supported; {IN_PLACE_OF_DEEPSPEED}")
 
 
 def run(stage: Stage, state: PartialState) -> Progress:
@@ -201,6 +136,7 @@ class RecommenderTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         self._part_nll = torch.zeros(2, dtype=torch.float64)
         self.interruption, self.interrupted = InterruptionCallback(), 0
+        self._wandb = wandb_without_a_run(stage.arguments)
         self._saved_at = time.perf_counter()
         self.logged_nll: dict[str, tuple[float, int]] = {}
         self._seeded_step = -1
@@ -241,6 +177,8 @@ class RecommenderTrainer(Trainer):
                 if isinstance(module, torch.nn.Embedding):
                     module.sparse = False
             self.interruption.give_back()
+            if self._wandb is not None:
+                self._wandb.finish()  # `Trainer` leaves its run open, and the next stage of this process would log into it
         return self._finish()
 
     def _checkpoint(self) -> tuple[Path, dict[str, torch.Tensor], dict[str, Any]] | None:
@@ -308,7 +246,7 @@ class RecommenderTrainer(Trainer):
             self.parts,
             batch_size=None,
             sampler=PartSampler(self.plan, self.progress, args.process_index, args.world_size),
-            collate_fn=_as_it_is,
+            collate_fn=as_it_is,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
             **workers,
@@ -480,8 +418,9 @@ class RecommenderTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         progress.end_epoch(metrics, self.stage.arguments.early_stopping_patience)
         if metrics and self.is_world_process_zero():
-            shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-            logger.info("%s epoch %d/%d: %s", stage.name, progress.epoch, stage.num_epochs, shown)
+            shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name != "selection")
+            kept = "" if selection is None else "; the best so far" if better else f"; epoch {progress.best_epoch + 1} was better"
+            logger.info("%s epoch %d/%d: %s%s", stage.name, progress.epoch, stage.num_epochs, shown, kept)
         named = {f"{metric_key_prefix}_{name.removeprefix('validation/')}": value for name, value in metrics.items()}
         self.log(dict(named))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, named)
@@ -560,102 +499,4 @@ class RecommenderTrainer(Trainer):
             parameter.copy_(tensors[name])
 
 
-def trainer_arguments(stage: Stage, plan: Plan) -> TrainerArguments:
-    """Return the arguments of `transformers.Trainer` for a stage.
-
-    The whole run is one epoch for `Trainer`, whose epochs all have the same length; `EpochCallback` ends the stage's epochs.
-    """
-    arguments = stage.arguments
-    settings: dict[str, Any] = {
-        "output_dir": str(arguments.run_folder),
-        "max_steps": plan.total,
-        "ignore_data_skip": True,
-        "save_strategy": "steps",
-        "use_cpu": PartialState().device.type == "cpu",
-        "logging_steps": 10,
-        "run_name": f"cllm4rec-{stage.name}",
-        # An L step trains the collaborative rows alone, a C step the content rows alone.
-        "ddp_find_unused_parameters": len(plan.documents) > 1,
-        **{name: getattr(arguments, name) for name in SHARED_NAMES},
-        **(arguments.trainer if isinstance(arguments.trainer, dict) else {}),
-    }
-    try:
-        built = TrainerArguments(**settings)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"trainer: transformers.TrainingArguments refuses {arguments.trainer}: {error}") from error
-    built._n_gpu = min(built.n_gpu, 1)  # `Trainer` would split a batch among all GPUs of one process, by nn.DataParallel
-    return built
-
-
-class Plan:
-    """The steps of a run, planned one epoch at a time."""
-
-    def __init__(self, stage: Stage) -> None:
-        self.stage = stage
-        self.steps_in_epoch: list[int] = []
-        self.documents: Counter[str] = Counter()
-        for epoch in range(stage.num_epochs):
-            steps = stage.steps(epoch)
-            self.steps_in_epoch.append(len(steps))
-            for step in steps:
-                self.documents[step.kind] += len(step.documents)
-        self.total = sum(self.steps_in_epoch)
-
-    def documents_until(self, epoch: int, step_in_epoch: int) -> Counter[str]:
-        """Return the documents of each kind before a step of an epoch."""
-        done: Counter[str] = Counter()
-        if not epoch and not step_in_epoch:
-            return done
-        for earlier in range(min(epoch + 1, self.stage.num_epochs)):
-            steps = self.stage.steps(earlier)
-            for step in steps[:step_in_epoch] if earlier == epoch else steps:
-                done[step.kind] += len(step.documents)
-        return done
-
-
-class Parts(Dataset):
-    """The inputs of the parts of steps, by part."""
-
-    def __init__(self, stage: Stage) -> None:
-        self.stage = stage
-
-    def __getitem__(self, part: Part) -> dict[str, Any]:
-        inputs = self.stage.inputs(part)
-        return {"part": part, "items": 0 if part.idle else self.stage.count_items(part, inputs), **inputs}
-
-
-class PartSampler(Sampler):
-    """The parts of the steps that one process reads, from the step on that a run has reached.
-
-    Args:
-        plan: of the whole run.
-        progress: of the run; it is read when the iteration begins.
-        process, processes: number of this process, and of all.
-    """
-
-    def __init__(self, plan: Plan, progress: Progress, process: int, processes: int) -> None:
-        self.plan, self.progress, self.process, self.processes = plan, progress, process, processes
-
-    def __len__(self) -> int:
-        return self.plan.total * self.plan.stage.arguments.gradient_accumulation_steps
-
-    def __iter__(self) -> Iterator[Part]:
-        stage, number, first_epoch, done = self.plan.stage, self.progress.step, self.progress.epoch, self.progress.step_in_epoch
-        accumulations = stage.arguments.gradient_accumulation_steps
-        for epoch in range(first_epoch, stage.num_epochs):
-            for step in stage.steps(epoch)[done if epoch == first_epoch else 0 :]:
-                for accumulation in range(accumulations):
-                    place = accumulation * self.processes + self.process
-                    documents = micro_batch(step.documents, accumulations * self.processes, place)
-                    idle = not len(documents)
-                    mine = step.documents[:1] if idle else documents
-                    yield Part(step.kind, mine, len(step.documents), epoch, number, idle)
-                number += 1
-
-
-def _as_it_is(inputs: Any) -> Any:
-    """Return the inputs of a part, which are tensors already. A function of a module, so that worker processes can name it."""
-    return inputs
-
-
-__all__ = ["RecommenderTrainer", "run", "start_processes"]
+__all__ = ["RecommenderTrainer", "run"]

@@ -34,6 +34,7 @@ time. Each client requests recommendations for one known user, waits for the res
 load-test.md and load-test.json.
 """
 CALLERS = (1, 8, 32)
+JSON = {"content-type": "application/json"}
 WARM_UP_SECONDS = 1.0
 START_SECONDS = 300
 SEED = 0
@@ -62,7 +63,7 @@ def send_request(connection: http.client.HTTPConnection, user: Any, k: int) -> f
         RunError: the response is not a list of k items.
     """
     started = time.perf_counter()
-    connection.request("POST", "/recommend", json.dumps({"users": [user], "k": k}))
+    connection.request("POST", "/recommend", json.dumps({"users": [user], "k": k}), JSON)
     response = connection.getresponse()
     body = response.read()
     seconds = time.perf_counter() - started
@@ -91,7 +92,7 @@ def batches_and_calls(address: str) -> np.ndarray:
     connection.request("GET", "/health")
     health = json.loads(connection.getresponse().read())
     connection.close()
-    return np.array([health["turns"], health["calls"]])
+    return np.array([health["batches"], health["calls"]])
 
 
 def measure(address: str, known: KnownUsers, callers: int, seconds: float, k: int) -> dict[str, Any]:

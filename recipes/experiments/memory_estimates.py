@@ -36,8 +36,9 @@ from modeling_cllm4rec.lcrec.indexing import index_items
 from modeling_cllm4rec.lcrec.parameters import choose_semantic_id_rows
 from modeling_cllm4rec.training import estimates
 from modeling_cllm4rec.training.backbones import train_backbone
+from modeling_cllm4rec.training.launch import start_processes
 from modeling_cllm4rec.training.precision import frozen_weights_in
-from modeling_cllm4rec.training.trainer import run, start_processes
+from modeling_cllm4rec.training.trainer import run
 
 TOLERANCE = 0.25
 WORDS = "amber basin cedar delta ember field grove haven inlet jetty knoll lagoon meadow north ocean prairie".split()

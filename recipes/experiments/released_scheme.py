@@ -193,14 +193,14 @@ class ReleasedScheme:
         return nll + self.lambda_c * self._distance(torch.cat([prompts, main], dim=1), side)
 
     def _recommendation_loss(self, users: np.ndarray, epoch: int) -> torch.Tensor:
-        split = [self.histories.split_holdout(int(user), epoch, self.mask_share) for user in users]
-        ids, mask = self._padded(self._recommendation_prompts(users, [kept for kept, _ in split]))
+        kept, all_held = self.histories.split_holdout(users, epoch, self.mask_share)
+        ids, mask = self._padded(self._recommendation_prompts(users, kept))
         target = torch.zeros(len(users), self.model.num_items, device=self._device)
-        for row, (_, held) in enumerate(split):
+        for row, held in enumerate(all_held):
             target[row, torch.from_numpy(held).to(self._device)] = 1.0
         log_likelihood = self.model.item_logits(self.model.prompt_state(ids, mask)).log_softmax(-1)
         nll = -(log_likelihood * target).sum(-1).mean()
-        held_ids, _ = self._padded([held + self.first_item for _, held in split])
+        held_ids, _ = self._padded([held + self.first_item for held in all_held])
         return nll + self.lambda_c * self._distance(torch.cat([ids, held_ids], dim=1), "collaborative")
 
     def _distance(self, ids: torch.Tensor, side: Side) -> torch.Tensor:
@@ -211,7 +211,7 @@ class ReleasedScheme:
         return F.mse_loss(own, fixed, reduction="sum")
 
     def _interactions(self, users: np.ndarray, epoch: int) -> list[Pair]:
-        orders = [self.histories.reordered(int(user), epoch) for user in users]
+        orders = self.histories.reordered(users, epoch)
         if self.improvements.tokenized_once:
             prompts = [build_input_ids(self.segments, user=self.first_user + int(user)) for user in users]
             return list(zip(prompts, [order + self.first_item for order in orders], strict=True))
@@ -219,7 +219,7 @@ class ReleasedScheme:
         written = [template.format(user=f"<user_{user}>") for user in users]
         return list(zip(self._prompts(written), self._encode([_item_words(order) for order in orders]), strict=True))
 
-    def _recommendation_prompts(self, users: np.ndarray, histories: list[np.ndarray]) -> list[np.ndarray]:
+    def _recommendation_prompts(self, users: np.ndarray, histories: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
         if self.improvements.tokenized_once:
             return self.model.build_prompts(users, histories)
         template = self.prompts.recommendation

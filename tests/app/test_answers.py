@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from modeling_cllm4rec.app import reasons
 from modeling_cllm4rec.app.answers import Question, ShownModel, ShownModels, user_index
-from modeling_cllm4rec.app.reasons import nearest_in_history
+from modeling_cllm4rec.app.reasons import near_in_history, score_in_words, score_meaning
+from modeling_cllm4rec.baselines.hybrid import linear_part
 from modeling_cllm4rec.cllm4rec.content_writer import content_writer
 from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers
+from modeling_cllm4rec.core.linear_parts import LinearParts
+from modeling_cllm4rec.corpora.interaction_matrix import ItemWeights
 
 HISTORY = ("B0", "B3")
 
@@ -153,19 +157,54 @@ def test_the_nearest_of_the_history(cllm4rec):
         old = cllm4rec.model.item_collaborative.weight.clone()
         cllm4rec.model.item_collaborative.weight[:4, 2:] = 0
         cllm4rec.model.item_collaborative.weight[:4, :2] = torch.tensor([[1.0, 0], [3, 4], [0, 2], [-1, 0]])
-    near = nearest_in_history(cllm4rec.model, np.array([0, 2]), np.array([3, 1, 2, 1]))
+    near = near_in_history(cllm4rec.model, np.array([0, 2]), np.array([3, 1, 2, 1]))
+    vectors = cllm4rec.model.item_vectors(np.arange(15))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     with torch.no_grad():
         cllm4rec.model.item_collaborative.weight.copy_(old)
-    assert [[index for index, _ in row] for row in near] == [[1, 2], [1, 3]]  # an item is no reason for itself
-    assert np.allclose([[cosine for _, cosine in row] for row in near], [[0.6, 0.0], [0.8, 0.0]])
-    assert nearest_in_history(cllm4rec.model, np.array([0]), np.array([], np.int64)) == [[]]
-    assert nearest_in_history(cllm4rec.model, np.array([0]), np.array([0])) == [[]]
+    assert [[one.item for one in row] for row in near] == [[1], [1]]  # an item is no reason for itself, nor one at cosine 0
+    assert np.allclose([row[0].cosine for row in near], [0.6, 0.8])
+    larger = [(vectors @ vectors[item] > cosine + 1e-4).sum() for item, cosine in ((0, 0.6), (2, 0.8))]
+    assert [row[0].rank for row in near] == larger  # the item itself is one of the larger ones, and ranks begin with 1
+    assert near_in_history(cllm4rec.model, np.array([0]), np.array([], np.int64)) == [[]]
+    assert near_in_history(cllm4rec.model, np.array([0]), np.array([0])) == [[]]
+
+
+def test_far_items_are_no_reasons(models, cllm4rec, monkeypatch):
+    items, history = np.arange(3), np.arange(3, 15)
+    cosines = [[one.cosine for one in row] for row in near_in_history(cllm4rec.model, items, history, count=12)]
+    assert all(cosine > 0 for row in cosines for cosine in row) and all(len(row) < 12 for row in cosines)
+    monkeypatch.setattr(reasons, "NEAREST_AT_LEAST", 2)
+    for row in near_in_history(cllm4rec.model, items, history, count=12):
+        assert len(row) <= 2 and [one.rank for one in row] == sorted(one.rank for one in row)
 
 
 def test_reasons_name_items_of_the_history(models, cllm4rec):
     for row in models.answer(cllm4rec, Question(HISTORY, k=3)).rows:
-        assert {other.title for other in row.near} == {"Lavender soap 0", "Lavender soap 3"}
-        assert row.near[0].cosine >= row.near[1].cosine
+        assert row.near is not None and {other.title for other in row.near} <= {"Lavender soap 0", "Lavender soap 3"}
+        cosines = [other.cosine for other in row.near]
+        assert cosines == sorted(cosines, reverse=True) and all(cosine > 0 for cosine in cosines)
+    assert all(row.near is None for row in models.answer(cllm4rec, Question((), user="ann", k=3)).rows)
+
+
+def test_scores_in_words(cllm4rec, lcrec, monkeypatch):
+    assert score_in_words(lcrec.model, 1, -2.3026) == "the likeliest of the items to choose from, with a probability of 10.0%"
+    assert score_in_words(lcrec.model, 3, -11.5) == "number 3 of the items to choose from, with a probability of 1.0e-05"
+    assert score_in_words(cllm4rec.model, 1, 2.5) == "the best of the items to choose from, with a score of 2.50"
+    assert score_in_words(cllm4rec.model, 2, -1) == "number 2 of the items to choose from, with a score of -1.00"
+    assert "logarithm" in score_meaning(lcrec.model) and "dot product" in score_meaning(cllm4rec.model)
+    monkeypatch.setattr(lcrec.model, "linear_parts", LinearParts([linear_part("ease", ItemWeights(np.eye(15)))], None))
+    assert "those of 1 linear models" in score_meaning(lcrec.model)
+    assert score_in_words(lcrec.model, 1, 2) == "the best of the items to choose from, with a score of 2.00"
+
+
+def test_why(models, cllm4rec, lcrec):
+    answers = [models.answer(one, Question(HISTORY, k=3)) for one in (cllm4rec, lcrec)]
+    said = models.why(answers, 2)
+    for one, answer in zip(("CLLM4Rec", "LC-Rec"), answers, strict=True):
+        assert f"{one}: “{answer.rows[1].title}” is number 2 of the items to choose from" in said
+    with pytest.raises(ValueError, match="No list has a number 7"):
+        models.why(answers, 7)
 
 
 def test_the_writer_shares_the_weights_and_writes_what_the_content_model_writes(models, cllm4rec, saved):

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
-from modeling_cllm4rec.app.answers import ShownModels
+from modeling_cllm4rec.app.answers import Question, ShownModels
 
 pytestmark = pytest.mark.slow
 gradio = pytest.importorskip("gradio", reason="needs the extra app")
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FIND = "Find items by title"
+PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg==")
 TIMEOUT = 90_000
 """Milliseconds: only a page that never answers is waited for so long, even where other work takes all cores."""
 
@@ -59,6 +62,14 @@ class Visitor:
 
     def find(self, words: str) -> None:
         self.page.get_by_label(FIND).fill(words)
+
+    def fill(self, label: str, value: str) -> None:
+        """Fill a field that is shown with its first value: a field that has just been opened would take that again."""
+        field = self.page.get_by_label(label)
+        sync_api.expect(field).to_be_visible(timeout=TIMEOUT)
+        field.fill(value)
+        field.press("Tab")
+        sync_api.expect(field).to_have_value(value, timeout=TIMEOUT)
 
     def press(self, name: str) -> None:
         self.page.get_by_role("button", name=name, exact=True).click()
@@ -116,8 +127,6 @@ def test_by_keyboard_alone_an_item_is_found_a_history_built_and_ten_titles_got(v
     page.get_by_role("list", name="History").get_by_text("Lavender soap 2").wait_for()
     focus_by_tab(page, "Recommend")
     page.keyboard.press("Enter")
-    from modeling_cllm4rec.app.answers import Question
-
     for one, heading in zip(models.shown, ("CLLM4Rec beauty", "LC-Rec beauty-lcrec"), strict=True):
         expected = [row.title for row in models.answer(one, Question(("B0", "B2"))).rows]
         assert visitor.titles(heading, 10) == expected
@@ -158,13 +167,13 @@ def test_known_users_and_filters(visitor):
     user.press("Enter")
     visitor.says("User user 1, with 1 items.")
     visitor.page.get_by_role("button", name="Filters").click()
-    visitor.page.get_by_label("How many").fill("99")
+    visitor.fill("How many", "99")
     visitor.press("Recommend")
     visitor.says("“How many” is 99; allowed: a whole number from 1 to 15")
-    visitor.page.get_by_label("How many").fill("12")
+    visitor.fill("How many", "12")
     visitor.press("Recommend")
     visitor.says("“How many” is 12; allowed: 1 to 10, the number of beams of the search.")
-    visitor.page.get_by_label("How many").fill("2")
+    visitor.fill("How many", "2")
     visitor.page.get_by_label("Only titles with these words").fill("soap 1")
     visitor.page.get_by_label("Leave out items of the history").uncheck()
     visitor.press("Recommend")
@@ -180,9 +189,55 @@ def test_the_model_says_why(visitor):
     visitor.add("Lavender soap 1")
     visitor.press("Recommend")
     visitor.titles("CLLM4Rec beauty", 10)
-    visitor.says("Nearest in the history")
+    visitor.says("The score is the dot product of the item’s vector")
+    visitor.says("ln p is the logarithm of the probability")
+    near = visitor.page.locator(".why", has_text="in the history").all_inner_texts()
+    assert len(near) == 20 and set(near) <= {"Nearest in the history", "Nothing near in the history"}
     visitor.page.get_by_role("button", name="What does the model say of").first.click()
     visitor.page.locator("blockquote").wait_for()
+
+
+def test_turns(browser, lcrec):
+    from modeling_cllm4rec.app.item_columns import ItemColumns
+    from modeling_cllm4rec.app.page import build_page, launch
+
+    catalogue = lcrec.model.catalogue
+    first = ShownModels([lcrec]).answer(lcrec, Question(("B1",), query="lavender")).rows[0].item
+    columns = {
+        "item_id": catalogue.ids.array,
+        "price": [1.0 if item == first else 2.0 for item in catalogue.ids.array.to_pylist()],
+    }
+    columns["image"] = [f"http://pictures.example/{number}.png" for number in range(15)]
+    shown = ShownModels([lcrec], ItemColumns.read(catalogue, pa.table(columns), images="image"))
+    page = build_page(shown)
+    _, url, _ = launch(page, shown.columns.image_hosts, prevent_thread_lock=True, quiet=True)
+    try:
+        visitor = Visitor(browser, url)
+        visitor.page.route("http://pictures.example/*", lambda route: route.fulfill(body=PIXEL, content_type="image/png"))
+        visitor.find("soap")
+        visitor.add("Lavender soap 1")
+        field = visitor.page.get_by_label("Looking for, in words (LC-Rec)")
+        for words, said in (
+            ("lavender", "lavender"),
+            ("more expensive", "Above 1.00, the price of"),
+            ("why this one?", "is the likeliest of the items to choose from, with a probability of"),
+        ):
+            field.fill(words)
+            field.press("Enter")
+            visitor.says(said)
+            sync_api.expect(field).to_have_value("", timeout=TIMEOUT)
+        assert visitor.page.get_by_role("list", name="Turns").locator("li").count() == 3
+        pictures = visitor.page.locator("img.picture")
+        assert pictures.count() >= 1
+        pictures.first.scroll_into_view_if_needed()
+        visitor.page.wait_for_function("document.querySelector('img.picture').naturalWidth === 1")
+        assert {url.rpartition("/")[0] for url in visitor.foreign} == {"http://pictures.example"}
+        assert visitor.errors == []
+        visitor.press("Start over")
+        visitor.says("Nothing yet.")
+        sync_api.expect(visitor.page.locator("#turns li")).to_have_count(0, timeout=TIMEOUT)
+    finally:
+        page.close()
 
 
 def test_titles_are_text_and_no_html(visitor):

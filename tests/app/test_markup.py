@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modeling_cllm4rec.app.answers import Answer, Near, Recommended
-from modeling_cllm4rec.app.markup import answer_lists, found_list, history_list, note
+from modeling_cllm4rec.app.markup import answer_lists, found_list, history_list, note, turns_list
+from modeling_cllm4rec.app.turns import Conversation
 
 BAD = "<img src=x onerror=alert(1)> \"'& ${1+1}"
 
@@ -24,7 +25,8 @@ class Reader(HTMLParser):
         assert not self.open
 
     def handle_starttag(self, tag, attrs):
-        self.open.append(tag)
+        if tag != "img":
+            self.open.append(tag)
         self.tags.append((tag, dict(attrs)))
 
     def handle_endtag(self, tag):
@@ -64,18 +66,48 @@ def test_the_history():
 
 
 def test_answers_side_by_side(cllm4rec, lcrec):
-    ours = Answer((Recommended("B1", BAD, 1, 2.5, [Near("Soap", 0.75)]), Recommended("B2", "Kit", 2, 1, [])), 12.4)
-    theirs = Answer((Recommended("B2", "Kit", 1, -3.25, []),), 80, "A remark")
+    ours = Answer((Recommended("B1", BAD, 1, 2.5, [Near("Soap", 0.75, 3)]), Recommended("B2", "Kit", 2, 1, [])), 12.4)
+    theirs = Answer((Recommended("B2", "Kit", 1, -3.25),), 80, "A remark")
     page = Reader(answer_lists([(cllm4rec, ours), (lcrec, theirs)], {(0, "B2"): "it <b>smells</b>"}))
     assert [section["aria-label"] for section in page.named("section")] == ["CLLM4Rec beauty", "LC-Rec beauty-lcrec"]
     assert [one["data-action"] for one in page.named("button")] == ["write-0"]  # B2's is written, LC-Rec cannot
-    for words in (BAD, "Soap 0.75", "12 ms", "80 ms", "ln p -3.25", "score 2.50", "it <b>smells</b>", "A remark"):
+    for words in (
+        BAD,
+        "Soap 0.75, № 3",
+        "12 ms",
+        "80 ms",
+        "ln p -3.25",
+        "score 2.50",
+        "it <b>smells</b>",
+        "A remark",
+        "no probability",
+        "logarithm",
+    ):
         assert words in page.text
+    assert "no probability" in page.text and "logarithm" in page.text
+    assert page.text.count("Nothing near in the history") == 1  # LC-Rec was asked without a history
+    assert page.named("img") == []
     assert "also № 1 of LC-Rec" in page.text
     assert "also № 2 of CLLM4Rec" in page.text
     failed = Reader(answer_lists([(lcrec, Answer(message="It < cannot."))], {}))
     assert "It < cannot." in failed.text
     assert " ms" not in failed.text
+
+
+def test_pictures_and_prices(lcrec):
+    address = "https://images.example/a.jpg?x=1&y=2"
+    rows = (Recommended("B1", "Soap", 1, -1.0, [], 12.5, address), Recommended("B2", "Kit", 2, -2.0, []))
+    page = Reader(answer_lists([(lcrec, Answer(rows, 1))], {}))
+    (picture,) = page.named("img")
+    assert (picture["src"], picture["alt"], picture["referrerpolicy"]) == (address, "", "no-referrer")
+    assert "12.50" in page.text
+
+
+def test_turns():
+    assert turns_list(Conversation()) == ""
+    page = Reader(turns_list(Conversation().with_words(BAD, "as <words>").with_words("soap")))
+    assert BAD in page.text and "as <words>" in page.text and len(page.named("li")) == 2
+    assert {tag for tag, _ in page.tags} == {"ol", "li", "span"}
 
 
 def test_a_note():

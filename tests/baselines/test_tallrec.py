@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
 import pyarrow as pa
 import pytest
 import torch
+from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from modeling_cllm4rec.baselines import fit_baseline
 from modeling_cllm4rec.baselines.tallrec import TALLRecRecommender, training_examples
 from modeling_cllm4rec.baselines.yes_no_prompts import YesNoPrompts
+from modeling_cllm4rec.corpora.batches import plan_batches
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.preparation import prepare_tables
 from modeling_cllm4rec.evaluation.ranking import histories_from_lists
@@ -117,6 +120,46 @@ def test_it_learns_which_titles_are_chosen(lamps: RecommendationData, tiny_backb
     scores = trained.score_histories(None, histories_from_lists([[3, 1]]))[0]
     ids = lamps.items["item_id"].to_numpy()
     assert scores[ids < 10].mean() > scores[ids >= 10].mean() + 0.3
+
+
+def test_it_trains_as_a_plain_loop(data: RecommendationData, tiny_backbones: dict[str, Path]) -> None:
+    """LoRA on the answer's two logits after whole prompts; batches by length; the mean over prompts of each epoch."""
+    histories, folder = data.histories("train"), tiny_backbones["gpt2"]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    titles = data.items["title"].to_pylist()
+    prompts = YesNoPrompts(tokenizer, titles, max_history=2, max_title_tokens=6, context_length=128)
+    yes, no = prompts.answers
+    torch.manual_seed(3)
+    peft.get_peft_model(model, peft.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", lora_dropout=0.0))
+    trained = [one for one in model.parameters() if one.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=0.01, weight_decay=0.0)
+    model.train()
+    means = []
+    for epoch in range(2):
+        users, lengths, items, labels = training_examples(histories, data.num_items, 24, 1, 3, epoch)
+        rows = []
+        for user, length, item in zip(users, lengths, items, strict=True):
+            before = histories.items[histories.indptr[user] :][:length]
+            rows.append(torch.from_numpy(np.concatenate([prompts.prefix(before), prompts.suffix(int(item))])))
+        total = 0.0
+        for batch in plan_batches(np.array([len(row) for row in rows]), 16, 3, epoch):
+            ids = torch.nn.utils.rnn.pad_sequence([rows[row] for row in batch], True)
+            last = torch.tensor([len(rows[row]) - 1 for row in batch])
+            mask = (torch.arange(ids.shape[1]) <= last[:, None]).long()
+            logits = model(input_ids=ids, attention_mask=mask).logits[torch.arange(len(batch)), last]
+            answers = torch.from_numpy(labels[batch])
+            loss = F.binary_cross_entropy_with_logits(logits[:, yes] - logits[:, no], answers)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            total += loss.item() * len(batch)
+        means.append(total / len(rows))
+    settings: dict[str, Any] = {**QUICK, "backbone": str(folder), "lr": 0.01, "epochs": 2}
+    fitted = fit_baseline("tallrec", data, seed=3, **settings)
+    assert isinstance(fitted, TALLRecRecommender)
+    assert fitted.losses == pytest.approx(means, rel=1e-6)
 
 
 def test_seeds(data: RecommendationData, tiny_backbones: dict[str, Path]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from modeling_cllm4rec.baselines import BASELINES
 from modeling_cllm4rec.benchmark import budgets
+from modeling_cllm4rec.benchmark.jobs import training_fingerprint
 from modeling_cllm4rec.benchmark.models import make_jobs, model_names, summary, title
 from modeling_cllm4rec.benchmark.recipes import Recipes
 
@@ -86,6 +88,16 @@ def test_folders_of_one_name_are_runs_of_one_model(tmp_path: Path) -> None:
     assert jobs[0].recipe["sha256"] != jobs[1].recipe["sha256"]
 
 
+def test_a_record_may_lack_a_setting_that_the_other_one_does_not_set(tmp_path: Path) -> None:
+    """The record of an earlier version has no setting that came later: the rows of both are one training."""
+    first, second = saved_model(tmp_path / "a", seed=42), saved_model(tmp_path / "b", b"v", seed=43)
+    record = json.loads((second / "training.json").read_text())
+    record["finetune"]["arguments"]["fsdp_config"] = None
+    (second / "training.json").write_text(json.dumps(record))
+    one, other = make_jobs([f"mine={first}", f"mine={second}"], [1], NONE)
+    assert training_fingerprint(dataclasses.asdict(one)) == training_fingerprint(dataclasses.asdict(other))
+
+
 def test_folders_that_are_no_seeds_of_one_model_are_refused(tmp_path: Path) -> None:
     first, second = saved_model(tmp_path / "a", seed=42), saved_model(tmp_path / "b", b"v", seed=43)
     record = {"finetune": {"arguments": {"seed": 43, "output": "elsewhere", "learning_rate": 0.1}, "seconds": 2.0}}
@@ -120,7 +132,12 @@ def test_a_folder_is_of_a_recipe_if_its_training_was(tmp_path: Path) -> None:
         (["eas"], [1], "there is no 'eas'; did you mean .*'ease'"),
         (["ease", "ease"], [1], "models names ease twice"),
         (["ease+ils"], [1], "there is no 'ils'; did you mean 'ials'.*only baselines are joined by"),
-        (["ease+cllm4rec"], [1], "there is no 'cllm4rec'; .*only baselines are joined by"),
+        (
+            ["ease+cllm4rec"],
+            [1],
+            "there is no 'cllm4rec'; .*only baselines are joined by .*, behind the name of a recipe or alone",
+        ),
+        (["cllm4rec+ease"], [1], "cllm4rec is trained by a recipe, and there is none for it"),
         (["ease+ease"], [1], "names ease twice"),
         ([], [1], "models is empty"),
         (["cllm4rec"], [1], "cllm4rec is trained by a recipe, and there is none for it; .*config=FILE.*cllm4rec=folder"),
@@ -146,6 +163,28 @@ def test_system_of_a_recipe(tiny_backbones: dict[str, Path]) -> None:
     job = make_jobs(["cllm4rec"], [1], Recipes({}, {"cllm4rec": recipe}), backbone="mine", epochs_share=0.5)[0]
     assert job.recipe["pretrain"] == {"backbone": "mine", "num_train_epochs": 3, "warmup_epochs": 0}
     assert job.recipe["finetune"] == {"num_train_epochs": 5}  # of the default 10
+
+
+def test_a_hybrid_of_a_recipe_and_linear_baselines() -> None:
+    recipe: dict[str, Any] = {"pretrain": {"backbone": "gpt2"}, "finetune": {}}
+    aligned: dict[str, Any] = {"index": {"method": "random"}, "align": {"backbone": "gpt2"}}
+    baselines = {"ease": {"regularization": 7.0}, "textknn": {"neighbours": 9}, "ease+textknn": {"weights": {"textknn": 0.5}}}
+    recipes = Recipes(baselines, {"cllm4rec": recipe, "lcrec": aligned}, {"cllm4rec": "by hand"})
+    alone, hybrid = make_jobs(["cllm4rec", "cllm4rec+ease+textknn"], [1], recipes)
+    assert hybrid.recipe == {
+        **alone.recipe,
+        "hybrid": {"baselines": "ease+textknn", "settings": {"ease": {"regularization": 7.0}, "textknn": {"neighbours": 9}}},
+    }
+    assert (hybrid.system, hybrid.chosen) == ("cllm4rec", "by hand") and "linear models are added" in hybrid.about
+    assert title(hybrid.model) == "CLLM4Rec + EASE + text-kNN"
+    with pytest.raises(ValueError, match="there is no 'eas'; did you mean .*'ease'"):
+        make_jobs(["cllm4rec+eas"], [1], recipes)
+    with pytest.raises(
+        ValueError, match=r"lcrec\+ease: lcrec finds items by a search, .* set item_head in its recipe, or leave \+ease out"
+    ):
+        make_jobs(["lcrec+ease"], [1], recipes)
+    aligned["align"]["item_head"] = "text"
+    assert make_jobs(["lcrec+ease"], [1], recipes)[0].recipe["hybrid"]["baselines"] == "ease"
 
 
 def test_backbones_of_text_only_and_from_scratch() -> None:

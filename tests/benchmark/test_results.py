@@ -258,6 +258,19 @@ def test_page_of_reports(filled: Path, tmp_path: Path) -> None:
     assert "SAMPLED METRICS, 3 random items, not comparable with full ranking): " in head
     assert "### How each row came about" in text and "![" not in text and "/home" not in text
     assert write_page([filled], page, 50) == text  # a generated page is replaced
+    folded = text.partition("<summary>Intervals, differences, slices, settings and commands</summary>\n\n")[2]
+    assert folded.startswith("Data: ") and folded.rstrip().endswith("</details>") and "How each row" in folded
+
+
+def test_plots_of_a_page(filled: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="needs the extra benchmark")
+    page, picture = tmp_path / "docs" / "results.md", tmp_path / "docs" / "images" / "results-books.svg"
+    text = write_page([filled], page, 50, plots=True)
+    assert "](images/results-books.svg)" in text
+    drawn = picture.read_bytes()
+    assert b"CLLM4Rec" in drawn, "words stay words"
+    write_page([filled], page, 50, plots=True)
+    assert picture.read_bytes() == drawn, "a page that is made again does not change"
 
 
 def test_head_of_the_page_is_in_the_readme(filled: Path, tmp_path: Path) -> None:

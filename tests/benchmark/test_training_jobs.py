@@ -52,6 +52,20 @@ def test_without_finetuning_the_next_item_head_ranks(
     assert np.array_equal(again.recommender.score_histories(None, history), model.score_histories(None, history))
 
 
+def test_a_hybrid_adds_linear_models_to_the_same_training(
+    data: RecommendationData, setting: BenchmarkConfig, tiny_backbones: dict[str, Path], tmp_path: Path
+) -> None:
+    alone = Job("LLM-PreRec", "cllm4rec", 1, cllm4rec(tiny_backbones["gpt2"]))
+    settings = {"baselines": "ease", "settings": {"ease": {"regularization": 5.0}}}
+    hybrid = dataclasses.replace(alone, model="hybrid", recipe={**alone.recipe, "hybrid": settings})
+    plain = train(alone, setting, data, tmp_path)
+    folders = sorted(tmp_path.iterdir())
+    summed = train(hybrid, setting, data, tmp_path)
+    assert sorted(tmp_path.iterdir()) == folders, "the model was there"
+    assert plain.recommender.linear_parts is None and list(summed.recommender.linear_parts.weights) == ["ease"]
+    assert (summed.cost.seconds or 0) > (plain.cost.seconds or 0) and summed.settings["hybrid"] == settings
+
+
 def test_lcrec_is_indexed_aligned_and_searched_wide_enough(
     data: RecommendationData, tiny_backbones: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -74,6 +88,9 @@ def test_lcrec_is_indexed_aligned_and_searched_wide_enough(
     assert trained.recommender.settings["num_beams"] == 20 and trained.batch_size == 64
     assert sorted(path.name.partition("-")[0] for path in tmp_path.iterdir()) == ["index", "lcrec"]
     assert (trained.cost.seconds or 0) > 0 and (trained.cost.peak_bytes or 0) > 10**8
+    headed = {**recipe, "align": {**recipe["align"], "item_head": "free"}}
+    scored = train(Job("head", "lcrec", 1, headed), setting, data, tmp_path).recommender
+    assert "item head" in scored.decoding and "beam" not in scored.decoding, "as recommend does"
 
 
 def test_tiger_trains_from_scratch_on_an_index(data: RecommendationData, setting: BenchmarkConfig, tmp_path: Path) -> None:

@@ -293,6 +293,7 @@ def histories(*rows: list[int]) -> Histories:
     return Histories(indptr, np.array([item for row in rows for item in row], dtype=np.int32))
 
 
+FIRST = np.array([0])
 ROWS = st.lists(st.lists(st.integers(0, 99), max_size=12, unique=True), min_size=1, max_size=6)
 
 
@@ -300,35 +301,36 @@ def test_users_without_a_history_have_no_document() -> None:
     corpus = HistoryCorpus(histories([3, 1], [], [2]), seed=0)
     assert corpus.users.tolist() == [0, 2]
     assert corpus.lengths.tolist() == [2, 0, 1]
-    assert corpus.history(0).tolist() == [3, 1]
+    assert [row.tolist() for row in corpus.rows(np.array([2, 1, 0]))] == [[2], [], [3, 1]]
 
 
 @given(rows=ROWS, seed=st.integers(0, 2**32), epoch=st.integers(0, 100))
 def test_reordering_is_a_permutation_that_seed_epoch_and_user_fix(rows: list[list[int]], seed: int, epoch: int) -> None:
-    corpus, again = HistoryCorpus(histories(*rows), seed), HistoryCorpus(histories(*rows), seed)
-    for user in reversed(range(len(rows))):  # independent of the order of reading
-        again.reordered(user, epoch)
-    for user, row in enumerate(rows):
-        order = corpus.reordered(user, epoch).tolist()
-        assert sorted(order) == sorted(row)
-        assert order == again.reordered(user, epoch).tolist()
-        assert corpus.history(user).tolist() == row
+    corpus, users = HistoryCorpus(histories(*rows), seed), np.arange(len(rows))
+    orders = [order.tolist() for order in corpus.reordered(users, epoch)]
+    assert [sorted(order) for order in orders] == [sorted(row) for row in rows]
+    assert [row.tolist() for row in corpus.rows(users)] == rows
+    # Independent of which other users are read, and in which order.
+    assert [order.tolist() for order in corpus.reordered(users[::-1], epoch)] == orders[::-1]
+    assert [corpus.reordered(users[[user]], epoch)[0].tolist() for user in users] == orders
+    longer = HistoryCorpus(histories(*rows, [1, 2, 3]), seed)
+    assert [order.tolist() for order in longer.reordered(users, epoch)] == orders
 
 
 def test_orders_are_new_for_each_epoch_user_and_seed() -> None:
     row = list(range(20))
     orders = {
-        tuple(HistoryCorpus(histories(row, row), seed).reordered(user, epoch).tolist())
+        tuple(order.tolist())
         for seed in range(3)
-        for user in range(2)
         for epoch in range(5)
+        for order in HistoryCorpus(histories(row, row), seed).reordered(np.arange(2), epoch)
     }
     assert len(orders) == 3 * 2 * 5
 
 
 def test_every_order_is_as_likely() -> None:
     corpus = HistoryCorpus(histories([0, 1, 2]), seed=5)
-    orders = [tuple(corpus.reordered(0, epoch).tolist()) for epoch in range(1200)]
+    orders = [tuple(corpus.reordered(FIRST, epoch)[0].tolist()) for epoch in range(1200)]
     counts = [orders.count(order) for order in set(orders)]
     assert len(counts) == 6
     assert min(counts) > 140  # 200 are expected, four and a half standard deviations away
@@ -336,7 +338,7 @@ def test_every_order_is_as_likely() -> None:
 
 def test_without_reordering_the_order_of_the_data_stays() -> None:
     corpus = HistoryCorpus(histories([5, 3, 9]), seed=0, reorder=False)
-    assert [corpus.reordered(0, epoch).tolist() for epoch in range(3)] == [[5, 3, 9]] * 3
+    assert [corpus.reordered(FIRST, epoch)[0].tolist() for epoch in range(3)] == [[5, 3, 9]] * 3
 
 
 @given(
@@ -348,34 +350,34 @@ def test_without_reordering_the_order_of_the_data_stays() -> None:
 )
 def test_holdout_and_rest_are_a_partition(rows: list[list[int]], seed: int, epoch: int, share: float, reorder: bool) -> None:
     corpus = HistoryCorpus(histories(*rows), seed, reorder)
-    for user in corpus.users:
+    users = corpus.users
+    for user, kept, held in zip(users, *corpus.split_holdout(users, epoch, share), strict=True):
         row = rows[user]
-        kept, held = corpus.split_holdout(user, epoch, share)
         assert len(held) == max(1, int(share * len(row)))
         assert sorted([*kept, *held]) == sorted(row)  # items of a history are unique: disjoint, and the union is all
         if not reorder:
             assert kept.tolist() == [item for item in row if item in set(kept.tolist())]
-        alone = HistoryCorpus(histories(*rows), seed, reorder).split_holdout(user, epoch, share)
-        assert [part.tolist() for part in alone] == [kept.tolist(), held.tolist()]
+        alone = HistoryCorpus(histories(*rows), seed, reorder).split_holdout(np.array([user]), epoch, share)
+        assert [part[0].tolist() for part in alone] == [kept.tolist(), held.tolist()]
 
 
 def test_holdout_sizes_by_hand() -> None:
     corpus = HistoryCorpus(histories([1], [1, 2, 3, 4], list(range(10)), list(range(19))), seed=0)
-    assert [len(corpus.split_holdout(user, 0, 0.2)[1]) for user in range(4)] == [1, 1, 2, 3]
+    assert corpus.split_holdout(np.arange(4), 0, 0.2)[1].lengths.tolist() == [1, 1, 2, 3]
 
 
 def test_every_item_is_held_out_equally_often() -> None:
     corpus = HistoryCorpus(histories(list(range(5))), seed=1)
-    held = [corpus.split_holdout(0, epoch, 0.2)[1][0] for epoch in range(1000)]
+    held = [corpus.split_holdout(FIRST, epoch, 0.2)[1][0][0] for epoch in range(1000)]
     assert min(np.bincount(held, minlength=5)) > 140  # 200 are expected
 
 
 def test_every_item_but_the_first_is_the_next_one_equally_often() -> None:
     corpus = HistoryCorpus(histories([3], [5, 1, 4, 2]), seed=1, reorder=False)
-    assert [part.tolist() for part in corpus.split_next(0, 0)] == [[], [3]]
+    assert [part[0].tolist() for part in corpus.split_next(FIRST, 0)] == [[], [3]]
     targets = []
     for epoch in range(900):
-        read, target = corpus.split_next(1, epoch)
+        (_, read), (_, target) = corpus.split_next(np.arange(2), epoch)
         assert [*read, *target] == [5, 1, 4, 2][: len(read) + 1]
         targets.append(int(target[0]))
     assert min(targets.count(item) for item in (1, 4, 2)) > 250  # 300 are expected

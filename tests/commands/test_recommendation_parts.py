@@ -15,42 +15,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from pages import blocks
 
-from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
-from modeling_cllm4rec.cllm4rec.prompts import Prompts, recommendation_segments
 from modeling_cllm4rec.commands import recommendation_parts
 from modeling_cllm4rec.commands.main import main
-from modeling_cllm4rec.commands.recommend import HistoriesFile
 from modeling_cllm4rec.commands.recommendation_parts import QUESTION_FILE, share_of
+from modeling_cllm4rec.commands.recommendation_tables import HistoriesFile
 from modeling_cllm4rec.core import top_items
-from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers
 from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.evaluation.evaluator import evaluate
 from modeling_cllm4rec.hub.loading import load_recommender
-from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 
 Ask = Callable[..., int]
-
-
-@pytest.fixture(scope="module")
-def model(tiny_backbones: dict[str, Path], data: RecommendationData, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Save a model of the small world: 60 users with their training histories, 40 items."""
-    folder: Path = tmp_path_factory.mktemp("bulk") / "model"
-    histories = data.histories("train")
-    model = CLLM4RecForRecommendation.from_backbone(
-        tiny_backbones["gpt2"],
-        users=KnownUsers(data.users["user_id"], histories.indptr, histories.items),
-        catalogue=Catalogue(pa.table({"item_id": data.items["item_id"]})),
-        initializer_range=0.5,
-    )
-    tokenizer = CLLM4RecTokenizer.from_backbone(
-        tiny_backbones["gpt2"], num_users=data.num_users, num_items=data.num_items, id_offset=model.config.id_offset
-    )
-    model.config.recommendation_prompts = recommendation_segments(Prompts(), tokenizer)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
@@ -238,6 +215,21 @@ def test_parts_of_a_histories_file_keep_its_names(ask: Ask, data: Recommendation
     pq.write_table(numbered, tmp_path / "numbered.parquet")
     assert ask(tmp_path / "numbers", "--histories", str(tmp_path / "numbered.parquet")) == 0
     assert pq.read_table(tmp_path / "numbers")["user"].to_pylist() == [number for number in range(10) for _ in range(5)]
+
+
+def test_the_function_of_the_guide_to_spark(model: Path, data: RecommendationData) -> None:
+    """As `predict_batch_udf` calls it: once without arguments, then with arrays of users, which may repeat."""
+    page = Path(__file__).parents[2] / "docs" / "guides" / "inference.md"
+    (code,) = [block.code for block in blocks(page) if "def make_recommend" in block.code]
+    given: dict[str, Any] = {}
+    exec(compile(code, str(page), "exec"), given)  # noqa: S102
+    recommend = given["make_recommend"](str(model), k=3)
+    users = data.users["user_id"].to_pylist()[:4]
+    found = recommend(np.array([*users, users[0], "nobody"], dtype=object))
+    table = load_recommender(model, device="cpu").recommend(users, k=3).table.to_pylist()
+    expected = [[row["item"] for row in table if row["user"] == user] for user in users]
+    assert [row["items"] for row in found] == [*expected, expected[0], []]
+    assert [len(row["scores"]) for row in found] == [3, 3, 3, 3, 3, 0]
 
 
 @pytest.mark.slow

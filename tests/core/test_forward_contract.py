@@ -34,6 +34,9 @@ def backbone(request: pytest.FixtureRequest, tiny_backbones: dict[str, Path]) ->
     return tiny_backbones[request.param]
 
 
+VECTORS = np.random.default_rng(1).normal(size=(12, 6)).astype(np.float32)
+
+
 @pytest.fixture
 def make(backbone: Path) -> Make:
     """Return a maker of models by the name of their head, in evaluation mode."""
@@ -41,6 +44,8 @@ def make(backbone: Path) -> Make:
     def made(head: str) -> Any:
         if head == "lcrec":
             return new_lcrec(backbone)[0]
+        if head == "reader":
+            return new_lcrec(backbone, item_head=True, item_inputs=True, embeddings=VECTORS)[0]
         if head == "plain":
             return AutoModelForCausalLM.from_pretrained(backbone)
         kind = {"items": CLLM4RecForRecommendation, "words": CLLM4RecForCausalLM, "model": CLLM4RecModel}[head]
@@ -184,7 +189,7 @@ def test_next_word_loss_by_hand() -> None:
 
 
 @pytest.mark.parametrize("backbone", ["llama"], indirect=True)
-@pytest.mark.parametrize("head", ["items", "words", "lcrec"])
+@pytest.mark.parametrize("head", ["items", "words", "lcrec", "reader"])
 def test_export_without_a_branch_on_data(make: Make, head: str) -> None:
     model = make(head)
     given = {"input_ids": torch.tensor([[3, 4, 5, 6]]), "attention_mask": torch.ones(1, 4, dtype=torch.long), "use_cache": False}
@@ -194,7 +199,7 @@ def test_export_without_a_branch_on_data(make: Make, head: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("head", ["items", "words", "lcrec"])
+@pytest.mark.parametrize("head", ["items", "words", "lcrec", "reader"])
 def test_compiled_in_one_graph(make: Make, head: str) -> None:
     model = make(head)
     given = {"input_ids": torch.tensor([[3, 4, 5, 6]]), "attention_mask": torch.ones(1, 4, dtype=torch.long), "use_cache": False}
@@ -203,14 +208,17 @@ def test_compiled_in_one_graph(make: Make, head: str) -> None:
         assert torch.allclose(compiled(**given).logits, model(**given).logits, atol=1e-5)
 
 
-@pytest.mark.parametrize("head", ["items", "lcrec"])
+@pytest.mark.parametrize("head", ["items", "lcrec", "reader"])
 def test_offloaded_weights_score(make: Make, head: str) -> None:
     model = make(head)
     prompts = [np.array([3, 4, 5]), np.array([6, 7])]
-    wanted = model.score_prompts(prompts)
+    if head == "reader":
+        prompts = [np.concatenate([prompt, model.tokens_of(np.array([2]))[0]]) for prompt in prompts]
+    wanted = model.catalogue_scores(prompts), model.score_prompts(prompts)
     cpu_offload(model, execution_device=torch.device("cpu"))
     assert {weight.device.type for weight in model.parameters()} == {"meta"}
-    assert torch.allclose(model.score_prompts(prompts).cpu(), wanted, atol=1e-6)
+    assert torch.allclose(model.catalogue_scores(prompts).cpu(), wanted[0], atol=1e-6)
+    assert torch.allclose(model.score_prompts(prompts).cpu(), wanted[1], atol=1e-6)
 
 
 @pytest.mark.parametrize("head", ["items", "lcrec"])
@@ -241,9 +249,20 @@ def test_generate_takes_every_kind_of_prompt(make: Make) -> None:
     named = torch.tensor([[3, model.config.id_offset]])
     with pytest.raises(InputError, match="assistant_model: the prompts hold ID tokens"):
         model.generate(named, assistant_model=assistant, max_new_tokens=4)
-    for settings in ({}, {"inputs": ids, "input_ids": ids}):
-        with pytest.raises(InputError, match="generate got [02] prompts"):
-            model.generate(**settings)
+    with pytest.raises(InputError, match="generate got 2 prompts"):
+        model.generate(inputs=ids, input_ids=ids)
+    model.generation_config.bos_token_id = None
+    with pytest.raises(ValueError, match="bos_token_id"):
+        model.generate(max_new_tokens=4)
+    model.generation_config.bos_token_id = 3
+    assert torch.equal(model.generate(max_new_tokens=4), model.generate(ids[:, :1], max_new_tokens=4))
+    begun = model.generate(ids, max_new_tokens=2, return_dict_in_generate=True)
+    cache = {"past_key_values": begun.past_key_values}
+    assert torch.equal(model.generate(begun.sequences, max_new_tokens=2, **cache), wanted)
+    assert torch.equal(model.generate(ids, max_new_tokens=4, assistant_model=make("words")), wanted)
+    whole = model.generate(named, max_new_tokens=4)
+    begun = model.generate(named, max_new_tokens=2, return_dict_in_generate=True)
+    assert torch.equal(model.generate(begun.sequences, max_new_tokens=2, past_key_values=begun.past_key_values), whole)
     with pytest.raises(InputError, match="max_length is 100000: they do not fit together"):
         model.generate(ids, max_length=100_000)
     with pytest.raises(InputError, match="max_new_tokens is 300: they do not fit together"):

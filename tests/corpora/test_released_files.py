@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from modeling_cllm4rec.core.catalogue import IdMap
+from modeling_cllm4rec.corpora.raw_data import prepare
 from modeling_cllm4rec.corpora.readers import read_table
 from modeling_cllm4rec.corpora.released_files import (
     find_recbole_files,
@@ -22,7 +23,7 @@ from modeling_cllm4rec.corpora.released_files import (
     read_lcrec_files,
 )
 from modeling_cllm4rec.corpora.sources import read_interactions
-from modeling_cllm4rec.lcrec.released_files import read_released_semantic_ids
+from modeling_cllm4rec.lcrec.released_files import free_codes, read_released_semantic_ids
 
 # ---- RecBole ----
 
@@ -259,6 +260,15 @@ def test_released_histories(tmp_path: Path, gzipped: bool) -> None:
     assert read_lcrec_files(tmp_path, "string").interactions["item_id"].to_pylist() == ["7", "10", "10"]
 
 
+def test_released_histories_without_texts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Items are those of the histories; the index of the same data set gives them semantic IDs."""
+    _file(tmp_path / "Tiny.inter.json", b'{"0": [7, 10, 9], "3": [10, 7, 8]}')
+    data = prepare(tmp_path / "data", folder=tmp_path, format="lcrec")
+    assert data.items.column_names == ["item_id"] and data.items["item_id"].to_pylist() == [7, 10, 9, 8]
+    assert data.histories("train").items.tolist() == [0, 1]
+    assert "has no NAME.item.json: without item texts, LC-Rec can train on the task seqrec alone" in caplog.text
+
+
 def test_released_histories_of_other_ids(tmp_path: Path) -> None:
     write_lcrec(tmp_path, {"A1": ["B01", "B02"]}, {"B01": {"title": "a"}, "B02": {}})
     read = read_lcrec_files(tmp_path)
@@ -316,17 +326,46 @@ def test_released_semantic_ids(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"7": ["<a_1>", "<b_1>"]}, "1 of 2 items have no semantic ID: '10'"),
+        ({"7": ["<a_1>", "<b_1>"]}, "1 of 2 items have no semantic ID: '10'; the file belongs to another catalogue"),
         ({"7": ["<a_1>", "<b_1>"], "10": ["<a_1>"]}, "item '10' has the semantic ID .*; with num_levels 2 it must be a list of"),
         ({"7": ["<a_1>", "<b_1>"], "10": ["<b_1>", "<a_1>"]}, "item '10' has the semantic ID"),
         ({"7": ["<a_1>", "<b_1>"], "10": "<a_1><b_1>"}, "item '10' has the semantic ID"),
-        ({"7": ["<a_1>", "<b_1>"], "10": ["<a_1>", "<b_1>"]}, "2 items share their codes with another"),
+        (
+            {"7": ["<a_1>", "<b_1>"], "10": ["<a_1>", "<b_1>"]},
+            r"2 of 2 items share their semantic ID with another: '7', '10'; set repair",
+        ),
         ({"7": ["<a_1>", "<b_1>"], "10": ["<a_1>", "<b_16>"]}, "item 1 has code 16 at level 1, outside the codebook of 16"),
     ],
 )
 def test_bad_released_semantic_ids(tmp_path: Path, content: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_released_semantic_ids(index_file(tmp_path, content), ITEMS, num_levels=2, codebook_size=16)
+
+
+def test_released_semantic_ids_that_collide_are_repaired(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = index_file(tmp_path, {"7": ["<a_1>", "<b_0>"], "10": ["<a_1>", "<b_0>"]})
+    assert read_released_semantic_ids(path, ITEMS, 2, 2, repair=True).codes.tolist() == [[1, 0], [1, 1]]
+    assert "2 items share their semantic ID with another; all but the first have a new one" in caplog.text
+    outside = index_file(tmp_path, {"7": ["<a_1>", "<b_9>"], "10": ["<a_1>", "<b_9>"]})
+    with pytest.raises(ValueError, match="item 0 has code 9 at level 1, outside the codebook of 2"):
+        read_released_semantic_ids(outside, ITEMS, 2, 2, repair=True)
+
+
+def test_free_codes_by_hand() -> None:
+    """Under the prefix 0 the code 1 is free once. Then the prefix is full, and the lowest free ID of the others is (1, 1)."""
+    codes = np.array([[0, 0], [0, 0], [1, 0], [0, 2], [0, 0]])
+    assert free_codes(codes, 3).tolist() == [[0, 0], [0, 1], [1, 0], [0, 2], [1, 1]]
+    with pytest.raises(ValueError, match="5 items are more than the 4 semantic IDs of 2 levels of 2 codes; raise num_levels"):
+        free_codes(np.zeros((5, 2), dtype=int), 2)
+
+
+@given(st.integers(1, 30).flatmap(lambda n: st.lists(st.tuples(*[st.integers(0, 3)] * 3), min_size=n, max_size=n)))
+def test_free_codes_are_different_and_keep_the_first(rows: list[tuple[int, ...]]) -> None:
+    codes = np.array(rows)
+    repaired = free_codes(codes, 4)
+    assert len(np.unique(repaired, axis=0)) == len(rows)
+    first = np.unique(codes, axis=0, return_index=True)[1]
+    assert np.array_equal(repaired[first], codes[first])
 
 
 def test_no_released_semantic_ids(tmp_path: Path) -> None:

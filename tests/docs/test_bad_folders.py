@@ -1,4 +1,4 @@
-"""The table of bad folders in docs/security.md has the messages that loading really gives; no folder runs code or fills memory."""
+"""The table of bad folders in docs/security.md has the messages that loading gives; no folder runs code or fills memory."""
 
 from __future__ import annotations
 
@@ -236,7 +236,10 @@ LCREC: dict[str, Change] = {
     "an indexer of a width of 10^9": fields(file=f"rqvae/{CONFIG}", hidden_dims=[10**9]),
     'an indexer with `hidden_dims: "wide"`': fields(file=f"rqvae/{CONFIG}", hidden_dims="wide"),
 }
-CASES = [*((name, "cllm4rec", change) for name, change in CLLM4REC.items()), *((name, "lcrec", change) for name, change in LCREC.items())]
+CASES = [
+    *((name, "cllm4rec", change) for name, change in CLLM4REC.items()),
+    *((name, "lcrec", change) for name, change in LCREC.items()),
+]
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +265,7 @@ def table() -> dict[str, str]:
     """Return folder -> message of the table on the page."""
     lines = PAGE.read_text(encoding="utf-8").split("## Bad folders", 1)[1].split("\n## ", 1)[0].splitlines()
     found = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ") and not line.startswith("| folder")]
-    return {given: message for given, message in found}
+    return dict(found)
 
 
 def said(message: str, real: str) -> bool:

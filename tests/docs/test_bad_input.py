@@ -83,7 +83,10 @@ SHELL: dict[str, tuple[Files, list[str]]] = {
     "an empty or missing id": ({"log.csv": "user_id,item_id\na,x\na,\n"}, []),
     "item rows that are repeated and differ": (items(f"{ITEMS}z,Other\n"), ITEM_FLAGS),
     "items without a row of texts": (items("item_id,title\nx,X\n"), ITEM_FLAGS),
-    "texts of items with another type of ids": (items('{"item_id": 7, "title": "X"}\n', "items.jsonl"), ["--items", "items.jsonl"]),
+    "texts of items with another type of ids": (
+        items('{"item_id": 7, "title": "X"}\n', "items.jsonl"),
+        ["--items", "items.jsonl"],
+    ),
     "`--keep-all-items` without items": ({"log.csv": LOG}, ["--keep-all-items"]),
     # Times.
     "no times, `--split leave-one-out` or `temporal`": (
@@ -169,7 +172,7 @@ def table() -> dict[str, str]:
     """Return input -> message of the table on the page."""
     lines = PAGE.read_text(encoding="utf-8").split("### Bad input", 1)[1].split("\n## ", 1)[0].splitlines()
     rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ") and not line.startswith(("| input", "|--"))]
-    return {given: message for given, message in rows}
+    return dict(rows)
 
 
 def said(message: str, real: str) -> bool:
@@ -199,6 +202,6 @@ def test_shell(given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
 
 @pytest.mark.parametrize("given", PYTHON)
 def test_python(given: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError) as raised:  # noqa: PT011 - the message is that of the page
+    with pytest.raises(ValueError) as raised:
         prepare(tmp_path / "out", PYTHON[given]())
     assert said(table().get(given, "?"), str(raised.value)), str(raised.value)

@@ -23,7 +23,11 @@ def test_the_baseline_of_the_page(data: RecommendationData) -> None:
 
 def test_files_that_the_page_names_are_there() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    named = [word for word in text.replace("`", " ").split() if word.startswith(("tests/", "modeling_cllm4rec/")) and "NAME" not in word]
+    named = [
+        word
+        for word in text.replace("`", " ").split()
+        if word.startswith(("tests/", "modeling_cllm4rec/")) and "NAME" not in word
+    ]
     paths = [word.rstrip(".,:") for word in named]
     missing = [path for path in paths if not (ROOT / path).exists() and path != "modeling_cllm4rec/baselines/recent.py"]
     assert paths and missing == []

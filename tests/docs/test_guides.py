@@ -11,21 +11,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 import yaml
 from accelerate.state import AcceleratorState
-from guide_files import FILES
+from guide_files import FILES, frames_of
 from pages import ROOT, blocks, flags_of, our_command, run_page, shell_commands
-from scipy import sparse
 from transformers import PreTrainedTokenizerBase
 
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
 from modeling_cllm4rec.commands.main import all_commands
-from modeling_cllm4rec.corpora.splits import leave_one_out_split
-from modeling_cllm4rec.training.argument_names import HONOURED
 from modeling_cllm4rec.corpora.synthetic import SyntheticDataset
+from modeling_cllm4rec.training.argument_names import HONOURED
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
@@ -33,16 +30,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 @pytest.fixture(scope="module")
 def frames(synthetic_dataset: SyntheticDataset) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return interactions and items of the synthetic data set with integer ids."""
-    interactions = synthetic_dataset.interactions.to_pandas().drop(columns="review").drop_duplicates(["user_id", "item_id"])
-    items = synthetic_dataset.items.to_pandas()
-    items["categories"] = items["categories"].map("|".join)
-    item_number = {name: number for number, name in enumerate(items["item_id"])}
-    interactions["item_id"] = interactions["item_id"].map(item_number)
-    interactions["user_id"] = pd.factorize(interactions["user_id"])[0]
-    items["item_id"] = range(len(items))
-    return interactions, items
-
-
+    return frames_of(synthetic_dataset)
 
 
 @pytest.fixture
@@ -86,7 +74,8 @@ def test_a_guide_runs(
     shutil.copytree(tiny_backbones["gpt2"], tmp_path / "gpt2")
     FILES[guide](tmp_path, *frames)
     monkeypatch.chdir(tmp_path)
-    run_page(ROOT / "docs" / "guides" / f"{guide}.md")
+    (page,) = (ROOT / "docs").rglob(f"{guide}.md")
+    run_page(page)
 
 
 @pytest.mark.parametrize(("page", "code_lines", "tables"), [("README.md", 8, 2), ("docs/own-data.md", 5, 1)])

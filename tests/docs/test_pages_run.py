@@ -12,10 +12,18 @@ RUN = {"metrics"}
 """Pages that run in an empty folder."""
 NOT_RUN = {
     "inference": "GPUs and several machines; tests/commands and tests/hub do the same on the CPU",
+    "nightly-update": "it needs a server next to it; tests/serving/test_nightly_guide.py runs it",
+    "production": "environments of its own, from a wheel; tests/test_production_guide.py runs it",
+    "hub-registration": "texts for pull requests to other repositories",
+    "engines": "engines that need a GPU; tests/exports runs the export and its decoder",
     "app": "a server that runs until it is stopped; tests/app starts it",
     "measurements": "runs of hours on public data sets",
+    "citing": "BibTeX",
+    "reproduce": "runs of hours on the papers' data sets",
     "own-data": "trains both systems step by step; the guides do the same with data at hand",
     "serving": "a server that runs until it is stopped, and models by name; tests/serving and tests/exports do the same",
+    "install": "fetches the repository and packages; tests/test_wheel.py and `make` install",
+    "add-a-system": "an excerpt of tests/systems/toy_system.py, which tests/systems runs",
     "architecture": "drawings and signatures",
 }
 """Page -> reason why its blocks are not run. test_guides.py checks their commands and flags."""

@@ -243,6 +243,14 @@ class TestSearch:
         assert report.to_markdown().endswith("illegal items 0.")
         assert run(data).illegal_items is None
 
+    def test_users_without_a_list_are_counted_and_miss(self, data):
+        with pytest.warns(UserWarning, match="^1 of 3 users got no items; they have 0 in all metrics"):
+            report = run(data, Beams([3, 2], [-1, -1], [5, -1]), metrics=["recall@2"])
+        assert report.per_user["recall@2"].tolist() == [1.0, 0.0, 1.0]
+        assert report.protocol_line.endswith("illegal items 0; 1 users without a list")
+        assert report.to_markdown().endswith("illegal items 0; 1 users without a list.")
+        assert report.to_dict()["users_without_list"] == 1 and run(data).users_without_list == 0
+
     def test_shape(self, data):
         with pytest.raises(ValueError, match=r"rank_histories returned shape \(3, 1\) for 3 users and k 2"):
             run(data, Beams([3], [1], [4]))

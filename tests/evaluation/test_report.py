@@ -35,12 +35,12 @@ def test_models_with_other_decoding_share_a_table_with_a_note(report):
 
 
 def test_json_there_and_back(report, tmp_path):
-    report.illegal_items = 0
+    report.illegal_items, report.users_without_list = 0, 3
     path = report.save(tmp_path / "new" / "report.json")
     assert EvaluationReport.load(path) == report
     assert [file.name for file in path.parent.iterdir()] == ["report.json"]
     written = json.loads(path.read_text())
-    assert written["protocol_line"] == f"{PROTOCOL}; illegal items 0" and written["illegal_items"] == 0
+    assert written["protocol_line"] == f"{PROTOCOL}; illegal items 0; 3 users without a list" and written["illegal_items"] == 0
     assert written["users"] == 2
     assert written["intervals"] == {"recall@20": [0.125, 0.375]}
 

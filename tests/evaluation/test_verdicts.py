@@ -8,7 +8,7 @@ import pytest
 from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.evaluation.protocol import Protocol
 from modeling_cllm4rec.evaluation.report import EvaluationReport
-from modeling_cllm4rec.evaluation.verdicts import Estimate, paired_difference, verdict, verdicts
+from modeling_cllm4rec.evaluation.verdicts import Estimate, compare, paired_difference, plain_sentence, verdict, verdicts
 
 
 @pytest.mark.parametrize(
@@ -40,13 +40,21 @@ def test_the_difference_is_paired() -> None:
 def test_verdicts_over_references() -> None:
     values = {"A": [1.0, 1.0, 0.5], "B": [0.5, 0.5, 0.0], "C": [1.0, 1.0, 0.5]}
     reports = {name: report(row, [0, 1, 2]) for name, row in values.items()}
-    assert verdicts(reports, "A", ["B", "C"]) == [
+    compared = compare(reports, "A")
+    assert verdicts(compared, "A") == [
         "A is above B by .5000 (95% interval .5000 to .5000) on recall@5.",
         "A and C do not differ significantly on recall@5: the difference is .0000 (95% interval .0000 to .0000).",
     ]
+    assert compared.baselines["B"].differences == {"recall@5": (0.5, 0.5, 0.5)}
+    assert compared.baselines["C"].metrics == {"recall@5": reports["C"].metrics["recall@5"], "coverage@5": 0.5}
+    assert plain_sentence(compared.baselines) == (
+        "This model is above B on recall@5; not significantly different from C on recall@5."
+    )
+    assert plain_sentence(compare(reports, "B").baselines) == "This model is below A on recall@5 and C on recall@5."
+    assert plain_sentence({}) == ""
 
 
 def test_other_users_are_refused() -> None:
     reports = {"A": report([1.0], [0]), "B": report([1.0], [3])}
     with pytest.raises(InputError, match="A and B were measured on different users"):
-        verdicts(reports, "A", ["B"])
+        compare(reports, "A")

@@ -5,11 +5,14 @@ from __future__ import annotations
 import sys
 from types import ModuleType
 
+import numpy as np
 import pytest
-from lcrec_models import new_lcrec
 
+from modeling_cllm4rec.baselines.hybrid import linear_part
+from modeling_cllm4rec.core.linear_parts import LinearParts
+from modeling_cllm4rec.corpora.interaction_matrix import ItemWeights
 from modeling_cllm4rec.exports.command import main
-from modeling_cllm4rec.exports.output_folder import new_output_folder, require_scoring_model
+from modeling_cllm4rec.exports.output_folder import new_output_folder, require_exportable
 
 
 def test_help_and_unknown_exports(capsys):
@@ -18,10 +21,10 @@ def test_help_and_unknown_exports(capsys):
     assert main([]) == 2
     assert main(["gguf"]) == 2
     assert "unknown target 'gguf'" in capsys.readouterr().err
-    for kind in ("onnx", "vectors"):
+    for kind in ("causal-lm", "onnx", "vectors"):
         with pytest.raises(SystemExit):
             main([kind, "--help"])
-        assert f"cllm4rec export {kind} --model runs/mine" in capsys.readouterr().out
+        assert f"cllm4rec export {kind} --model runs/" in capsys.readouterr().out
 
 
 def test_space_is_imported_when_it_is_asked_for(monkeypatch):
@@ -32,10 +35,11 @@ def test_space_is_imported_when_it_is_asked_for(monkeypatch):
     assert main(["space", "--model", "x"]) == 2
 
 
-def test_lcrec_has_no_vectors(tiny_backbones):
-    model, _ = new_lcrec(tiny_backbones["gpt2"])
-    with pytest.raises(ValueError, match="export onnx: got a LCRecForRecommendation, which finds items by a search"):
-        require_scoring_model(model, "export onnx")
+def test_a_hybrid_is_not_exported(model):
+    matrix = np.eye(model.num_items)
+    model.linear_parts = LinearParts([linear_part("ease", ItemWeights(matrix))], None)
+    with pytest.raises(ValueError, match="export onnx: the model is a hybrid with the linear models ease"):
+        require_exportable(model, "export onnx")
 
 
 def test_an_output_folder_holds_nothing_else(tmp_path):

@@ -11,13 +11,18 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from lcrec_models import new_lcrec
 from safetensors.numpy import load_file
 from transformers import AutoModel
 
+from modeling_cllm4rec.core.catalogue import KnownUsers
+from modeling_cllm4rec.core.similar_items import unit_vectors
 from modeling_cllm4rec.corpora.data_folder import Histories
 from modeling_cllm4rec.exports.command import main
 from modeling_cllm4rec.exports.nearest_items import build_index, measure_recall, recall_of
 from modeling_cllm4rec.exports.vectors import encode_histories, encode_users, export_vectors
+
+WITH_AN_EMPTY_HISTORY = KnownUsers(["ann", "bob", "eve"], np.array([0, 2, 2, 3]), np.array([0, 3, 7], np.int32))
 
 
 def read(path, name):
@@ -84,6 +89,37 @@ def test_recall_of_a_large_index_is_high_and_measured():
     assert found.exact_ms > 0 and found.approximate_ms > 0
 
 
+def test_lcrec_with_an_item_head_scores_by_vectors(tiny_backbones, tmp_path):
+    lcrec, tokenizer = new_lcrec(tiny_backbones["llama"], item_head=True, users=WITH_AN_EMPTY_HISTORY)
+    about = export_vectors(lcrec, tmp_path / "out", with_index=find_spec("usearch") is not None, k=5)
+    assert (about["items"], about["users"], about["score"]) == (12, 2, "dot product")
+    users_table, users = read(tmp_path / "out", "user_vectors")
+    assert users_table["user_id"].to_pylist() == ["ann", "eve"]  # a user without history has no prompt
+    scores = users @ read(tmp_path / "out", "item_vectors")[1].T
+    expected = lcrec.head_scores(lcrec.build_prompts(None, [np.array([0, 3]), np.array([7])])).numpy()
+    np.testing.assert_allclose(scores - scores.mean(1, keepdims=True), expected - expected.mean(1, keepdims=True), atol=1e-4)
+    encoder = AutoModel.from_pretrained(tmp_path / "out" / "query_encoder")
+    np.testing.assert_allclose(encode_histories(encoder, None, [np.array([7])])[0], users[1], atol=1e-5)
+
+
+def test_lcrec_without_an_item_head_has_vectors_of_items_alone(tiny_backbones, tmp_path, capsys):
+    lcrec, tokenizer = new_lcrec(tiny_backbones["gpt2"])
+    lcrec.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    flags = ["vectors", "--model", str(tmp_path / "model"), "--output", str(tmp_path / "out"), "--k", "3"]
+    assert main([*flags] if find_spec("usearch") else [*flags, "--no-index"]) == 0
+    assert "it encodes no queries: the cosine of two item vectors" in capsys.readouterr().out
+    items = unit_vectors(read(tmp_path / "out", "item_vectors")[1])
+    similar = lcrec.similar_items(["item 4"], k=1).to_pylist()[0]
+    best = np.argsort(-(items @ items[4]))[1]
+    assert similar["item"] == lcrec.catalogue.ids.ids_of([best])[0]
+    assert not (tmp_path / "out" / "query_encoder").exists() and not (tmp_path / "out" / "user_vectors.parquet").exists()
+    about = json.loads((tmp_path / "out" / "vectors.json").read_text())
+    assert about["score"] == "cosine" and (about["recall"] is None or about["recall"]["recall"] == 1.0)
+    with pytest.raises(NotImplementedError, match="LCRecForRecommendation does not score by vectors"):
+        super(type(lcrec), lcrec).query_vectors([])
+
+
 FOUR = st.sets(st.integers(0, 9), min_size=4, max_size=4)
 
 
@@ -137,7 +173,7 @@ def test_the_command_prints_recall(model_folder, tmp_path, capsys):
     assert main([*flags, "--without-users", "--output", str(tmp_path / "a")]) == 0
     out = capsys.readouterr().out
     assert "40 item vectors and 0 user vectors of width 32" in out
-    assert "index: recall@4 1.0000 of the exact answer on 5 users" in out
+    assert "index: recall@4 1.0000 of the exact answer on 5 queries" in out
     assert main([*flags, "--output", str(tmp_path / "a")]) == 2
     assert "exists and is not empty; choose a new or empty folder" in capsys.readouterr().err
     assert main([*flags, "--json", "--no-index", "--output", str(tmp_path / "c")]) == 0

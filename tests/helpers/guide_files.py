@@ -11,6 +11,19 @@ import pandas as pd
 from scipy import sparse
 
 from modeling_cllm4rec.corpora.splits import leave_one_out_split
+from modeling_cllm4rec.corpora.synthetic import SyntheticDataset
+
+
+def frames_of(dataset: SyntheticDataset) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return interactions and items of the synthetic data set with integer ids."""
+    interactions = dataset.interactions.to_pandas().drop(columns="review").drop_duplicates(["user_id", "item_id"])
+    items = dataset.items.to_pandas()
+    items["categories"] = items["categories"].map("|".join)
+    item_number = {name: number for number, name in enumerate(items["item_id"])}
+    interactions["item_id"] = interactions["item_id"].map(item_number)
+    interactions["user_id"] = pd.factorize(interactions["user_id"])[0]
+    items["item_id"] = range(len(items))
+    return interactions, items
 
 
 def csv_files(folder: Path, interactions: pd.DataFrame, items: pd.DataFrame) -> None:
@@ -92,6 +105,10 @@ FILES: dict[str, Files] = {
     "own-backbone": plain_files,
     "training": plain_files,
     "own-split": plain_files,
+    "quickstart": plain_files,
+    "choose-a-system": plain_files,
+    "add-a-baseline": plain_files,
+    "hybrid": plain_files,
     "changing-catalogue": changing_files,
     "from-recbole": recbole_files,
     "from-cllm4rec-files": cllm4rec_files,

@@ -244,6 +244,8 @@ class Handler(BaseHTTPRequestHandler):
                 message = value["summary"]
             elif entry["key"] == "file" and not value["path"].endswith(LARGE):
                 files[value["path"]] = base64.b64decode(value["content"])
+            elif entry["key"] == "deletedFile" and value["path"] in files:
+                del files[value["path"]]
             elif entry["key"] == "lfsFile" and value["oid"] in self.server.large_files:
                 files[value["path"]] = self.server.large_files[value["oid"]]
             else:

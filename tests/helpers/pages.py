@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
+import os
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 from accelerate.state import AcceleratorState
 
@@ -62,6 +66,7 @@ def shell_commands(code: str) -> Iterator[list[str]]:
 
 def our_command(words: list[str]) -> list[str] | None:
     """Return the words after `cllm4rec` for each way to start a command of this package, None for other commands."""
+    words = words[len(variables_of(words)) :]
     for launcher in LAUNCHERS:
         if words[: len(launcher)] == launcher:
             return words[len(launcher) :]
@@ -70,6 +75,16 @@ def our_command(words: list[str]) -> list[str] | None:
         if word == f"recipes/{name}.py" and name in RECIPES:
             return [RECIPES[name], *words[number + 1 :]]
     return None
+
+
+def variables_of(words: list[str]) -> dict[str, str]:
+    """Return the variables that are set in front of a command.
+
+    >>> variables_of(["PYTHONPATH=.", "cllm4rec", "--a=b"])
+    {'PYTHONPATH': '.'}
+    """
+    found = itertools.takewhile(lambda word: re.match(r"[A-Z_]+=", word), words)
+    return {name: value for name, _, value in (word.partition("=") for word in found)}
 
 
 def run_page(page: Path) -> None:
@@ -100,7 +115,14 @@ def run_command(words: list[str], place: str) -> None:
         return
     AcceleratorState._reset_state(reset_partial_state=True)
     said = io.StringIO()
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
+    variables = variables_of(words)
+    places = [os.path.abspath(place) for place in variables.get("PYTHONPATH", "").split(os.pathsep) if place]
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(said),
+        mock.patch.dict(os.environ, variables),
+        mock.patch.object(sys, "path", [*places, *sys.path]),
+    ):
         code = cllm4rec(ours)
     assert code == 0, f"{place}: {shlex.join(words)} ended with {code}: {said.getvalue()[-500:]}"
 

@@ -73,6 +73,7 @@ def main() -> None:
             model, progress = stage(kind(**arguments))
         except CLLM4RecError as error:
             seen.append({"error": f"{type(error).__name__}: {error}"})
+            print(f"process {process_number()}: {seen[-1]['error']}", file=sys.stderr)  # others may wait for this one in vain
             continue
         devices = sorted({one.device.type for one in model.parameters()})
         history = [{key: value for key, value in epoch.items() if key != "seconds"} for epoch in progress.history]

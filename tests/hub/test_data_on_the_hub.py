@@ -24,7 +24,7 @@ import datasets
 
 data = RecommendationData.load(arguments["folder"])
 commit = data.push_to_hub("someone/some-data", message="The data")
-assert main(["push", arguments["folder"], "--to", "someone/public-data", "--public"]) == 0
+assert main(["push", arguments["folder"], "--to", "someone/public-data", "--public", "--benchmark"]) == 0
 try:
     data.push_to_hub("someone/refused", token="wrong")
 except RunError as error:
@@ -33,6 +33,7 @@ back = RecommendationData.load("hf:someone/some-data")
 assert back.interactions.equals(data.interactions) and back.items.equals(data.items) and back.info == data.info
 old = RecommendationData.load(f"hf://datasets/someone/some-data@{commit.rsplit('/', 1)[1]}")
 loaded = datasets.load_dataset("someone/some-data")
+assert (back.name, back.revision) == ("someone/some-data", commit.rsplit("/", 1)[1])
 print(json.dumps([commit, refused, {name: part.num_rows for name, part in loaded.items()}, str(old.folder)]))
 """
 
@@ -50,7 +51,10 @@ def test_there_and_back(run: Any, hub: HubStandIn, data_folder: Path, tmp_path: 
     assert repository.private and not public.private
     assert set(hub.files("datasets/someone/some-data")) == {*FILES, ".gitattributes"}
     assert commit.rsplit("/", 1)[1] in repository.states and "The data" in repository.messages.values() and str(tmp_path) in old
-    assert "could not be pushed to someone/refused" in refused and "hf auth login" in refused
+    assert "nothing was pushed to someone/refused" in refused and "hf auth login" in refused
+    benchmark = yaml.safe_load(hub.files("datasets/someone/public-data")["eval.yaml"])
+    assert list(benchmark) == ["name", "description", "evaluation_framework", "tasks"]
+    assert {"id": "test_recall_20", "config": "interactions", "split": "test"} in benchmark["tasks"]
     statistics = RecommendationData.load(data_folder).info["statistics"]
     assert rows == {name: statistics[name] for name in ("train", "validation", "test")}
     card = hub.files("datasets/someone/some-data")["README.md"].decode()

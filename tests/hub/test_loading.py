@@ -1,5 +1,6 @@
 """A recommender by name: what is no folder is refused quickly and in one line."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 
 from modeling_cllm4rec.commands.main import main
-from modeling_cllm4rec.core.errors import InputError
+from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.hub import loading
 from modeling_cllm4rec.hub.loading import load_recommender, load_tokenizer
 
@@ -65,7 +66,38 @@ def test_a_model_in_the_cache_needs_no_hub(
     (cached / "refs" / "main").write_text("a" * 40)
     environment = {**UNREACHED, "HF_HUB_CACHE": str(tmp_path / "hub")}
     said = run(RECOMMEND, package=True, environment=environment, model="you/mine")
-    assert said["code"] == 0 and said["seconds"] < 20 and said["lines"] == ["you/mine: on cpu, float32, attention sdpa"]
+    (line,) = said["lines"]
+    assert (
+        said["code"] == 0 and said["seconds"] < 20 and re.fullmatch(r"[\d:]{8} you/mine: on cpu, float32, attention sdpa", line)
+    )
+
+
+@pytest.mark.parametrize("name", ["gpt2", "you/typo"])
+def test_a_backbone_of_an_unreachable_hub_is_refused_after_one_request(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def ask(url: str, timeout: float) -> None:
+        asked.append((url, timeout))
+        raise ConnectionError("connection\nrefused")
+
+    monkeypatch.setattr(loading, "get_hf_file_metadata", ask)
+    monkeypatch.setattr(loading.constants, "HF_HUB_OFFLINE", False)
+    message = rf"backbone: {name} is no folder with a language model .* \(connection refused\); name a folder"
+    with pytest.raises(MissingFileError, match=message):
+        loading.check_on_hub(name, "backbone")
+    assert [timeout for _, timeout in asked] == [loading.PROBE_SECONDS]
+
+
+def test_folders_paths_cached_and_offline_names_need_no_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "get_hf_file_metadata", lambda *_, **__: pytest.fail("the network was asked"))
+    monkeypatch.setattr(loading.constants, "HF_HUB_OFFLINE", False)
+    for name in (str(tmp_path), "./nowhere", "a/b/c"):
+        loading.check_on_hub(name, "backbone")
+    monkeypatch.setattr(loading, "try_to_load_from_cache", lambda *_: "config.json")
+    loading.check_on_hub("you/cached", "backbone")
+    monkeypatch.setattr(loading, "try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr(loading.constants, "HF_HUB_OFFLINE", True)
+    loading.check_on_hub("you/typo", "backbone")
 
 
 def test_a_name_that_the_hub_cannot_have(capsys: pytest.CaptureFixture[str]) -> None:

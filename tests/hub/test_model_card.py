@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import pytest
 from huggingface_hub import ModelCard
 
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.evaluation.protocol import Protocol
-from modeling_cllm4rec.evaluation.report import EvaluationReport
+from modeling_cllm4rec.evaluation.report import BaselineResult, EvaluationReport
 from modeling_cllm4rec.hub.model_card import RECORD_FILE, make_card, read_records, save_record, training_record, update_card
 from modeling_cllm4rec.systems import SYSTEMS
 from modeling_cllm4rec.training.progress import Progress
@@ -48,7 +49,8 @@ def test_the_model_index_holds_every_metric_with_its_protocol():
     reports = [report(), report(history="train+validation", recall=0.2), report("validation")]
     card = ModelCard(make_card("my model", CLLM4REC, {}, INFO, reports))
     data = card.data
-    assert data.library_name == "transformers"
+    assert (data.library_name, data.pipeline_tag) == ("cllm4rec", "text-ranking")
+    assert data.metrics == ["recall@20", "ndcg@10"]
     assert data.model_name == "my model"
     assert {"recommendation", "cllm4rec"} <= set(data.tags)
     found = {(result.dataset_name, result.dataset_split, result.metric_name): result.metric_value for result in data.eval_results}
@@ -126,6 +128,8 @@ def test_the_card_of_a_folder(data: RecommendationData, record, tmp_path):
     for key, value in data.info["statistics"].items():
         assert f"- {key}: " in card.text, value
     assert update_card(folder, data) == text  # nothing in it depends on when it was written
+    assert (folder / "data_card.md").read_text() == (data.folder / "README.md").read_text()
+    assert "[data_card.md](data_card.md)" in card.text
 
 
 def test_intervals_are_in_the_text_and_in_the_model_index():
@@ -171,6 +175,41 @@ def test_licences_use_and_sources(record):
     assert ModelCard(make_card("mine", CLLM4REC, here, INFO)).data.base_model is None
 
 
+def test_the_header_names_data_languages_and_the_base_model(record):
+    trained = {**record, "backbone": {"name": "some/model", "local": False, "license": "mit", "language": ["en"]}}
+    data = ModelCard(make_card("mine", CLLM4REC, {"pretrain": trained}, INFO)).data
+    assert (data.base_model, data.base_model_relation, data.language, data.datasets) == ("some/model", "finetune", ["en"], None)
+    on_hub = {**trained, "arguments": {"data": "hf:you/mine@v1", "backbone_weights": "random"}}
+    text = make_card("mine", CLLM4REC, {"pretrain": on_hub}, {**INFO, "language": ["de"]})
+    data = ModelCard(text).data
+    assert (data.base_model, data.language, data.datasets) == (None, ["de"], ["you/mine"])  # no weight is of the base model
+    assert "- data folder: [you/mine](https://huggingface.co/datasets/you/mine)" in text
+    named = make_card("mine", CLLM4REC, {"pretrain": trained}, INFO, repository="you/other")
+    assert ModelCard(named).data.datasets == ["you/other"]
+
+
+def test_baselines_of_the_same_run_stand_beside_the_model():
+    measured = report()
+    others = {"recall@20": (-0.1, -0.2, -0.05), "ndcg@10": (0.1, -0.1, 0.2)}
+    measured.baselines = {"popularity": BaselineResult({"recall@20": 0.2234567, "ndcg@10": 0.4}, {}, others)}
+    text = make_card("mine", CLLM4REC, {}, INFO, [measured])
+    assert "| metric | value | 95% interval | popularity |" in text
+    assert "| recall@20 | 0.1235 | 0.0500 to 0.2000 | 0.2235 |" in text
+    assert "This model is below popularity on recall@20; not significantly different from popularity on ndcg@10." in text
+    found = {result.metric_type: result.metric_value for result in ModelCard(text).data.eval_results}
+    assert found == {"recall@20": 0.12346, "ndcg@10": 0.5}  # those of the model
+
+
+def test_long_dumps_are_folded_and_the_paper_is_cited(record):
+    for system in SYSTEMS.values():
+        text = make_card("mine", system, {"pretrain": record}, INFO)
+        folded = text.split("<summary>Arguments</summary>")[1].split("</details>")[0]
+        assert "lr: 0.001" in folded
+        assert f"```bibtex\n{system.citation}\n```" in text and system.citation.startswith("@inproceedings{")
+    without = dataclasses.replace(CLLM4REC, citation="")
+    assert "## Citation" not in make_card("mine", without, {}, INFO)
+
+
 def test_curves_are_in_the_card_if_they_were_drawn(data: RecommendationData, record, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "cllm4rec"}', encoding="utf-8")
     assert "training_curves.png" not in update_card(tmp_path, data)
@@ -195,8 +234,11 @@ def test_what_a_card_quotes_is_no_markup(record):
     evil = "<img src=x onerror=alert(1)> [x](javascript:alert(1)) ![y][z]\n# heading\n```\n<script>"
     info = {"statistics": {evil: evil}, "protocol": {"line": evil}, "license": evil}
     info["sources"] = [{"table": evil, "file": evil, "sha256": evil}]
+    item = {"item": evil, "title": evil + " | a cell"}
+    examples = {"histories": [{"history": [item], "recommended": [item]}] * 2, "query": evil}
     hostile = {**record, "machine": evil, "arguments": {"output": evil}, "changed": {"output": evil}, "notes": [evil]}
-    text = make_card("mine " + evil, CLLM4REC, {"pretrain": hostile}, {**INFO, **info}).split("\n---\n", 1)[1]
+    text = make_card("mine " + evil, CLLM4REC, {"pretrain": hostile}, {**INFO, **info}, examples=examples)
+    text = text.split("\n---\n", 1)[1]
     fence, outside = None, []
     for line in text.split("\n"):
         mark = re.match("`{3,}", line)
@@ -210,3 +252,12 @@ def test_what_a_card_quotes_is_no_markup(record):
     words = "\n".join(outside)
     assert not re.search(r"<img|<script|\]\(javascript|\]\[z|^# heading|^```$", words, re.MULTILINE)
     assert words.count("&lt;img") >= 8
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    (tmp_path / "training.json").write_text('{"pretrain": {"arguments"')
+    with pytest.raises(InputError, match="training.json is damaged .*; delete it: the model stays as it is"):
+        read_records(tmp_path)
+    (tmp_path / "training.json").write_text("[]")
+    with pytest.raises(InputError, match="training.json holds a list, not the records of stages; delete it"):
+        read_records(tmp_path)

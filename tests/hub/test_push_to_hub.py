@@ -21,25 +21,36 @@ FLAT_FILES = tuple(flat_code(CLLM4RecForRecommendation))
 REPO = "someone/some-repo"
 PICTURE = b"\x89PNG\r\n\x1a\n and so on"
 PUSH = """
+from pathlib import Path
 from transformers import AutoModel, AutoTokenizer
-from huggingface_hub.errors import HfHubHTTPError
 import modeling_cllm4rec
+from modeling_cllm4rec.core.errors import InputError, RunError
 
 folder, repo = arguments["folder"], arguments["repo"]
 model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 results = {}
 try:
     model.push_to_hub("someone/refused", token="wrong")
-except HfHubHTTPError as error:
-    results["refused"] = error.response.status_code
-results["model"] = model.push_to_hub(repo, commit_message="The model", private=True)
+except RunError as error:
+    results["refused"] = str(error)
+results["model"] = model.push_to_hub(repo, commit_message="The model", include_histories=True)
 results["tokenizer"] = tokenizer.push_to_hub(repo)
-results["again"] = model.push_to_hub(repo)
-results["branch"] = model.push_to_hub(repo, revision="without-histories", include_histories=False)
+results["again"] = model.push_to_hub(repo, include_histories=True)
+results["branch"] = model.push_to_hub(repo, revision="without-histories")
 results["request"] = model.push_to_hub(repo, create_pr=True, commit_message="A proposal", max_shard_size="30KB")
 results["tokenizer first"] = tokenizer.push_to_hub("tokenizer-first")
 results["model second"] = model.push_to_hub("tokenizer-first")
+model.push_to_hub("shards", max_shard_size="30KB")
+results["both"] = model.push_to_hub("shards", tokenizer=tokenizer)
+model.push_to_hub("open", private=False)
+try:
+    model.push_to_hub("open", include_histories=True)
+except InputError as error:
+    results["public"] = str(error)
+results["published"] = model.push_to_hub("open", include_histories=True, private=False)
 where = {"push_to_hub": True, "repo_id": "someone/pushed-while-saving"}
+Path(arguments["saved"], "corpus").mkdir(parents=True)
+Path(arguments["saved"], "corpus", "reviews.txt").write_text("words of users")
 model.save_pretrained(arguments["saved"], **where, commit_message="Saved and pushed")
 tokenizer.save_pretrained(arguments["saved"], **where)
 model.card = None
@@ -120,8 +131,12 @@ def test_pushed_and_pulled_back(tiny_backbones, make_folder, card, run, tmp_path
     assert {file for file in FLAT_FILES if (tmp_path / "pulled" / file).is_file()} == set(FLAT_FILES)
 
 
-def check_pushed(hub: HubStandIn, pushed: dict[str, str], card: str) -> None:
-    assert pushed["refused"] == 401
+def check_pushed(hub: HubStandIn, pushed: dict[str, str], local: str) -> None:
+    def named(repo: str) -> str:
+        """Return the card, whose example loads the repository."""
+        return local.replace('name = "some-model"', f'name = "{repo}"')
+
+    assert "repo_id: nothing was pushed to someone/refused (" in pushed["refused"] and "401" in pushed["refused"]
     assert "someone/refused" not in hub.repositories
     repository, files = hub.repositories[REPO], hub.files(REPO)
     assert repository.private
@@ -142,12 +157,12 @@ def check_pushed(hub: HubStandIn, pushed: dict[str, str], card: str) -> None:
     assert expected | {".gitattributes"} == set(files)
 
     # The generated card, whatever the tokenizer's push does to it:
-    text = files["README.md"].decode()
+    text, card = files["README.md"].decode(), named(REPO)
     assert metrics(text) == {"recall@3": 0.25, "ndcg@3": 0.125}
     assert ModelCard(text).text.strip() == ModelCard(card).text.strip()
     assert yaml.safe_load(text.split("---")[1]) == yaml.safe_load(card.split("---")[1])
     second = hub.files("someone/tokenizer-first")
-    assert second["README.md"].decode() == card
+    assert second["README.md"].decode() == named("someone/tokenizer-first")
     assert {"model.safetensors", "tokenizer.json"} <= set(second)
 
     assert "/commit/" in pushed["branch"]
@@ -155,8 +170,16 @@ def check_pushed(hub: HubStandIn, pushed: dict[str, str], card: str) -> None:
     assert len(without["users.parquet"]) < len(files["users.parquet"])
     assert "model.safetensors.index.json" in hub.files(REPO, "refs/pr/1")
     assert "model.safetensors.index.json" not in files
+    shards = hub.files("someone/shards")
+    assert {name for name in shards if name.endswith((".safetensors", ".index.json"))} == {"model.safetensors"}
+    assert "tokenizer.json" in shards and hub.repositories["someone/shards"].private
+    assert "repo_id: someone/open is public, and the commit holds the histories of 2 users" in pushed["public"]
+    assert not hub.repositories["someone/open"].private and len(hub.files("someone/open")["users.parquet"]) > len(
+        without["users.parquet"]
+    )
     saved = hub.files("someone/pushed-while-saving")
-    assert saved["README.md"].decode() == card
-    assert {"tokenizer.json", "users.parquet"} <= set(saved)
+    assert saved["README.md"].decode() == named("someone/pushed-while-saving")
+    assert {"tokenizer.json", "users.parquet"} <= set(saved) and not [name for name in saved if "corpus" in name]
+    assert len(saved["users.parquet"]) == len(without["users.parquet"])
     assert "Saved and pushed" in hub.repositories["someone/pushed-while-saving"].messages.values()
     assert "README.md" not in hub.files("someone/without-card")

@@ -57,8 +57,15 @@ def test_the_licence_of_a_backbone(card: str | None, config: dict, stated: str |
     (tmp_path / "config.json").write_text(json.dumps(config))
     if card is not None:
         (tmp_path / "README.md").write_text(card)
-    assert backbone_record(str(tmp_path)) == {"name": str(tmp_path), "local": True, "license": stated}
+    assert backbone_record(str(tmp_path)) == {"name": str(tmp_path), "local": True, "license": stated, "language": []}
+
+
+@pytest.mark.parametrize(("stated", "languages"), [("en", ["en"]), ("[en, de]", ["en", "de"]), ("", [])])
+def test_the_languages_of_a_backbone(stated: str, languages: list[str], tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(f"---\nlicense: mit\nlanguage: {stated}\n---\n# A model\n")
+    assert backbone_record(str(tmp_path))["language"] == languages
 
 
 def test_a_backbone_that_cannot_be_reached() -> None:
-    assert backbone_record("nobody/such-a-model") == {"name": "nobody/such-a-model", "local": False, "license": None}
+    unknown = {"name": "nobody/such-a-model", "local": False, "license": None, "language": []}
+    assert backbone_record("nobody/such-a-model") == unknown

@@ -33,14 +33,20 @@ from modeling_cllm4rec.tokenization.tokenization_lcrec import add_semantic_id_to
 CODES = np.array([[0, 1], [1, 1], [2, 0], [0, 2]], dtype=np.int32)
 TITLES = ["Red <a_0> lamp", "Tea", "Pen!", "Soap"]
 DESCRIPTIONS = ["Bright.", "Herbal.", "Writes <|endoftext|> well.", None]
-INTENTIONS = Intentions([["a lamp"], ["tea", "herbs"], ["a pen"], ["soap"]], ["Likes light.", "", "Likes tea."], "by hand")
+QUERIES = [["a lamp"], ["tea", "herbs"], ["a pen"], ["soap"]]
+PREFERENCES = [["Likes light.", "Lately tea."], [], ["Likes tea."]]
+INTENTIONS = Intentions(QUERIES, PREFERENCES, [["I write", "thin"], [], []], "by hand")
 PLAIN = """
 answer: " =>"
 seqrec: ["Next: {history}"]
 item2index: {title: ['T "{title}"'], description: ['D "{description}"'], both: ['B "{title}" "{description}"']}
 index2item: {title: ["t {index}"], description: ["d {index}"], both: ["b {index}."]}
 fusionseqrec: {title: ["after {history} t"], description: ["after {history} d"], index: ['after "{title_history}"']}
-itemsearch: {query: ['Q "{query}"'], history: ['{history} and "{query}"']}
+itemsearch:
+  query: ['Q "{query}"']
+  history: ['{history} and "{query}"']
+  preference: ['{history} taste "{preference}"']
+  both: ['{history} taste "{preference}" and "{query}"']
 preferenceobtain: ["taste of {history}"]
 """
 
@@ -139,7 +145,7 @@ def test_as_many_templates_as_the_paper_has() -> None:
         "item2index": {"title": 6, "description": 6, "both": 7},
         "index2item": {"title": 6, "description": 6, "both": 5},
         "fusionseqrec": {"title": 4, "description": 4, "index": 4},
-        "itemsearch": {"query": 5, "history": 6},
+        "itemsearch": {"query": 5, "history": 2, "preference": 1, "both": 3},
         "preferenceobtain": {"": 11},
     }
     assert list(counts) == list(ALIGNMENT_TASKS)
@@ -151,7 +157,7 @@ def test_templates_are_short_different_and_quote_texts() -> None:
     assert len(set(everything)) == len(everything)
     for text in everything:
         assert 3 <= len(text.split()) <= 20
-        for name in ("title", "description", "query", "title_history"):
+        for name in ("title", "description", "query", "preference", "title_history"):
             assert f"{{{name}}}" not in text or f'"{{{name}}}"' in text
 
 
@@ -178,6 +184,7 @@ def test_own_templates_replace_only_what_they_name(tmp_path: Path) -> None:
         ("seqrec: ['no place']", r"has 'no place'; it must hold each of \{history\} once and no other"),
         ("seqrec: ['{history} {history}']", r"it must hold each of \{history\} once"),
         ("itemsearch: {history: ['{query}']}", r"itemsearch.history in .* it must hold each of \{history\}, \{query\} once"),
+        ("itemsearch: {preference: ['{history}']}", r"itemsearch.preference .* hold each of \{history\}, \{preference\} once"),
         ("index2item: {title: ['{index} {title}']}", r"it must hold each of \{index\} once and no other"),
         ("seqrec: ['{history} and then?']", r"has '\{history\} and then\?'; it must end with \{history\}"),
         ("seqrec: ['{history']", "which is no template"),
@@ -219,13 +226,16 @@ def test_pieces_for_the_model(tokenizer: PreTrainedTokenizerBase, plain: Path) -
 
 
 def test_documents_by_hand(small: RecommendationData, tokenizer: PreTrainedTokenizerBase, plain: Path) -> None:
-    """One template of each kind; an item without description gets title templates only."""
+    """One template of each kind; an item without description gets title templates only.
+
+    Ann has two preferences, and two intentions of her own for the pen; Cat has one preference, and the item's query.
+    """
     lamp, tea, pen, soap = "<a_0><b_1>", "<a_1><b_1>", "<a_2><b_0>", "<a_0><b_2>"
     end = tokenizer.eos_token
     corpus = make(small, tokenizer, templates=load_templates(plain))
     assert len(corpus) == 2 + 4 + 4 + 3 + (4 + 2) + 2
     seen: dict[str, set[tuple[str, str]]] = {}
-    for epoch in range(40):
+    for epoch in range(120):
         for task, documents in texts_by_task(corpus, tokenizer, epoch).items():
             seen.setdefault(task, set()).update(documents)
     assert seen["seqrec"] == {(f"Next:{lamp},{tea},{pen}", tea + pen), (f"Next:{tea},{soap}", soap)}
@@ -258,11 +268,15 @@ def test_documents_by_hand(small: RecommendationData, tokenizer: PreTrainedToken
         (f'Q "herbs" =>{tea}', tea),
         (f'Q "a pen" =>{pen}', pen),
         (f'Q "soap" =>{soap}', soap),
-        (f'{lamp},{tea} and "a pen" =>{pen}', pen),
+        *((f'{lamp},{tea} and "{query}" =>{pen}', pen) for query in ("I write", "thin")),
+        *((f'{lamp},{tea} taste "{taste}" =>{pen}', pen) for taste in PREFERENCES[0]),
+        *((f'{lamp},{tea} taste "{taste}" and "{q}" =>{pen}', pen) for taste in PREFERENCES[0] for q in ("I write", "thin")),
         (f'{tea} and "soap" =>{soap}', soap),
+        (f'{tea} taste "Likes tea." =>{soap}', soap),
+        (f'{tea} taste "Likes tea." and "soap" =>{soap}', soap),
     }
     assert seen["preferenceobtain"] == {
-        (f"taste of{lamp},{tea} =>Likes light.{end}", f"Likes light.{end}"),
+        *((f"taste of{lamp},{tea} =>{text}{end}", f"{text}{end}") for text in PREFERENCES[0]),
         (f"taste of{tea} =>Likes tea.{end}", f"Likes tea.{end}"),
     }
 
@@ -577,12 +591,13 @@ def test_nothing_of_held_out_pairs_gets_in(
         ({"reorder": 1.5}, "reorder is 1.5; it must lie between 0 and 1"),
         ({"max_text_tokens": 0}, "max_text_tokens is 0; it must be 1 or more"),
         ({"semantic_ids": SemanticIds(CODES[:3], 3)}, "semantic_ids has 3 items and the data 4: it belongs to another catalogue"),
-        ({"semantic_ids": SemanticIds(CODES, 4)}, "so <b_3> should be token .*add the tokens of semantic IDs first"),
+        ({"semantic_ids": SemanticIds(CODES, 4)}, "so <b_3> should be token .*it is not the tokenizer of this model"),
         ({"context_length": 8, "tasks": {"seqrec": 1}}, "the longest template of seqrec has .* it does not fit the context of 8"),
         (
             {"intentions": dataclasses.replace(INTENTIONS, queries=INTENTIONS.queries[:2])},
-            "one query or more for each of 4 items and a text for each of 3 users, got 2 and 3; make them from this data",
+            "one query or more for each of 4 items, and preferences and queries for each of 3 users, got 2, 3 and 3; make",
         ),
+        ({"intentions": dataclasses.replace(INTENTIONS, user_queries=[[]])}, "for each of 3 users, got 4, 3 and 1; make them"),
         ({"intentions": dataclasses.replace(INTENTIONS, queries=[["a"], [], ["b"], ["c"]])}, "one query or more for each"),
     ],
 )
@@ -596,13 +611,40 @@ def test_wrong_arguments(
 def test_a_tokenizer_without_index_tokens(small: RecommendationData, tiny_backbones: dict[str, Path]) -> None:
     bare = AutoTokenizer.from_pretrained(tiny_backbones["gpt2"])
     with pytest.raises(
-        ValueError, match="so <a_0> should be token 400, but the tokenizer has None: add the tokens of semantic IDs first"
+        ValueError, match="so <a_0> should be token 400, but the tokenizer has None: it is not the tokenizer of this model"
     ):
         AlignmentCorpus(small, bare, SemanticIds(CODES, 3), 400, context_length=128)
 
 
-def test_a_task_without_documents(small: RecommendationData, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_a_task_without_documents_is_left_out(
+    small: RecommendationData, tokenizer: PreTrainedTokenizerBase, caplog: pytest.LogCaptureFixture
+) -> None:
     one_each = dataclasses.replace(small, interactions=small.interactions.take([0, 4]))
+    corpus = make(one_each, tokenizer)
+    assert list(corpus.tasks) == ["item2index", "index2item", "itemsearch"] and len(corpus) == 12
+    assert set(corpus.tasks_of(corpus.documents(0)).tolist()) == set(corpus.tasks)
     for task in ("seqrec", "fusionseqrec", "preferenceobtain"):
-        with pytest.raises(ValueError, match=f"the task {task} has no documents: no user has two training items"):
+        words = f"{task} is left out, because it has no documents: no user has two training items"
+        assert words in caplog.text
+        with pytest.raises(ValueError, match=f"{task} has no documents, and no task is left: no user has two training items"):
             make(one_each, tokenizer, tasks={task: 1})
+    caplog.clear()
+    no_preferences = dataclasses.replace(INTENTIONS, preferences=[[], [], []])
+    corpus = make(small, tokenizer, intentions=no_preferences)
+    assert "preferenceobtain" not in corpus.tasks and "none of 2 has all texts of its templates" in caplog.text
+    texts = [text for text, _ in texts_by_task(corpus, tokenizer)["itemsearch"]]
+    assert len(texts) == 6 and not any("taste" in text for text in texts)
+
+
+def test_without_titles_seqrec_is_left(
+    small: RecommendationData, tokenizer: PreTrainedTokenizerBase, caplog: pytest.LogCaptureFixture
+) -> None:
+    bare = dataclasses.replace(small, items=small.items.select(["item_id"]))
+    assert list(make(bare, tokenizer, intentions=None).tasks) == ["seqrec"]
+    assert "tasks: item2index is left out, because it has no documents: no item has a title" in caplog.text
+    assert list(make(bare, tokenizer).tasks) == ["seqrec", "itemsearch", "preferenceobtain"]  # intentions are given
+    with pytest.raises(ValueError, match="index2item has no documents, and no task is left: no item has a title; add titles"):
+        make(bare, tokenizer, tasks={"item2index": 1, "index2item": 1})
+    some = dataclasses.replace(small, items=small.items.set_column(1, "title", pa.array(["Lamp", None, "Pen", "Soap"])))
+    with pytest.raises(ValueError, match="1 of 4 items have no title: 'q'"):
+        make(some, tokenizer)

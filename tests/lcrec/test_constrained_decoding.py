@@ -396,7 +396,7 @@ class TestScoring:
     def test_logits_in_pieces_are_the_same(self, gpt2, monkeypatch):
         trie = ItemTrie(random_codes(), CODES)
         whole = score_all(gpt2, *padded(), trie, FIRST)
-        monkeypatch.setattr("modeling_cllm4rec.lcrec.beam_search.LOGITS_AT_A_TIME", 2 * VOCABULARY)
+        monkeypatch.setattr("modeling_cllm4rec.lcrec.prompt_tree.LOGITS_AT_A_TIME", 2 * VOCABULARY)
         torch.testing.assert_close(score_all(gpt2, *padded(), trie, FIRST), whole)
 
     def test_half_precision_weights(self):

@@ -18,7 +18,15 @@ import torch
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.lcrec import intention_writer
 from modeling_cllm4rec.lcrec.intention_writer import write_intentions
-from modeling_cllm4rec.lcrec.intentions import RULES, Intentions, extract_intentions, words_of
+from modeling_cllm4rec.lcrec.intentions import (
+    RECENT_ITEMS,
+    RULES,
+    Intentions,
+    extract_intentions,
+    parts_of_history,
+    training_histories,
+    words_of,
+)
 
 ITEMS = {
     "item_id": ["p", "q", "r", "s"],
@@ -72,11 +80,36 @@ def test_rules_by_hand(small: RecommendationData) -> None:
     assert lantern[2:] == []  # "It shines bright." has three words
     assert "tea" in tea[0]
     assert number == ["4711"]  # no word at all: the title
-    assert made.preferences[1] == ""  # one training item has no history before it
-    assert (
-        "lamps" in made.preferences[0] and "tea" not in made.preferences[0]
-    )  # r, the last one, is the target, not part of the history
-    assert "tea" in made.preferences[2] and "lamps" not in made.preferences[2]
+    (ann,), ben, (cat,) = made.preferences  # of two items and of one, so that there is the general preference only
+    assert ben == []  # one training item has no history before it
+    assert "lamps" in ann and "tea" not in ann  # r, the last one, is the target, not part of the history
+    assert "tea" in cat and "lamps" not in cat
+    (by_user, by_item), *others = made.user_queries
+    assert others == [[], []]  # Ben has one training item, and Cat no review of q
+    assert "calming, cup, herbal" in by_user  # the words of Ann's review of r, in no sentence with I or my
+    assert "tea" in by_item and {"calming", "cup", "herbal"} & set(words_of(by_item))
+
+
+def test_the_intention_by_user_is_a_sentence_with_i_or_my(small: RecommendationData) -> None:
+    rows = small.interactions.to_pylist()
+    rows[2]["review"] = "A calming herbal cup. I wanted a calm evening with sleek things. Sleek it is."
+    data = dataclasses.replace(small, interactions=pa.Table.from_pylist(rows, small.interactions.schema))
+    by_user, by_item = extract_intentions(data).user_queries[0]
+    assert by_user == "I wanted a calm evening with sleek things."
+    assert "sleek" in by_item and "tea" in by_item  # the word that the review and the item share
+
+
+def test_preferences_are_general_long_term_and_short_term(data: RecommendationData) -> None:
+    made, histories = extract_intentions(data, max_history=20), training_histories(data)
+    for texts, history in zip(made.preferences, histories, strict=True):
+        assert len(texts) <= (3 if len(history) > RECENT_ITEMS + 1 else 1)
+    user = next(user for user, history in enumerate(histories) if len(history) > RECENT_ITEMS + 1)
+    general, lasting, recent = made.preferences[user]
+    assert lasting.startswith(("For a long time", "From early on")) and recent.startswith(("Lately", "At present"))
+    assert not general.startswith(("For a long time", "From early on", "Lately", "At present"))
+    parts = parts_of_history(histories[user], 20)
+    kinds = [{name.lower() for item in part for name in data.items["categories"][item].as_py()} for part in parts]
+    assert any(kind in lasting for kind in kinds[1]) and any(kind in recent for kind in kinds[2])
 
 
 def test_the_same_data_and_seed_give_the_same_texts(data: RecommendationData) -> None:
@@ -112,7 +145,7 @@ def test_the_order_of_hashes_does_not_matter(data_folder: Path) -> None:
 def test_preferences_read_the_last_items_only(data: RecommendationData) -> None:
     histories = data.histories("train")
     long = int(np.diff(histories.indptr).argmax())
-    one, many = (extract_intentions(data, max_history=number).preferences[long] for number in (1, 50))
+    one, many = (extract_intentions(data, max_history=number).preferences[long][0] for number in (1, 50))
     read = histories.items[histories.indptr[long + 1] - 2]
     kinds = {name.lower() for name in data.items["categories"][int(read)].as_py()}
     assert one != many
@@ -197,9 +230,9 @@ def test_a_writer_writes_greedily_and_once(
     cache = tmp_path / "new" / "intentions.jsonl"
     made = write(small, writer, cache)
     assert [len(texts) for texts in made.queries] == [1 if texts[0] else 3 for texts in made.queries]
-    assert made.source.startswith(f"written by {writer.name} (7 prompts; ")
-    assert made.preferences[1] == "" and made.preferences[0]
-    assert len(cache.read_text().splitlines()) == 6  # no prompt for ben
+    assert made.source.startswith(f"written by {writer.name} (8 prompts; ")
+    assert made.preferences[1] == [] and made.preferences[0] and len(made.user_queries[0]) == 2
+    assert len(cache.read_text().splitlines()) == 8  # four items, ann and cat, and two of ann's review of r
     assert write(small, writer, tmp_path / "other.jsonl", batch_size=1) == made  # batches, padding and luck do not matter
     forbid_writing(monkeypatch)
     assert write(small, writer, cache) == made
@@ -229,7 +262,7 @@ def test_a_killed_run_goes_on_where_it_was(
     batches.extend([0] * 5)
     with caplog.at_level(logging.WARNING):
         assert write(small, writer, cache, batch_size=2) == whole
-    assert batches[8:] == [2]
+    assert batches[8:] == [2, 2]
     assert "the last line" in caplog.text and "was cut off" in caplog.text
     assert all(json.loads(line)["key"] for line in cache.read_text().splitlines())
 
@@ -249,7 +282,7 @@ def test_a_cache_cut_within_its_first_line_starts_again(small: RecommendationDat
     cache = tmp_path / "cache.jsonl"
     cache.write_text('{"ke')
     assert write(small, writer, cache).source
-    assert len(cache.read_text().splitlines()) == 6
+    assert len(cache.read_text().splitlines()) == 8
 
 
 def test_where_a_writer_writes_nothing_the_rules_do(
@@ -259,13 +292,14 @@ def test_where_a_writer_writes_nothing_the_rules_do(
     with caplog.at_level(logging.WARNING):
         made = write(small, writer, tmp_path / "cache.jsonl")
     assert dataclasses.replace(made, source=RULES) == extract_intentions(small)
-    assert made.source.endswith("(7 prompts; 6 texts by rules instead)")
-    assert "wrote nothing for 6 of 7 prompts: those texts come from the rules" in caplog.text
+    assert made.source.endswith("(8 prompts; 8 without an answer)")
+    assert "wrote nothing for 8 of 8 prompts: texts that are missing come from the rules" in caplog.text
 
 
 def test_prompts_hold_training_texts_only(data: RecommendationData) -> None:
     def prompts(one: RecommendationData) -> list[str]:
-        return [*intention_writer._item_prompts(one), *intention_writer._user_prompts(one, 20)]
+        users = [*intention_writer._user_prompts(one, 20), *intention_writer._review_prompts(one)]
+        return [*intention_writer._item_prompts(one), *(prompt for prompts in users for prompt in prompts)]
 
     assert prompts(held_out_changed(data)) == prompts(data)
     first = intention_writer._item_prompts(data)[0]
@@ -277,11 +311,15 @@ def test_prompts_by_hand(small: RecommendationData) -> None:
     assert lamp.startswith(f"Product: Sleek red lamp\nAbout it: {ITEMS['description'][0]}\nA buyer: {REVIEWS[0]}\nIn one")
     assert tea.startswith(f"Product: Sleek herbal tea\nA buyer: {REVIEWS[2]}\nA buyer: {REVIEWS[3]}\nIn one")
     assert number.startswith("Product: 4711\nIn one")
-    ann, ben, cat = intention_writer._user_prompts(small, max_history=20)
+    (ann,), ben, (cat,) = intention_writer._user_prompts(small, max_history=20)
     assert "after another: Sleek red lamp; Sturdy red lantern.\n" in ann
-    assert ben == ""
+    assert ben == []
     assert "after another: Sleek herbal tea.\n" in cat
-    assert "after another: Sturdy red lantern.\n" in intention_writer._user_prompts(small, max_history=1)[0]
+    assert "after another: Sturdy red lantern.\n" in intention_writer._user_prompts(small, max_history=1)[0][0]
+    (by_user, by_item), *others = intention_writer._review_prompts(small)
+    assert others == [[], []]
+    assert by_user.startswith(f"Product: Sleek herbal tea\nA buyer: {REVIEWS[2]}\nIn one short sentence, what this buyer wants, ")
+    assert by_item.startswith(f"Product: Sleek herbal tea\nA buyer: {REVIEWS[2]}\nIn one short sentence, how this product is")
 
 
 def test_a_prompt_beyond_the_context(small: RecommendationData, tiny_backbones: dict[str, Path], tmp_path: Path) -> None:

@@ -15,11 +15,15 @@ from lcrec_models import CODES, HISTORIES, ITEMS, LEVELS, USERS
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from modeling_cllm4rec.core.saved_folder import flat_code
+from modeling_cllm4rec.core.top_items import PADDING
+from modeling_cllm4rec.evaluation.evaluator import select_users
+from modeling_cllm4rec.evaluation.ranking import histories_from_lists
 from modeling_cllm4rec.lcrec.configuration_lcrec import LCRecConfig
 from modeling_cllm4rec.lcrec.constrained_decoding import TrieLogitsProcessor
 from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
 from modeling_cllm4rec.lcrec.prompts import semantic_id_tokens
 from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds
+from modeling_cllm4rec.lcrec.token_rows import start_semantic_id_rows
 
 BACKBONES = ["gpt2", "gpt2-untied", "llama", "llama-tied", "qwen2"]
 
@@ -53,7 +57,7 @@ def brute_force(model: LCRecForRecommendation, history: list[int], template: int
 
 
 def test_recommendations_equal_brute_force(model):
-    for scoring in ({"scoring": "all"}, {"num_beams": 12}):
+    for scoring in ({"scoring": "all"}, {"num_beams": 12}, {"num_beams": [5, 12]}):
         table = model.recommend(histories=[[ITEMS[item] for item in history] for history in HISTORIES], k=5, **scoring)
         for number, history in enumerate(HISTORIES):
             expected = brute_force(model, history)
@@ -69,6 +73,21 @@ def test_known_users_are_their_histories(gpt2):
     by_history = gpt2.recommend(histories=[[ITEMS[item] for item in history] for history in HISTORIES], k=3).to_pandas()
     assert by_user["item"].tolist() == by_history["item"].tolist()
     assert by_user["user"].tolist() == [user for user in USERS for _ in range(3)]
+
+
+@pytest.mark.parametrize("scoring", ["beam", "all"])
+def test_an_empty_history_has_no_list_and_changes_no_other(gpt2, scoring):
+    """A search has no prompt without items; scored for a sum, all items are alike."""
+    users, with_gaps = np.array([2, 0, 1, 2]), histories_from_lists([[], HISTORIES[0], [], HISTORIES[2]])
+    others = select_users(with_gaps, np.array([1, 3]))
+    ranked = gpt2.rank_histories(users, with_gaps, with_gaps, 4, scoring=scoring)
+    assert (ranked[[0, 2]] == PADDING).all()
+    assert np.array_equal(ranked[[1, 3]], gpt2.rank_histories(users[[1, 3]], others, others, 4, scoring=scoring))
+    scores = gpt2.score_histories(None, with_gaps)
+    assert not scores[[0, 2]].any() and np.array_equal(scores[[1, 3]], gpt2.score_histories(None, others))
+    nobody = select_users(with_gaps, np.array([0, 2]))
+    assert (gpt2.rank_histories(None, nobody, None, 2, scoring=scoring) == PADDING).all()
+    assert not gpt2.score_histories(None, nobody).any()
 
 
 def test_candidates_and_seen_items(gpt2):
@@ -139,9 +158,9 @@ def test_queries_are_searched_for_in_batches(tiny_backbones, tmp_path, monkeypat
     whole = model.search(**request).table
     sizes, best_items = [], model.best_items
 
-    def counted(prompts, *rest):
+    def counted(prompts, *rest, **search):
         sizes.append(len(prompts))
-        return best_items(prompts, *rest)
+        return best_items(prompts, *rest, **search)
 
     monkeypatch.setattr(model, "best_items", counted)
     parts = model.search(**request, batch_size=2).table
@@ -188,12 +207,26 @@ def test_round_trip(backbone, tmp_path):
     assert words("<a_0>", split_special_tokens=True, add_special_tokens=False)["input_ids"] != [model.config.first_index_token]
 
 
+def test_queries_with_semantic_ids_are_read_as_words(backbone, tmp_path):
+    """A query cannot name an item by its tokens, nor end the prompt."""
+    model, tokenizer = lcrec_models.new_lcrec(backbone)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    loaded = LCRecForRecommendation.from_pretrained(tmp_path)
+    query = f"<a_0><b_1> or {tokenizer.eos_token}"
+    words = tokenizer(query, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    text = loaded.build_query_prompts([query])[0].tolist()
+    assert max(text) < model.config.first_index_token and tokenizer.eos_token_id not in text[1:]
+    assert any(text[place : place + len(words)] == words for place in range(len(text)))
+    assert len(loaded.search([query], k=2)) == 2
+
+
 def test_start_rows_are_means_of_the_bearers_words(backbone):
     model, _ = lcrec_models.new_lcrec(backbone)
     first, codes = model.config.first_index_token, model.semantic_ids.codes
     before = [weight.detach().clone() for weight in model.id_parameters]
     tokens = [np.array([item % 3, 4 + item % 2]) if item else np.zeros(0, np.int64) for item in range(12)]
-    model.start_semantic_id_rows(tokens, noise=0.0)
+    start_semantic_id_rows(model, tokens, noise=0.0)
     for weight, old in zip(model.id_parameters, before, strict=True):
         assert torch.equal(weight[:first], old[:first])
         for level in range(LEVELS):
@@ -215,7 +248,15 @@ class TestBadInput:
             gpt2.recommend(users=["ann"], k=1, num_beams=0)
         with pytest.raises(ValueError, match="num_beams is 7; allowed: none with scoring='all', which has no beams"):
             gpt2.recommend(users=["ann"], k=1, scoring="all", num_beams=7)
-        with pytest.raises(ValueError, match="scoring is 'sample'; allowed: 'beam' and 'all'"):
+        with pytest.raises(
+            ValueError, match="k is 6; allowed: 1 to 5, .* of the search of the last of 2 levels; give num_beams=6"
+        ):
+            gpt2.recommend(users=["ann"], k=6, num_beams=[9, 5])
+        with pytest.raises(ValueError, match=r"num_beams is \[5\]; allowed: a whole number, or a list of 2, one for each level"):
+            gpt2.recommend(users=["ann"], k=1, num_beams=[5])
+        with pytest.raises(ValueError, match=r"num_beams\[1\] is 0; allowed: a whole number of 1 or more"):
+            gpt2.recommend(users=["ann"], k=1, num_beams=[5, 0])
+        with pytest.raises(ValueError, match="scoring is 'sample'; allowed: 'beam', 'all' and 'head'"):
             gpt2.recommend(users=["ann"], k=1, scoring="sample")
 
     def test_no_candidates(self, gpt2):

@@ -17,12 +17,13 @@ from modeling_cllm4rec.lcrec import semantic_ids
 from modeling_cllm4rec.lcrec.semantic_ids import (
     SemanticIds,
     assign_unique_codes,
+    codes_with_room,
     nearest_codes,
     nearest_free_codes,
+    residuals,
     row_numbers,
     shared_codes,
     sinkhorn,
-    spread_last_level,
     squared_distances_to,
 )
 from modeling_cllm4rec.tokenization.tokenization_lcrec import semantic_id_token
@@ -62,6 +63,58 @@ def test_no_two_items_ever_share_an_index(world):
     assert np.array_equal(codes, assign_unique_codes(latents, codebooks, wishes))
     if wishes is not None and len(shared_codes(wishes)) == 0:
         assert np.array_equal(codes, wishes)  # who is in no conflict stays
+
+
+def unique_codes_prefix_by_prefix(latents: np.ndarray, codebooks: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Assign codes likewise, but look at every prefix."""
+    (levels, size, _), result = codebooks.shape, codes.astype(np.int32)
+    for level in range(levels):
+        for prefix in sorted({tuple(row) for row in result[:, :level].tolist()}):
+            items = np.flatnonzero((result[:, :level] == prefix).all(axis=1))
+            before = result[items, level].copy()
+            result[items, level] = codes_with_room(latents, codebooks, result, items, level, size ** (levels - level - 1))
+            moved = items[result[items, level] != before]
+            if len(moved) and level + 1 < levels:
+                rest = residuals(latents[moved], codebooks, result[moved], level + 1)
+                result[moved, level + 1 :] = nearest_codes(rest, codebooks[level + 1 :])
+    return result
+
+
+@given(worlds())
+def test_only_crowded_prefixes_have_to_be_looked_at(world):
+    latents, codebooks, wishes = world
+    wishes = nearest_codes(latents, codebooks) if wishes is None else wishes
+    expected = unique_codes_prefix_by_prefix(latents, codebooks, wishes)
+    assert np.array_equal(assign_unique_codes(latents, codebooks, wishes), expected)
+
+
+@given(worlds(), st.integers(1, 4))
+def test_the_assignment_does_not_depend_on_the_pieces(world, at_once):
+    latents, codebooks, wishes = world
+    latents, codebooks = (4 * latents).round(), (4 * codebooks).round()  # sums of small integers have no rounding
+    whole = assign_unique_codes(latents, codebooks, wishes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(semantic_ids, "ITEMS_AT_ONCE", at_once)
+        assert np.array_equal(assign_unique_codes(latents, codebooks, wishes), whole)
+
+
+@given(worlds(), st.integers(0, 4))
+def test_new_items_take_the_nearest_code_with_room(world, count):
+    """Counted again for every item, over all rows."""
+    latents, codebooks, wishes = world
+    rows = assign_unique_codes(latents, codebooks, wishes)
+    levels, size, _ = codebooks.shape
+    new = np.random.default_rng(1).normal(size=(min(count, size**levels - len(rows)), 2))
+    found = nearest_free_codes(new, codebooks, rows)
+    for latent, codes in zip(new, found, strict=True):
+        rest, chosen = latent.copy(), []
+        for level, vectors in enumerate(codebooks):
+            below = rows[(rows[:, :level] == chosen).all(axis=1), level]
+            full = np.bincount(below, minlength=size) >= size ** (levels - level - 1)
+            chosen.append(int(np.where(full, np.inf, squared_distances_to(rest[None], vectors)[0]).argmin()))
+            rest -= vectors[chosen[-1]]
+        assert codes.tolist() == chosen
+        rows = np.concatenate([rows, codes[None]])
 
 
 @given(worlds(), st.integers(0, 3))
@@ -235,17 +288,3 @@ def test_pieces_follow_one_another(monkeypatch):
     monkeypatch.setattr(semantic_ids, "ITEMS_AT_ONCE", 100)
     assert np.array_equal(nearest_codes(latents, codebooks), some)
     assert nearest_codes(latents[:0], codebooks).shape == (0, 2)
-
-
-def test_the_last_level_is_spread_evenly_also_in_parts(monkeypatch):
-    """The nearest codes of 400 items are 0; in one part or in parts of 100 each code gets its share."""
-    latents = np.random.default_rng(0).normal(size=(400, 1))
-    codebooks = np.array([[[0.0]] * 4, [[0.0], [50.0], [60.0], [70.0]]])
-    plain = nearest_codes(latents, codebooks)
-    assert set(plain[:, 1].tolist()) == {0} and spread_last_level(latents, codebooks, plain, 0.0) is plain
-    for size in (65_536, 100):
-        monkeypatch.setattr(semantic_ids, "ITEMS_AT_ONCE", size)
-        spread = spread_last_level(latents, codebooks, plain, 0.003, seed=3)
-        assert np.array_equal(spread, spread_last_level(latents, codebooks, plain, 0.003, seed=3))
-        assert np.array_equal(spread[:, 0], plain[:, 0]) and not plain[:, 1].any()
-        assert np.bincount(spread[:, 1], minlength=4) == pytest.approx(100, abs=10)

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 
 from modeling_cllm4rec.cllm4rec.arguments import PretrainArguments
 from modeling_cllm4rec.cllm4rec.pretraining import new_model
+from modeling_cllm4rec.cllm4rec.update import UpdateArguments, update
 from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.item_embeddings import embed_items
@@ -147,10 +148,28 @@ def test_split_and_measure_both_systems(
     assert all(0 <= value <= 1 for result in results.values() for value in result["recall"].values())
 
 
-def test_update_names_its_model(lcrec: Path, data_folder: Path, tmp_path: Path, capsys: Any) -> None:
+def test_update_is_that_of_the_model(cllm4rec: Path, lcrec: Path, data_folder: Path, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "lcrec.yaml").write_text(f"update:\n  start: {lcrec}\n")
+    (tmp_path / "cllm4rec.yaml").write_text(f"finetune:\n  start: {cllm4rec}\n")
+    assert main_of("update")("--help") == 0
+    both = capsys.readouterr().out
+    assert " --replay " in both and " --start_items " in both and both.count("example:") == 2
+    for words, system in (
+        (("--start", cllm4rec), "CLLM4Rec"),
+        (("--start", lcrec), "LC-Rec"),
+        ((f"--start={lcrec}",), "LC-Rec"),
+        (("--config", tmp_path / "lcrec.yaml"), "LC-Rec"),
+        (("--config", tmp_path / "cllm4rec.yaml"), "CLLM4Rec"),
+    ):
+        with pytest.raises(SystemExit):
+            main_of("update")(*words, "--help")
+        assert (" --replay " in capsys.readouterr().out) == (system == "LC-Rec"), words
     flags = ("--start", lcrec, "--data", data_folder, "--output", tmp_path / "now")
     assert main_of("update")(*flags) == 2
-    assert "is no CLLM4Rec model; train an LC-Rec model again on the new data" in capsys.readouterr().err
+    assert "was aligned with other templates than the packaged ones" in capsys.readouterr().err
+    arguments = UpdateArguments(start=str(lcrec), data=str(data_folder), output=str(tmp_path / "now"))
+    with pytest.raises(ValueError, match="is no CLLM4Rec model; `cllm4rec update` continues a model of another system"):
+        update(arguments)
 
 
 def test_one_line_for_bad_input(

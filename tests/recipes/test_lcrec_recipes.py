@@ -67,7 +67,7 @@ def test_folder_and_card(run: Path) -> None:
 
 def test_evaluate(mains: Mains, run: Path, data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shared = ("--model", run, "--data", data_folder, "--output", tmp_path)
-    assert mains["eval"](*shared, "--split", "test", "--test-history", "train+validation") == 0
+    assert mains["eval"](*shared, "--split", "test") == 0  # given train and validation, as in the paper
     printed = capsys.readouterr().out
     assert "| LC-Rec |" in printed and "hit_rate@10" in printed and "constrained search with 12 beams, template 0" in printed
     report = json.loads((tmp_path / "evaluation-test-given-train-validation.json").read_text())
@@ -80,9 +80,11 @@ def test_evaluate(mains: Mains, run: Path, data_folder: Path, tmp_path: Path, ca
     assert "all indices scored" in capsys.readouterr().out
     assert {path.stem.removeprefix("evaluation-test-given-") for path in tmp_path.glob("*.json")} == {
         "train-validation",
-        "train-7-users-10-beams-templates-all",
-        "train-7-users-all-scored",
+        "train-validation-7-users-10-beams-templates-all",
+        "train-validation-7-users-all-scored",
     }
+    assert mains["eval"](*shared, "--split", "validation", "--max-users", "7") == 0
+    assert any(path.name.startswith("evaluation-validation-given-train-7-users") for path in tmp_path.glob("*.json"))
 
 
 def test_recommend(mains: Mains, run: Path, data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
-from modeling_cllm4rec.commands import recommend as recommend_command
+from modeling_cllm4rec.commands import recommendation_tables
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.evaluation.report import EvaluationReport
 
@@ -137,6 +137,25 @@ def test_stop_and_resume(config: Path, run: Path, finetune: Main, tmp_path: Path
     record = json.loads((tmp_path / "run" / "training.json").read_text())["finetune"]
     assert printed["metrics"] == record["history"][record["best_epoch"]]
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+
+
+def test_a_stage_measures_baselines_at_its_end(
+    config: Path, run: Path, finetune: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--config", config, "--output", tmp_path / "run", "--start", run / "pretrained", "--num_train_epochs", 1]
+    assert finetune(*argv, "--baselines", "popularty") == 2
+    assert_one_line(capsys, "error: there is no baseline 'popularty'; did you mean 'popularity'")
+    assert not (tmp_path / "run").exists()
+    assert finetune(*argv, "--baselines") == 0
+    assert "CLLM4Rec" in capsys.readouterr().err
+    report = EvaluationReport.load(tmp_path / "run" / "evaluation-validation-given-train.json")
+    assert list(report.metrics) == ["recall@20", "recall@40"] and report.protocol.split == "validation"
+    assert list(report.baselines) == ["popularity", "ease+textknn"]
+    low, high = report.baselines["popularity"].differences["recall@20"][1:]
+    relation = "below" if high < 0 else "above" if low > 0 else "not significantly different from"
+    card = (tmp_path / "run" / "README.md").read_text(encoding="utf-8")
+    assert re.search(rf"This model is .*{relation} [^;]*popularity on recall@20", card)
+    assert "## Sample recommendations" in card and (tmp_path / "run" / "data_card.md").is_file()
 
 
 @pytest.mark.parametrize(
@@ -334,7 +353,7 @@ def test_user_ids_are_returned(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Three users in batches of two, with user ids and with row numbers. Unread columns are logged."""
-    monkeypatch.setattr(recommend_command, "USERS_AT_ONCE", 2)
+    monkeypatch.setattr(recommendation_tables, "USERS_AT_ONCE", 2)
     items = data.items["item_id"].to_pylist()
     histories = [items[2:5], [items[7]], items[:6]]
     expected = model.recommend(histories=histories, k=2).table["item"].to_pylist()

@@ -77,15 +77,22 @@ class Server:
     def connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
 
-    def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-        """Status and JSON of an answer; `body` is bytes, or a value to send as JSON."""
+    def send(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> tuple[int, Any, bytes]:
+        """Status, headers and body of an answer; `body` is bytes, or a value to send as JSON."""
         connection = self.connect()
+        kind = {} if body is None else {"content-type": "application/json"}
         try:
-            connection.request(method, path, body if body is None or isinstance(body, bytes) else json.dumps(body))
+            data = body if body is None or isinstance(body, bytes) else json.dumps(body)
+            connection.request(method, path, data, {**kind, **(headers or {})})
             answer = connection.getresponse()
-            return answer.status, json.loads(answer.read())
+            return answer.status, answer.headers, answer.read()
         finally:
             connection.close()
+
+    def ask(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> tuple[int, Any]:
+        """Status and JSON of an answer."""
+        status, _, answer = self.send(method, path, body, headers)
+        return status, json.loads(answer)
 
     def recommend(self, question: Any) -> tuple[int, Any]:
         return self.ask("POST", "/recommend", question)
@@ -97,13 +104,19 @@ class Server:
 @pytest.fixture(scope="session")
 def start() -> Callable[..., contextlib.AbstractContextManager[Server]]:
     """`with start(model, queue=300) as server:`"""
-    uvicorn = pytest.importorskip("uvicorn", reason="needs the extra serve")
-    from modeling_cllm4rec.serving.service import ServiceSettings, make_service
+    for package in ("fastapi", "uvicorn", "prometheus_client"):
+        pytest.importorskip(package, reason="needs the extra serve")
+    import uvicorn
+
+    from modeling_cllm4rec.serving.application import make_service
+    from modeling_cllm4rec.serving.protocol import server_config
+    from modeling_cllm4rec.serving.settings import ServiceSettings
 
     @contextlib.contextmanager
-    def started(model: Any, **settings: Any) -> Iterator[Server]:
+    def started(model: Any, load: Callable[[str], Any] | None = None, **given: Any) -> Iterator[Server]:
+        settings = ServiceSettings(**given)
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            config = uvicorn.Config(make_service(model, ServiceSettings(**settings)), log_config=None, lifespan="on")
+            config = server_config(make_service(model, settings, load), settings)
             server = uvicorn.Server(config)
             thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
             thread.start()

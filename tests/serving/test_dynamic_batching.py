@@ -18,7 +18,7 @@ def question(number: int, users: int = 1) -> Question:
 
 
 class Answers:
-    """Names the callers; refuses 13 and breaks on 99; waits at the gate. Remembers its turns."""
+    """Names the callers; refuses 13 and breaks on 99; waits at the gate. Remembers its batches."""
 
     def __init__(self) -> None:
         self.gate, self.turns = threading.Event(), []
@@ -41,13 +41,12 @@ def running(scenario, answers=None, **settings):
 
     async def whole():
         batcher = Batcher(answers, **{"max_batch_size": 4, "capacity": 10, **settings})
-        turns = asyncio.create_task(batcher.run())
+        batcher.start()
         try:
             return await asyncio.wait_for(scenario(batcher, answers), 30)
         finally:
             answers.gate.set()
-            turns.cancel()
-            batcher.close()
+            await batcher.drain()
 
     return asyncio.run(whole())
 
@@ -55,11 +54,9 @@ def running(scenario, answers=None, **settings):
 async def first_in_work(batcher, answers):
     """Start a call that is computed behind the closed gate, so that the next ones wait."""
     answers.gate.clear()
-    first = asyncio.create_task(batcher.ask(question(0)))
-    while batcher.users_waiting or not first.get_coro().cr_frame:
+    first = batcher.ask(question(0))
+    while batcher.users_waiting:
         await asyncio.sleep(0.001)
-    await asyncio.sleep(0.01)
-    assert batcher.users_waiting == 0
     return first
 
 
@@ -67,14 +64,16 @@ async def first_in_work(batcher, answers):
 def test_what_waits_shares_a_turn(batching, turns):
     async def scenario(batcher, answers):
         first = await first_in_work(batcher, answers)
-        rest = [asyncio.create_task(batcher.ask(question(number))) for number in range(1, 6)]
+        rest = [batcher.ask(question(number)) for number in range(1, 6)]
         await asyncio.sleep(0.01)
         answers.gate.set()
         assert await asyncio.gather(first, *rest) == [0, 1, 2, 3, 4, 5]
-        assert (batcher.batches, batcher.calls) == (len(turns), 6)
         assert answers.turns == turns
+        assert [(users, calls) for users, calls, _ in batches] == [(len(turn), len(turn)) for turn in turns]
+        assert all(seconds >= 0 for _, _, seconds in batches)
 
-    running(scenario, batching=batching)
+    batches = []
+    running(scenario, batching=batching, on_batch=lambda *batch: batches.append(batch))
 
 
 def test_calls_that_arrive_within_the_wait_share_a_turn():
@@ -88,7 +87,7 @@ def test_calls_that_arrive_within_the_wait_share_a_turn():
 def test_a_call_with_more_users_than_a_batch_is_computed_alone():
     async def scenario(batcher, answers):
         first = await first_in_work(batcher, answers)
-        rest = [asyncio.create_task(batcher.ask(question(number, users))) for number, users in ((1, 1), (2, 6), (3, 1))]
+        rest = [batcher.ask(question(number, users)) for number, users in ((1, 1), (2, 6), (3, 1))]
         await asyncio.sleep(0.01)
         answers.gate.set()
         await asyncio.gather(first, *rest)
@@ -100,10 +99,10 @@ def test_a_call_with_more_users_than_a_batch_is_computed_alone():
 def test_a_full_queue_refuses_and_goes_on():
     async def scenario(batcher, answers):
         first = await first_in_work(batcher, answers)
-        waiting = [asyncio.create_task(batcher.ask(question(number, 5))) for number in (1, 2)]
+        waiting = [batcher.ask(question(number, 5)) for number in (1, 2)]
         await asyncio.sleep(0.01)
         with pytest.raises(QueueFull, match="10 of at most 10 users are waiting"):
-            await batcher.ask(question(3))
+            batcher.ask(question(3))
         answers.gate.set()
         assert await asyncio.gather(first, *waiting) == [0, 1, 2]
         assert await batcher.ask(question(4)) == 4
@@ -114,9 +113,11 @@ def test_a_full_queue_refuses_and_goes_on():
 def test_a_caller_who_went_away_is_never_computed():
     async def scenario(batcher, answers):
         first = await first_in_work(batcher, answers)
-        gone, stays = (asyncio.create_task(batcher.ask(question(number))) for number in (1, 2))
+        gone, stays = (batcher.ask(question(number)) for number in (1, 2))
         await asyncio.sleep(0.01)
         gone.cancel()
+        await asyncio.sleep(0)
+        assert batcher.users_waiting == 1  # its place is free at once
         first.cancel()  # in work already: its answer is thrown away
         answers.gate.set()
         assert await stays == 2
@@ -128,7 +129,7 @@ def test_a_caller_who_went_away_is_never_computed():
 def test_one_that_fails_spoils_no_other(caplog):
     async def scenario(batcher, answers):
         first = await first_in_work(batcher, answers)
-        rest = [asyncio.create_task(batcher.ask(question(number))) for number in (1, 13, 99, 2)]
+        rest = [batcher.ask(question(number)) for number in (1, 13, 99, 2)]
         await asyncio.sleep(0.01)
         answers.gate.set()
         found = await asyncio.gather(first, *rest, return_exceptions=True)
@@ -136,4 +137,39 @@ def test_one_that_fails_spoils_no_other(caplog):
         assert isinstance(found[2], BadRequest) and isinstance(found[3], RuntimeError)
 
     running(scenario)
-    assert [record.message for record in caplog.records] == ["a question failed"]
+    assert not caplog.records  # the callers log their errors
+
+
+def test_a_batch_that_breaks_is_logged_even_if_each_call_can_be_answered(caplog):
+    class Answers:
+        gate = threading.Event()
+
+        def __call__(self, questions):
+            assert self.gate.wait(30)
+            if len(questions) > 1:
+                raise RuntimeError("broken")
+            return [one.name(0) for one in questions]
+
+    async def scenario(batcher, answers):
+        first = await first_in_work(batcher, answers)
+        rest = [batcher.ask(question(number)) for number in (1, 2)]
+        answers.gate.set()
+        assert await asyncio.gather(first, *rest) == [0, 1, 2]
+
+    running(scenario, Answers())
+    assert [record.message for record in caplog.records] == ["a batch of 2 calls failed and is answered one by one"]
+
+
+def test_draining_answers_what_waits_and_ends():
+    async def scenario(batcher, answers):
+        first = await first_in_work(batcher, answers)
+        rest = [batcher.ask(question(number)) for number in (1, 2)]
+        draining = asyncio.create_task(batcher.drain())
+        await asyncio.sleep(0.01)
+        assert batcher.running and not draining.done()
+        answers.gate.set()
+        await draining
+        assert [one.result() for one in (first, *rest)] == [0, 1, 2]
+        assert not batcher.running
+
+    running(scenario)

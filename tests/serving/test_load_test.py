@@ -12,7 +12,7 @@ def test_a_cell_counts_what_the_server_answered(start, cllm4rec):
     with start(cllm4rec) as server:
         cell = load_test.measure(f"http://127.0.0.1:{server.port}", cllm4rec.users, callers=4, seconds=0.3, k=2)
         assert cell["answers"] == server.health()["calls"] > 0
-        assert cell["calls_per_turn"] == pytest.approx(cell["answers"] / server.health()["turns"])
+        assert cell["calls_per_turn"] == pytest.approx(cell["answers"] / server.health()["batches"])
     assert 0 < cell["p50_ms"] <= cell["p95_ms"] <= cell["p99_ms"]
     assert 0 < cell["users_per_second"] <= cell["answers"] / 0.3
 

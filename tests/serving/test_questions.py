@@ -164,7 +164,7 @@ def test_the_service_refuses_alike(system, request, start):
                 body = body.replace("Infinity", "1e400")
             status, reply = server.ask("POST", "/recommend", body.encode())
             assert status == 400
-            if "NaN" in body:
+            if "NaN" in body or "1e400" in body:
                 assert reply["error"]["field"] == "body"
                 continue
             assert reply["error"]["field"] == ("query" if argument == "queries[0]" else argument)

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -19,29 +20,71 @@ from modeling_cllm4rec.serving import command
 from modeling_cllm4rec.serving.command import main
 
 ROOT = Path(__file__).parents[2]
+KEY = "0123456789abcdef"
 RUN = "import sys; from modeling_cllm4rec.serving.command import main; sys.exit(main(sys.argv[1:]))"
 
 
-def test_a_server_answers_and_ends_on_sigterm(cllm4rec_folder, tmp_path):
-    pytest.importorskip("uvicorn", reason="needs the extra serve")
-    child = subprocess.Popen(
-        [sys.executable, "-c", RUN, "--model", str(cllm4rec_folder), "--port", "0"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+class Child:
+    """A server in a process of its own."""
+
+    def __init__(self, folder: Path, *words: str, **environment: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", RUN, "--model", str(folder), "--port", "0", "--device", "cpu", *words],
+            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        self.line = self.process.stdout.readline()
+        self.address = urlsplit(self.line.split()[-1]).netloc
+
+    def ask(self, method: str, path: str, body: str | None = None, **headers: str) -> tuple[int, Any]:
+        connection = http.client.HTTPConnection(self.address, timeout=60)
+        kind = {} if body is None else {"content-type": "application/json"}
+        connection.request(method, path, body, {**kind, **headers})
+        answer = connection.getresponse()
+        read = answer.status, json.loads(answer.read())
+        connection.close()
+        return read
+
+    def end(self) -> str:
+        """End it by SIGTERM and return what it wrote to the log."""
+        self.process.send_signal(signal.SIGTERM)
+        log = self.process.communicate(timeout=60)[1]
+        assert self.process.returncode == 0, log
+        return log
+
+
+def test_a_server_answers_takes_a_new_model_and_ends_on_sigterm(cllm4rec_folder, lcrec_folder, tmp_path, wait):
+    pytest.importorskip("prometheus_client", reason="needs the extra serve")
+    link = tmp_path / "current"
+    link.symlink_to(cllm4rec_folder)
+    server = Child(link, CLLM4REC_API_KEY=KEY)
     try:
-        assert child.stdout is not None
-        line = child.stdout.readline()
-        assert line.startswith(f"serving {cllm4rec_folder} on http://127.0.0.1:")
-        connection = http.client.HTTPConnection(urlsplit(line.split()[-1]).netloc, timeout=60)
-        connection.request("POST", "/recommend", '{"users": [7], "k": 2}')
-        assert len(json.loads(connection.getresponse().read())["results"][0]["items"]) == 2
-        child.send_signal(signal.SIGTERM)
-        assert child.wait(60) == 0
+        assert server.line.startswith(f"serving {link} on http://127.0.0.1:")
+        asked = '{"users": [7], "k": 2}'
+        assert server.ask("POST", "/recommend", asked)[0] == 401
+        status, answer = server.ask("POST", "/recommend", asked, authorization=f"Bearer {KEY}")
+        assert (status, len(answer["results"][0]["items"])) == (200, 2)
+        assert server.ask("GET", "/health", host="evil.example")[0] == 421
+        assert server.ask("GET", "/health")[1]["model"]["load_seconds"] > 0
+        link.unlink()
+        link.symlink_to(lcrec_folder)
+        server.process.send_signal(signal.SIGHUP)
+        wait(lambda: server.ask("GET", "/health")[1]["model"]["model_type"] == "lcrec")
+        model = server.ask("GET", "/health")[1]["model"]
+        assert (model["name"], model["folder"]) == (str(link), str(lcrec_folder))
+        link.unlink()
+        server.process.send_signal(signal.SIGHUP)  # a link that leads nowhere
+        assert server.ask("GET", "/health")[1]["model"] == model
+        log = server.end()
     finally:
-        child.kill()
+        server.process.kill()
+    assert f"serving {link} " in log and " in place of " in log
+    lines = [json.loads(line[line.index("{") :]) for line in log.splitlines() if "guard.access" in line]
+    assert [(line["path"], line["status"]) for line in lines[:2]] == [("/recommend", 401), ("/recommend", 200)]
+    assert KEY not in log
 
 
 def test_arguments_at_fault(cllm4rec_folder, tmp_path, capsys, monkeypatch):
@@ -55,6 +98,12 @@ def test_arguments_at_fault(cllm4rec_folder, tmp_path, capsys, monkeypatch):
     )
     assert "2 cllm4rec serve: error: --queue is 3" in error("--model", folder, "--queue", "3")
     assert error("--model", str(tmp_path / "none"), "--port", "0").startswith("2 cllm4rec serve: error: --model")
+    assert "--api-key-file: there is no file none; make one by" in error(
+        "--model", folder, "--port", "0", "--api-key-file", "none"
+    )
+    (tmp_path / "key").write_text("short\n")
+    assert "has fewer than 16 characters" in error("--model", folder, "--port", "0", "--api-key-file", str(tmp_path / "key"))
+    assert "--connections is 0" in error("--model", folder, "--port", "0", "--connections", "0")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         assert f"1 cllm4rec serve: error: --port: cannot listen on 127.0.0.1:{port}" in error("--model", folder, "--port", port)
@@ -78,3 +127,25 @@ def test_help_shows_an_example(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     assert "cllm4rec serve --model runs/mine --port 8000" in capsys.readouterr().out
+
+
+def test_the_hosts_of_a_loopback_address_are_those_of_this_machine():
+    pytest.importorskip("prometheus_client", reason="needs the extra serve")
+    flags = command.parser().parse_args
+
+    def hosts(address: str, *words: str) -> tuple[str, ...] | None:
+        return command.settings_of(flags(["--model", "x", *words]), address).allowed_hosts
+
+    assert hosts("127.0.0.1") == ("localhost", "127.0.0.1", "::1")
+    assert hosts("127.0.0.2") == ("localhost", "127.0.0.1", "::1", "127.0.0.2")
+    assert hosts("0.0.0.0") is None
+    assert hosts("0.0.0.0", "--allowed-hosts", "Shop.example", "localhost") == ("shop.example", "localhost")
+
+
+def test_the_key_comes_from_a_file_or_the_environment(tmp_path, monkeypatch):
+    monkeypatch.delenv(command.KEY_VARIABLE, raising=False)
+    assert command.read_key(None) is None
+    monkeypatch.setenv(command.KEY_VARIABLE, KEY)
+    assert command.read_key(None) == KEY
+    (tmp_path / "key").write_text("another key of 16\n")
+    assert command.read_key(str(tmp_path / "key")) == "another key of 16"

@@ -58,7 +58,7 @@ from modeling_cllm4rec.core.handler import answer as answer_requests, read_quest
 question = read_question(model, {"histories": [["i1", "i2"]], "k": 2})
 served = answer_requests(model, [question], model.default_batch_size)
 try:
-    from modeling_cllm4rec.serving.service import make_service
+    from modeling_cllm4rec.serving.application import make_service
     make_service(model)
 except ImportError:
     pass

@@ -18,13 +18,14 @@ from modeling_cllm4rec.core.recommender import RecommenderModel
 from modeling_cllm4rec.core.top_items import top_candidates
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.evaluation.evaluator import evaluate
+from modeling_cllm4rec.hub.finishing import save_finished
 from modeling_cllm4rec.systems import Recipe, Stage, System, register_system
 from modeling_cllm4rec.training.arguments import TrainingArguments
 from modeling_cllm4rec.training.estimates import LargestBatch
-from modeling_cllm4rec.training.finishing import save_finished
+from modeling_cllm4rec.training.launch import start_processes
 from modeling_cllm4rec.training.run_folder import check_folder
 from modeling_cllm4rec.training.stages import Objective, Part, Step, StepOutput
-from modeling_cllm4rec.training.trainer import run, start_processes
+from modeling_cllm4rec.training.trainer import run
 
 
 class ToyConfig(BackboneConfig):
@@ -80,10 +81,10 @@ class ToyForRecommendation(RecommenderModel):
         with evaluating(self):
             return self(*self.pad_prompts(prompts))
 
-    def best_items(self, prompts, seen, k, candidates, **search: Any) -> tuple[np.ndarray, np.ndarray]:
+    def best_items(self, prompts, seen, k, candidates, histories=None, **search: Any) -> tuple[np.ndarray, np.ndarray]:
         if search:
             raise InputError(f"unknown settings {sorted(search)}")
-        return top_candidates(self.score_prompts(prompts), seen, k, candidates)
+        return top_candidates(self.with_linear_parts(self.score_prompts(prompts), histories), seen, k, candidates)
 
     def item_vectors(self, items: np.ndarray) -> np.ndarray:
         return self.items.weight.detach()[torch.from_numpy(items)].numpy()

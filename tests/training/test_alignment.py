@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import peft
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
 from accelerate import PartialState
@@ -33,6 +35,7 @@ from modeling_cllm4rec.lcrec.arguments import AlignArguments, IndexArguments
 from modeling_cllm4rec.lcrec.constrained_decoding import ItemTrie
 from modeling_cllm4rec.lcrec.indexing import index_items
 from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
+from modeling_cllm4rec.lcrec.objectives import TaughtObjective, response_nll
 from modeling_cllm4rec.lcrec.parameters import choose_semantic_id_rows
 from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds
 from modeling_cllm4rec.training.parameters import merge_lora, trainable
@@ -89,6 +92,19 @@ def test_words_stay_to_the_bit_and_index_tokens_learn(
             assert torch.equal(after[name][: config.first_index_token], own[: config.first_index_token])
     body = [name for name in after if "mlp" in name and name.endswith("weight")]
     assert body and all(torch.equal(after[name], start[name]) == (tune == "frozen") for name in body)
+
+
+def test_words_train_with_lora_where_asked(align_arguments: MakeAlign, tiny_backbones: dict[str, Path]) -> None:
+    """The released LoRA trains both token matrices in full."""
+    backbone = str(tiny_backbones["llama"])
+    arguments = align_arguments(tune="lora", lora_dropout=0.05, train_words=True, backbone=backbone, num_train_epochs=1)
+    start = new_lcrec_model(RecommendationData.load(arguments.data), arguments)[0].state_dict()
+    model, _ = align(arguments)
+    after, first = weights_of(arguments.run_folder), model.config.first_index_token
+    for parameter in model.id_parameters:
+        name = next(name for name, value in model.named_parameters() if value is parameter)
+        changed = (after[name] != start[name]).any(1)
+        assert changed[first:].any() and changed[:first].any()
 
 
 def test_training_learns_and_the_best_epoch_is_kept(align_arguments: MakeAlign) -> None:
@@ -333,7 +349,40 @@ def test_a_writer_writes_on_the_device_of_the_run(
     assert progress.finished and devices == [str(PartialState().device)]
     assert "written by writer (" in (arguments.run_folder / "README.md").read_text(encoding="utf-8")
     lines = (arguments.run_folder / "intentions.jsonl").read_text(encoding="utf-8").splitlines()
-    assert 40 <= len(lines) <= 100  # 40 items, and each of 60 users with two training items or more
+    assert 100 < len(lines) <= 340  # 40 items; at most three preferences and two intentions of each of 60 users
+
+
+def test_an_item_head_needs_documents_of_seqrec(align_arguments: MakeAlign) -> None:
+    """Where each user has one training item, seqrec is left out and an item head could not learn."""
+    arguments = align_arguments(item_head="free")
+    data = RecommendationData.load(arguments.data)
+    train = data.interactions.filter(pc.equal(data.interactions["split"], "train"))
+    first = np.unique(train["user_index"].to_numpy(), return_index=True)[1]
+    data = dataclasses.replace(data, interactions=train.take(first))
+    model, tokenizer = new_lcrec_model(data, arguments)
+    with pytest.raises(ValueError, match="has an item head and teacher is ''; both learn from seqrec, which has no documents"):
+        AlignmentStage(model, tokenizer, data, arguments)
+
+
+def test_users_without_training_items_are_validated_without_a_list(align_arguments: MakeAlign) -> None:
+    """They are in no document and have no prompt. Their metrics are 0, in training as in `evaluate`."""
+    arguments = align_arguments(item_head="free", teacher="popularity", num_train_epochs=1)
+    data, new = RecommendationData.load(arguments.data), [0, 7, 59]
+    of_new = np.isin(data.interactions["user_index"].to_numpy(), new)
+    later = np.where(of_new, "validation", data.interactions["split"].to_numpy(zero_copy_only=False))
+    column = data.interactions.column_names.index("split")
+    data = dataclasses.replace(data, interactions=data.interactions.set_column(column, "split", pa.array(later)))
+    model, tokenizer = new_lcrec_model(data, arguments)
+    stage = AlignmentStage(model, tokenizer, data, dataclasses.replace(arguments, eval_users=None))
+    assert not np.isin(stage.corpus.subjects_of(stage.documents(0))[0], new).any()
+    for step in stage.steps(0):
+        stage.inputs(Part(step.kind, step.documents, len(step.documents), 0, 0))
+    shared = {"metrics": ["hit_rate@10", "ndcg@10"], "progress": False, "n_resamples": 0}
+    with pytest.warns(UserWarning, match=r"^3 of \d+ users got no items"):
+        report = evaluate_templates(model, data, "validation", [0], {}, **shared)
+    assert not report.per_user["hit_rate@10"][np.isin(report.user_indices, new)].any()
+    with pytest.warns(UserWarning, match=r"^3 of \d+ users got no items"):
+        assert stage.validate(0)["selection"] == report.metrics["ndcg@10"]
 
 
 def test_illegal_items_are_found_without_the_tree(align_arguments: MakeAlign) -> None:
@@ -473,7 +522,7 @@ def test_a_teacher_adds_its_cross_entropy_over_the_codes(data: RecommendationDat
     documents = stage.corpus.documents(0)[::40]
     part = Part("align", documents, len(documents), epoch=0, number=0, idle=False)
     inputs = stage.inputs(part)
-    places, shares = inputs["soft_places"], inputs["soft_shares"]
+    places, shares = inputs["item_places"], inputs["soft_shares"]
     assert len(places) > 5 and set(shares.sum(-1).round(decimals=4).unique().tolist()) <= {0.0, 1.0}
     count = stage.count_items(part, inputs)
     taught = stage.objective(part)(model, **inputs, num_items_in_batch=count)
@@ -483,11 +532,11 @@ def test_a_teacher_adds_its_cross_entropy_over_the_codes(data: RecommendationDat
         for level, of_level in enumerate(of_item):
             start = model.config.first_index_token + level * size
             expected -= float(of_level @ logits[document, place + level - 1, start : start + size])
-    own = {name: tensor for name, tensor in inputs.items() if not name.startswith("soft")}
-    plain = alignment.response_nll(model, **own, num_items_in_batch=count)
+    own = {name: tensor for name, tensor in inputs.items() if not name.startswith(("soft", "item"))}
+    plain = response_nll(model, **own, num_items_in_batch=count)
     assert float(taught.loss.detach()) == pytest.approx(float(plain.loss.detach()) + 2 * expected / count, rel=1e-5)
     assert (float(taught.nll), int(taught.tokens)) == (pytest.approx(float(plain.nll), rel=1e-6), int(plain.tokens))
-    without = alignment.TaughtObjective(0.0)(model, **inputs, num_items_in_batch=count)
+    without = TaughtObjective(0.0)(model, **inputs, num_items_in_batch=count)
     weights = list(trainable(model).values())
     for one, other in zip(
         torch.autograd.grad(plain.loss, weights, allow_unused=True),
@@ -507,3 +556,68 @@ def test_alignment_with_a_teacher(align_arguments: MakeAlign) -> None:
 def test_a_teacher_without_sequences_is_refused(align_arguments: MakeAlign) -> None:
     with pytest.raises(ValueError, match=r"teacher is 'ease', which teaches seqrec, but tasks is \['item2index'\]; add seqrec"):
         align_arguments(teacher="ease", tasks=["item2index"])
+
+
+def test_an_item_head_learns_next_to_the_semantic_ids(align_arguments: MakeAlign, data: RecommendationData) -> None:
+    """The loss is that of the codes plus that of the items, by hand: items of the history are out of the softmax."""
+    arguments = align_arguments(item_head="text", item_head_weight=3, teacher="ease", teacher_weight=2, tasks=["seqrec"])
+    model, tokenizer = new_lcrec_model(data, arguments)
+    choose_semantic_id_rows(model, arguments)
+    model.eval()
+    stage = AlignmentStage(model, tokenizer, data, arguments)
+    documents = stage.corpus.documents(0)[::40]
+    part = Part("align", documents, len(documents), epoch=0, number=0, idle=False)
+    inputs = stage.inputs(part)
+    count = stage.count_items(part, inputs)
+    head = model.item_head
+    assert head is not None and head.projection is not None and model.config.item_inputs
+    rows = head.rows.weight + head.text_vectors @ head.projection.weight.T
+    body = model.backbone.base_model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).last_hidden_state
+    expected = 0.0
+    for number, (document, place) in enumerate(inputs["item_places"].tolist()):
+        logits = body[document, place - 1] @ rows.T
+        history = inputs["item_histories"][number]
+        logits[history[history >= 0]] = float("-inf")
+        logp = logits.log_softmax(-1)
+        expected -= float(logp[inputs["item_labels"][number]])
+        items, probs = inputs["soft_items"][number], inputs["soft_probs"][number]
+        expected -= 2 * float(probs[items >= 0] @ logp[items[items >= 0]])
+    both = stage.objective(part)(model, **inputs, num_items_in_batch=count)
+    codes = {name: tensor for name, tensor in inputs.items() if name not in ("item_labels", "item_histories")}
+    alone = stage.objective(part)(model, **codes, num_items_in_batch=count)
+    assert float(both.loss.detach()) == pytest.approx(float(alone.loss.detach()) + 3 * expected / count, rel=1e-5)
+    assert float(both.nll) == pytest.approx(float(alone.nll))
+
+
+@pytest.mark.parametrize(("head", "tune"), [("text", "full"), ("free", "frozen")])
+def test_a_trained_item_head_is_saved_and_recommends(align_arguments: MakeAlign, head: str, tune: str) -> None:
+    arguments = align_arguments(item_head=head, tune=tune, tasks=["seqrec"])
+    data = RecommendationData.load(arguments.data)
+    start = new_lcrec_model(data, arguments)[0].state_dict()
+    model, progress = align(arguments)
+    loaded = LCRecForRecommendation.from_pretrained(arguments.run_folder)
+    assert loaded.config.scoring == "head" and (loaded.config.item_head_text_size > 0) == (head == "text")
+    state = loaded.state_dict()
+    assert not torch.equal(state["item_head.rows.weight"], start["item_head.rows.weight"])
+    for name in state:
+        if name.startswith("item_head.text"):
+            assert torch.equal(state[name], start[name])
+    protocol = evaluate_templates(loaded, data, "validation", [0], {}, metrics=["ndcg@10"], max_users=20, progress=False).protocol
+    assert protocol.decoding == "all items scored by the item head, template 0"
+    stage = AlignmentStage(model, AutoTokenizer.from_pretrained(arguments.run_folder), data, arguments)
+    assert stage.validate(arguments.num_train_epochs - 1)["selection"] == pytest.approx(progress.best)
+
+
+def test_an_item_head_that_cannot_learn_is_refused(align_arguments: MakeAlign, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"item_head is 'free', which learns from seqrec, but tasks is \['item2index'\]"):
+        align_arguments(item_head="free", tasks=["item2index"])
+    with pytest.raises(ValueError, match="item_head_weight is -1"):
+        align_arguments(item_head="free", item_head_weight=-1)
+    arguments = align_arguments(item_head="text")
+    textless = tmp_path / "index"
+    shutil.copytree(arguments.index, textless)
+    (textless / "embeddings.parquet").unlink(missing_ok=True)
+    with pytest.raises(
+        ValueError, match=r"item_head is 'text', but .*index has no embeddings.parquet: its codes come from no texts"
+    ):
+        align(align_arguments(item_head="text", index=str(textless)))

@@ -108,7 +108,7 @@ def test_every_config_of_the_recipes_parses_for_its_stages(config: Path) -> None
     backbone, index = ["--backbone", "gpt2"], ["--index", "runs/index"]
     if config.stem.endswith("_index"):
         assert parse_arguments(IndexArguments, "index", argv).output == "runs/mine"
-    elif config.stem.endswith("lcrec"):
+    elif config.stem.endswith(("lcrec", "lcrec_head")):
         assert parse_arguments(AlignArguments, "align", [*argv, *backbone, *index]).output == "runs/mine"
     elif config.stem.endswith("_tiger"):
         assert parse_arguments(AlignArguments, "align", [*argv, *index]).scratch_layers > 0
@@ -232,6 +232,7 @@ def test_flags_that_argparse_refuses_end_with_code_2(flags: list[str], message: 
 
 
 COMMON: list[tuple[dict[str, Any], str]] = [
+    ({"lora_dropout": 1.0}, "lora_dropout is 1.0; it must be 0 or more and lie below 1"),
     ({"data": ""}, r"data is not set; give data=\.\.\., or set it in"),
     ({"output": ""}, r"output is not set; give output=\.\.\., or"),
     *(

@@ -100,6 +100,22 @@ def test_a_kill_between_the_two_renames_of_a_replacement(again: str, tmp_path: P
     assert_reads(tmp_path / "best", 1.0 if again == "read" else 2.0)
 
 
+def test_only_the_main_process_looks_into_the_folder_that_it_renames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process that still lists the files would find the folder gone, and end with an error of its own."""
+
+    def gone(*args: object) -> None:
+        raise FileNotFoundError("the main process has renamed the folder")
+
+    monkeypatch.setattr(checkpoints, "DTensor", torch.Tensor)  # every tensor counts as sharded
+    monkeypatch.setattr(checkpoints, "process_number", lambda: 1)
+    monkeypatch.setattr(checkpoints.distributed, "barrier", lambda: None)
+    monkeypatch.setattr(checkpoints.checkpoint, "save", lambda tensors, storage_writer: None)
+    monkeypatch.setattr(Path, "glob", gone)
+    checkpoints.write_atomically(tmp_path / "best", TENSORS, STATE)
+    monkeypatch.undo()
+    assert names(tmp_path) == []
+
+
 @pytest.mark.parametrize("moment", ["tensors", "state", "flush", "rename"])
 def test_a_failure_at_any_moment_leaves_the_earlier_ones(moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints.save_step(tmp_path, 5, numbered(5), {"value": 5})

@@ -256,6 +256,9 @@ def test_steps_are_shown_first_and_time_after_five(
     assert f" {progress.step} steps: " in said[ahead] and "content documents" in said[ahead]
     paces = [number for number, line in enumerate(said) if line.startswith("pretrain, without validation: ")]
     assert paces and paces[0] > ahead and "documents a second" in said[paces[0]]
+    judged = [line.partition("; ")[2] for line in said if "validation/item_nll" in line]
+    assert judged[0] == "the best so far" and "selection" not in " ".join(said)
+    assert all(re.fullmatch(r"the best so far|epoch \d+ was better", words) for words in judged)
 
 
 # ---- against reality ----

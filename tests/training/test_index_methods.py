@@ -138,10 +138,12 @@ def test_an_index_of_texts_and_co_occurrence(data: RecommendationData, tmp_path:
     [
         ({"co_occurrence": 1.0}, "co_occurrence is 1.0; it must be 0 or more and below 1"),
         ({"co_occurrence": -0.1}, "co_occurrence is -0.1; it must be 0 or more and below 1"),
+        ({"repair": True}, "repair is set and method is 'rqvae', whose codes are all different; it belongs to 'given'"),
+        ({"uniform_mapping": "some"}, "uniform_mapping is 'some'; allowed are 'conflicts', 'all', 'none'"),
         ({"co_occurrence": 0.5, "method": "vanilla"}, "co_occurrence is 0.5, but method 'vanilla' quantizes no vectors"),
     ],
 )
-def test_a_share_that_cannot_be(changes: dict[str, Any], message: str) -> None:
+def test_settings_that_cannot_be(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         IndexArguments(data="d", output="o", **changes)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,13 +15,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import get_linear_schedule_with_warmup
 
 from modeling_cllm4rec.core.catalogue import IdMap
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.lcrec.arguments import IndexArguments
+from modeling_cllm4rec.lcrec.configuration_rqvae import RQVAEConfig
 from modeling_cllm4rec.lcrec.indexing import index_items
 from modeling_cllm4rec.lcrec.modeling_rqvae import RQVAEModel
 from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds, shared_codes
+from modeling_cllm4rec.training.interruption import RunInterrupted
 
 
 @pytest.fixture
@@ -61,9 +67,94 @@ def test_a_whole_index(data: RecommendationData, embeddings: np.ndarray, tmp_pat
         assert model.latents(embeddings).shape == (data.num_items, 12 if method == "rk-means" else 4)
 
 
+def test_uniform_mapping_of_conflicts_all_or_none(data: RecommendationData, embeddings: np.ndarray, tmp_path: Path) -> None:
+    """The report has the distance of each step; conflicts alone move fewer items from their nearest codes than all do."""
+    moved, reports = {}, {}
+    for mapping in ("conflicts", "all", "none"):
+        index_items(arguments(data, tmp_path / mapping, method="rk-means", uniform_mapping=mapping), embeddings)
+        record = json.loads((tmp_path / mapping / "index.json").read_text())
+        assert record["uniform_mapping"] == mapping
+        reports[mapping] = record["report"]
+        moved[mapping] = record["report"]["moved_items"]["nearest"]
+    assert reports["none"]["displacement"].keys() == {"nearest", "index"}
+    assert reports["conflicts"]["displacement"].keys() == {"nearest", "uniform", "index"}
+    distances = {mapping: report["displacement"]["index"] for mapping, report in reports.items()}
+    assert distances["none"] <= distances["conflicts"] < distances["all"] and moved["conflicts"] < moved["all"]
+    assert "| uniform |" in (tmp_path / "conflicts" / "report.md").read_text()
+
+
+def test_an_index_of_an_earlier_version_was_mapped_as_a_whole(
+    data: RecommendationData, embeddings: np.ndarray, tmp_path: Path
+) -> None:
+    given = arguments(data, tmp_path / "index", method="rk-means", uniform_mapping="all")
+    whole, _ = index_items(given, embeddings)
+    record = tmp_path / "index" / "run.json"
+    record.write_text(json.dumps({key: value for key, value in json.loads(record.read_text()).items() if "mapping" not in key}))
+    again, _ = index_items(dataclasses.replace(given, resume=True), embeddings)
+    assert whole is not None and again is not None and np.array_equal(again.codes, whole.codes)
+    with pytest.raises(ValueError, match=r"other arguments \(then, now\): {'uniform_mapping': \('all', 'conflicts'\)}"):
+        index_items(dataclasses.replace(given, uniform_mapping="conflicts", resume=True), embeddings)
+
+
 def test_training_lowers_the_loss(data: RecommendationData, embeddings: np.ndarray, tmp_path: Path) -> None:
     _, progress = index_items(arguments(data, tmp_path / "index", num_train_epochs=60, learning_rate=1e-2), embeddings)
     assert np.mean(progress.losses[-5:]) < 0.7 * np.mean(progress.losses[:5])
+
+
+def test_the_rqvae_trains_as_a_plain_loop(data: RecommendationData, embeddings: np.ndarray, tmp_path: Path) -> None:
+    """AdamW with clipping, a linear schedule with warm-up over steps, a new order each epoch, dead codes revived after it."""
+    given = arguments(data, tmp_path / "index", max_grad_norm=0.5, learning_rate=0.01)
+    _, progress = index_items(given, embeddings)
+    config = RQVAEConfig(embeddings.shape[1], [16], 4, 3, 5, beta=given.beta, sinkhorn_epsilon=given.sinkhorn_epsilon)
+    torch.manual_seed(given.seed)
+    model, points = RQVAEModel(config), torch.from_numpy(embeddings)
+    model.initialize_codebooks(points, given.seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=given.weight_decay)
+    rates = get_linear_schedule_with_warmup(optimizer, 2 * 3, 12 * 3)  # 40 items in batches of 16 are 3 steps
+    means = []
+    for epoch in range(12):
+        seeds = [int(np.random.SeedSequence((given.seed, epoch, use)).generate_state(1)[0]) for use in (1, 2)]
+        torch.manual_seed(seeds[0])
+        order, used, total = np.random.default_rng((given.seed, epoch)).permutation(40), torch.zeros(3, 5, dtype=torch.bool), 0.0
+        for rows in (order[:16], order[16:32], order[32:]):
+            model.train()
+            out = model(points[rows], uniform_last=True)
+            optimizer.zero_grad()
+            out.loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+            optimizer.step()
+            rates.step()
+            total += out.loss.item() * len(rows)
+            for level, code in enumerate(out.codes.T):
+                used[level, code] = True
+        model.revive_dead_codes(points, used, seeds[1])
+        means.append(total / 40)
+    assert progress.losses == pytest.approx(means, rel=1e-6)
+    for name, weight in load_file(tmp_path / "index" / "rqvae" / "model.safetensors").items():
+        torch.testing.assert_close(model.state_dict()[name], weight, rtol=1e-5, atol=1e-6)
+
+
+def test_a_signal_ends_the_training_with_its_epoch(
+    data: RecommendationData, embeddings: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _ = index_items(arguments(data, tmp_path / "whole"), embeddings)
+    before = signal.getsignal(signal.SIGTERM)
+    revive, epochs = RQVAEModel.revive_dead_codes, []
+
+    def revive_and_end(self: RQVAEModel, *rest: Any) -> None:
+        epochs.append(revive(self, *rest))
+        if len(epochs) == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(RunInterrupted, match="index-items was stopped by SIGTERM after epoch 7, which is saved; go on"),
+    ):
+        patch.setattr(RQVAEModel, "revive_dead_codes", revive_and_end)
+        index_items(arguments(data, tmp_path / "stopped"), embeddings)
+    assert signal.getsignal(signal.SIGTERM) == before
+    rest, _ = index_items(arguments(data, tmp_path / "stopped", resume=True), embeddings)
+    assert whole is not None and rest is not None and np.array_equal(whole.codes, rest.codes)
 
 
 def test_resumed_is_bit_equal(data: RecommendationData, embeddings: np.ndarray, tmp_path: Path) -> None:
@@ -193,7 +284,8 @@ class TestBadInput:
         assert not (tmp_path / "index").exists()
 
     def test_a_loss_that_is_no_number(self, data: RecommendationData, embeddings: np.ndarray, tmp_path: Path) -> None:
-        with pytest.raises(FloatingPointError, match="the loss is (inf|nan) in epoch .*; lower lr, or look at the embeddings"):
+        message = r"RQ-VAE: the loss of epoch \d+ is (inf|nan); lower learning_rate, or look at the embeddings"
+        with pytest.raises(FloatingPointError, match=message):
             index_items(arguments(data, tmp_path / "index"), embeddings * 1e30)
 
     @pytest.mark.parametrize(

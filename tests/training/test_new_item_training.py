@@ -16,9 +16,11 @@ from cold_items import HeldOutItems, hold_out_items
 
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation
 from modeling_cllm4rec.cllm4rec.new_item_training import NewRowTraining, add_items, train_new_rows
-from modeling_cllm4rec.cllm4rec.prompts import Prompts, recommendation_segments
+from modeling_cllm4rec.cllm4rec.prompts import Prompts, recommendation_segments, tokenize_template
 from modeling_cllm4rec.cllm4rec.update import UpdateArguments, grow_to, update
 from modeling_cllm4rec.core.catalogue import KnownUsers
+from modeling_cllm4rec.core.language_model import end_tokens, word_head
+from modeling_cllm4rec.core.prompt_assembly import build_input_ids
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 
@@ -54,6 +56,43 @@ def test_only_new_rows_train(loaded: Loaded) -> None:
             assert torch.equal(after[name], one)
     assert model.training and not model.item_content.weight.requires_grad and model.user_content.weight.requires_grad
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_new_rows_train_as_in_a_plain_loop(loaded: Loaded, pretrained: Path) -> None:
+    """One text of two tokens and one of three; no dropout; AdamW on a matrix whose old rows get no gradient."""
+    (model, tokenizer), other = loaded, CLLM4RecForRecommendation.from_pretrained(pretrained)
+    items = [{"item_id": f"new {number}", "title": title} for number, title in enumerate(("a red lamp", "green tea, strong"))]
+    for one in (model, other):
+        one.add_items(items, start="words", tokenizer=tokenizer)
+    nats = train_new_rows(model, tokenizer, 40, NewRowTraining(passes=3, lr=0.02, lambda_c=0.5, batch_size=2), progress=False)
+    segments = tokenize_template(Prompts().item_text, tokenizer, column="title")
+    rows, starts = [], []
+    for number, item in enumerate(items):
+        prompt = build_input_ids(segments, item=other.config.id_offset + other.config.num_users + 40 + number)
+        words = tokenizer(item["title"], add_special_tokens=False)["input_ids"] + end_tokens(tokenizer)
+        rows.append(torch.tensor([*prompt, *words]))
+        starts.append(len(prompt))
+    ids = torch.nn.utils.rnn.pad_sequence(rows, True)
+    mask = torch.nn.utils.rnn.pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], True)
+    table = other.eval().item_content.weight
+    optimizer = torch.optim.AdamW([table], lr=0.02, weight_decay=0.0)
+    found = []
+    for _ in range(3):
+        words, losses = 0, []
+        for row, start in enumerate(starts):
+            length = int(mask[row].sum())
+            states = other.hidden_states(ids, mask, "content")[row, start - 1 : length - 1]
+            logits = word_head(other.backbone)(states)
+            losses.append(torch.nn.functional.cross_entropy(logits, ids[row, start:length], reduction="sum"))
+            words += length - start
+        gap = (table[40:] - other.item_collaborative.weight[40:]).square().sum() * 0.5 / 2
+        ((sum(losses) + gap) / len(rows)).backward()
+        table.grad[:40] = 0
+        optimizer.step()
+        optimizer.zero_grad()
+        found.append(sum(loss.item() for loss in losses) / words)
+    assert nats == pytest.approx(found, rel=1e-5)
+    torch.testing.assert_close(model.item_content.weight, table, rtol=1e-5, atol=1e-6)
 
 
 def test_content_rows_are_pulled_to_collaborative_ones(loaded: Loaded) -> None:

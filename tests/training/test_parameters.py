@@ -46,6 +46,17 @@ def test_lora(model: CLLM4RecForRecommendation, arguments: Callable[[str], Finet
     assert names > TABLES
     assert all(".lora_" in name for name in names - TABLES)
     assert not any("lm_head" in name for name in names)
+    assert {module.p for name, module in model.named_modules() if "lora_dropout" in name and hasattr(module, "p")} <= {0.0}
+
+
+@pytest.mark.parametrize("tiny_backbone", ["llama"], indirect=True)
+def test_lora_with_the_settings_of_the_released_lcrec(model: CLLM4RecForRecommendation) -> None:
+    settings = {"tune": "lora", "lora_r": 8, "lora_alpha": 32, "lora_dropout": 0.05}
+    tune_backbone(model, FinetuneArguments(data="d", output="o", **settings))
+    adapted = {name.split(".lora_A")[0].rpartition(".")[2]: value for name, value in model.named_parameters() if "lora_A" in name}
+    assert adapted.keys() == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert {len(matrix) for matrix in adapted.values()} == {8}
+    assert {module.p for name, module in model.named_modules() if "lora_dropout" in name and hasattr(module, "p")} == {0.05}
 
 
 @pytest.mark.parametrize("tiny_backbone", ["gpt2", "llama", "qwen2"], indirect=True)

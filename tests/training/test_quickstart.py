@@ -81,9 +81,9 @@ def test_settings_come_from_the_recipe_and_from_the_call(
         None,
         None,
     ]
-    assert [one.learning_rate for one in calls] == [3e-3, 0.5, 5e-3, 3e-3] and [one.teacher for one in calls[1::2]] == [
+    assert [one.learning_rate for one in calls] == [3e-3, 0.5, 1e-3, 3e-3] and [one.teacher for one in calls[1::2]] == [
         "ease",
-        "",
+        "ease+textknn",
     ]
     with pytest.raises(MissingFileError, match="config: there is no file mine.yaml"):
         train_recommender(table, tmp_path / "c", config="mine.yaml")
@@ -112,7 +112,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setattr(own_data, "pretrain", seen.append)
     monkeypatch.setattr(own_data, "finetune", seen.append)
     monkeypatch.setattr(own_data, "load_recommender", lambda folder: folder)
-    monkeypatch.setattr(own_data, "_log_comparison", lambda model, data: None)
+    monkeypatch.setattr(own_data, "_compare", lambda model, data, output: None)
     return seen
 
 

@@ -67,7 +67,12 @@ def test_it_learns_and_is_saved_whole(data: RecommendationData, vanilla: Path, t
     assert not [path for path in (tmp_path / "run").rglob("*") if "scratch" in path.name]
     loaded = LCRecForRecommendation.from_pretrained(tmp_path / "run")
     user = data.users["user_id"][0].as_py()
-    assert loaded.recommend(users=[user], k=5).table.equals(model.recommend(users=[user], k=5).table)
+    again, found = loaded.recommend(users=[user], k=5).table, model.recommend(users=[user], k=5).table
+    assert again["item"].equals(found["item"])
+    trained = model.state_dict()
+    assert all(torch.equal(weight, trained[name]) for name, weight in loaded.state_dict().items())
+    # A product of equal matrices depends on their alignment in memory: of 150 tried at odd places, 12 had other last bits.
+    np.testing.assert_allclose(again["score"], found["score"], rtol=1e-5)
     assert AutoTokenizer.from_pretrained(tmp_path / "run").convert_tokens_to_ids("<a_39>") == model.config.last_index_token
 
 

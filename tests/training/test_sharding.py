@@ -28,9 +28,9 @@ from modeling_cllm4rec.lcrec.alignment import align
 from modeling_cllm4rec.lcrec.arguments import AlignArguments
 from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
 from modeling_cllm4rec.training import checkpoints, sharding
+from modeling_cllm4rec.training.launch import start_processes
 from modeling_cllm4rec.training.parameters import TrainedRows
 from modeling_cllm4rec.training.sharding import ShardingSettings, decoder_layers, sharded_by_us, sharding_settings
-from modeling_cllm4rec.training.trainer import start_processes
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = REPOSITORY / "tests" / "helpers" / "stage_runs.py"
@@ -59,13 +59,20 @@ def launch(runs: list[tuple[str, Any]], folder: Path, processes: int = 2, **envi
     return [json.loads((folder / f"{number}-of-{processes}.json").read_text()) for number in range(processes)]
 
 
-def assert_same_run(one: dict[str, Any], *others: dict[str, Any], rel: float = 1e-5) -> None:
-    """Assert that processes that share a run saw the losses, the validation and the end that one process saw."""
+def assert_same_run(one: dict[str, Any], *others: dict[str, Any], rel: float = 1e-5, swapped: float = 0.0) -> None:
+    """Assert that processes that share a run saw the losses, the validation and the end that one process saw.
+
+    Args:
+        swapped: how much a metric of ranks may differ. Scores of 16 bits nearly tie, so the order of a sum swaps neighbours.
+    """
     for other in others:
         assert other["nll"] == pytest.approx(one["nll"][-len(other["nll"]) :], rel=rel)
         assert other["finished"] and len(other["history"]) == len(one["history"])
         for ours, theirs in zip(one["history"], other["history"], strict=True):
-            assert theirs == pytest.approx(ours, rel=10 * rel)
+            ranks = {name for name in ours if name.startswith("validation/") or name == "selection"}
+            assert theirs.keys() == ours.keys()
+            for name, value in ours.items():
+                assert theirs[name] == pytest.approx(value, rel=10 * rel, abs=swapped if name in ranks else 0.0), name
 
 
 def assert_halves(*seen: dict[str, Any]) -> None:
@@ -113,8 +120,8 @@ def two(tmp_path: Path) -> Callable[..., Any]:
 def test_a_sharded_alignment_equals_one_process(
     align_arguments: MakeAlign, two: Callable[..., Any], tmp_path: Path, read_weights: Read
 ) -> None:
-    """Frozen words, which are rows of the trained matrix; five batches of validation for two processes."""
-    one = align_arguments(tune="frozen", per_device_eval_batch_size=4)
+    """Frozen words, which are rows of the trained matrix; an item head that is read; five batches of validation for two."""
+    one = align_arguments(tune="frozen", per_device_eval_batch_size=4, item_head="free")
     _, progress = align(one)
     shared = launch([("align", two(one))], tmp_path / "two")
     (alone,) = [{name: value for name, value in epoch.items() if name != "seconds"} for epoch in progress.history]
@@ -181,8 +188,8 @@ def test_all_stages_equal_one_process(
     sharded = [two(first), two(second), two(chunked), parts, two(half), two(whole)]
     shared = launch([(stage, one) for (stage, _), one in zip(runs, sharded, strict=True)], tmp_path / "shared")
     for number, (arguments, seen) in enumerate(zip(sharded, alone, strict=True)):
-        rel = 1e-3 if arguments.bf16 else 1e-5
-        assert_same_run(seen, shared[0][number], shared[1][number], rel=rel)
+        limits = {"rel": 1e-3, "swapped": 2 / 60} if arguments.bf16 else {}  # 2 of the 60 users
+        assert_same_run(seen, shared[0][number], shared[1][number], **limits)
         assert_halves(shared[0][number], shared[1][number])
     for folder in ("first/pretrained", "second", "chunked", "whole"):
         theirs = read_weights(tmp_path / folder.replace("first", "first-two").replace("second", "second-two"))

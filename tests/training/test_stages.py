@@ -118,11 +118,12 @@ def test_item_validation_equals_a_loop(pretrain_arguments: MakePretrain, data: R
 def test_long_histories_keep_their_last_items(pretrain_arguments: MakePretrain, data: RecommendationData) -> None:
     stage = pretraining(pretrain_arguments(max_history_tokens=9, reorder=False), data)
     user = int(np.argmax(stage.histories.lengths))
-    batch = stage._interactions(np.array([user]), [stage.histories.history(user)])
+    history = stage.histories.rows(np.array([user]))
+    batch = stage._interactions(np.array([user]), history)
     assert batch.input_ids.shape[1] == 9
     first_item = stage.model.config.id_offset + data.num_users
     kept = batch.input_ids[0, batch.prompt_lengths[0] :] - first_item
-    assert kept.tolist() == stage.histories.history(user)[-len(kept) :].tolist()
+    assert kept.tolist() == history[0][-len(kept) :].tolist()
 
 
 def test_a_context_that_holds_no_item(pretrain_arguments: MakePretrain, data: RecommendationData) -> None:
@@ -154,14 +155,14 @@ def test_what_is_predicted(finetune_arguments: MakeFinetune, data: Recommendatio
     holdout = finetuning(finetune_arguments(mask_share=0.4), data)
     kept, held = holdout._masked(users, 3)
     for user in users:
-        history = holdout.histories.history(int(user))
+        history = holdout.histories.rows(np.array([user]))[0]
         assert len(held[user]) == max(1, int(0.4 * len(history)))
         assert sorted([*kept[user], *held[user]]) == sorted(history)
     everything = finetuning(finetune_arguments(mask_share=0.4, target="all"), data)
     same_kept, targets = everything._masked(users, 3)
     for user in users:
         assert same_kept[user].tolist() == kept[user].tolist()
-        assert targets[user].tolist() == everything.histories.history(int(user)).tolist()
+        assert targets[user].tolist() == everything.histories.rows(np.array([user]))[0].tolist()
 
 
 def test_user_tokens_are_dropped_with_the_probability_asked_for(

@@ -16,20 +16,21 @@ from accelerate.commands.config.config_args import load_config_from_file
 
 from modeling_cllm4rec.cllm4rec.arguments import FinetuneArguments, PretrainArguments
 from modeling_cllm4rec.cllm4rec.finetuning import FinetuningStage, finetune, load_start
-from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
 from modeling_cllm4rec.cllm4rec.parameters import choose_trainable
 from modeling_cllm4rec.cllm4rec.pretraining import PretrainingStage, new_model
 from modeling_cllm4rec.cllm4rec.prompts import recommendation_segments
 from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.corpora.batches import micro_batch
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
-from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
-from modeling_cllm4rec.training import trainer
+from modeling_cllm4rec.hub import finishing
+from modeling_cllm4rec.hub.push import Push
+from modeling_cllm4rec.training import launch
+from modeling_cllm4rec.training.launch import start_processes
 from modeling_cllm4rec.training.parameters import parameter_groups, start_fingerprint, trainable
 from modeling_cllm4rec.training.progress import Progress
 from modeling_cllm4rec.training.sparse_rows import CombinedOptimizer, sparse_tables
 from modeling_cllm4rec.training.stages import Part, Stage
-from modeling_cllm4rec.training.trainer import RecommenderTrainer, run, start_processes
+from modeling_cllm4rec.training.trainer import RecommenderTrainer, run
 
 REPOSITORY = Path(__file__).parents[2]
 MakePretrain = Callable[..., PretrainArguments]
@@ -179,7 +180,7 @@ def test_what_accelerate_silently_leaves_out(
 
 def test_how_long_processes_wait_for_each_other(finetune_arguments: MakeFinetune, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[dict[str, Any]] = []
-    monkeypatch.setattr(trainer, "PartialState", lambda **settings: (made.append(settings), PartialState())[1])
+    monkeypatch.setattr(launch, "PartialState", lambda **settings: (made.append(settings), PartialState())[1])
     start_processes(finetune_arguments())
     start_processes(finetune_arguments(trainer={"ddp_timeout": 60, "ddp_backend": "gloo"}))
     assert made == [
@@ -239,19 +240,25 @@ def test_resume_from_a_named_checkpoint(
 
 
 def test_the_finished_model_goes_to_the_hub(finetune_arguments: MakeFinetune, monkeypatch: pytest.MonkeyPatch) -> None:
-    pushed: list[tuple[str, str, bool | None]] = []
+    pushed: list[tuple[Path, str, bool]] = []
 
-    def noted(self: Any, repo_id: str, *, private: bool | None = None) -> str:
-        pushed.append((type(self).__name__, repo_id, private))
-        return "the address"
+    def noted(run: Path, repo_id: str, *, private: bool) -> Push:
+        pushed.append((run, repo_id, private))
+        return Push(repo_id, private, {}, {}, "the address")
 
-    monkeypatch.setattr(CLLM4RecForRecommendation, "push_to_hub", noted)
-    monkeypatch.setattr(CLLM4RecTokenizer, "push_to_hub", noted)
-    short = {"num_train_epochs": 1, "push_to_hub": True}
+    monkeypatch.setattr(finishing, "push_run", noted)
+    short = {"num_train_epochs": 1, "push_to_hub": True, "hub_strategy": "end"}
     finetune(finetune_arguments(**short, stop_after_steps=1))
     assert pushed == []
-    finetune(finetune_arguments(**short, resume=True, hub_model_id="me/books", hub_private_repo=True))
-    assert pushed == [("CLLM4RecTokenizer", "me/books", True), ("CLLM4RecForRecommendation", "me/books", True)]
+    arguments = finetune_arguments(**short, resume=True, hub_model_id="me/books")
+    finetune(arguments)
+    assert pushed == [(arguments.run_folder, "me/books", True)]
+
+
+@pytest.mark.parametrize("strategy", ["every_save", "checkpoint", "all_checkpoints"])
+def test_checkpoints_are_not_uploaded(strategy: str, finetune_arguments: MakeFinetune) -> None:
+    with pytest.raises(InputError, match=f"hub_strategy is '{strategy}'; a checkpoint of a stage is no .* hub_strategy=end"):
+        finetune_arguments(hub_strategy=strategy)
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "sgd", "adagrad"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import index_growth
 import numpy as np
 import pytest
@@ -21,6 +23,13 @@ def test_the_parts_of_indexing_are_measured(method: str) -> None:
     parts = {"codebooks", "latents", "nearest", "uniform", "unique"}
     assert set(row["seconds"]) == (parts | {"steps", "revival"} if method == "rqvae" else parts)
     assert row["default_steps"] == 1000 and row["peak_bytes"] > 50e6
+
+
+def test_the_whole_stage_is_measured(tmp_path: Path) -> None:
+    data = index_growth.write_catalogue(300, tmp_path / "data")
+    row = index_growth.measure_stage("rqvae", 300, 8, data)
+    assert row["epochs"] == 1 and row["seconds"] > 0 and row["peak_bytes"] > 50e6
+    assert (data / "rqvae-8" / "index.parquet").is_file()
 
 
 def test_embeddings_are_clustered(monkeypatch: pytest.MonkeyPatch) -> None:

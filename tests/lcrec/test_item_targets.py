@@ -1,4 +1,4 @@
-"""A teacher over semantic IDs: shares by hand, the chain rule, and the places in documents."""
+"""Items that documents predict, and a teacher's shares of them: by hand, the chain rule, and the places in documents."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from modeling_cllm4rec.baselines.ease import EASERecommender
 from modeling_cllm4rec.baselines.soft_targets import Teacher
+from modeling_cllm4rec.lcrec.item_targets import item_targets, level_shares, padded_histories
 from modeling_cllm4rec.lcrec.semantic_ids import SemanticIds
-from modeling_cllm4rec.lcrec.soft_codes import level_shares, soft_codes
 
 
 def test_shares_by_hand() -> None:
@@ -40,9 +40,14 @@ def test_the_places_of_predicted_items_and_the_histories_before_them() -> None:
     row = np.array([1, 10, 13, 2, 11, 12, 2, 11, 13])  # items 0, 1, 2
     counted = np.isin(np.arange(9), [4, 5, 7, 8])
     alone = np.array([3, 11, 12])  # an item without one before it
-    found = soft_codes(Teacher(EASERecommender(weights)), semantic_ids, [alone, row], [np.ones(3, bool), counted], first)
-    assert found.places.tolist() == [[1, 4], [1, 7]]
+    found = item_targets(semantic_ids, [alone, row], [np.ones(3, bool), counted], first)
+    assert found.places.tolist() == [[1, 4], [1, 7]] and found.items.tolist() == [1, 2]
+    assert [history.tolist() for history in found.histories] == [[0], [0, 1]]
+    assert padded_histories(found.histories).tolist() == [[0, -100], [0, 1]]
     # After item 0: items 1 and 2 in the ratio 1 : 3. After items 0 and 1: item 2 alone.
-    np.testing.assert_allclose(found.shares, [[[0, 1], [0.25, 0.75]], [[0, 1], [0, 1]]])
-    nothing = soft_codes(Teacher(EASERecommender(weights)), semantic_ids, [alone], [np.ones(3, bool)], first)
-    assert nothing.places.shape == (0, 2) and nothing.shares.shape == (0, 2, 2)
+    teacher = Teacher(EASERecommender(weights))
+    shares = level_shares(semantic_ids.codes, *teacher.soft_targets(found.histories), found.items, 2)
+    np.testing.assert_allclose(shares, [[[0, 1], [0.25, 0.75]], [[0, 1], [0, 1]]])
+    nothing = item_targets(semantic_ids, [alone], [np.ones(3, bool)], first)
+    assert nothing.places.shape == (0, 2) and padded_histories(nothing.histories).shape == (0, 1)
+    assert level_shares(semantic_ids.codes, *teacher.soft_targets([]), nothing.items, 2).shape == (0, 2, 2)

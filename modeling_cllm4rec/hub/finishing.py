@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.hub.model_card import give_card, save_record, training_record
+from modeling_cllm4rec.hub.push import push_run
 from modeling_cllm4rec.training.parameters import merge_lora
 from modeling_cllm4rec.training.progress import Progress
 from modeling_cllm4rec.training.stages import Stage
@@ -55,7 +56,6 @@ def save_finished(
             give_card(stage.model, arguments.run_folder, card_data)
         logger.info("model saved in %s", target)
         if arguments.push_to_hub:
-            name = arguments.hub_model_id or target.resolve().name
-            tokenizer.push_to_hub(name, private=arguments.hub_private_repo)
-            logger.info("model uploaded: %s", stage.model.push_to_hub(name, private=arguments.hub_private_repo))
+            name = arguments.hub_model_id or arguments.run_folder.resolve().name
+            logger.info("model uploaded: %s", push_run(target, name, private=arguments.hub_private_repo).commit)
     processes.wait_for_everyone()

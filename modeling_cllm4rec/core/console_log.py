@@ -1,0 +1,63 @@
+"""The log at a terminal: one form of its lines for all commands, printed above a progress bar rather than through it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from tqdm import tqdm
+
+PACKAGE = __name__.partition(".")[0]
+LINE, CLOCK = "%(asctime)s %(message)s", "%H:%M:%S"
+
+
+class ConsoleHandler(logging.StreamHandler):
+    """Write records to standard error as `13:05:59 message`, around open progress bars.
+
+    Records of other packages begin with the name of their logger.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+        self.setFormatter(logging.Formatter(LINE, CLOCK))
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record."""
+        line = super().format(record)
+        if record.name.partition(".")[0] == PACKAGE:
+            return line
+        clock, _, rest = line.partition(" ")
+        return f"{clock} {record.name}: {rest}"
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the line of a record."""
+        try:
+            tqdm.write(self.format(record), file=self.stream)
+        except Exception:  # as every handler: a log must not end the work
+            self.handleError(record)
+
+
+def show_log(level: int = logging.INFO) -> None:
+    """Print the log to standard error, unless the root logger has handlers already.
+
+    The requests of HTTP clients are left out, and so are the progress bars of transformers, which show how a file of this
+    machine is read.
+
+    Args:
+        level: lowest level that is printed.
+    """
+    logging.basicConfig(level=level, handlers=[ConsoleHandler()])
+    for client in ("httpx", "httpx2"):
+        logging.getLogger(client).setLevel(logging.WARNING)
+    hide_loading_bars()
+
+
+def hide_loading_bars() -> None:
+    """Hide the progress bars of transformers for reading and writing weights; downloads keep theirs."""
+    if "transformers" in sys.modules:  # where it is not, importing it would take longer than the command
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()
+
+
+__all__ = ["ConsoleHandler", "hide_loading_bars", "show_log"]
