@@ -3,7 +3,7 @@
     python recipes/experiments/alignment_page.py --model runs/lcrec-mine --data data/mine --other runs/seqrec --output page.html
 
 Case studies: the model is asked for the title of an item, given the first token of its semantic ID, the first two, and so on
-to all of them. The model needs the task `index2item`. Next to what it writes stands how much of the title it found: the F1 of
+to all of them. The model needs the task `index2item`. Next to what it writes is how much of the title it found: the F1 of
 words, and, as the level of chance, that of the same answers against the titles of other items. Picture: the input embeddings of
 words of the item texts and of index tokens on their first two principal components, next to those of another run (`--other`),
 such as one that was aligned by `seqrec` alone. Its number is the share of words among the nearest tokens of the index tokens.
@@ -60,7 +60,7 @@ class Case(NamedTuple):
 
 
 def word_f1(written: str, title: str) -> float:
-    """Return the F1 of the words of a text against those of a title, in lower case and counted as often as they stand.
+    """Return the F1 of the words of a text against those of a title, in lower case and counted as often as they occur.
 
     Example:
         >>> word_f1("red red lamp", "Red lamp, large")
