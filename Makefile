@@ -14,7 +14,7 @@ TRANSFORMERS_SOURCE ?= $(PEERS)
 EXTRAS := app,baselines,benchmark,dev,docs,lcrec,onnx,peers,ray,release,search,serve,tensorboard,trackers,vectors
 # What skips without an extra. PYTEST_FLAGS=--every-extra makes such a skip a failure.
 EXTRA_TESTS := tests/app tests/baselines tests/exports tests/serving tests/benchmark/test_results.py tests/commands/test_ray_engine.py \
-    tests/corpora/test_item_embeddings.py tests/docs/test_notebooks.py tests/evaluation/test_training_curves.py tests/training/test_indexing.py tests/training/test_search.py \
+    tests/corpora/test_item_embeddings.py tests/docs/test_notebooks.py tests/evaluation/test_comparison_plot.py tests/evaluation/test_training_curves.py tests/training/test_indexing.py tests/training/test_search.py \
     tests/recipes/experiments/test_alignment_page.py tests/training/test_trackers.py
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 LOWEST_INSTALL := $(LOWEST)/bin/python -m pip install -qq --disable-pip-version-check -c constraints-lowest.txt

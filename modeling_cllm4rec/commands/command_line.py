@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from modeling_cllm4rec.core.errors import CLLM4RecError, nearest
@@ -213,6 +213,25 @@ def cell(value: Any) -> str:
 
 
 _UNPRINTED = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def add_upload_flags(flags: CommandParser, public: str) -> None:
+    """Add the flags that all uploads to the Hub have.
+
+    Args:
+        flags: the parser of a command; public: what `--public` does, for its help.
+    """
+    flags.add_argument("--public", action="store_true", help=public)
+    flags.add_argument("--message", dest="commit_message", help="commit message")
+    flags.add_argument("--dry-run", action="store_true", help="list the files and their sizes, and upload nothing")
+    flags.add_argument("--json", action="store_true", help="print repository, files and commit as JSON")
+
+
+def upload_lines(files: Mapping[str, int], repository: str, private: bool, commit: str | None) -> tuple[list[str], str]:
+    """Return a line for each file of an upload with its size, and one for where they went; a dry run has no commit."""
+    kind = "private" if private else "public"
+    sizes = [f"{size:>14,} bytes  {name}" for name, size in files.items()]
+    return sizes, f"{repository}, {kind} if it is new: {commit or 'nothing was uploaded (dry run)'}"
 
 
 def print_json(value: Any) -> None:

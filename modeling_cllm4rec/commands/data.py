@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from modeling_cllm4rec.commands.command_line import CommandParser, print_json
+from modeling_cllm4rec.commands.command_line import CommandParser, add_upload_flags, print_json, upload_lines
 from modeling_cllm4rec.core.console_log import show_log
 from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.data_folder import FILES, RecommendationData
@@ -22,15 +22,12 @@ def parser() -> CommandParser:
     flags.add_argument("action", choices=["push"], help="push: upload the folder with its card")
     flags.add_argument("folder", help="the data folder")
     flags.add_argument("--to", required=True, metavar="OWNER/NAME", help="dataset repository, made if there is none")
-    flags.add_argument("--public", action="store_true", help="make a new repository public; it holds the histories of all users")
     flags.add_argument(
         "--benchmark",
         action="store_true",
         help="add eval.yaml, which declares leaderboards of the test split; the Hub refuses it until its list has this package",
     )
-    flags.add_argument("--message", help="commit message")
-    flags.add_argument("--dry-run", action="store_true", help="list the files and their sizes, and upload nothing")
-    flags.add_argument("--json", action="store_true", help="print repository, files and commit as JSON")
+    add_upload_flags(flags, "make a new repository public; it holds the histories of all users")
     return flags
 
 
@@ -50,13 +47,12 @@ def main(argv: list[str] | None = None) -> int:
         commit = None
         if not arguments.dry_run:
             commit = data.push_to_hub(
-                arguments.to, private=not arguments.public, benchmark=arguments.benchmark, message=arguments.message
+                arguments.to, private=not arguments.public, benchmark=arguments.benchmark, message=arguments.commit_message
             )
         if arguments.json:
             print_json({"repository": arguments.to, "private": not arguments.public, "files": sizes, "commit": commit})
             return
-        kind = "public" if arguments.public else "private"
-        print("\n".join(f"{size:>14,} bytes  {name}" for name, size in sizes.items()))
-        print(f"{arguments.to}, {kind} if it is new: {commit or 'nothing was uploaded (dry run)'}")
+        lines, end = upload_lines(sizes, arguments.to, not arguments.public, commit)
+        print("\n".join([*lines, end]))
 
     return flags.run(arguments, work)

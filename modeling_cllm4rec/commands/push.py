@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from modeling_cllm4rec.commands.command_line import CommandParser, in_shell_words, print_json
+from modeling_cllm4rec.commands.command_line import CommandParser, add_upload_flags, in_shell_words, print_json, upload_lines
 from modeling_cllm4rec.core.console_log import show_log
 from modeling_cllm4rec.hub.push import Push, push_run
 
@@ -24,14 +24,11 @@ def parser() -> CommandParser:
     flags = CommandParser("push", description="Push the model of a finished run to the Hugging Face Hub.", epilog=EPILOG)
     flags.add_argument("run", help="folder of the run")
     flags.add_argument("--to", dest="repo_id", required=True, metavar="OWNER/NAME", help="repository, made if there is none")
-    flags.add_argument("--public", action="store_true", help="make a new repository public")
     flags.add_argument("--include-histories", action="store_true", help="push the users' histories (default: their ids alone)")
     flags.add_argument("--dataset", metavar="OWNER/NAME", help="the data folder on the Hub, for a run on a local copy of it")
     flags.add_argument("--revision", help="branch to commit to, made if there is none")
     flags.add_argument("--create-pr", action="store_true", help="propose the commit as a pull request")
-    flags.add_argument("--message", dest="commit_message", help="commit message")
-    flags.add_argument("--dry-run", action="store_true", help="list the files and their sizes, and upload nothing")
-    flags.add_argument("--json", action="store_true", help="print repository, files and commit as JSON")
+    add_upload_flags(flags, "make a new repository public")
     return flags
 
 
@@ -67,9 +64,7 @@ def in_words(push: Push, flags: dict[str, str]) -> str:
     Args:
         flags: argument name -> flag, see `command_line.in_shell_words`.
     """
-    lines = [f"{size:>14,} bytes  {path}" for path, size in push.files.items()]
+    lines, end = upload_lines(push.files, push.repository, push.private, push.commit)
     lines.append(f"{sum(push.files.values()):>14,} bytes in {len(push.files)} files")
     lines += [f"left out: {name} ({in_shell_words(why, flags)})" for name, why in push.left_out.items()]
-    kind = "private" if push.private else "public"
-    lines.append(f"{push.repository}, {kind} if it is new: {push.commit or 'nothing was uploaded (dry run)'}")
-    return "\n".join(lines)
+    return "\n".join([*lines, end])

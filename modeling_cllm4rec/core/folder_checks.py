@@ -133,24 +133,27 @@ def _found(name: Any, file: str, hub: Mapping[str, Any]) -> str | None:
     return cached_file(name, file, **once, _raise_exceptions_for_missing_entries=False)
 
 
-def read_json(path: str | Path) -> dict[str, Any]:
+def read_json(path: str | Path, advice: str = COPY_AGAIN) -> dict[str, Any]:
     """Return the JSON object of a file.
+
+    Args:
+        path: the file; advice: what to do where it cannot be read, for the message.
 
     Raises:
         InputError: it is damaged, deeply nested, larger than 64 MB, or no object.
     """
     try:
         if Path(path).stat().st_size > MOST_JSON_BYTES:
-            raise InputError(f"{path} cannot be read (it is larger than {MOST_JSON_BYTES >> 20} MB); {COPY_AGAIN}")
+            raise InputError(f"{path} cannot be read (it is larger than {MOST_JSON_BYTES >> 20} MB); {advice}")
         found = json.loads(Path(path).read_text(encoding="utf-8"))
     except InputError:
         raise
     except RecursionError as error:
-        raise InputError(f"{path} cannot be read (it is nested too deeply); {COPY_AGAIN}") from error
+        raise InputError(f"{path} cannot be read (it is nested too deeply); {advice}") from error
     except (OSError, ValueError) as error:  # ValueError: no JSON, or no text
-        raise InputError(f"{path} cannot be read ({error}); {COPY_AGAIN}") from error
+        raise InputError(f"{path} cannot be read ({error}); {advice}") from error
     if not isinstance(found, dict):
-        raise InputError(f"{path} cannot be read (it is no JSON object); {COPY_AGAIN}")
+        raise InputError(f"{path} cannot be read (it is no JSON object); {advice}")
     return found
 
 

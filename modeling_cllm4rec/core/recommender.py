@@ -68,7 +68,7 @@ class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
         users: the known users, None where they have no external ids.
         linear_parts: linear models whose scores are added when the whole catalogue is scored for a history; None for none.
         card: text of the model card, None before there is one.
-        training_curves: picture (PNG) that the card shows, None where none was drawn.
+        training_curves, comparison: pictures (PNG) that the card shows, None where none were drawn.
         data_card: text of the card of the data folder, None where it had none.
         backbone: the causal language model inside.
     """
@@ -95,6 +95,7 @@ class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
     linear_parts: LinearParts | None = None
     card: str | None = None
     training_curves: bytes | None = None
+    comparison: bytes | None = None
     data_card: str | None = None
 
     @abstractmethod

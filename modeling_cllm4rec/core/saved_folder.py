@@ -30,6 +30,8 @@ CARD_FILE = "README.md"
 """Model card of a saved folder."""
 CURVES_FILE = "training_curves.png"
 """Plot of the training in a saved folder."""
+COMPARISON_FILE = "comparison.png"
+"""Plot of the model's metrics next to those of baselines in a saved folder."""
 REQUIREMENTS_FILE = "requirements.txt"
 """Packages that the code of a saved folder needs."""
 DATA_CARD_FILE = "data_card.md"
@@ -76,6 +78,7 @@ def load_parts(model: Any, name_or_path: Any, hub: dict[str, Any]) -> None:
         ("linear_parts", LINEAR_PARTS_FILE, LinearParts.load),
         ("card", CARD_FILE, _read_text),
         ("training_curves", CURVES_FILE, _read_bytes),
+        ("comparison", COMPARISON_FILE, _read_bytes),
         ("data_card", DATA_CARD_FILE, _read_text),
     ]
     if not model.can_generate():
@@ -145,8 +148,9 @@ def save_parts(model: Any, folder: Path, include_histories: bool) -> None:
         model.linear_parts.save(folder)
     if model.card is not None:
         (folder / CARD_FILE).write_text(model.card, encoding="utf-8")
-    if model.training_curves is not None:
-        (folder / CURVES_FILE).write_bytes(model.training_curves)
+    for picture, name in ((model.training_curves, CURVES_FILE), (model.comparison, COMPARISON_FILE)):
+        if picture is not None:
+            (folder / name).write_bytes(picture)
     if model.data_card is not None:
         (folder / DATA_CARD_FILE).write_text(model.data_card, encoding="utf-8")
 
@@ -332,6 +336,7 @@ _NAMED = re.compile(r'^name = ".*"  # this model\'s folder, or its name on the H
 
 __all__ = [
     "CARD_FILE",
+    "COMPARISON_FILE",
     "CURVES_FILE",
     "DATA_CARD_FILE",
     "HUB_ARGUMENTS",

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from modeling_cllm4rec.core.errors import InputError
+from modeling_cllm4rec.core.folder_checks import read_json
 from modeling_cllm4rec.core.questions import QuestionError
 from modeling_cllm4rec.core.recommender import RecommenderModel
 from modeling_cllm4rec.corpora.atomic_files import atomic_file
@@ -78,15 +78,7 @@ def load_examples(folder: Path) -> dict[str, Any]:
         InputError: the file is damaged.
     """
     path = folder / EXAMPLES_FILE
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}); delete it: the next evaluation writes it again") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path} holds a {type(found).__name__}, not examples; delete it: the next evaluation writes it again")
-    return found
+    return read_json(path, "delete it: the next evaluation writes it again") if path.is_file() else {}
 
 
 __all__ = ["EXAMPLES_FILE", "load_examples", "recommend_examples", "save_examples"]

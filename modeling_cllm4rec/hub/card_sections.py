@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from modeling_cllm4rec.core.saved_folder import CURVES_FILE, DATA_CARD_FILE, named_model
+from modeling_cllm4rec.core.saved_folder import COMPARISON_FILE, CURVES_FILE, DATA_CARD_FILE, named_model
 from modeling_cllm4rec.evaluation.report import EvaluationReport
 from modeling_cllm4rec.evaluation.verdicts import plain_sentence
 from modeling_cllm4rec.hub.reproduction import NOT_STATED, training_command
@@ -69,9 +69,15 @@ def data_section(data_info: Mapping[str, Any], repository: str | None, data_card
     return [*lines, *(["", f"Columns and use of the tables: [{DATA_CARD_FILE}]({DATA_CARD_FILE})."] if data_card else []), ""]
 
 
-def metrics_section(reports: Sequence[EvaluationReport]) -> list[str]:
-    """Return the evaluations: the baselines of the same run next to the model, a plain sentence, the slices folded."""
+def metrics_section(reports: Sequence[EvaluationReport], comparison: bool = False) -> list[str]:
+    """Return the evaluations: the baselines of the same run next to the model, a plain sentence, the slices folded.
+
+    Args:
+        comparison: show the picture of the model next to baselines, which is in the card's folder.
+    """
     lines = ["## Metrics", ""]
+    if comparison:
+        lines += [f"![Metrics of the model and of baselines, with 95% intervals]({COMPARISON_FILE})", ""]
     for report in reports:
         sentence = plain_sentence(report.baselines)
         lines += [f"**{quoted(sentence)}** (95% intervals of the differences, over users)", ""] if sentence else []

@@ -17,12 +17,13 @@ from huggingface_hub import EvalResult, ModelCardData
 from transformers.utils import CONFIG_NAME
 
 from modeling_cllm4rec import __version__
-from modeling_cllm4rec.core.errors import InputError
+from modeling_cllm4rec.core.folder_checks import read_json
 from modeling_cllm4rec.core.recommender import RecommenderModel
-from modeling_cllm4rec.core.saved_folder import CARD_FILE, CURVES_FILE, DATA_CARD_FILE
+from modeling_cllm4rec.core.saved_folder import CARD_FILE, COMPARISON_FILE, CURVES_FILE, DATA_CARD_FILE
 from modeling_cllm4rec.corpora.atomic_files import atomic_file
 from modeling_cllm4rec.corpora.data_folder import README, RecommendationData
 from modeling_cllm4rec.corpora.hub_folders import is_hub_name, repository_of
+from modeling_cllm4rec.evaluation.comparison_plot import keep_comparison
 from modeling_cllm4rec.evaluation.protocol import ALL_SCORED
 from modeling_cllm4rec.evaluation.report import EvaluationReport
 from modeling_cllm4rec.evaluation.training_curves import RECORD_FILE, keep_curves
@@ -87,17 +88,8 @@ def read_records(folder: Path) -> dict[str, Any]:
         InputError: the file is damaged.
     """
     path = folder / RECORD_FILE
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(
-            f"{path} is damaged ({error}); delete it: the model stays as it is, and its card goes without these records"
-        ) from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path} holds a {type(found).__name__}, not the records of stages; delete it")
-    return found
+    advice = "delete it: the model stays as it is, and its card goes without these records"
+    return read_json(path, advice) if path.is_file() else {}
 
 
 def make_card(
@@ -110,6 +102,7 @@ def make_card(
     repository: str | None = None,
     examples: Mapping[str, Any] | None = None,
     curves: bool = False,
+    comparison: bool = False,
     data_card: bool = False,
 ) -> str:
     """Return the card's text, YAML header with `model-index` included.
@@ -122,7 +115,7 @@ def make_card(
         reports: evaluations of this model.
         repository: dataset repository of the data folder on the Hub; None for that which the records name, if they name one.
         examples: see `card_examples.recommend_examples`.
-        curves: show the picture of the training curves, which is in the card's folder.
+        curves, comparison: show the picture of the training curves, and that of baselines, which are in the card's folder.
         data_card: link the card of the data, which is in the card's folder.
     """
     backbone = next((record["backbone"] for record in reversed(records.values()) if "backbone" in record), None)
@@ -136,7 +129,7 @@ def make_card(
         [system.card_about, ""],
         card_sections.use_section(name, system, examples or {}),
         card_sections.examples_section(examples or {}),
-        card_sections.metrics_section(reports),
+        card_sections.metrics_section(reports, comparison),
         card_sections.data_section(data_info, repository, data_card),
         *(card_sections.stage_section(stage, record) for stage, record in records.items()),
         card_sections.curves_section() if curves else [],
@@ -232,15 +225,18 @@ def update_card(folder: Path, data: RecommendationData, model: RecommenderModel 
     data_card = data.folder / README
     if data_card.is_file():
         _write(folder / DATA_CARD_FILE, data_card.read_text(encoding="utf-8"))
+    reports = saved_reports(folder)
+    keep_comparison(folder, system.title, reports)
     card = make_card(
         folder.resolve().name,
         system,
         records,
         data.info,
-        saved_reports(folder),
+        reports,
         repository=data.repository,
         examples=load_examples(folder),
         curves=(folder / CURVES_FILE).is_file(),
+        comparison=(folder / COMPARISON_FILE).is_file(),
         data_card=(folder / DATA_CARD_FILE).is_file(),
     )
     _write(folder / CARD_FILE, card)
@@ -250,8 +246,9 @@ def update_card(folder: Path, data: RecommendationData, model: RecommenderModel 
 def give_card(model: RecommenderModel, folder: Path, data: RecommendationData) -> None:
     """Update the card of a run's folder, and set it, the curves and the card of the data on the model of the run."""
     model.card = update_card(folder, data, model)
-    curves, data_card = folder / CURVES_FILE, folder / DATA_CARD_FILE
-    model.training_curves = curves.read_bytes() if curves.is_file() else None
+    for name, file in (("training_curves", CURVES_FILE), ("comparison", COMPARISON_FILE)):
+        setattr(model, name, (folder / file).read_bytes() if (folder / file).is_file() else None)
+    data_card = folder / DATA_CARD_FILE
     model.data_card = data_card.read_text(encoding="utf-8") if data_card.is_file() else None
 
 

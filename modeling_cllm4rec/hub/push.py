@@ -23,6 +23,7 @@ from modeling_cllm4rec.core.linear_parts import LINEAR_PARTS_FILE
 from modeling_cllm4rec.core.recommender import RecommenderModel
 from modeling_cllm4rec.core.saved_folder import (
     CARD_FILE,
+    COMPARISON_FILE,
     CURVES_FILE,
     DATA_CARD_FILE,
     REQUIREMENTS_FILE,
@@ -38,7 +39,7 @@ from modeling_cllm4rec.systems import SYSTEMS, resolve
 
 PARTS = (
     *(CONFIG_NAME, GENERATION_CONFIG_NAME, CATALOGUE_FILE, USERS_FILE, LINEAR_PARTS_FILE, REQUIREMENTS_FILE),
-    *(CARD_FILE, CURVES_FILE, DATA_CARD_FILE, RECORD_FILE),
+    *(CARD_FILE, CURVES_FILE, COMPARISON_FILE, DATA_CARD_FILE, RECORD_FILE),
 )
 """Files of a run that are pushed, next to weights, code, tokenizer and evaluations."""
 TOKENIZER_PARTS = (

@@ -97,14 +97,15 @@ def write_titles(model: LCRecForCausalLM, prompts: Sequence[Sequence[int]], max_
     """Return the most probable continuation of each prompt, token by token, up to the end token."""
     end = end_tokens(model.tokenizer)
     stop = {"eos_token_id": end[0], "pad_token_id": end[0]} if end else {}
+    writer: Any = model
     written = []
     for prompt in prompts:
         ids = torch.tensor([list(prompt)], device=model.device)
-        made = model.generate(
+        made = writer.generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False, **stop
         )
         answer = [token for token in made[0, len(prompt) :].tolist() if token not in end]
-        written.append(model.tokenizer.decode(answer).strip())
+        written.append(str(model.tokenizer.decode(answer)).strip())
     return written
 
 
@@ -138,7 +139,8 @@ def token_rows(model: LCRecForCausalLM, texts: Sequence[str]) -> tuple[Floats, F
     """Return the input embeddings of the words of texts, (W, d), and of the index tokens that items have, (T, d)."""
     words = sorted({token for text in texts for token in model.tokenizer(text, add_special_tokens=False)["input_ids"]})
     index = np.unique(model.tokens_of(np.ones(model.config.num_items, dtype=bool)))
-    rows = model.get_input_embeddings().weight.detach().float().cpu().numpy().astype(np.float64)
+    embeddings: Any = model.get_input_embeddings()
+    rows = embeddings.weight.detach().float().cpu().numpy().astype(np.float64)
     return rows[np.array(words)], rows[index]
 
 

@@ -104,7 +104,7 @@ def test_cells_of_the_table() -> None:
 
 def test_damaged_examples_are_named(tmp_path: Path) -> None:
     assert load_examples(tmp_path) == {}
-    for text, message in (("{", "examples.json is damaged"), ("[]", "holds a list, not examples")):
+    for text, message in (("{", "Expecting"), ("[]", "it is no JSON object")):
         (tmp_path / EXAMPLES_FILE).write_text(text)
-        with pytest.raises(InputError, match=f"{message}.*delete it: the next evaluation writes it again"):
+        with pytest.raises(InputError, match=f"examples.json cannot be read .{message}.*delete it: the next evaluation"):
             load_examples(tmp_path)

@@ -256,8 +256,8 @@ def test_what_a_card_quotes_is_no_markup(record):
 
 def test_a_damaged_record_is_named(tmp_path):
     (tmp_path / "training.json").write_text('{"pretrain": {"arguments"')
-    with pytest.raises(InputError, match="training.json is damaged .*; delete it: the model stays as it is"):
+    with pytest.raises(InputError, match="training.json cannot be read .*; delete it: the model stays as it is"):
         read_records(tmp_path)
     (tmp_path / "training.json").write_text("[]")
-    with pytest.raises(InputError, match="training.json holds a list, not the records of stages; delete it"):
+    with pytest.raises(InputError, match="training.json cannot be read .it is no JSON object.; delete it"):
         read_records(tmp_path)
