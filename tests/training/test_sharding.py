@@ -247,7 +247,7 @@ def test_settings_of_sharding_that_are_refused(given: Any, message: str, finetun
 def test_settings_of_sharding_from_a_file(finetune_arguments: MakeFinetune, tmp_path: Path) -> None:
     (tmp_path / "fsdp.json").write_text('{"fsdp_reshard_after_forward": false}')
     arguments = finetune_arguments(fsdp=True, fsdp_config=str(tmp_path / "fsdp.json"))
-    assert sharding_settings(arguments) == ShardingSettings(reshard_after_forward=False)
+    assert sharding_settings(arguments) == ShardingSettings(reshard_after_forward=False, shard_tables_above=1.0)
     with pytest.raises(
         MissingFileError, match="fsdp_config: there is no file fsdp.yaml; name a JSON file, or give a JSON object"
     ):
@@ -284,9 +284,9 @@ def test_launch_settings_that_are_honoured(finetune_arguments: MakeFinetune, mon
     assert sharding_settings(finetune_arguments()) is None
     for name, value in {**LAUNCH, "FSDP_RESHARD_AFTER_FORWARD": "false"}.items():
         monkeypatch.setenv(name, value)
-    assert sharding_settings(finetune_arguments()) == ShardingSettings(reshard_after_forward=False)
+    assert sharding_settings(finetune_arguments(shard_tables_above=2.5)) == ShardingSettings(False, shard_tables_above=2.5)
     own = finetune_arguments(fsdp=True, fsdp_config={"reshard_after_forward": True})
-    assert sharding_settings(own) == ShardingSettings(reshard_after_forward=True)
+    assert sharding_settings(own) == ShardingSettings(reshard_after_forward=True, shard_tables_above=1.0)
     with sharded_by_us():
         assert "ACCELERATE_USE_FSDP" not in os.environ
     assert os.environ["ACCELERATE_USE_FSDP"] == "true"
