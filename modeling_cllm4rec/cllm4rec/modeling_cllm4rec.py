@@ -43,7 +43,7 @@ from .configuration_cllm4rec import CLLM4RecConfig
 Side = Literal["collaborative", "content"]
 SIDES: tuple[Side, Side] = ("collaborative", "content")
 
-SHARED_ROWS = 65_536
+SHARED_ROWS = 16_384
 """Item rows that a process looks up at once to score the catalogue, where the processes of a training share the table."""
 
 
@@ -287,8 +287,7 @@ class CLLM4RecPreTrainedModel(RecommenderModel):
         """(B, J) the item head, tied to the collaborative item rows."""
         if not isinstance(self.item_collaborative.weight, DTensor):
             return F.linear(hidden, self.item_rows.to(hidden.device, hidden.dtype))
-        # The processes share the rows: some at a time are looked up. Not so many for few prompts, or processes with batches of
-        # other sizes would wait for pieces that nobody asks for.
+        # Processes share the rows, and each piece is an exchange: all of them ask for the same pieces, whatever their batches.
         logits = hidden.new_empty(len(hidden), self.config.num_items)
         for start in range(0, self.config.num_items, SHARED_ROWS):
             stop = min(start + SHARED_ROWS, self.config.num_items)

@@ -14,6 +14,7 @@ from torch import distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
+from modeling_cllm4rec.cllm4rec import modeling_cllm4rec
 from modeling_cllm4rec.cllm4rec.arguments import FinetuneArguments, PretrainArguments
 from modeling_cllm4rec.cllm4rec.finetuning import finetune
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
@@ -172,6 +173,18 @@ def test_a_sampled_loss_never_reads_the_whole_table(alone: DeviceMesh, monkeypat
     found = multinomial_nll(hidden, table, targets, item_loss="sampled", **draws[0])
     torch.testing.assert_close(found, multinomial_nll(hidden, plain, targets, item_loss="sampled", **draws[1]))
     assert max(sizes) == 20 and sum(sizes) == 2 * (20 + 6 + 6)  # ids there and rows back; positives, and -100 read as row 0
+
+
+def test_the_whole_catalogue_is_scored_in_pieces(
+    alone: DeviceMesh, tiny_backbones: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = CLLM4RecForRecommendation.from_backbone(tiny_backbones["gpt2"], num_users=2, num_items=11)
+    hidden = torch.randn(3, model.config.hidden_size)
+    expected = model.item_logits(hidden)
+    shard_rows(model.item_collaborative, alone, torch.device("cpu"))
+    monkeypatch.setattr(modeling_cllm4rec, "SHARED_ROWS", 4)
+    with torch.no_grad():
+        torch.testing.assert_close(model.item_logits(hidden), expected)
 
 
 def test_a_limit_below_zero_is_refused(finetune_arguments: MakeFinetune) -> None:
