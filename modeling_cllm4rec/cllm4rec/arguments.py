@@ -51,6 +51,13 @@ class StageArguments(TrainingArguments):
             "which reads and writes only rows that the step names or samples, for item_loss: sampled over large catalogues"
         },
     )
+    shard_tables_above: float = field(
+        default=1.0,
+        metadata={
+            "help": "with fsdp and id_optim: rowwise_adagrad, ID tables of more GB (10^9 bytes) than this are sharded by rows "
+            "and never gathered; smaller ones are whole on each process"
+        },
+    )
     reorder: bool = field(default=True, metadata={"help": "draw a new order of each history in each epoch"})
     drop_user: float = field(
         default=0.1, metadata={"help": "probability that a history is written without its user's token; 0 in the paper"}
@@ -68,7 +75,7 @@ class StageArguments(TrainingArguments):
             self.prompts = from_json("prompts", self.prompts)
         super().__post_init__()
         check_at_least(self, 1, "max_history_tokens")
-        check_at_least(self, 0, "lambda_c", "lambda_l")
+        check_at_least(self, 0, "lambda_c", "lambda_l", "shard_tables_above")
         if self.lambda_l and self.mutual_regularization == "released":
             raise InputError(
                 f"lambda_l is {self.lambda_l}, but the released code has no prior; set lambda_l: 0, or "

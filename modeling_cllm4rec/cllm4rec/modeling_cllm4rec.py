@@ -15,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from transformers import GenerationConfig, GenerationMixin, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, ModelOutput
@@ -41,6 +42,9 @@ from .configuration_cllm4rec import CLLM4RecConfig
 
 Side = Literal["collaborative", "content"]
 SIDES: tuple[Side, Side] = ("collaborative", "content")
+
+SHARED_ROWS = 16_384
+"""Item rows that a process looks up at once to score the catalogue, where the processes of a training share the table."""
 
 
 @dataclass
@@ -281,7 +285,14 @@ class CLLM4RecPreTrainedModel(RecommenderModel):
 
     def item_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(B, J) the item head, tied to the collaborative item rows."""
-        return F.linear(hidden, self.item_rows.to(hidden.device, hidden.dtype))
+        if not isinstance(self.item_collaborative.weight, DTensor):
+            return F.linear(hidden, self.item_rows.to(hidden.device, hidden.dtype))
+        # Processes share the rows, and each piece is an exchange: all of them ask for the same pieces, whatever their batches.
+        logits = hidden.new_empty(len(hidden), self.config.num_items)
+        for start in range(0, self.config.num_items, SHARED_ROWS):
+            stop = min(start + SHARED_ROWS, self.config.num_items)
+            logits[:, start:stop] = F.linear(hidden, self._item_rows(start, stop).to(hidden.dtype))
+        return logits
 
     @property
     def item_rows(self) -> torch.Tensor:
@@ -290,9 +301,10 @@ class CLLM4RecPreTrainedModel(RecommenderModel):
 
     def _item_rows(self, start: int, stop: int) -> torch.Tensor:
         table = self.item_collaborative
-        if table.weight.device.type != "meta":
+        if table.weight.device.type != "meta" and not isinstance(table.weight, DTensor):
             return table.weight if (start, stop) == (0, len(table.weight)) else table.weight[start:stop]
-        # Weights that accelerate keeps on disk or on the CPU appear only while their module is called.
+        # Weights that accelerate keeps on disk or on the CPU appear only while their module is called. Rows of a table that
+        # processes share in training are looked up by its module as well.
         rows: torch.Tensor = table(torch.arange(start, stop, device=self.execution_device))
         return rows
 

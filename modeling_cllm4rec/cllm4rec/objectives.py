@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -183,9 +183,7 @@ def _item_nll(
     weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return the (M,) nll of target items under the item head, whose rows are the collaborative ones."""
-    head = model.item_collaborative
-    options: dict[str, Any] = {"generator": generator, "weights": weights, "sparse": head.sparse}
-    return multinomial_nll(hidden, head.weight, targets, item_loss=item_loss, **options)
+    return multinomial_nll(hidden, model.item_collaborative, targets, item_loss=item_loss, generator=generator, weights=weights)
 
 
 def _main_positions(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

@@ -105,13 +105,21 @@ def sample_items(num_items: int, num_samples: int, generator: torch.Generator) -
     return drawn[:num_samples]
 
 
+def _weight(table: torch.Tensor | nn.Embedding) -> torch.Tensor:
+    return table.weight if isinstance(table, nn.Embedding) else table
+
+
+def _rows(table: torch.Tensor | nn.Embedding, ids: torch.Tensor) -> torch.Tensor:
+    """Return rows of a table; an embedding is called: its gradient may be sparse, and other processes may hold its rows."""
+    return table(ids) if isinstance(table, nn.Embedding) else F.embedding(ids, table)
+
+
 def sampled_log_partition(
     hidden: torch.Tensor,
-    table: torch.Tensor,
+    table: torch.Tensor | nn.Embedding,
     positives: torch.Tensor,
     num_samples: int,
     generator: torch.Generator,
-    sparse: bool = False,
 ) -> torch.Tensor:
     """Estimate of the log partition from the positives and a uniform sample of other items, shared by all rows.
 
@@ -119,23 +127,22 @@ def sampled_log_partition(
     none of them: exp of the result is an unbiased estimate of the denominator, if more items are drawn than P.
 
     Args:
-        hidden: (M, K); table: (J, K); positives: (M, P) item indices, -100 where a row has fewer; one that
-            occurs twice in a row counts once.
+        hidden: (M, K); table: (J, K), see `multinomial_nll`; positives: (M, P) item indices, -100 where a row has fewer; one
+            that occurs twice in a row counts once.
         num_samples: items drawn without replacement, at most J, see `sample_items`.
         generator: CPU random generator.
-        sparse: see `multinomial_nll`.
 
     Returns:
         (M,) float32.
     """
-    num_items = table.shape[0]
+    num_items = _weight(table).shape[0]
     if not 0 < num_samples <= num_items:
         raise InputError(f"num_samples is {num_samples}; it must lie between 1 and the catalogue's {num_items} items")
     sample = sample_items(num_items, num_samples, generator).to(hidden.device)  # (S,)
-    logits = F.linear(hidden, F.embedding(sample, table, sparse=sparse).to(hidden.dtype)).float()  # (M, S)
+    logits = F.linear(hidden, _rows(table, sample).to(hidden.dtype)).float()  # (M, S)
     own = _occurrences(sample, positives)  # (M, S): a positive is no negative
     given = (positives >= 0) & first_occurrence(positives)  # a held-out item is often a soft target as well
-    rows = F.embedding(positives.clamp(min=0), table, sparse=sparse).to(hidden.dtype)  # (M, P, K)
+    rows = _rows(table, positives.clamp(min=0)).to(hidden.dtype)  # (M, P, K)
     positive = torch.einsum("mk,mpk->mp", hidden, rows).float().masked_fill(~given, float("-inf"))
     rest = num_items - given.sum(-1)  # (M,) items that are no positive
     drawn = num_samples - own.sum(-1)
@@ -155,7 +162,7 @@ def _occurrences(sample: torch.Tensor, positives: torch.Tensor) -> torch.Tensor:
 
 def multinomial_nll(
     hidden: torch.Tensor,
-    table: torch.Tensor,
+    table: torch.Tensor | nn.Embedding,
     targets: torch.Tensor,
     *,
     item_loss: ItemLoss = "exact",
@@ -163,7 +170,6 @@ def multinomial_nll(
     num_samples: int = 4096,
     generator: torch.Generator | None = None,
     weights: torch.Tensor | None = None,
-    sparse: bool = False,
 ) -> torch.Tensor:
     """-sum over a row's target items of ln softmax(Z h): the multinomial likelihood over the whole catalogue.
 
@@ -171,38 +177,38 @@ def multinomial_nll(
     user it is the recommendation loss (section 3.4).
 
     Args:
-        hidden: (M, K) states that predict; table: (J, K) item rows, the tied item head.
+        hidden: (M, K) states that predict.
+        table: (J, K) item rows, the tied item head, or the embedding that holds them. `"sampled"` only looks rows up in it, so
+            its gradient may be sparse, and its rows may be shared by several processes.
         targets: (M, T) item indices, -100 where a row has fewer than T.
         item_loss: `"exact"` all J logits at once; `"chunked"` the same value with `chunk_size` logits at a time;
             `"sampled"` an estimate from `num_samples` items, for catalogues where neither fits.
         generator: needed for `"sampled"`.
         weights: (M, T) what each target counts; None counts each as 1.
-        sparse: make the gradient of `table` a sparse tensor of the rows that are read, as `torch.nn.Embedding` does. Only
-            `"sampled"` reads some rows alone.
 
     Returns:
         (M,) float32 in nats, 0 for a row without targets.
 
     Raises:
-        InputError: an unknown `item_loss`, no generator for `"sampled"`, or `sparse` with another one.
+        InputError: an unknown `item_loss`, no generator for `"sampled"`, or an embedding with sparse gradients with another one.
 
     Example:
         >>> table = torch.zeros(4, 2)
         >>> multinomial_nll(torch.ones(1, 2), table, torch.tensor([[1, 3, -100]])).exp().round().item()
         16.0
     """
-    if sparse and item_loss != "sampled":
-        raise InputError(f"sparse is True, but item_loss {item_loss!r} reads all rows; use item_loss='sampled'")
+    if isinstance(table, nn.Embedding) and table.sparse and item_loss != "sampled":
+        raise InputError(f"table.sparse is True, but item_loss {item_loss!r} reads all rows; use item_loss='sampled'")
     if item_loss == "sampled":
         if generator is None:
             raise InputError("item_loss 'sampled' draws items at random: give a generator")
-        partition = sampled_log_partition(hidden, table, targets, min(num_samples, table.shape[0]), generator, sparse)
+        partition = sampled_log_partition(hidden, table, targets, min(num_samples, _weight(table).shape[0]), generator)
     elif item_loss in ("exact", "chunked"):
-        partition = item_log_partition(hidden, table, chunk_size if item_loss == "chunked" else None)
+        partition = item_log_partition(hidden, _weight(table), chunk_size if item_loss == "chunked" else None)
     else:
         raise InputError(f"item_loss is {item_loss!r}; allowed are 'exact', 'chunked', 'sampled'")
     given = targets >= 0
-    rows = F.embedding(targets.clamp(min=0), table, sparse=sparse).to(hidden.dtype)  # (M, T, K)
+    rows = _rows(table, targets.clamp(min=0)).to(hidden.dtype)  # (M, T, K)
     logits = torch.einsum("mk,mtk->mt", hidden, rows).float()
     counts = given if weights is None else given * weights
     return ((partition[:, None] - logits) * counts).sum(-1)
@@ -294,9 +300,11 @@ def squared_distances(
         (B,) float32.
     """
     indices = indices.masked_fill(~given, 0)
-    difference = F.embedding(indices, trained.weight, sparse=trained.sparse).float()
+    difference = trained(indices).float()
     if fixed is not None:
-        difference = difference - F.embedding(indices, fixed.weight.detach()).float()
+        with torch.no_grad():
+            held = fixed(indices).float()
+        difference = difference - held
     return (difference.square().sum(-1) * given).sum(-1)
 
 

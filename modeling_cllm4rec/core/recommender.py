@@ -28,6 +28,7 @@ from .errors import FileWriteError, InputError
 from .folder_checks import check_weights
 from .language_model import execution_device, greedy_generation, pad_prompts, word_head
 from .linear_parts import LinearParts
+from .parallel_plans import check_gathered, check_heads, layer_plan
 from .questions import ItemQuestion, Question, QuestionError, check_whole_number
 from .saved_folder import (
     HUB_ARGUMENTS,
@@ -88,6 +89,7 @@ class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
+    _is_fsdp_managed_module = False  # transformers sets it when it shards a model
 
     backbone: Any
     catalogue: Catalogue | None = None
@@ -272,6 +274,22 @@ class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
             )
         load_parts(model, pretrained_model_name_or_path, hub)
         return (model, info) if wants_info else model
+
+    def init_parallel_plans(self) -> None:
+        """Collect the backbone's plans of tensor parallelism and FSDP2, for `distributed_config` of `from_pretrained`."""
+        super().init_parallel_plans()
+        self._fsdp_plan = layer_plan(self)
+
+    @classmethod
+    def maybe_distribute_model(cls, model: Any, distributed_config: Any, mesh_manager: Any) -> Any:
+        """Distribute a model over processes as transformers does, before its weights are read.
+
+        Raises:
+            InputError: tensor parallelism cannot share out the backbone's attention heads.
+        """
+        if mesh_manager is not None:
+            check_heads(model.config.text_config, distributed_config.tp_size)
+        return super().maybe_distribute_model(model, distributed_config, mesh_manager)
 
     def check_catalogue(self) -> None:
         """Check that catalogue and users are those of the weights.
@@ -519,6 +537,7 @@ class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
         **search: Any,
     ) -> Iterator[pa.Table]:
         """Return recommendations as in `recommend`, one table per batch, in the given order, in constant memory."""
+        check_gathered(self)
         question = self.read_question(users, histories, None, k, exclude_seen, candidates, on_unknown, **search)
         return self.iter_answers(question, batch_size, progress)
 

@@ -255,11 +255,14 @@ def _scale(log_q: torch.Tensor, share: float, rounds: int) -> tuple[torch.Tensor
     """
     plan, smallest = _exp(log_q), torch.finfo(log_q.dtype).tiny ** 0.5
     rows, columns, done = torch.ones_like(plan[..., :1]), None, 0
+    several = plan.dim() > 2 and len(plan) > 1
     while done < rounds:
-        column_sums = plan.mT @ rows
+        column_sums = (rows.mT @ plan).mT  # of many small problems several times as fast as `plan.mT @ rows`
         if float(column_sums.min()) < smallest:
             break
-        row_sums = plan @ (share / column_sums)
+        scaled = share / column_sums
+        # Of one large problem the product is quicker, of many small ones the sums of products.
+        row_sums = torch.linalg.vecdot(plan, scaled.mT)[..., None] if several else plan @ scaled
         if float(row_sums.min()) < smallest:
             break
         rows, columns, done = 1 / row_sums, share / column_sums, done + 1

@@ -12,6 +12,8 @@ __all__ = ["spread_conflicts", "spread_last_level"]
 
 CONFLICT_ROUNDS = 20
 """Most rounds of `spread_conflicts`, as in the released code."""
+GROUPED_ITEMS_AT_ONCE = 1024
+"""Items of small groups that are spread together: their shares of 256 codes stay in a processor's cache over all iterations."""
 EQUAL_SHARES = 0.1
 """Relative difference up to which two shares of an item count as equal: what 50 iterations of Sinkhorn-Knopp leave is below."""
 
@@ -100,7 +102,7 @@ def _spread(
         random = np.random.default_rng(seed)
         batches = [part[None] for group in groups for part in np.array_split(group[random.permutation(size)], parts)]
     else:
-        at_once = max(1, ITEMS_AT_ONCE // max(size, 1))
+        at_once = max(1, GROUPED_ITEMS_AT_ONCE // max(size, 1))
         batches = [groups[start : start + at_once] for start in range(0, count, at_once)]
     level = spread.shape[1] - 1
     for batch in batches:

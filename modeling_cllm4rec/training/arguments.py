@@ -34,6 +34,7 @@ class TrainingArguments:
     """
 
     least_epochs = 1  # without an annotation, so that it is no field
+    shard_tables_above = 0.0  # a field of stages whose steps may read only some rows of ID tables
 
     data: str = field(default="", metadata={"help": "data folder written by `cllm4rec prepare`"})
     output: str = field(default="", metadata={"help": "folder of the run: the finished model, and checkpoints/ of each stage"})

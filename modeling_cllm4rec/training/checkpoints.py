@@ -35,7 +35,7 @@ FILES = "files"
 """Key in the state of a sharded checkpoint: the number of its files of tensors."""
 
 Place = Callable[[str], torch.Tensor | None]
-"""Name of a tensor -> one of the same shape whose rows are where its own shall be; None for a whole tensor."""
+"""Name of a tensor -> one with as many rows, which are where its own shall be; None for a whole tensor."""
 
 
 def write_atomically(
@@ -107,6 +107,8 @@ def _read_rows(folder: Path, place: Place) -> dict[str, torch.Tensor]:
     saved: Any
     for name, saved in reader.read_metadata().state_dict_metadata.items():
         like = place(name)
+        if like is not None and like.dim() == 2 and like.shape[:1] == saved.size:  # a number for each row
+            like = like.detach()[:, 0]
         if like is None or like.shape != saved.size:  # a counter of the optimizer has the name of a weight's moments
             tensors[name] = torch.empty(saved.size, dtype=saved.properties.dtype)
         else:

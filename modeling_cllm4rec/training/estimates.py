@@ -119,7 +119,8 @@ def training_memory(stage: Any, device: torch.device, sharding: Sharding | None 
     """
     model, arguments = stage.model, stage.arguments
     weights, tables = tensor_bytes(local_part(weight) for weight in trainable(model).values()), sparse_tables(model)
-    moments = 2 * (weights - tensor_bytes(tables)) + FLOAT * sum(map(len, tables))
+    by_rows = [local_part(table) for table in tables]
+    moments = 2 * (weights - tensor_bytes(by_rows)) + FLOAT * sum(map(len, by_rows))
     average = weights if arguments.average_decay else 0
     held = {"held now": _held_now(device), "moments": moments, "average": average, "libraries": LIBRARIES}
     if sharding is None:
@@ -155,7 +156,8 @@ class Units(NamedTuple):
         layers: decoder layers.
         layer, layer_trained: weights of the largest layer, and the most of a layer that train.
         root, root_trained: weights of no layer: ID tables, word embeddings, output layer.
-        trained: weights that train in the whole model.
+        trained: weights that train in layers and root.
+        tables: weights of ID tables that are in no unit, because steps read only some of their rows.
 
     Example:
         >>> Units(2, 100, 100, 50, 50, 250).held_bytes(2, average=False)
@@ -168,19 +170,21 @@ class Units(NamedTuple):
     root: int
     root_trained: int
     trained: int
+    tables: int = 0
 
     @staticmethod
-    def of(model: torch.nn.Module, layers: Sequence[torch.nn.Module]) -> Units:
-        """Count the units of a model, sharded or not, on any device: `layers` and the rest."""
+    def of(model: torch.nn.Module, layers: Sequence[torch.nn.Module], tables: Sequence[torch.Tensor] = ()) -> Units:
+        """Count the units of a model, sharded or not, on any device: `layers` and the rest, without `tables` read by rows."""
         inner, trained = sum(map(_numel, layers)), sum(_numel(layer, trained=True) for layer in layers)
         layer, layer_trained = max(map(_numel, layers)), max(_numel(layer, trained=True) for layer in layers)
-        rest, rest_trained = _numel(model) - inner, _numel(model, trained=True) - trained
-        return Units(len(layers), layer, layer_trained, rest, rest_trained, rest_trained + trained)
+        apart, apart_trained = (sum(one.numel() for one in tables if one.requires_grad or not only) for only in (False, True))
+        rest, rest_trained = _numel(model) - inner - apart, _numel(model, trained=True) - trained - apart_trained
+        return Units(len(layers), layer, layer_trained, rest, rest_trained, rest_trained + trained, apart)
 
     @property
     def all_bytes(self) -> int:
         """Bytes of the whole model in 32 bits."""
-        return FLOAT * (self.root + self.layers * self.layer)
+        return FLOAT * (self.root + self.layers * self.layer + self.tables)
 
     def held_bytes(self, processes: int, average: bool) -> dict[str, int]:
         """Return the bytes that each process holds throughout."""

@@ -50,10 +50,10 @@ def start_processes(arguments: TrainingArguments) -> PartialState:
 
 
 def _check_launch() -> None:
-    """Refuse what `accelerate launch` was asked for and silently leaves out on a CPU.
+    """Refuse what `accelerate launch` was asked for and stages do not do, or silently leaves out on a CPU.
 
     Raises:
-        InputError: several processes were asked for and this is the only one; or DeepSpeed.
+        InputError: several processes were asked for and this is the only one; or DeepSpeed, tensor or context parallelism.
     """
     asked = os.environ.get
     # `accelerate launch --cpu --num_processes 2` sets the address of a main process, but no rank.
@@ -63,6 +63,11 @@ def _check_launch() -> None:
         raise InputError(
             "num_processes: accelerate launch was asked for several processes and started one; on CPUs launch with "
             "ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m modeling_cllm4rec ..."
+        )
+    if asked("ACCELERATE_USE_PARALLELISM_CONFIG", "false").lower() == "true":
+        raise InputError(
+            "parallelism_config is set in the launch configuration, but stages train data parallel, with whole or sharded "
+            "weights; leave it out, and launch by recipes/accelerate_configs/fsdp2.yaml to shard the weights"
         )
     if asked("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
         raise InputError(f"distributed_type DEEPSPEED is not supported; {IN_PLACE_OF_DEEPSPEED}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from typing import Any
 
 import peft
@@ -13,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.core.recommender import RecommenderModel
 from modeling_cllm4rec.training.arguments import TrainingArguments
+from modeling_cllm4rec.training.row_sharding import rows_each
 
 
 def tune_backbone(model: RecommenderModel, arguments: TrainingArguments) -> peft.PeftModel | None:
@@ -87,7 +87,7 @@ class TrainedRows:
     def zero_others(self, weight: Any) -> None:
         """Zero the gradient of the other rows in the shard of a matrix that this process holds: a DTensor sharded by rows."""
         local = weight.grad.to_local()
-        first = weight.device_mesh.get_local_rank() * math.ceil(len(self.rows) / weight.device_mesh.size())
+        first = weight.device_mesh.get_local_rank() * rows_each(len(self.rows), weight.device_mesh.size())
         local *= self.rows[first : first + len(local)].to(local.device)[:, None]
 
     @staticmethod

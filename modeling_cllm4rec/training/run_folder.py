@@ -23,7 +23,7 @@ NOT_PART_OF_A_RUN = (
     *("resume", "resume_from_checkpoint", "overwrite", "stop_after_steps", "report_to", "save_steps", "save_minutes"),
     *("output", "data", "start", "backbone", "index", "max_memory", "push_to_hub", "hub_model_id", "hub_private_repo"),
     "hub_strategy",
-    *("fsdp", "fsdp_config", "per_device_train_batch_size", "gradient_accumulation_steps"),
+    *("fsdp", "fsdp_config", "shard_tables_above", "per_device_train_batch_size", "gradient_accumulation_steps"),
 )
 """Arguments that a resumed run may change: they do not change the result, or their content is compared instead.
 

@@ -3,10 +3,14 @@
 A unit is gathered before it computes and freed after it: each decoder layer is one, and the root (ID tables, word embeddings,
 output layer) is another, which stays whole during a step. accelerate shards on GPUs alone and says nothing on a CPU, so the
 model is sharded here, by one path for both.
+
+ID tables of which a step reads only some rows are no part of the root: large ones are sharded by rows and never gathered, see
+`row_sharding`, small ones are whole on each process.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,16 +19,21 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.core.processes import process_count, process_number
 from modeling_cllm4rec.core.recommender import RecommenderModel
 from modeling_cllm4rec.training.arguments import TrainingArguments
-from modeling_cllm4rec.training.estimates import Units
+from modeling_cllm4rec.training.estimates import FLOAT, GB, Units
 from modeling_cllm4rec.training.parameters import TrainedRows
+from modeling_cllm4rec.training.row_sharding import shard_rows
+from modeling_cllm4rec.training.sparse_rows import sparse_tables
+
+logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -39,9 +48,11 @@ class ShardingSettings:
     Attributes:
         reshard_after_forward: free a layer after its forward pass and gather it again for the backward pass, as ZeRO-3 does.
             False keeps the layers whole between the two, as ZeRO-2 does.
+        shard_tables_above: GB (10^9 bytes) of the largest ID table that is whole on each process, if steps read only some rows.
     """
 
     reshard_after_forward: bool = True
+    shard_tables_above: float = 0.0
 
 
 def sharding_settings(arguments: TrainingArguments) -> ShardingSettings | None:
@@ -52,7 +63,7 @@ def sharding_settings(arguments: TrainingArguments) -> ShardingSettings | None:
 
     Example:
         >>> sharding_settings(TrainingArguments(data="d", output="o", fsdp=True))
-        ShardingSettings(reshard_after_forward=True)
+        ShardingSettings(reshard_after_forward=True, shard_tables_above=0.0)
     """
     launched = _flag(LAUNCHED)
     if launched:
@@ -63,7 +74,7 @@ def sharding_settings(arguments: TrainingArguments) -> ShardingSettings | None:
         raise InputError("torch_compile and fsdp are both set; sharded layers are not compiled: leave one of them out")
     given = arguments.fsdp_config if isinstance(arguments.fsdp_config, dict) else {}
     default = _flag("FSDP_RESHARD_AFTER_FORWARD", "true") if launched else True
-    return ShardingSettings(bool(given.get("reshard_after_forward", default)))
+    return ShardingSettings(bool(given.get("reshard_after_forward", default)), arguments.shard_tables_above)
 
 
 def _check_launched() -> None:
@@ -115,13 +126,14 @@ class Sharding:
 
     Args:
         model: whole and the same on each process, on any device. It is changed in place: its parameters become DTensors on
-            `device`, sharded by rows.
+            `device`, sharded by rows, but for small ID tables of which steps read only some rows.
         settings: see `ShardingSettings`.
         device: of this process.
         bf16: whether layers are gathered in bfloat16; the shards, and the sums of gradients, stay in 32 bits.
 
     Attributes:
         units: the numbers of weights that are gathered together.
+        tables: name -> ID table of which steps read only some rows; empty if they read all of them.
 
     Raises:
         InputError: one process alone, or a backbone whose layers cannot be found.
@@ -131,7 +143,8 @@ class Sharding:
         check_processes(process_count())
         self.model, self.settings = model, settings
         layers = decoder_layers(model)
-        self.units = Units.of(model, layers)
+        self.tables = _tables_read_by_rows(model)
+        self.units = Units.of(model, layers, [table.weight for table in self.tables.values()])
         hooks = {name: rows for name, weight in model.named_parameters() if (rows := TrainedRows.of(weight)) is not None}
         # torch has no way back from `fully_shard`. What it changes in a module is its class, its hooks and some attributes.
         self._before = [(module, type(module), _hooks(module), set(vars(module))) for module in model.modules()]
@@ -144,11 +157,25 @@ class Sharding:
             for norm in _norms(layer) if bf16 else ():  # as under autocast, they compute in 32 bits
                 fully_shard(norm, mesh=mesh, reshard_after_forward=False)
             fully_shard(layer, mesh=mesh, reshard_after_forward=settings.reshard_after_forward, mp_policy=policy)
-        fully_shard(model, mesh=mesh)
+        self._place_tables(mesh, device)
+        fully_shard(model, mesh=mesh, ignored_params=set(map(_weight, self.tables.values())))
         self._added = [set(vars(module)) - names for module, _, _, names in self._before]
         for name, weight in model.named_parameters():
             if name in hooks:  # hooks on the gradient of a whole weight went with that weight
                 weight.register_post_accumulate_grad_hook(hooks[name].zero_others)
+
+    def _place_tables(self, mesh: DeviceMesh, device: torch.device) -> None:
+        """Share out the rows of large tables, and bring small ones whole to the device."""
+        for name, table in self.tables.items():
+            size = FLOAT * table.weight.numel() / GB
+            sharded = size > self.settings.shard_tables_above
+            if sharded:
+                shard_rows(table, mesh, device)
+            else:
+                table.to(device)
+            if process_number() == 0:
+                place = f"sharded by rows over {mesh.size()} processes" if sharded else "whole on each process"
+                logger.info("%s (%s rows, %.3g GB) is %s", name, f"{len(table.weight):,}", size, place)
 
     def within_forward(self, function: Callable[[], Result]) -> Result:
         """Call a function within the model's forward pass, where the root's weights are whole and layers can be called.
@@ -177,7 +204,7 @@ class Sharding:
         slots = [(module, name, weight) for module in self.model.modules() for name, weight in _own_parameters(module)]
         for _, _, weight in slots:  # tied weights are one
             if id(weight) not in whole:
-                full = weight.full_tensor()
+                full = weight.full_tensor() if isinstance(weight, DTensor) else weight.detach()
                 moved = full.cpu() if is_main else full.to("meta")
                 whole[id(weight)] = nn.Parameter(moved, requires_grad=weight.requires_grad)
         for (module, kind, hooks, _), added in zip(self._before, self._added, strict=True):
@@ -222,6 +249,19 @@ def decoder_layers(model: RecommenderModel) -> list[nn.Module]:
         )
     inner = {id(module) for layer in layers for module in layer.modules() if module is not layer}
     return [layer for layer in layers if id(layer) not in inner]
+
+
+def _tables_read_by_rows(model: RecommenderModel) -> dict[str, nn.Embedding]:
+    """Return the ID tables of a model that trains some of them with sparse gradients, frozen ones too: none is read whole."""
+    if not sparse_tables(model):
+        return {}
+    ids = {id(weight) for weight in model.id_parameters}
+    tables = {name: module for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
+    return {name: table for name, table in tables.items() if id(table.weight) in ids}
+
+
+def _weight(table: nn.Embedding) -> Any:
+    return table.weight
 
 
 def _norms(layer: nn.Module) -> list[nn.Module]:

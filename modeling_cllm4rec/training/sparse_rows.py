@@ -12,9 +12,12 @@ from typing import Any
 
 import torch
 from torch import distributed, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
 from modeling_cllm4rec.core.processes import process_count
+from modeling_cllm4rec.training.parameters import local_part
+from modeling_cllm4rec.training.row_sharding import exchange, first_row, to_owners
 
 
 class RowwiseAdagrad(torch.optim.Optimizer):
@@ -24,7 +27,8 @@ class RowwiseAdagrad(torch.optim.Optimizer):
     row without a gradient, and a row whose gradient is zero, keeps its value and its sum. The state is one number for each row.
 
     Args:
-        params: tables (rows, width), or groups of them; their gradients are coalesced sparse tensors.
+        params: tables (rows, width), or groups of them; their gradients are coalesced sparse tensors. Of a table sharded by
+            rows a process has the gradients, and the state, of its own rows.
         lr: learning rate.
         eps: keeps a row whose sum is zero where it is.
 
@@ -42,7 +46,7 @@ class RowwiseAdagrad(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "eps": eps})
         for group in self.param_groups:
             for table in group["params"]:
-                self.state[table]["sum"] = torch.zeros(len(table), device=table.device)
+                self.state[table]["sum"] = torch.zeros_like(table.detach()[:, 0], dtype=torch.float32)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -51,11 +55,11 @@ class RowwiseAdagrad(torch.optim.Optimizer):
             for table in group["params"]:
                 if table.grad is None:
                     continue
-                rows, gradient = table.grad.indices()[0], table.grad.values()  # coalesced: each row once
-                sums = self.state[table]["sum"]
+                rows, gradient = named_rows(table), table.grad.values()  # coalesced: each row once
+                sums = local_part(self.state[table]["sum"])
                 sums[rows] += gradient.float().square().mean(1)
                 sizes = group["lr"] / (sums[rows].sqrt() + group["eps"])
-                table[rows] -= sizes[:, None].to(gradient.dtype) * gradient
+                local_part(table)[rows] -= sizes[:, None].to(gradient.dtype) * gradient
 
 
 class CombinedOptimizer(torch.optim.Optimizer):
@@ -116,20 +120,50 @@ def held_back(tables: Iterable[torch.Tensor]) -> Iterator[None]:
 
 @torch.no_grad()
 def average_over_processes(tables: Iterable[torch.Tensor]) -> None:
-    """Replace the sparse gradients of all processes by their mean, coalesced; all processes must call this."""
+    """Replace the sparse gradients of all processes by their mean, coalesced; all processes must call this.
+
+    Of a table sharded by rows each process gets the mean of its own rows alone.
+    """
     for table in tables:
         if table.grad is not None:
             table.grad = table.grad.coalesce()
-        if process_count() > 1:
+        if isinstance(table, DTensor):
+            table.grad = _mean_at_owner(table)
+        elif process_count() > 1:
             table.grad = _mean_gradient(table)
+
+
+def named_rows(table: torch.Tensor) -> torch.Tensor:
+    """Return the rows that a coalesced sparse gradient names, counted from the first row that this process holds."""
+    assert table.grad is not None
+    return table.grad.indices()[0] - first_row(table)
+
+
+def _rows_and_values(table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the rows and the values of a coalesced gradient, none of them without a gradient."""
+    if table.grad is not None:
+        return table.grad.indices()[0], table.grad.values()
+    rows = torch.empty(0, dtype=torch.long, device=table.device)
+    return rows, torch.empty(0, table.shape[1], dtype=table.dtype, device=table.device)
+
+
+def _mean_at_owner(table: DTensor) -> torch.Tensor | None:
+    """Send the coalesced gradients of all processes to the owners of the rows; return the mean of the own rows, None if none."""
+    rows, values = _rows_and_values(table)
+    going, coming = to_owners(rows, table)
+    # In the order of the processes, so that a sum has the same bits in each run.
+    rows, values = (exchange(mine, going, coming) for mine in (rows, values))
+    return _mean(rows, values, table) if len(rows) else None
+
+
+def _mean(rows: torch.Tensor, values: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    mean = torch.sparse_coo_tensor(rows[None], values / process_count(), table.shape, check_invariants=False)
+    return mean.coalesce()
 
 
 def _mean_gradient(table: torch.Tensor) -> torch.Tensor | None:
     """Return the mean of the coalesced gradients of a table, None where no process has one."""
-    rows = torch.empty(0, dtype=torch.long, device=table.device)
-    values = torch.empty(0, table.shape[1], dtype=table.dtype, device=table.device)
-    if table.grad is not None:
-        rows, values = table.grad.indices()[0], table.grad.values()
+    rows, values = _rows_and_values(table)
     counts = torch.zeros(process_count(), dtype=torch.long, device=table.device)
     distributed.all_gather_into_tensor(counts, torch.tensor([len(rows)], device=table.device))
     longest = int(counts.max())
@@ -142,26 +176,35 @@ def _mean_gradient(table: torch.Tensor) -> torch.Tensor | None:
         distributed.all_gather(everyone, padded)
         gathered.append(torch.cat([one[:count] for one, count in zip(everyone, counts.tolist(), strict=True)]))
     # The same order of terms on each process gives the same sums to the bit.
-    rows, values = gathered
-    mean = torch.sparse_coo_tensor(rows[None], values / process_count(), table.shape, check_invariants=False)
-    return mean.coalesce()
+    return _mean(gathered[0], gathered[1], table)
 
 
 @torch.no_grad()
 def clip_gradients(parameters: Iterable[torch.Tensor], max_norm: float) -> torch.Tensor:
     """Clip gradients to a total norm, as `torch.nn.utils.clip_grad_norm_` does; sparse ones are read row by row.
 
+    If a parameter is sharded, all processes must call this: the squares of their own parts add up.
+
     Args:
-        parameters: dense gradients, and coalesced sparse ones.
+        parameters: with dense gradients, and coalesced sparse ones.
         max_norm: `inf` clips nothing.
 
     Returns:
         () the norm before clipping.
     """
-    gradients = [one.grad for one in parameters if one.grad is not None]
-    values = [one.values() if one.is_sparse else one for one in gradients]
-    norm = get_total_norm(values)
-    torch._foreach_mul_(values, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+    whole, parts, shared = list[torch.Tensor](), list[torch.Tensor](), None
+    for parameter in parameters:
+        if isinstance(parameter, DTensor) and shared is None:
+            shared = torch.zeros((), device=parameter.device)
+        if parameter.grad is not None:
+            gradient = parameter.grad.values() if parameter.grad.is_sparse else local_part(parameter.grad)
+            (parts if isinstance(parameter, DTensor) else whole).append(gradient)
+    norm = get_total_norm(whole)
+    if shared is not None:
+        shared += get_total_norm(parts).square().to(shared.device)
+        distributed.all_reduce(shared)
+        norm = (norm.square().to(shared.device) + shared).sqrt()
+    torch._foreach_mul_(whole + parts, (max_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm
 
 
@@ -171,5 +214,6 @@ __all__ = [
     "average_over_processes",
     "clip_gradients",
     "held_back",
+    "named_rows",
     "sparse_tables",
 ]

@@ -206,7 +206,7 @@ class RecommenderTrainer(Trainer):
             kind, _, rest = name.partition(".")
             if kind == "optimizer":
                 return optimized[int(rest.partition(".")[0])]
-            return self.parameters.get(rest if kind in ("model", "average") else name)
+            return self.parameters.get(rest if kind in ("model", "average", "average-kept-at") else name)
 
         return place
 
@@ -350,16 +350,8 @@ class RecommenderTrainer(Trainer):
         return norm
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """Create the optimizer, see `parameters.parameter_groups`; that of sparse tables is `RowwiseAdagrad`.
-
-        Raises:
-            InputError: the sparse tables are sharded.
-        """
+        """Create the optimizer, see `parameters.parameter_groups`; that of sparse tables is `RowwiseAdagrad`."""
         if self.optimizer is None:
-            if any(isinstance(table, DTensor) for table in self.sparse_tables):
-                raise InputError(
-                    "id_optim is 'rowwise_adagrad', which needs whole ID tables, but they are sharded; set id_optim: optim"
-                )
             kind, settings = self.get_optimizer_cls_and_kwargs(self.args)
             groups, sparse = parameter_groups(self.stage.model, self.stage.arguments), set(map(id, self.sparse_tables))
             rows = [group for group in groups if id(group["params"][0]) in sparse]
@@ -432,7 +424,7 @@ class RecommenderTrainer(Trainer):
     @property
     def writes(self) -> bool:
         """Whether this process takes part in writing a checkpoint: the main one, of sharded weights all of them."""
-        return self.args.should_save or self.sharding is not None
+        return self.args.should_save or any(isinstance(weight, DTensor) for weight in self.parameters.values())
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Write trained weights, moments, averages and progress, whole or not at all."""

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from modeling_cllm4rec.training.parameters import local_part
+from modeling_cllm4rec.training.sparse_rows import named_rows
 
 PREFIX = "average."
 KEPT, KEPT_AT = "average-kept", "average-kept-at."
@@ -54,7 +55,7 @@ class WeightAverage:
         self._kept = torch.zeros((), dtype=torch.float64)  # logarithm of the product of all decays so far
         # Its value when the average of a row was last computed.
         self._kept_at = {
-            name: torch.zeros(len(weight), dtype=torch.float64, device=weight.device)
+            name: torch.zeros_like(weight.detach()[:, 0], dtype=torch.float64)
             for name, weight in parameters.items()
             if id(weight) in lazy
         }
@@ -64,9 +65,8 @@ class WeightAverage:
     def before_step(self) -> None:
         """Bring the averages of the rows with a gradient up to date, while their weights are those of the steps before."""
         for name in self._kept_at:
-            gradient = self._parameters[name].grad
-            if gradient is not None:
-                self._moving[name] = gradient.indices()[0]
+            if self._parameters[name].grad is not None:
+                self._moving[name] = named_rows(self._parameters[name])
                 self._catch_up(name, self._moving[name])
 
     @torch.no_grad()
@@ -107,15 +107,16 @@ class WeightAverage:
     @torch.no_grad()
     def _catch_up(self, name: str, rows: torch.Tensor | slice) -> None:
         """Average some rows of a table over the steps since they were last averaged, in which their weights did not change."""
-        kept = (self._kept - self._kept_at[name][rows]).exp()[:, None].float()
-        weights = self._parameters[name][rows]
+        kept_at = local_part(self._kept_at[name])
+        kept = (self._kept - kept_at[rows]).exp()[:, None].float()
+        weights = local_part(self._parameters[name])[rows]
         self._averages[name][rows] = weights + (self._averages[name][rows] - weights) * kept
-        self._kept_at[name][rows] = self._kept.to(weights.device)
+        kept_at[rows] = self._kept.to(weights.device)
 
     def _catch_up_all(self) -> None:
         """Average all rows, some at a time."""
         for name, kept_at in self._kept_at.items():
-            for start in range(0, len(kept_at), ROWS_AT_ONCE):
+            for start in range(0, len(local_part(kept_at)), ROWS_AT_ONCE):
                 self._catch_up(name, slice(start, start + ROWS_AT_ONCE))
 
     @torch.no_grad()

@@ -36,11 +36,11 @@ def make_task(task: str, hidden: torch.Tensor, table: torch.Tensor, seed: int) -
     generator = torch.Generator().manual_seed(seed)
     targets = torch.randint(len(table), (len(hidden), TARGETS), generator=generator)
     hidden.requires_grad_(True)
-    table.requires_grad_(True)
+    rows = torch.nn.Embedding.from_pretrained(table, freeze=False, sparse=task == "sampled")
 
     def step() -> None:
-        hidden.grad = table.grad = None
-        nll = multinomial_nll(hidden, table, targets, item_loss=kinds[task], generator=generator, sparse=task == "sampled")
+        hidden.grad = rows.weight.grad = None
+        nll = multinomial_nll(hidden, rows, targets, item_loss=kinds[task], generator=generator)
         nll.mean().backward()
 
     return step

@@ -4,7 +4,8 @@
 
 A step is an L step of pretraining on 32 random histories of 20 items (640 states, 4,096 sampled items, mutual regularization, a
 frozen GPT-2 of one layer): loss, gradient, mean over processes, clipping, optimizer. `sparse` is `item_loss: sampled`. `dense` is
-the same with `id_optim: optim`, whose gradients and moments are those of whole tables. Each case runs in its own process.
+the same with `id_optim: optim`, whose gradients and moments are those of whole tables. `shared` is `sparse` on two processes that
+share the rows of all four tables; each takes such a step. Each case runs in its own process, or in its own two.
 """
 
 from __future__ import annotations
@@ -15,17 +16,22 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import torch
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
 from transformers import GPT2Config
 
 from modeling_cllm4rec.cllm4rec.configuration_cllm4rec import CLLM4RecConfig
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
 from modeling_cllm4rec.cllm4rec.objectives import PretrainingObjective, RegularizationConfig
 from modeling_cllm4rec.hub.machine import peak_memory
+from modeling_cllm4rec.training.parameters import local_part
+from modeling_cllm4rec.training.row_sharding import shard_rows
 from modeling_cllm4rec.training.sparse_rows import RowwiseAdagrad, average_over_processes, clip_gradients
 
-KINDS = ("sparse", "dense")
+KINDS = ("sparse", "dense", "shared")
 USERS, WORDS, HISTORIES, HISTORY, PROMPT = 10_000, 1000, 32, 20, 4
 
 
@@ -53,12 +59,18 @@ def measure(kind: str, num_items: int, width: int, repeats: int, seed: int = 0) 
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     model = make_model(num_items, width)
-    tables = [table.weight for table in model.tables("collaborative")]
     for table in model.tables("collaborative"):
-        table.sparse = kind == "sparse"
+        table.sparse = kind != "dense"
+    if kind == "shared":
+        distributed.init_process_group("gloo")
+        mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
+        for table in (*model.tables("collaborative"), *model.tables("content")):
+            shard_rows(table, mesh, torch.device("cpu"))
+        Path("/proc/self/clear_refs").write_text("5")  # the peak from here on: each process has read the whole model before
+    tables = [table.weight for table in model.tables("collaborative")]
     built = peak_memory()
     optimizer: torch.optim.Optimizer
-    if kind == "sparse":
+    if kind != "dense":
         optimizer = RowwiseAdagrad(tables, lr=1e-2)
     else:
         optimizer = torch.optim.AdamW(tables, lr=1e-3, weight_decay=0.0, fused=True)
@@ -67,7 +79,7 @@ def measure(kind: str, num_items: int, width: int, repeats: int, seed: int = 0) 
         start = time.process_time()
         objective = PretrainingObjective("collaborative", RegularizationConfig(), "sampled", seed=number)
         objective(model, HISTORIES, **random_batch(num_items, generator)).loss.backward()  # type: ignore[union-attr]
-        if kind == "sparse":
+        if kind != "dense":
             average_over_processes(tables)
             clip_gradients(tables, 10.0)
         else:
@@ -75,7 +87,9 @@ def measure(kind: str, num_items: int, width: int, repeats: int, seed: int = 0) 
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.process_time() - start)
-    held = sum(one.numel() * one.element_size() for one in model.parameters())
+    held = sum(local_part(one).numel() * one.element_size() for one in model.parameters())
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
     # The first step is a warm-up: it allocates.
     return {"seconds": statistics.median(seconds[1:]), "model_bytes": held, "above_model_bytes": peak_memory() - built}
 
@@ -85,7 +99,9 @@ def main(argv: list[str] | None = None) -> int:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--items", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], help="catalogue sizes")
     flags.add_argument("--widths", type=int, nargs="+", default=[64, 384], help="widths of the rows")
-    flags.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="sparse or dense gradients")
+    flags.add_argument(
+        "--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="sparse or dense gradients, or shared tables"
+    )
     flags.add_argument("--repeats", type=int, default=5, help="timed steps; the median is reported")
     flags.add_argument("--case", action="store_true", help="measure one case in this process and print it as JSON")
     arguments = flags.parse_args(argv)
@@ -97,7 +113,8 @@ def main(argv: list[str] | None = None) -> int:
     for width in arguments.widths:
         for num_items in arguments.items:
             for kind in arguments.kinds:
-                command = [sys.executable, __file__, "--case", "--kinds", kind, "--items", str(num_items)]
+                processes = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if kind == "shared" else []
+                command = [sys.executable, *processes, __file__, "--case", "--kinds", kind, "--items", str(num_items)]
                 command += ["--widths", str(width), "--repeats", str(arguments.repeats)]
                 row = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
                 sizes = f"{row['above_model_bytes'] / 1e9:.2f} | {row['model_bytes'] / 1e9:.2f}"

@@ -189,10 +189,10 @@ def test_a_sparse_gradient_is_that_of_the_dense_one(seed):
     hidden, table, targets = random_case(seed)
 
     def gradients(sparse):
-        given = [one.clone().requires_grad_() for one in (hidden, table)]
+        states, rows = hidden.clone().requires_grad_(), torch.nn.Embedding(*table.shape, sparse=sparse, _weight=table.clone())
         generator = torch.Generator().manual_seed(seed)
-        loss = multinomial_nll(*given, targets, item_loss="sampled", num_samples=3, generator=generator, sparse=sparse)
-        return torch.autograd.grad(loss.sum(), given)
+        loss = multinomial_nll(states, rows, targets, item_loss="sampled", num_samples=3, generator=generator)
+        return torch.autograd.grad(loss.sum(), [states, rows.weight])
 
     (hidden_dense, dense), (hidden_sparse, sparse) = gradients(False), gradients(True)
     assert sparse.is_sparse and torch.equal(hidden_dense, hidden_sparse)
@@ -253,8 +253,8 @@ def test_errors_name_what_is_allowed():
         multinomial_nll(hidden, table, targets, item_loss="softmax")
     with pytest.raises(ValueError, match="'sampled' draws items at random: give a generator"):
         multinomial_nll(hidden, table, targets, item_loss="sampled")
-    with pytest.raises(ValueError, match="sparse is True, but item_loss 'chunked' reads all rows; use item_loss='sampled'"):
-        multinomial_nll(hidden, table, targets, item_loss="chunked", sparse=True)
+    with pytest.raises(ValueError, match="table.sparse is True, but item_loss 'chunked' reads all rows; use item_loss='sampled'"):
+        multinomial_nll(hidden, torch.nn.Embedding(*table.shape, sparse=True), targets, item_loss="chunked")
     with pytest.raises(ValueError, match="chunk_size is 0; it must be 1 or more"):
         multinomial_nll(hidden, table, targets, item_loss="chunked", chunk_size=0)
     for number in (0, 12):

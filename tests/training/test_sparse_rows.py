@@ -194,9 +194,9 @@ def test_sampled_items_and_sparse_rows_reach_the_validation_of_the_exact_loss() 
         )
         for _ in range(300):
             targets = torch.multinomial(shares, 4, replacement=True, generator=draws)
-            options: dict[str, Any] = {"item_loss": item_loss, "num_samples": 30, "generator": draws, "sparse": sparse}
+            options: dict[str, Any] = {"item_loss": item_loss, "num_samples": 30, "generator": draws}
             optimizer.zero_grad()
-            multinomial_nll(states, rows.weight, targets, **options).mean().backward()
+            multinomial_nll(states, rows, targets, **options).mean().backward()
             average_over_processes([rows.weight] if sparse else [])
             optimizer.step()
         found[item_loss] = float(multinomial_nll(states, rows.weight.detach(), validation).mean()) / 200
@@ -240,12 +240,6 @@ def test_when_rows_are_sparse(finetune_arguments: MakeFinetune) -> None:
     for one in ("auto", "exact", "chunked"):
         with pytest.raises(InputError, match=f"id_optim is 'rowwise_adagrad', but item_loss '{one}' has a gradient for all rows"):
             finetune_arguments(item_loss=one, id_optim="rowwise_adagrad")
-
-
-def test_sharded_tables_are_refused(finetune_arguments: MakeFinetune, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "DTensor", torch.nn.Parameter)
-    with pytest.raises(InputError, match="id_optim is 'rowwise_adagrad', which needs whole ID tables.*set id_optim: optim"):
-        finetune(finetune_arguments(item_loss="sampled", id_optim="rowwise_adagrad"))
 
 
 def test_gradients_without_clipping(finetune_arguments: MakeFinetune) -> None:

@@ -163,8 +163,12 @@ def test_the_trainer_equals_a_plain_loop(
             {"ACCELERATE_USE_DEEPSPEED": "true"},
             "distributed_type DEEPSPEED is not supported; .* by recipes.*fsdp2.yaml: .* ZeRO-3",
         ),
+        (
+            {"ACCELERATE_USE_PARALLELISM_CONFIG": "true", "PARALLELISM_CONFIG_TP_SIZE": "2"},
+            "parallelism_config is set in the launch configuration, .*; leave it out, and launch by recipes.*fsdp2.yaml",
+        ),
     ],
-    ids=["one of two", "fsdp", "deepspeed"],
+    ids=["one of two", "fsdp", "deepspeed", "tensor parallelism"],
 )
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="accelerate does what it is asked for where there is a GPU")
 def test_what_accelerate_silently_leaves_out(
