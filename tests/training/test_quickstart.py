@@ -133,6 +133,23 @@ def test_a_wrong_argument_leaves_nothing_behind(
     assert not (tmp_path / "run").exists() and calls == []
 
 
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"user_column": "customer"}, r"^unknown argument 'user_column'; pass prepare=\{'user_column': \.\.\.\}$"),
+        ({"teacher": "ease"}, r"^unknown argument 'teacher'; pass finetuning=\{'teacher': \.\.\.\}$"),
+        ({"num_epochs": 3}, "^unknown argument 'num_epochs'; did you mean .*'num_train_epochs'"),
+        ({"prepare": {"kcore": 5}}, r"^prepare: unknown argument 'kcore'; did you mean 'k_core'"),
+        ({"prepare": {"num_train_epochs": 5}}, r"^prepare: unknown argument 'num_train_epochs'; pass pretraining="),
+        ({"finetuning": {"content_share": 0.5}}, r"^finetuning: unknown argument 'content_share'; pass pretraining="),
+    ],
+)
+def test_an_unknown_argument_is_named_with_its_place(tmp_path: Path, bad: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        train_recommender(tmp_path / "nothing.csv", tmp_path / "run", **bad)
+    assert not (tmp_path / "run").exists()
+
+
 def test_prepared_data_is_used_again_until_its_tables_change(
     synthetic_dataset: SyntheticDataset, tiny_backbones: dict[str, Path], tmp_path: Path, calls: list[Any]
 ) -> None:
