@@ -162,8 +162,8 @@ def test_texts_without_a_known_name_are_reported_with_the_flag_that_reads_them(c
     with caplog.at_level(logging.INFO):
         read_texts(items, name="item_id")
     assert (
-        "texts that models read: none; kept, not read by models: Bezeichnung; give one a role: --text title='Bezeichnung', in Python "
-        "text={'title': 'Bezeichnung'}"
+        "texts that models read: none; kept, not read by models: Bezeichnung; give one a role: --text title='Bezeichnung', in "
+        "Python text={'title': 'Bezeichnung'}"
     ) in caplog.text
     caplog.clear()
     with caplog.at_level(logging.INFO):

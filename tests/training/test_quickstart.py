@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -220,13 +219,18 @@ def test_a_backbone_of_its_own(synthetic_dataset: SyntheticDataset, tmp_path: Pa
     assert (tmp_path / "run" / "backbone" / "model.safetensors").is_file()
 
 
-def test_progress_is_shown_unless_logging_is_set_up() -> None:
-    """In a process of its own, because pytest sets up logging."""
-    code = (
-        "import sys, logging\nfrom modeling_cllm4rec.cllm4rec import quickstart\n"
-        "with quickstart._shown_log(False):\n    logging.getLogger('modeling_cllm4rec.x').info('not shown')\n"
-        "with quickstart._shown_log(True):\n    logging.getLogger('modeling_cllm4rec.x').info('an estimate')\n"
-        "logging.getLogger('modeling_cllm4rec.x').info('after')\n"
-    )
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
+def test_progress_is_shown_unless_logging_is_set_up(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    package, log = logging.getLogger("modeling_cllm4rec"), logging.getLogger("modeling_cllm4rec.x")
+    monkeypatch.setattr(own_data, "hide_loading_bars", lambda: None)  # it would be for all tests that follow
+    with own_data._shown_log(True):  # pytest has set up logging
+        log.info("not shown")
+    monkeypatch.setattr(package, "propagate", False)
+    monkeypatch.setattr(package, "handlers", [])
+    with own_data._shown_log(False):
+        log.info("not shown")
+    with own_data._shown_log(True):
+        log.info("an estimate")
+    log.info("after")
+    shown = capsys.readouterr().err
     assert shown.endswith("an estimate\n") and "after" not in shown and "not shown" not in shown
+    assert package.handlers == []
