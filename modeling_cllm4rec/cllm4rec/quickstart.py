@@ -21,11 +21,13 @@ from modeling_cllm4rec.cllm4rec.finetuning import finetune
 from modeling_cllm4rec.cllm4rec.pretraining import check_backbone, pretrain
 from modeling_cllm4rec.cllm4rec.prompts import Prompts
 from modeling_cllm4rec.core.console_log import ConsoleHandler, hide_loading_bars
-from modeling_cllm4rec.core.errors import ExistingFileError, InputError, MissingFileError
+from modeling_cllm4rec.core.errors import ExistingFileError, InputError, MissingFileError, nearest
 from modeling_cllm4rec.corpora.atomic_files import atomic_file, atomic_folder
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.corpora.dataset_sources import HUB_PREFIX
 from modeling_cllm4rec.corpora.memory_tables import TableLike, as_table, is_in_memory
+from modeling_cllm4rec.corpora.preparation import prepare_folder
+from modeling_cllm4rec.corpora.raw_data import open_raw_data
 from modeling_cllm4rec.corpora.raw_data import prepare as prepare_data
 from modeling_cllm4rec.corpora.readers import checksum
 from modeling_cllm4rec.evaluation.evaluator import comparison_table, evaluate
@@ -78,7 +80,8 @@ def train_recommender(
             a pretrained model is slower and usually better.
         items: `item_id` and texts (`title`, `brand`, `categories`, `description`, or known names such as `genres`).
         users: `user_id` and `biography`.
-        prepare: arguments of `raw_data.prepare`, such as `{"split": "temporal", "k_core": 5, "text": {"title": "headline"}}`.
+        prepare: arguments of `raw_data.prepare`, such as `{"split": "temporal", "k_core": 5}`, or, for columns with other names,
+            `{"user_column": "customer", "item_column": "article", "text": {"title": "headline"}}`.
         pretraining, finetuning: arguments of one stage, fields of `PretrainArguments` and `FinetuneArguments`.
         config: YAML file with the defaults of both stages, or the name of one that the package brings (recipes/configs).
         overwrite: whether to replace an earlier run in `output` that had other tables or arguments, and to train again from the
@@ -90,7 +93,7 @@ def train_recommender(
         The finished model, loaded from `output`.
 
     Raises:
-        InputError: the tables cannot be read, an argument has a value that is not allowed, or
+        InputError: the tables cannot be read, an argument is unknown or has a value that is not allowed, or
             `output` holds a run with other arguments.
         MissingFileError: there is no such backbone or file.
         ExistingFileError: `output` holds data prepared from other tables or with other arguments.
@@ -107,6 +110,7 @@ def train_recommender(
     shared = current_names(shared, FinetuneArguments)
     pretraining = current_names(pretraining or {}, PretrainArguments)
     finetuning = current_names(finetuning or {}, FinetuneArguments)
+    _check_names(shared, prepare or {}, pretraining, finetuning)
     first = {**stage_settings(recipe, config, PretrainArguments, "pretrain"), **place, **shared, **pretraining}
     second = {**stage_settings(recipe, config, FinetuneArguments, "finetune"), **place, **shared, **finetuning}
     for given in (shared, pretraining, finetuning):
@@ -135,6 +139,35 @@ def train_recommender(
     return model
 
 
+def _check_names(
+    shared: Mapping[str, Any], prepare: Mapping[str, Any], pretraining: Mapping[str, Any], finetuning: Mapping[str, Any]
+) -> None:
+    """Refuse arguments that nothing here takes, and say where those belong that were passed at the wrong place.
+
+    Raises:
+        InputError: the name, and the place where it is known or the nearest names.
+    """
+    own = {"output", "overwrite", "sources"} & set(prepare)
+    if own:
+        raise InputError(f"prepare has {min(own)!r}, which train_recommender sets; pass it to train_recommender, or remove it")
+    read, written = open_raw_data.__kwdefaults__ or {}, prepare_folder.__kwdefaults__ or {}
+    known = {
+        "prepare": {*read, *written} - {"overwrite", "sources", "source_columns", "on_step"},
+        "pretraining": {one.name for one in dataclasses.fields(PretrainArguments)},
+        "finetuning": {one.name for one in dataclasses.fields(FinetuneArguments)},
+    }
+    given = {"prepare": prepare, "pretraining": pretraining, "finetuning": finetuning}
+    places = [("", shared, known["pretraining"] & known["finetuning"])]
+    places += [(f"{place}: ", given[place], known[place]) for place in given]
+    for place, arguments, allowed in places:
+        for name in arguments:
+            if name in allowed:
+                continue
+            home = next((home for home, names in known.items() if name in names), None)
+            advice = f"pass {home}={{{name!r}: ...}}" if home else nearest(name, sorted(allowed))
+            raise InputError(f"{place}unknown argument {name!r}; {advice}")
+
+
 def _prepared(
     output: Path, tables: Mapping[str, TableLike | None], prepare: Mapping[str, Any], overwrite: bool
 ) -> RecommendationData:
@@ -142,11 +175,8 @@ def _prepared(
 
     Raises:
         ExistingFileError: it was prepared from others, and `overwrite` is not set.
-        InputError: as `raw_data.prepare`, or `prepare` has an argument that this function sets.
+        InputError: as `raw_data.prepare`.
     """
-    own = sorted({"output", "overwrite", "sources"} & set(prepare))
-    if own:
-        raise InputError(f"prepare has {own[0]!r}, which train_recommender sets; pass it to train_recommender, or remove it")
     folder = output / "data"
     given = {name: as_table(table) if table is not None and is_in_memory(table) else table for name, table in tables.items()}
     sources = [_source(name, table) for name, table in given.items() if table is not None]

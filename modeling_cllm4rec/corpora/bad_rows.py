@@ -14,8 +14,8 @@ NAMED = 5
 """Most ids or rows that a message lists."""
 
 
-def reject(column: pa.Array, bad: npt.NDArray[np.bool_], complaint: str, first_row: int = 1) -> None:
-    """Raise an InputError that lists the first bad rows of a column, if there are any.
+def reject(column: pa.Array, bad: npt.NDArray[np.bool_], complaint: str, first_row: int = 1, advice: str = "") -> None:
+    """Raise an InputError that lists the first bad rows of a column, if there are any, and says what to do.
 
     >>> reject(pa.array(["5", "soon"]), np.array([False, True]), "time is not a number")
     Traceback (most recent call last):
@@ -23,7 +23,8 @@ def reject(column: pa.Array, bad: npt.NDArray[np.bool_], complaint: str, first_r
     """
     rows = np.flatnonzero(bad)
     if len(rows):
-        raise InputError(f"{complaint} in {row_numbers(rows, first_row)}: {first_of(column.take(pa.array(rows)))}")
+        listed = first_of(column.take(pa.array(rows)))
+        raise InputError(f"{complaint} in {row_numbers(rows, first_row)}: {listed}{f'; {advice}' if advice else ''}")
 
 
 def row_numbers(rows: npt.NDArray[np.int64], first_row: int = 1) -> str:

@@ -422,9 +422,12 @@ def _with_roles(
     ]
     unread = [column for column in kept if column not in roles_of(name)]
     logger.info(
-        "%s: texts that models read: %s%s",
+        "%s: texts that models read: %s%s%s",
         source,
         ", ".join(read) or "none",
         f"; kept, not read by models: {', '.join(unread)}" if unread else "",
+        f"; give one a role: --text {roles_of(name)[0]}={unread[0]!r}, in Python text={{{roles_of(name)[0]!r}: {unread[0]!r}}}"
+        if unread and not read
+        else "",
     )
     return result

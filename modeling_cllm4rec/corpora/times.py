@@ -29,6 +29,10 @@ TOO_LARGE = "timestamp does not fit into 64 bits"
 """Message about a time beyond 64 bits."""
 FAR_DATE = f"{TOO_LARGE} in ns, which pandas 2 counts in all dates and pandas 3 in dates with nine decimals,"
 COMPLAINT = "timestamp is neither seconds since 1970 nor an ISO-8601 time"
+OTHER_DATES = "write such dates as 2024-12-31, with pandas: frame[COLUMN] = pandas.to_datetime(frame[COLUMN], dayfirst=True)"
+"""Advice about dates in another form than ISO-8601."""
+DATE = r"^\d{1,4}[./-]\d{1,2}[./-]\d{1,4}\b"
+"""A text that begins with a date in any order of day, month and year."""
 _TIME_WORDS = ("time", "date", "_dt", "dt_", "timestamp", "_ts", "_at", "created", "when", "unix")
 
 
@@ -125,7 +129,7 @@ def _parse_texts(column: pa.Array, first_row: int) -> pa.Array:
         if times.dt.unit == "ns":  # 64 bits count nanoseconds of the years 1678 to 2261
             years = column.to_pandas().str.extract(r"^\s*(\d{4})-", expand=False).astype(np.float64)
             reject(column, bad & ((years < 1678) | (years > 2261)).to_numpy(), FAR_DATE, first_row)
-        reject(column, bad, COMPLAINT, first_row)
+        reject(column, bad, COMPLAINT, first_row, OTHER_DATES if pc.any(pc.match_substring_regex(texts, DATE)).as_py() else "")
         return _coarsest(times.astype("int64").to_numpy(), times.dt.unit)
     strange = np.isnan(numbers)
     if pd.to_datetime(column.filter(pa.array(strange)).to_pandas(), errors="coerce", utc=True, format="ISO8601").notna().all():

@@ -95,6 +95,7 @@ def train_backbone(
     tokenizer = train_tokenizer(texts, vocab_size, context_length)
     set_seed(seed)
     model = small_decoder(tokenizer, hidden_size, layers, heads)
+    model.loss_type = "ForCausalLM"  # transformers derives none from the name GPT2LMHeadModel, and would warn of it
     ids = tokenizer([text + END for text in texts], truncation=True, max_length=max_text_tokens or context_length)["input_ids"]
     documents = Dataset.from_dict({"input_ids": ids, "length": [len(row) for row in ids]})
     arguments = TrainingArguments(

@@ -271,6 +271,12 @@ def test_times_within_a_second_order(tmp_path: Path, times: Any) -> None:
         ([1, None], "in row 2: None"),
         (["5", "soon"], "in row 2: 'soon'"),
         (["2020-01-01", "2020-13-01"], "in row 2: '2020-13-01'"),
+        (
+            ["31.12.2024 18:21", "1.1.2025"],
+            r"'31.12.2024 18:21', '1.1.2025'; write such dates as .*to_datetime.*dayfirst=True\)$",
+        ),
+        (["2024-12-31", "12/31/2024"], "in row 2: '12/31/2024'; write such dates as 2024-12-31, with pandas"),
+        (["soon", "later"], "in rows 1, 2: 'soon', 'later'$"),
         (["2020-01-01", ""], "in row 2: ''"),
         (["2020-01-01T00:00:00.123456789", "3000-01-01"], "does not fit into 64 bits in ns, .* in row 2: '3000-01-01'"),
         (["2020-01-01T00:00:00.123456789", "2020-13-01"], "nor an ISO-8601 time in row 2: '2020-13-01'"),

@@ -157,6 +157,20 @@ def test_roles_that_are_given_and_guessed(caplog: pytest.LogCaptureFixture) -> N
     assert users.to_pylist() == [{"user_id": 1, "biography": "reads"}]
 
 
+def test_texts_without_a_known_name_are_reported_with_the_flag_that_reads_them(caplog: pytest.LogCaptureFixture) -> None:
+    items = [{"item_id": "1", "Bezeichnung": "Tee"}]
+    with caplog.at_level(logging.INFO):
+        read_texts(items, name="item_id")
+    assert (
+        "texts that models read: none; kept, not read by models: Bezeichnung; give one a role: --text title='Bezeichnung', in "
+        "Python text={'title': 'Bezeichnung'}"
+    ) in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        read_texts(items, name="item_id", text={"title": "Bezeichnung"})
+    assert "models read: title from Bezeichnung" in caplog.text and "give one a role" not in caplog.text
+
+
 def test_columns_of_interactions_are_guessed(caplog: pytest.LogCaptureFixture) -> None:
     rows = [{"reviewerID": "u", "asin": "i", "overall": 4.0, "unixReviewTime": 5, "reviewText": "good", "helpful": 1}]
     with caplog.at_level(logging.INFO):

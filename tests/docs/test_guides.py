@@ -52,6 +52,10 @@ def _saving(kind: Any) -> Callable[..., None]:
     return save
 
 
+BENCHMARKS = ("choose-a-system", "add-a-baseline")
+"""Guides that start a process for each model of a benchmark, which takes 20 seconds."""
+
+
 @pytest.fixture
 def own_modules() -> Iterator[None]:
     """Remove the modules that `trust_remote_code` imported."""
@@ -62,7 +66,7 @@ def own_modules() -> Iterator[None]:
             del sys.modules[name]
 
 
-@pytest.mark.parametrize("guide", FILES)
+@pytest.mark.parametrize("guide", [pytest.param(name, marks=pytest.mark.slow) if name in BENCHMARKS else name for name in FILES])
 @pytest.mark.usefixtures("hub_in_this_folder", "own_modules")
 def test_a_guide_runs(
     guide: str,

@@ -75,6 +75,11 @@ def test_the_prompt_is_that_of_the_model(exported, monkeypatch):
         prompt_of(about, [])
 
 
+@pytest.mark.parametrize(
+    "exported",
+    ["gpt2", pytest.param("llama-tied", marks=pytest.mark.slow), pytest.param("qwen2", marks=pytest.mark.slow)],
+    indirect=True,
+)
 def test_the_decoder_runs_without_this_package(exported):
     model, folder = exported
     history = ["item 3", "<a_0>", "ä"]

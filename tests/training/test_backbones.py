@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, modeling_utils
 
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
@@ -56,13 +56,18 @@ def test_it_carries_a_recommender(folder: Path) -> None:
     assert model.eval()(ids).logits.shape == (1, 3)
 
 
-def test_the_same_seed_trains_the_same(folder: Path, data: RecommendationData, tmp_path: Path) -> None:
+def test_the_same_seed_trains_the_same_and_says_nothing_of_its_loss(
+    folder: Path, data: RecommendationData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(modeling_utils.logger, "warning_once", lambda text, *rest: said.append(text))
     torch.manual_seed(123)
     again = train_backbone(data, tmp_path / "again", **SHAPE)  # type: ignore[arg-type]
     ours, theirs = (load_file(one / "model.safetensors") for one in (again, folder))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(one, theirs[name]) for name, one in ours.items())
     assert (again / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+    assert not [text for text in said if "loss_type" in text]
 
 
 def test_data_without_texts(data: RecommendationData, tmp_path: Path) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +132,23 @@ def test_a_wrong_argument_leaves_nothing_behind(
     assert not (tmp_path / "run").exists() and calls == []
 
 
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"user_column": "customer"}, r"^unknown argument 'user_column'; pass prepare=\{'user_column': \.\.\.\}$"),
+        ({"teacher": "ease"}, r"^unknown argument 'teacher'; pass finetuning=\{'teacher': \.\.\.\}$"),
+        ({"num_epochs": 3}, "^unknown argument 'num_epochs'; did you mean .*'num_train_epochs'"),
+        ({"prepare": {"kcore": 5}}, r"^prepare: unknown argument 'kcore'; did you mean 'k_core'"),
+        ({"prepare": {"num_train_epochs": 5}}, r"^prepare: unknown argument 'num_train_epochs'; pass pretraining="),
+        ({"finetuning": {"content_share": 0.5}}, r"^finetuning: unknown argument 'content_share'; pass pretraining="),
+    ],
+)
+def test_an_unknown_argument_is_named_with_its_place(tmp_path: Path, bad: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        train_recommender(tmp_path / "nothing.csv", tmp_path / "run", **bad)
+    assert not (tmp_path / "run").exists()
+
+
 def test_prepared_data_is_used_again_until_its_tables_change(
     synthetic_dataset: SyntheticDataset, tiny_backbones: dict[str, Path], tmp_path: Path, calls: list[Any]
 ) -> None:
@@ -203,13 +219,18 @@ def test_a_backbone_of_its_own(synthetic_dataset: SyntheticDataset, tmp_path: Pa
     assert (tmp_path / "run" / "backbone" / "model.safetensors").is_file()
 
 
-def test_progress_is_shown_unless_logging_is_set_up() -> None:
-    """In a process of its own, because pytest sets up logging."""
-    code = (
-        "import sys, logging\nfrom modeling_cllm4rec.cllm4rec import quickstart\n"
-        "with quickstart._shown_log(False):\n    logging.getLogger('modeling_cllm4rec.x').info('not shown')\n"
-        "with quickstart._shown_log(True):\n    logging.getLogger('modeling_cllm4rec.x').info('an estimate')\n"
-        "logging.getLogger('modeling_cllm4rec.x').info('after')\n"
-    )
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
+def test_progress_is_shown_unless_logging_is_set_up(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    package, log = logging.getLogger("modeling_cllm4rec"), logging.getLogger("modeling_cllm4rec.x")
+    monkeypatch.setattr(own_data, "hide_loading_bars", lambda: None)  # it would be for all tests that follow
+    with own_data._shown_log(True):  # pytest has set up logging
+        log.info("not shown")
+    monkeypatch.setattr(package, "propagate", False)
+    monkeypatch.setattr(package, "handlers", [])
+    with own_data._shown_log(False):
+        log.info("not shown")
+    with own_data._shown_log(True):
+        log.info("an estimate")
+    log.info("after")
+    shown = capsys.readouterr().err
     assert shown.endswith("an estimate\n") and "after" not in shown and "not shown" not in shown
+    assert package.handlers == []

@@ -74,6 +74,7 @@ def two(tmp_path: Path) -> Callable[..., Any]:
 # ---- one short run: two processes ----
 
 
+@pytest.mark.slow
 def test_a_sharded_alignment_equals_one_process(
     align_arguments: MakeAlign, two: Callable[..., Any], tmp_path: Path, read_weights: Read
 ) -> None:
