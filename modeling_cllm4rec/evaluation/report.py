@@ -15,7 +15,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from modeling_cllm4rec.core.errors import ExistingFileError, InputError
+from modeling_cllm4rec.core.errors import ExistingFileError, InputError, MissingFileError
+from modeling_cllm4rec.core.folder_checks import read_json
 from modeling_cllm4rec.corpora.atomic_files import atomic_file
 from modeling_cllm4rec.evaluation.protocol import ALL_SCORED, Protocol
 from modeling_cllm4rec.evaluation.slices import SLICES
@@ -180,16 +181,15 @@ class EvaluationReport:
             MissingFileError: if there is no such file.
             InputError: if the file is not a report.
         """
-        try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path} is truncated or not JSON ({error}); evaluate again") from error
-        if not isinstance(values, dict) or values.get("format") != FORMAT:
+        if not Path(path).is_file():
+            raise MissingFileError(f"{path}: there is no such report; `cllm4rec evaluate` writes one")
+        values = read_json(Path(path), "evaluate again")
+        if values.get("format") != FORMAT:
             raise InputError(f"{path} is not an evaluation report: its field format must be {FORMAT!r}")
         try:
             return cls(
                 protocol=Protocol.from_dict(values["protocol"]),
-                metrics=values["metrics"],
+                metrics=dict(values["metrics"]),
                 intervals={name: (low, high) for name, (low, high) in values["intervals"].items()},
                 seconds=values["seconds"],
                 seed=values["seed"],
@@ -206,6 +206,8 @@ class EvaluationReport:
             )
         except KeyError as error:
             raise InputError(f"{path} lacks the field {error}; evaluate again") from error
+        except (AttributeError, TypeError, ValueError) as error:  # such as a list in place of an object
+            raise InputError(f"{path} has a field of another type ({error}); evaluate again") from error
 
     def to_markdown(self) -> str:
         """Return Markdown tables of the metrics with their intervals, next to them the baselines, and of each slice."""

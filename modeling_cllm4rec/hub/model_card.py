@@ -17,6 +17,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from transformers.utils import CONFIG_NAME
 
 from modeling_cllm4rec import __version__
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.core.folder_checks import read_json
 from modeling_cllm4rec.core.recommender import RecommenderModel
 from modeling_cllm4rec.core.saved_folder import CARD_FILE, COMPARISON_FILE, CURVES_FILE, DATA_CARD_FILE
@@ -88,8 +89,13 @@ def read_records(folder: Path) -> dict[str, Any]:
         InputError: the file is damaged.
     """
     path = folder / RECORD_FILE
-    advice = "delete it: the model stays as it is, and its card goes without these records"
-    return read_json(path, advice) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    records = read_json(path, "delete it: the model stays as it is, and its card goes without these records")
+    for stage, record in records.items():
+        if not isinstance(record, dict) or not isinstance(record.get("arguments"), dict):
+            raise InputError(f"{path}: {stage!r} is no record of a stage with its arguments; delete the file")
+    return records
 
 
 def make_card(
@@ -219,7 +225,7 @@ def update_card(folder: Path, data: RecommendationData, model: RecommenderModel 
     records = read_records(folder)
     config = folder / CONFIG_NAME
     if config.is_file():
-        system = SYSTEMS[json.loads(config.read_text(encoding="utf-8"))["model_type"]]
+        system = SYSTEMS[read_json(config)["model_type"]]
     else:
         system = system_of_stages(records)
     data_card = data.folder / README

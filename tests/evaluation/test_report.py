@@ -100,11 +100,18 @@ def test_load_refuses_other_files(report, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"report\.json"):
         EvaluationReport.load(path)
     path.write_text('{"format": "cllm4')
-    with pytest.raises(ValueError, match=r"report.json is truncated or not JSON .*; evaluate again"):
+    with pytest.raises(ValueError, match=r"report.json cannot be read .*; evaluate again"):
         EvaluationReport.load(path)
-    path.write_text("[]")
+    path.write_bytes(b'{"format": "\xff"}')
+    with pytest.raises(ValueError, match=r"report.json cannot be read .*; evaluate again"):
+        EvaluationReport.load(path)
+    path.write_text("{}")
     with pytest.raises(ValueError, match="is not an evaluation report"):
         EvaluationReport.load(path)
+    for name, wrong in (("protocol", 7), ("metrics", 7), ("intervals", []), ("slices", {"a": 7}), ("baselines", [1])):
+        path.write_text(json.dumps({**report.to_dict(), name: wrong}))
+        with pytest.raises(ValueError, match="report.json has a field of another type .*; evaluate again"):
+            EvaluationReport.load(path)
     values = report.to_dict()
     del values["seconds"]
     path.write_text(json.dumps(values))

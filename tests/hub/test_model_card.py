@@ -261,3 +261,6 @@ def test_a_damaged_record_is_named(tmp_path):
     (tmp_path / "training.json").write_text("[]")
     with pytest.raises(InputError, match="training.json cannot be read .it is no JSON object.; delete it"):
         read_records(tmp_path)
+    (tmp_path / "training.json").write_text('{"pretrain": 7}')
+    with pytest.raises(InputError, match="training.json: 'pretrain' is no record of a stage with its arguments; delete the file"):
+        read_records(tmp_path)
