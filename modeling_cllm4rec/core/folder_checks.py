@@ -8,7 +8,6 @@ This file is self-contained because it is copied into every saved folder.
 from __future__ import annotations
 
 import copy
-import json
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -23,13 +22,12 @@ from torch import nn
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from .errors import InputError, MissingFileError
+from .json_objects import COPY_AGAIN, read_json
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".h5", ".msgpack")
 """Ends of names of weights in other formats; most of them are pickles, which can run code when they are read."""
-MOST_JSON_BYTES = 1 << 26
 SMALL = 1 << 20
 """Weights that a model may have beyond three times those of its folder: tied ones are saved once."""
-COPY_AGAIN = "copy or download the folder again"
 
 
 def check_weights(
@@ -133,30 +131,6 @@ def _found(name: Any, file: str, hub: Mapping[str, Any]) -> str | None:
     return cached_file(name, file, **once, _raise_exceptions_for_missing_entries=False)
 
 
-def read_json(path: str | Path, advice: str = COPY_AGAIN) -> dict[str, Any]:
-    """Return the JSON object of a file.
-
-    Args:
-        path: the file; advice: what to do where it cannot be read, for the message.
-
-    Raises:
-        InputError: it is damaged, deeply nested, larger than 64 MB, or no object.
-    """
-    try:
-        if Path(path).stat().st_size > MOST_JSON_BYTES:
-            raise InputError(f"{path} cannot be read (it is larger than {MOST_JSON_BYTES >> 20} MB); {advice}")
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except InputError:
-        raise
-    except RecursionError as error:
-        raise InputError(f"{path} cannot be read (it is nested too deeply); {advice}") from error
-    except (OSError, ValueError) as error:  # ValueError: no JSON, or no text
-        raise InputError(f"{path} cannot be read ({error}); {advice}") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path} cannot be read (it is no JSON object); {advice}")
-    return found
-
-
 def check_table(path: str | Path, rows: int, what: str, kinds: Mapping[str, Callable[[pa.DataType], bool]]) -> None:
     """Check the number of rows and the types of a Parquet file by its footer.
 
@@ -197,4 +171,4 @@ def is_index_list(kind: pa.DataType) -> bool:
     return bool(lists and pa.types.is_integer(kind.value_type))
 
 
-__all__ = ["check_table", "check_weights", "is_id", "is_index_list", "read_json"]
+__all__ = ["check_table", "check_weights", "is_id", "is_index_list"]

@@ -40,7 +40,7 @@ def check_heads(config: PreTrainedConfig, tp_size: int) -> None:
 
     Example:
         >>> from transformers import LlamaConfig
-        >>> check_heads(LlamaConfig(num_attention_heads=6, num_key_value_heads=3), 3)
+        >>> check_heads(LlamaConfig(hidden_size=48, num_attention_heads=6, num_key_value_heads=3), 3)
     """
     text = config.get_text_config()
     for name in ("num_attention_heads", "num_key_value_heads"):

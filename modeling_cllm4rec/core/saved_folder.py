@@ -21,9 +21,10 @@ from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
 from .catalogue import CATALOGUE_FILE, USERS_FILE, Catalogue, KnownUsers, is_text_type
 from .errors import ExistingFileError, InputError
-from .folder_checks import check_table, is_id, is_index_list, read_json
+from .folder_checks import check_table, is_id, is_index_list
 from .handler import EndpointHandler  # noqa: F401 (imported files are copied: Inference Endpoints look for handler.py)
 from .hub_upload import commit_files
+from .json_objects import read_json
 from .linear_parts import LINEAR_PARTS_FILE, LinearParts
 
 CARD_FILE = "README.md"

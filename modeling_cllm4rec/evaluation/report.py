@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from modeling_cllm4rec.core.errors import ExistingFileError, InputError, MissingFileError
-from modeling_cllm4rec.core.folder_checks import read_json
+from modeling_cllm4rec.core.json_objects import read_json
 from modeling_cllm4rec.corpora.atomic_files import atomic_file
 from modeling_cllm4rec.evaluation.protocol import ALL_SCORED, Protocol
 from modeling_cllm4rec.evaluation.slices import SLICES

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from modeling_cllm4rec.core.folder_checks import read_json
+from modeling_cllm4rec.core.json_objects import read_json
 from modeling_cllm4rec.core.questions import QuestionError
 from modeling_cllm4rec.core.recommender import RecommenderModel
 from modeling_cllm4rec.corpora.atomic_files import atomic_file

@@ -14,7 +14,7 @@ from transformers.utils import CONFIG_NAME
 
 import modeling_cllm4rec as _registers_the_model_types  # noqa: F401
 from modeling_cllm4rec.core.errors import CLLM4RecError, InputError, MissingFileError, nearest
-from modeling_cllm4rec.core.folder_checks import read_json
+from modeling_cllm4rec.core.json_objects import read_json
 from modeling_cllm4rec.core.recommender import RecommenderModel
 from modeling_cllm4rec.hub.devices import check_device_map, choose_device, choose_dtype, describe_placement
 

@@ -18,7 +18,7 @@ from transformers.utils import CONFIG_NAME
 
 from modeling_cllm4rec import __version__
 from modeling_cllm4rec.core.errors import InputError
-from modeling_cllm4rec.core.folder_checks import read_json
+from modeling_cllm4rec.core.json_objects import read_json
 from modeling_cllm4rec.core.recommender import RecommenderModel
 from modeling_cllm4rec.core.saved_folder import CARD_FILE, COMPARISON_FILE, CURVES_FILE, DATA_CARD_FILE
 from modeling_cllm4rec.corpora.atomic_files import atomic_file

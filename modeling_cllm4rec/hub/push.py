@@ -18,7 +18,8 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, PROCESSOR_NA
 
 from modeling_cllm4rec.core.catalogue import CATALOGUE_FILE, USERS_FILE
 from modeling_cllm4rec.core.errors import InputError, MissingFileError, nearest
-from modeling_cllm4rec.core.folder_checks import check_weights, read_json
+from modeling_cllm4rec.core.folder_checks import check_weights
+from modeling_cllm4rec.core.json_objects import read_json
 from modeling_cllm4rec.core.linear_parts import LINEAR_PARTS_FILE
 from modeling_cllm4rec.core.recommender import RecommenderModel
 from modeling_cllm4rec.core.saved_folder import (
