@@ -53,6 +53,22 @@ def check_heads(config: PreTrainedConfig, tp_size: int) -> None:
             )
 
 
+def check_tensor_plan(model: Any, distributed_config: Any) -> None:
+    """Check that there is a plan where tensor parallelism is asked for; older versions of transformers load the model whole.
+
+    Args:
+        model: with the plans of its children; distributed_config: transformers' `DistributedConfig`.
+
+    Raises:
+        InputError: neither transformers nor the configuration has a plan for this backbone.
+    """
+    if distributed_config.tp_size > 1 and not model.tp_plan and not isinstance(distributed_config.tp_plan, dict):
+        raise InputError(
+            f"tp_size is {distributed_config.tp_size}, but transformers has no plan of tensor parallelism for the backbone "
+            f"({model.config.text_config.model_type}); give DistributedConfig a tp_plan, or shard the weights instead (fsdp_size)"
+        )
+
+
 def check_gathered(model: Any) -> None:
     """Check that a model can be asked for items: weights that FSDP2 shares out are there within `forward` alone.
 
@@ -66,4 +82,4 @@ def check_gathered(model: Any) -> None:
         )
 
 
-__all__ = ["check_gathered", "check_heads", "layer_plan"]
+__all__ = ["check_gathered", "check_heads", "check_tensor_plan", "layer_plan"]

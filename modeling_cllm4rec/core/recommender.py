@@ -28,7 +28,7 @@ from .errors import FileWriteError, InputError
 from .folder_checks import check_weights
 from .language_model import execution_device, greedy_generation, pad_prompts, word_head
 from .linear_parts import LinearParts
-from .parallel_plans import check_gathered, check_heads, layer_plan
+from .parallel_plans import check_gathered, check_heads, check_tensor_plan, layer_plan
 from .questions import ItemQuestion, Question, QuestionError, check_whole_number
 from .saved_folder import (
     HUB_ARGUMENTS,
@@ -285,9 +285,10 @@ class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
         """Distribute a model over processes as transformers does, before its weights are read.
 
         Raises:
-            InputError: tensor parallelism cannot share out the backbone's attention heads.
+            InputError: tensor parallelism cannot share out the backbone's attention heads, or has no plan for it.
         """
         if mesh_manager is not None:
+            check_tensor_plan(model, distributed_config)
             check_heads(model.config.text_config, distributed_config.tp_size)
         return super().maybe_distribute_model(model, distributed_config, mesh_manager)
 

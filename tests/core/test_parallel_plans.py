@@ -53,7 +53,7 @@ def test_two_processes_share_a_model(tiny_backbones: dict[str, Path], tmp_path: 
     expected = {name: answers(model) for name, model in models.items()}
     for number in range(2):
         seen = json.loads((tmp_path / f"{number}.json").read_text())
-        assert "`tp_size=2` was requested, but `CLLM4RecForRecommendation` has no `tp_plan`" in seen[2]["error"]
+        assert "tp_size is 2, but transformers has no plan of tensor parallelism for the backbone (gpt2)" in seen[2]["error"]
         for case, found in zip(cases, seen, strict=True):
             if "error" in found:
                 continue
