@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from modeling_cllm4rec.core.errors import InputError, MissingFileError, MissingPackageError
+from modeling_cllm4rec.core.json_objects import read_json
 from modeling_cllm4rec.core.optional_packages import require
 from modeling_cllm4rec.core.saved_folder import CURVES_FILE
 
@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 
 RECORD_FILE = "training.json"
 """File of a run folder with the losses and metrics of each epoch."""
+DELETE = "delete it: the model stays as it is, without its curves"
+"""What to do with a damaged record, for messages."""
 NOT_MEASURED = ("epoch", "step", "seconds", "selection")
 
 
@@ -39,7 +41,7 @@ def plot_training(folder: str | Path) -> Path:
 
     Raises:
         MissingFileError: the folder has no training record.
-        InputError: no stage of the record has epochs.
+        InputError: no stage of the record has epochs, or the record is damaged.
         MissingPackageError: matplotlib is not installed.
 
     Example:
@@ -50,7 +52,7 @@ def plot_training(folder: str | Path) -> Path:
     if not path.is_file():
         raise MissingFileError(f"folder: there is no {path}; give the folder of a run that came to its end")
     require("matplotlib", "benchmark", CURVES_FILE)
-    found = panels(json.loads(path.read_text(encoding="utf-8")))
+    found = panels(read_json(path, DELETE))
     if not found:
         raise InputError(f"folder: no stage in {path} has losses or metrics of its epochs; there is nothing to draw")
     picture = Path(folder) / CURVES_FILE
@@ -60,7 +62,7 @@ def plot_training(folder: str | Path) -> Path:
 
 def keep_curves(folder: Path) -> Path | None:
     """Call `plot_training` if possible: without matplotlib log a line, without epochs do nothing."""
-    if not panels(json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))):
+    if not panels(read_json(folder / RECORD_FILE, DELETE)):
         return None
     try:
         return plot_training(folder)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.evaluation import training_curves
 from modeling_cllm4rec.evaluation.training_curves import keep_curves, panels, plot_training
 
@@ -93,3 +94,9 @@ def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     assert not (tmp_path / "training_curves.png").exists()
     with pytest.raises(ImportError, match="needs matplotlib, which is not installed; run: pip install"):
         plot_training(tmp_path)
+
+
+def test_a_damaged_record_is_named(tmp_path: Path) -> None:
+    (tmp_path / "training.json").write_text('{"pretrain": {"history"')
+    with pytest.raises(InputError, match="training.json cannot be read .*; delete it: the model stays as it is"):
+        keep_curves(tmp_path)
