@@ -47,15 +47,15 @@ def plot_comparison(path: str | Path, name: str, report: EvaluationReport) -> Pa
 
 
 def keep_comparison(folder: Path, name: str, reports: Sequence[EvaluationReport]) -> Path | None:
-    """Call `plot_comparison` if possible: without matplotlib log a line, without baselines delete an earlier picture.
+    """Call `plot_comparison` if possible; else delete an earlier picture, which shows other numbers than the card.
 
     Args:
         folder: of the run; name: of the model.
         reports: the first one with baselines is drawn.
     """
+    (folder / COMPARISON_FILE).unlink(missing_ok=True)
     measured = next((report for report in reports if report.baselines), None)
     if measured is None:
-        (folder / COMPARISON_FILE).unlink(missing_ok=True)
         return None
     try:
         return plot_comparison(folder / COMPARISON_FILE, name, measured)

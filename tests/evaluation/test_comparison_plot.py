@@ -55,6 +55,8 @@ def test_without_baselines_or_matplotlib(
     with pytest.raises(InputError, match="this evaluation has no baselines; evaluate with `--baselines popularity ease`"):
         plot_comparison(tmp_path / "a.png", "CLLM4Rec", report(False))
     monkeypatch.setitem(sys.modules, "matplotlib", None)
+    (tmp_path / "comparison.png").write_bytes(b"a picture of an earlier evaluation")
     with caplog.at_level(logging.INFO):
         assert keep_comparison(tmp_path, "CLLM4Rec", [report()]) is None
     assert 'comparison.png needs matplotlib, which is not installed; run: pip install "cllm4rec[benchmark]"' in caplog.text
+    assert not (tmp_path / "comparison.png").exists()
