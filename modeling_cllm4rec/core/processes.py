@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -17,6 +18,8 @@ Piece = TypeVar("Piece")
 
 PROCESS_TIMEOUT = timedelta(hours=2)
 """Time that processes wait for each other."""
+LAST_TENSORS = 0.1
+"""Seconds in which the threads of gloo drop the tensors of the last exchange; sharded weights keep the threads alive."""
 
 
 def launched_processes() -> tuple[int, int]:
@@ -39,6 +42,17 @@ def joined_processes() -> Iterator[None]:
     try:
         yield
     finally:
+        leave_processes()
+
+
+def leave_processes() -> None:
+    """Leave the processes of `torch.distributed`; without them do nothing. Call it when no exchange is under way.
+
+    Threads of gloo drop the tensors of the last exchange a moment after it: one that does so while the interpreter ends gets
+    SIGABRT ("terminate called without an active exception"), and the launch is told of a failure after all work was done.
+    """
+    if distributed.is_available() and distributed.is_initialized():
+        time.sleep(LAST_TENSORS)
         distributed.destroy_process_group()
 
 
@@ -88,4 +102,12 @@ def sum_over_processes(values: npt.ArrayLike) -> npt.NDArray[np.float64]:
     return shared.cpu().numpy()
 
 
-__all__ = ["joined_processes", "launched_processes", "process_count", "process_number", "shared_out", "sum_over_processes"]
+__all__ = [
+    "joined_processes",
+    "launched_processes",
+    "leave_processes",
+    "process_count",
+    "process_number",
+    "shared_out",
+    "sum_over_processes",
+]

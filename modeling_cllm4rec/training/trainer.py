@@ -9,6 +9,7 @@ Checkpoints are safetensors and JSON, written under another name and renamed; `T
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import itertools
 import json
@@ -29,6 +30,7 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, ProgressCallback, Trainer, get_scheduler
 
 from modeling_cllm4rec.core.errors import DivergedError, InputError, MissingFileError
+from modeling_cllm4rec.core.processes import leave_processes
 from modeling_cllm4rec.training import checkpoints
 from modeling_cllm4rec.training.callbacks import EpochCallback, StepBarCallback
 from modeling_cllm4rec.training.estimates import advice_for, check_memory, training_memory
@@ -76,6 +78,8 @@ def run(stage: Stage, state: PartialState) -> Progress:
         InputError, ExistingFileError: as `run_folder.check_folder`; a checkpoint to resume from that does not fit.
         FileWriteError: a checkpoint cannot be written.
     """
+    # After a run that failed the processes are not left: the others may wait in an exchange, and leaving would wait for them.
+    atexit.unregister(leave_processes)
     arguments, model = stage.arguments, stage.model
     settings = sharding_settings(arguments)
     if settings is None:  # else each unit is moved when it is sharded: the device need not hold the whole model
@@ -98,6 +102,7 @@ def run(stage: Stage, state: PartialState) -> Progress:
         progress = RecommenderTrainer(stage, fingerprint, sharding).fit()
     if sharding is not None and progress.finished:
         sharding.gather()
+    atexit.register(leave_processes)  # whatever calls a stage may go on with the processes after it
     return progress
 
 

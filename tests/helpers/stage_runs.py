@@ -7,13 +7,16 @@ RUNS.json is a list of [stage, arguments]; OUTPUT_FOLDER gets a file for each pr
 
 from __future__ import annotations
 
+import atexit
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
+from torch import distributed
 
 from modeling_cllm4rec.cllm4rec.arguments import FinetuneArguments, PretrainArguments
 from modeling_cllm4rec.cllm4rec.finetuning import finetune
@@ -62,10 +65,19 @@ class Notes:
         return taken
 
 
+def check_left(seen: list[dict[str, Any]]) -> None:
+    """End with 3 if the processes of runs that did not fail are still joined: this may abort the interpreter at its end."""
+    if distributed.is_initialized() and not any("error" in run for run in seen):
+        print("the process group is alive", file=sys.stderr, flush=True)
+        os._exit(3)
+
+
 def main() -> None:
     """Do the runs."""
     torch.set_num_threads(1)
-    notes, seen = Notes(), []
+    notes = Notes()
+    seen: list[dict[str, Any]] = []
+    atexit.register(check_left, seen)
     for name, arguments in json.loads(Path(sys.argv[1]).read_text()):
         AcceleratorState._reset_state()  # it remembers the precision
         stage, kind = STAGES[name]
