@@ -49,7 +49,7 @@ def leave_processes() -> None:
     """Leave the processes of `torch.distributed`; without them do nothing. Call it when no exchange is under way.
 
     Threads of gloo drop the tensors of the last exchange a moment after it: one that does so while the interpreter ends gets
-    SIGABRT ("terminate called without an active exception"), and the launch is told of a failure after all work was done.
+    SIGABRT ("terminate called without an active exception"), and the launch reports a failure after all work was done.
     """
     if distributed.is_available() and distributed.is_initialized():
         time.sleep(LAST_TENSORS)
