@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -41,6 +43,29 @@ def test_weights_come_back_after_an_error_too() -> None:
     for weight, data in zip(model.parameters(), before, strict=True):
         assert torch.equal(weight, data)
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+
+
+def test_weights_of_16_bits_are_held_once() -> None:
+    """Weights that lose nothing in 16 bits have no second copy, and are the same afterwards."""
+    model = small_model()
+    matrix = model[1].weight
+    matrix.data = matrix.data.to(torch.bfloat16).float()
+    expected, storage = matrix.data.clone(), weakref.ref(matrix.data.untyped_storage())
+    with frozen_weights_in(torch.bfloat16, model):
+        assert matrix.dtype == torch.bfloat16
+        assert storage() is None
+    assert matrix.dtype == torch.float32 and torch.equal(matrix, expected)
+
+
+@pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs an accelerator")
+def test_the_accelerator_holds_16_bits_alone() -> None:
+    """The digits that 16 bits lose wait in main memory."""
+    device = torch.accelerator.current_accelerator()
+    model = nn.Sequential(nn.Linear(1024, 1024, bias=False)).requires_grad_(False).to(device)
+    expected, before = model[0].weight.cpu(), torch.accelerator.memory_allocated()
+    with frozen_weights_in(torch.bfloat16, model):
+        assert torch.accelerator.memory_allocated() <= before // 2
+    assert model[0].weight.device.type == device.type and torch.equal(model[0].weight.cpu(), expected)
 
 
 def test_none_leaves_everything() -> None:
