@@ -10,6 +10,7 @@ NEWEST := .venv-newest
 TRANSFORMERS ?= transformers
 # Sources of transformers for test-peers: fetched by pip, or a checkout of the same version.
 PEERS := .peers
+LENSKIT := .venv-lenskit
 TRANSFORMERS_SOURCE ?= $(PEERS)
 EXTRAS := app,baselines,benchmark,dev,docs,lcrec,onnx,peers,ray,release,search,serve,tensorboard,trackers,vectors
 # What skips without an extra. PYTEST_FLAGS=--every-extra makes such a skip a failure.
@@ -24,7 +25,7 @@ NEWEST_INSTALL := $(NEWEST)/bin/python -m pip install -qq --disable-pip-version-
 TEXTS := modeling_cllm4rec tokenization recipes notebooks tests docs .github .ci Makefile setup.cfg ruff.toml $(wildcard *.md)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-all demo test test-extras test-lowest test-newest test-peers test-slow coverage lint words types docs notebooks sdist dist bench
+.PHONY: help setup setup-all demo test test-extras test-lowest test-newest test-peers test-lenskit test-slow coverage lint words types docs notebooks sdist dist bench
 
 help:  ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -89,10 +90,17 @@ test-newest:  ## the fast tests on the newest versions (TRANSFORMERS=git+https:/
 test-slow: $(STAMP)  ## the tests that `make test` leaves out
 	$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
 
-# A source distribution of transformers lacks some modules of its tests, see tests/peers/conftest.py.
+# A source distribution of transformers lacks some modules of its tests, see tests/peers/transformers/conftest.py.
 test-peers: $(STAMP) $(PEERS)  ## transformers' own test suites over our classes (TRANSFORMERS_SOURCE=a checkout: all of them)
 	@$(PIP_INSTALL) -e ".[peers]"
-	TRANSFORMERS_SOURCE=$(TRANSFORMERS_SOURCE) $(BIN)/python -m pytest -o addopts="--import-mode=importlib -q" tests/peers $(PYTEST_FLAGS)
+	TRANSFORMERS_SOURCE=$(TRANSFORMERS_SOURCE) $(BIN)/python -m pytest -o addopts="--import-mode=importlib -q" tests/peers/transformers $(PYTEST_FLAGS)
+
+# It needs pandas 2, so the constraints do not hold for it.
+test-lenskit:  ## LensKit's conformance suite over our models, in an environment of its own
+	@$(PYTHON) -m venv $(LENSKIT)
+	@$(LENSKIT)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt torch
+	@$(LENSKIT)/bin/python -m pip install -qq --disable-pip-version-check -e . lenskit hypothesis pytest
+	HF_HUB_OFFLINE=1 $(LENSKIT)/bin/python -m pytest -o addopts="--import-mode=importlib -q" tests/peers/lenskit $(PYTEST_FLAGS)
 
 $(PEERS):
 	@$(BIN)/python -m pip download -qq --disable-pip-version-check --no-binary transformers --no-deps --no-build-isolation \

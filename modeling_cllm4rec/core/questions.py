@@ -40,6 +40,10 @@ class QuestionError(InputError):
         skip = ", or pass on_unknown='skip' to leave them out" if skippable else ""
         super().__init__(f"{argument} is {shown}; allowed: {allowed}; {what_to_do}{skip}")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy an error between processes by its parts: by default an exception is made again from its message alone."""
+        return type(self), (self.argument, self.value, self.allowed, self.what_to_do, self.skippable)
+
 
 @dataclass(frozen=True, eq=False)
 class Question:

@@ -28,10 +28,15 @@ class RunInterrupted(KeyboardInterrupt):
     """
 
     def __init__(self, number: int, stage: str, step: int, unit: str = "step") -> None:
+        self._made_of = (number, stage, step, unit)
         self.exit_code = 128 + number
         super().__init__(
             f"{stage} was stopped by {signal.Signals(number).name} after {unit} {step}, which is saved; go on with resume=True"
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy it between processes by its parts, not by its message alone."""
+        return type(self), self._made_of
 
 
 class InterruptionCallback(TrainerCallback):

@@ -29,8 +29,8 @@ def item_codes() -> np.ndarray:
     return np.stack([numbers // CODES, numbers % CODES], axis=1).astype(np.int32)
 
 
-def new_lcrec(backbone: Path, **changes: Any) -> tuple[LCRecForRecommendation, PreTrainedTokenizerBase]:
-    """Model and tokenizer."""
+def new_lcrec(backbone: Path, codes: int = CODES, **changes: Any) -> tuple[LCRecForRecommendation, PreTrainedTokenizerBase]:
+    """Model and tokenizer; `codes` are the tokens of a level."""
     tokenizer = AutoTokenizer.from_pretrained(backbone)
 
     def words(text: str) -> list[int]:
@@ -44,7 +44,7 @@ def new_lcrec(backbone: Path, **changes: Any) -> tuple[LCRecForRecommendation, P
         },
         "separator": words(","),
     }
-    first = add_semantic_id_tokens(tokenizer, LEVELS, CODES)
+    first = add_semantic_id_tokens(tokenizer, LEVELS, codes)
     torch.manual_seed(0)
     indexer = RQVAEModel(RQVAEConfig(input_dim=WIDTH, hidden_dims=(8,), latent_dim=4, num_levels=LEVELS, codebook_size=CODES))
     indptr = np.cumsum([0, *map(len, HISTORIES)])
