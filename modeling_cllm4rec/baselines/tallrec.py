@@ -281,6 +281,8 @@ class TALLRecRecommender:
         """Return (n,) scores of (n,) items after one history, whose keys and values are computed once for all items."""
         from transformers import DynamicCache
 
+        from modeling_cllm4rec.core.language_model import CACHE
+
         device = self.language_model.device
         body = self.language_model.base_model
         prefix = torch.from_numpy(self.prompts.prefix(history)).to(device)[None]
@@ -289,7 +291,7 @@ class TALLRecRecommender:
         scores = np.zeros(len(items), dtype=np.float32)
         with autocast(device, self.precision):
             cache = DynamicCache()
-            body(input_ids=prefix, past_key_values=cache, use_cache=True, return_dict=True)
+            body(input_ids=prefix, use_cache=True, return_dict=True, **{CACHE: cache})
             for start in range(0, len(items), self.candidates_at_once):
                 part = by_length[start : start + self.candidates_at_once]
                 ids, mask, last = _padded([suffixes[number] for number in part], device)
@@ -298,9 +300,9 @@ class TALLRecRecommender:
                     input_ids=ids,
                     attention_mask=torch.cat([before, mask], dim=1),
                     position_ids=prefix.shape[1] + torch.arange(ids.shape[1], device=device).expand(len(part), -1),
-                    past_key_values=_repeated(cache, len(part)),
                     use_cache=True,
                     return_dict=True,
+                    **{CACHE: _repeated(cache, len(part))},
                 ).last_hidden_state
                 scores[part] = self._answers(hidden[torch.arange(len(part)), last]).cpu().numpy()
         return scores

@@ -47,7 +47,7 @@ class CLLM4RecConfig(BackboneConfig):
 
     model_type = "cllm4rec"
     # `Trainer.predict` returns the scores of the items alone.
-    keys_to_ignore_at_inference = ["past_key_values", "last_hidden_state"]
+    keys_to_ignore_at_inference = ["cache", "past_key_values", "last_hidden_state"]
 
     def __init__(
         self,

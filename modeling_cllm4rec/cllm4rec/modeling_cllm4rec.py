@@ -24,6 +24,7 @@ from transformers.utils import can_return_tuple
 from ..core.catalogue import Catalogue, KnownUsers
 from ..core.errors import InputError
 from ..core.language_model import (
+    CACHE,
     check_fields,
     decoder_arguments,
     evaluating,
@@ -421,7 +422,7 @@ class CLLM4RecForCausalLM(CLLM4RecPreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=next_word_loss(outputs.logits, labels, shift_labels, num_items_in_batch),
             logits=outputs.logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE: outputs[CACHE] if CACHE in outputs else None},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import inspect
 import json
 from collections.abc import Iterator, Sequence
@@ -28,10 +29,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.loss.loss_utils import ForCausalLMLoss
+from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import cached_file
 
 from .errors import InputError, MissingFileError, nearest
 from .prompt_assembly import pad_right
+
+CACHE = next(field.name for field in dataclasses.fields(CausalLMOutputWithPast) if field.name in ("cache", "past_key_values"))
+"""Name of the keys and values of tokens before, as argument and in outputs: `cache` since transformers 5.24."""
 
 
 def word_head(language_model: PreTrainedModel) -> nn.Module:
@@ -248,6 +253,7 @@ def check_fields(config_class: type[PreTrainedConfig], arguments: dict[str, Any]
 
 
 __all__ = [
+    "CACHE",
     "check_fields",
     "decoder_arguments",
     "end_tokens",

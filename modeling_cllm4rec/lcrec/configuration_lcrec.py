@@ -64,7 +64,7 @@ class LCRecConfig(BackboneConfig):
     """
 
     model_type = "lcrec"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["cache", "past_key_values"]
 
     def __init__(
         self,

@@ -23,6 +23,7 @@ from transformers.utils import cached_file, can_return_tuple
 from ..core.catalogue import Catalogue, KnownUsers, OnUnknown, Recommendations
 from ..core.errors import InputError
 from ..core.language_model import (
+    CACHE,
     check_fields,
     decoder_arguments,
     evaluating,
@@ -135,7 +136,7 @@ class LCRecForRecommendation(RecommenderModel):
         return CausalLMOutputWithPast(
             loss=next_word_loss(outputs.logits, labels, shift_labels, num_items_in_batch),
             logits=outputs.logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE: outputs[CACHE] if CACHE in outputs else None},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )

@@ -13,7 +13,7 @@ import torch
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from ..core.errors import InputError
-from ..core.language_model import real_positions, word_head
+from ..core.language_model import CACHE, real_positions, word_head
 from .constrained_decoding import ItemTrie, check_vocabulary
 
 LOGITS_AT_A_TIME = 2**24
@@ -106,9 +106,9 @@ class PromptTree:
             input_ids=tokens,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=self.cache,
             use_cache=True,
             return_dict=True,
+            **{CACHE: self.cache},
         )
         # With a device_map, the last layers may be on another device than the prompts and the tree.
         states: torch.Tensor = outputs.last_hidden_state.to(tokens.device)
