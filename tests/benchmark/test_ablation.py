@@ -93,6 +93,7 @@ def test_variant_that_does_not_exist() -> None:
         make_variant_jobs(RECIPE, None, [2, 2], name="cllm4rec")
 
 
+NAMES = ("no-usm", "random", "vanilla")
 LCREC: dict[str, dict[str, Any]] = {
     "index": {"method": "rk-means", "codebook_size": 8, "co_occurrence": 0.5},
     "align": {"backbone": "gpt2", "tasks": ["seqrec", "item2index=0.3", "itemsearch=0.1", "preferenceobtain=0.05"]},
@@ -108,12 +109,19 @@ def test_variants_of_lcrec() -> None:
         "SEQ": ["seqrec"],
         "+MUT": ["seqrec", "item2index=0.3"],
         "+ITE": ["seqrec", "item2index=0.3", "itemsearch=0.1"],
+        "index=no-usm": LCREC["align"]["tasks"],
+        "SEQ:index=no-usm": ["seqrec"],
         "index=random": LCREC["align"]["tasks"],
         "SEQ:index=random": ["seqrec"],
+        "index=vanilla": LCREC["align"]["tasks"],
+        "SEQ:index=vanilla": ["seqrec"],
     }
     assert {job.system for job in jobs} == {"lcrec"} and found["same_as_recipe"] == ()
     indices = {job.model: (job.recipe["index"]["method"], job.recipe["index"]["co_occurrence"]) for job in jobs}
-    assert {name for name, index in indices.items() if index == ("random", 0.0)} == {"index=random", "SEQ:index=random"}
+    for method in ("random", "vanilla"):
+        assert {name for name, index in indices.items() if index == (method, 0.0)} == {f"index={method}", f"SEQ:index={method}"}
+    mapping = {job.model: job.recipe["index"].get("uniform_mapping") for job in jobs}
+    assert {name for name, value in mapping.items() if value == "none"} == {"index=no-usm", "SEQ:index=no-usm"}
     assert jobs[1].command == "program ablation --variants SEQ --seed 3"
 
 
@@ -121,7 +129,7 @@ def test_variants_equal_to_the_recipe_are_not_run() -> None:
     sequences = {**LCREC, "align": {**LCREC["align"], "tasks": ["seqrec"]}}
     jobs, found = make_variant_jobs(sequences, None, [1], name="lcrec")
     assert found["same_as_recipe"] == ("SEQ",)
-    assert [job.model for job in jobs] == ["recipe", "index=random", "SEQ:index=random"]
+    assert [job.model for job in jobs] == ["recipe", *(f"{start}index={name}" for name in NAMES for start in ("", "SEQ:"))]
     with pytest.raises(ValueError, match="variants: there is no '.MUT'; "):
         make_variant_jobs(sequences, ["+MUT"], [1], name="lcrec")
     with pytest.raises(ValueError, match="variants: there is no 'LLM-CF'; known are recipe, SEQ, "):
