@@ -39,6 +39,15 @@ LIBRARY = "cllm4rec"
 LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "peft")
 
 
+CARD_FIELDS: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "steps": (int, "a whole number"),
+    "seconds": ((int, float), "a number"),
+    "machine": (str, "a text"),
+    "versions": (dict, "the versions of libraries"),
+}
+"""Fields of a stage's record that a card shows: type, and what it is in words."""
+
+
 def machine() -> str:
     """Describe the machine: processor kind, cores, accelerator."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no accelerator"
@@ -95,6 +104,10 @@ def read_records(folder: Path) -> dict[str, Any]:
     for stage, record in records.items():
         if not isinstance(record, dict) or not isinstance(record.get("arguments"), dict):
             raise InputError(f"{path}: {stage!r} is no record of a stage with its arguments; delete the file")
+        for field, (kind, words) in CARD_FIELDS.items():
+            value = record.get(field)
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise InputError(f"{path}: {field} of {stage!r} is {str(value)[:50]!r}; it must be {words}; delete the file")
     return records
 
 

@@ -21,7 +21,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast, ModelOutput
 from transformers.utils import cached_file, can_return_tuple
 
 from ..core.catalogue import Catalogue, KnownUsers, OnUnknown, Recommendations
-from ..core.errors import InputError
+from ..core.errors import InputError, MissingFileError
+from ..core.json_objects import COPY_AGAIN
 from ..core.language_model import (
     check_fields,
     decoder_arguments,
@@ -182,8 +183,12 @@ class LCRecForRecommendation(RecommenderModel):
                 "set model.tokenizer"
             )
         tokenizer = AutoTokenizer.from_pretrained(self.name_or_path, config=self.config)  # else it would ask to trust our code
-        check_index_tokens(tokenizer.get_vocab(), *self.config.index_tokens)
+        self.check_tokenizer(tokenizer)
         return tokenizer
+
+    def check_tokenizer(self, tokenizer: Any) -> None:
+        """Check that a tokenizer has the tokens of the semantic IDs."""
+        check_index_tokens(tokenizer.get_vocab(), *self.config.index_tokens)
 
     @cached_property
     def item_lookup(self) -> ItemLookup:
@@ -670,6 +675,11 @@ class LCRecForRecommendation(RecommenderModel):
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         file = f"{INDEXER_FOLDER}/config.json"
+        if (
+            Path(pretrained_model_name_or_path, INDEXER_FOLDER).exists()
+            and not Path(pretrained_model_name_or_path, file).is_file()
+        ):
+            raise MissingFileError(f"{pretrained_model_name_or_path} has {INDEXER_FOLDER}, but no {file}; {COPY_AGAIN}")
         if cached_file(pretrained_model_name_or_path, file, **hub, _raise_exceptions_for_missing_entries=False) is not None:
             model.set_indexer(
                 load_indexer(pretrained_model_name_or_path, hub, model.config.num_levels, model.config.codebook_size)

@@ -108,3 +108,7 @@ def test_damaged_examples_are_named(tmp_path: Path) -> None:
         (tmp_path / EXAMPLES_FILE).write_text(text)
         with pytest.raises(InputError, match=f"examples.json cannot be read .{message}.*delete it: the next evaluation"):
             load_examples(tmp_path)
+    for text in ('{"histories": 7}', '{"histories": [{"history": [7], "recommended": []}]}', '{"query": 7}'):
+        (tmp_path / EXAMPLES_FILE).write_text(text)
+        with pytest.raises(InputError, match="examples.json holds no histories and recommendations of items with titles; delete"):
+            load_examples(tmp_path)

@@ -264,3 +264,6 @@ def test_a_damaged_record_is_named(tmp_path):
     (tmp_path / "training.json").write_text('{"pretrain": 7}')
     with pytest.raises(InputError, match="training.json: 'pretrain' is no record of a stage with its arguments; delete the file"):
         read_records(tmp_path)
+    (tmp_path / "training.json").write_text('{"pretrain": {"arguments": {}, "steps": 3, "seconds": "long"}}')
+    with pytest.raises(InputError, match="training.json: seconds of 'pretrain' is 'long'; it must be a number; delete the file"):
+        read_records(tmp_path)
