@@ -444,6 +444,10 @@ class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
             return scores
         return self.linear_parts.added(scores, histories)
 
+    def adds_linear_parts(self, question: Question) -> bool:
+        """Return whether the scores of the answers to a question are those of a hybrid."""
+        return self.linear_parts is not None and question.queries is None
+
     def rank_histories(self, user_indices: np.ndarray | None, histories: Any, seen: Any | None, k: int) -> np.ndarray:
         """Return the (B, k) best unseen items for histories, best first, -1 where there are fewer, in evaluation mode.
 

@@ -333,6 +333,11 @@ class LCRecForRecommendation(RecommenderModel):
             found = self.search_codes(prompts, seen, k, candidates, num_beams)
         return found.items.cpu().numpy(), found.scores.cpu().numpy()
 
+    def adds_linear_parts(self, question: Question) -> bool:
+        """Return whether the scores of the answers to a question are those of a hybrid; a search does without linear parts."""
+        asked = (question.search.get(name) for name in ("num_beams", "scoring"))
+        return super().adds_linear_parts(question) and scoring_of(self.config, *asked) != "beam"
+
     def check_search(self, k: int, num_beams: Beams | None = None, scoring: Scoring | None = None, **search: Any) -> None:
         """Check the settings of a search for k items, which are explained at `best_items`.
 
