@@ -153,7 +153,7 @@ def reproduce_section(records: Mapping[str, Any], reports: Sequence[EvaluationRe
 def limits_section(data_info: Mapping[str, Any], backbone: Mapping[str, Any] | None) -> list[str]:
     """Return the limits of the model, and the licences that apply."""
     name = ""
-    if backbone is not None:  # a path says nothing to a reader elsewhere, and may name a person
+    if backbone is not None:  # a path says nothing to a reader elsewhere, and may hold a user's name
         name = (
             f" ({quoted(Path(backbone['name']).name)}, a local folder)" if backbone["local"] else f" ({quoted(backbone['name'])})"
         )

@@ -175,14 +175,20 @@ class LCRecForRecommendation(RecommenderModel):
         """The tokenizer of the model's folder, which queries need.
 
         Raises:
-            InputError: the model came from no folder, or the folder has the tokenizer of another model.
+            InputError: the model came from no folder, or the folder has no tokenizer, a damaged one, or that of another model.
         """
         if not self.name_or_path:
             raise InputError(
                 "this model came from no folder, so it has no tokenizer to read queries with; save both and load the model, or "
                 "set model.tokenizer"
             )
-        tokenizer = AutoTokenizer.from_pretrained(self.name_or_path, config=self.config)  # else it would ask to trust our code
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                self.name_or_path, config=self.config
+            )  # else it would ask to trust our code
+        except Exception as error:  # the tokenizers library raises `Exception` itself
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise InputError(f"the tokenizer in {self.name_or_path} cannot be read ({reason}); {COPY_AGAIN}") from error
         self.check_tokenizer(tokenizer)
         return tokenizer
 
