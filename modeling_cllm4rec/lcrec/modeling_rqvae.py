@@ -328,7 +328,8 @@ def load_indexer(name: Any, hub: Mapping[str, Any], num_levels: int, codebook_si
         )
     check_weights(name, own, RQVAEModel, place)
     loaded: Any = RQVAEModel.from_pretrained(name, use_safetensors=True, output_loading_info=True, **place)
-    model, info = loaded
+    model: RQVAEModel = loaded[0]
+    info = loaded[1]
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise InputError(
@@ -336,7 +337,7 @@ def load_indexer(name: Any, hub: Mapping[str, Any], num_levels: int, codebook_si
             f"checkpoint: {COPY_AGAIN}"
         )
     check_finite(f"{name}/{INDEXER_FOLDER}", model.state_dict().items())
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 __all__ = ["INDEXER_FOLDER", "RQVAEModel", "RQVAEOutput", "k_means", "load_indexer", "residual_k_means"]
