@@ -90,6 +90,8 @@ class System:
         selection: metrics whose sum selects the epoch that is kept.
         test_history: histories that a model is given on the split `test` by its paper: `train` or `train+validation`.
         card_tag, card_about, card_use: tag, first sentence and intended use in the model card.
+        query_task: the task, an entry of `tasks` of a stage, that trains answers to queries; empty where models read none.
+        card_use_untrained: intended use of a model that was trained without that task.
         citation: the paper as BibTeX, for the model card; empty for none.
         pipeline_tag: task of the Hub's list. It has none for recommendation; of those that it has, `text-ranking` is the nearest:
             a list of candidates in the order of their fit to a prompt.
@@ -113,6 +115,8 @@ class System:
     card_tag: str
     card_about: str
     card_use: str
+    query_task: str = ""
+    card_use_untrained: str = ""
     citation: str = ""
     pipeline_tag: str = "text-ranking"
     causal_lm: str = ""
@@ -359,6 +363,9 @@ register_system(
         card_about="An LC-Rec recommender ([arXiv 2311.09049](https://arxiv.org/abs/2311.09049)): a causal language model that "
         "writes the semantic ID of the next item, by a search that can only end at real items.",
         card_use="for any user, by a history of item ids, by words that say what is looked for, or by both",
+        query_task="itemsearch",
+        card_use_untrained="for any user, by a history of item ids. It was not trained to answer words (the task `itemsearch` "
+        "was left out), so its answers to them are guesses",
         citation="""@inproceedings{zheng2024adapting,
   title     = {Adapting Large Language Models by Integrating Collaborative Semantics for Recommendation},
   author    = {Zheng, Bowen and Hou, Yupeng and Lu, Hongyu and Chen, Yu and Zhao, Wayne Xin and Chen, Ming and Wen, Ji-Rong},

@@ -86,11 +86,13 @@ class Answer:
         rows: the list, best first.
         milliseconds: time of the model's answer alone.
         message: a sentence to be read with the list, or instead of it; "" for none.
+        hybrid: whether the scores are sums with those of the model's linear parts, which a search does without.
     """
 
     rows: tuple[Recommended, ...] = ()
     milliseconds: float = 0.0
     message: str = ""
+    hybrid: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,15 +119,13 @@ class ShownModel:
         """Return whether it answers queries."""
         return self.model.reads_queries
 
-    @property
-    def score_name(self) -> str:
-        """Return the name of its scores."""
-        return self.model.score_name
+    def score_name(self, answer: Answer) -> str:
+        """Return the name of the scores of an answer."""
+        return "score" if answer.hybrid else self.model.score_name
 
-    @property
-    def score_meaning(self) -> str:
-        """Return what its scores say, in a sentence."""
-        return score_meaning(self.model)
+    def score_meaning(self, answer: Answer) -> str:
+        """Return what the scores of an answer say, in a sentence."""
+        return score_meaning(self.model, answer.hybrid)
 
 
 class ShownModels:
@@ -186,9 +186,15 @@ class ShownModels:
         return any(one.reads_words for one in self.shown)
 
     @property
+    def searches(self) -> bool:
+        """Return whether any model has a search, whose beams can be chosen."""
+        return any("num_beams" in one.model.search_settings for one in self.shown)
+
+    @property
     def beams(self) -> int | None:
-        """Beams of the first model that searches, None if none does."""
-        return next((one.model.config.search_beams for one in self.shown if "num_beams" in one.model.search_settings), None)
+        """Beams of the first model that recommends by its search, None if none does: beams would keep others from their way."""
+        configs = [one.model.config for one in self.shown if "num_beams" in one.model.search_settings]
+        return next((config.search_beams for config in configs if config.scoring == "beam"), None)
 
     def title(self, item: Any) -> str:
         """Title of an item by its external id; the id where it has none."""
@@ -257,7 +263,8 @@ class ShownModels:
         """Return the answer of one model; a request that it cannot answer gets a message instead of an exception."""
         try:
             started = time.perf_counter()
-            table, message = _recommend(one, question)
+            asked, message = _read(one, question)
+            table = Recommendations(pa.concat_tables(one.model.iter_answers(asked)))
             milliseconds = 1000 * (time.perf_counter() - started)
         except ValueError as error:
             return Answer(message=str(error))
@@ -265,7 +272,7 @@ class ShownModels:
             message = f"No title holds any word of “{question.query}”, so take this list with a grain of salt."
         if not len(table):
             message = ALL_SEEN
-        return Answer(self._rows(one, table, question), milliseconds, message)
+        return Answer(self._rows(one, table, question), milliseconds, message, one.model.adds_linear_parts(asked))
 
     def _rows(self, one: ShownModel, table: Recommendations, question: Question) -> tuple[Recommended, ...]:
         rows = table.to_pylist()
@@ -292,7 +299,7 @@ class ShownModels:
         for one, answer in zip(self.shown, answers, strict=False):
             for row in answer.rows:
                 if row.rank == rank:
-                    said = score_in_words(one.model, row.rank, row.score)
+                    said = score_in_words(one.model, row.rank, row.score, answer.hybrid)
                     sentences.append(f"{one.system}: “{row.title}” is {said}. {self._nearness(row)}".strip())
         if not sentences:
             listed = any(answer.rows for answer in answers)
@@ -363,12 +370,6 @@ def _read(one: ShownModel, question: Question) -> tuple[CheckedQuestion, str]:
     except QuestionError as error:
         label = LABELS.get(error.argument.partition("[")[0], error.argument)
         raise InputError(f"“{label}” is {error.value!r}; allowed: {error.allowed}.") from error
-
-
-def _recommend(one: ShownModel, question: Question) -> tuple[Recommendations, str]:
-    """Return the list and a remark on it; errors as in `_read`."""
-    asked, remark = _read(one, question)
-    return Recommendations(pa.concat_tables(one.model.iter_answers(asked))), remark
 
 
 def _writer(model: RecommenderModel, name: str) -> Any:

@@ -96,7 +96,7 @@ def answer_lists(answers: Sequence[tuple[ShownModel, Answer]], written: Mapping[
             f'<header><h3>{escape(shown.system)} <span class="id">{escape(shown.name)}</span></h3>'
             + (f'<p class="time">{answer.milliseconds:,.0f} ms</p>' if answer.rows else "")
             + "</header>"
-            + (f'<p class="meaning">{escape(shown.score_meaning)}</p>' if answer.rows else "")
+            + (f'<p class="meaning">{escape(shown.score_meaning(answer))}</p>' if answer.rows else "")
         )
         rows = []
         for row in answer.rows:
@@ -105,7 +105,8 @@ def answer_lists(answers: Sequence[tuple[ShownModel, Answer]], written: Mapping[
                 for place, other in enumerate(ranks)
                 if place != number and row.item in other
             ]
-            rows.append(_recommended(number, shown, row, also, written.get((number, str(row.item)))))
+            score = f"<small>{escape(shown.score_name(answer))}</small> {row.score:.2f}"
+            rows.append(_recommended(number, shown, row, score, also, written.get((number, str(row.item)))))
         body = f'<ol class="plain">{"".join(rows)}</ol>' if rows else ""
         kind = "hint" if rows else "problem"
         heading = escape(f"{shown.system} {shown.name}")
@@ -113,7 +114,7 @@ def answer_lists(answers: Sequence[tuple[ShownModel, Answer]], written: Mapping[
     return f'<div class="answers">{"".join(parts)}</div>'
 
 
-def _recommended(number: int, shown: ShownModel, row: Recommended, also: list[str], sentence: str | None) -> str:
+def _recommended(number: int, shown: ShownModel, row: Recommended, score: str, also: list[str], sentence: str | None) -> str:
     why = "" if row.near is None else _near_list(row.near)
     if sentence is not None:
         why += f'<p class="why">In the model’s words</p><blockquote role="status">{escape(sentence)}</blockquote>'
@@ -125,7 +126,7 @@ def _recommended(number: int, shown: ShownModel, row: Recommended, also: list[st
     return (
         f'<li class="card"><span class="rank">{row.rank}</span>{_picture(row.image)}'
         f'<div class="what">{_named(row.item, row.title)}{price}{badge}{why}</div>'
-        f'<span class="score"><small>{escape(shown.score_name)}</small> {row.score:.2f}</span></li>'
+        f'<span class="score">{score}</span></li>'
     )
 
 

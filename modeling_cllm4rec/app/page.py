@@ -175,9 +175,7 @@ def build_page(models: ShownModels) -> gr.Blocks:
                     exclude_seen = gr.Checkbox(True, label="Leave out items of the history")
                     title_words = _line("Only titles with these words")
                     ids = gr.Textbox("", label="Only these item ids, one a line", lines=2, max_lines=6)
-                    beams = gr.Number(
-                        models.beams, label="Beams of LC-Rec’s search", precision=0, visible=models.beams is not None
-                    )
+                    beams = gr.Number(models.beams, label="Beams of LC-Rec’s search", precision=0, visible=models.searches)
                 with gr.Row(elem_classes="inline"):
                     ask = gr.Button("Recommend", variant="primary", scale=3, min_width=140)
                     clear = gr.Button("Start over", scale=1, min_width=100)

@@ -69,14 +69,17 @@ def _ranks(model: RecommenderModel, items: np.ndarray, targets: np.ndarray, cosi
     return larger + 1
 
 
-def score_meaning(model: RecommenderModel) -> str:
+def score_meaning(model: RecommenderModel, hybrid: bool) -> str:
     """Return what the scores of a model say, in a sentence.
 
+    Args:
+        hybrid: whether they are sums with those of its linear parts.
+
     Example:
-        >>> score_meaning(lcrec)  # doctest: +SKIP
+        >>> score_meaning(lcrec, False)  # doctest: +SKIP
         'ln p is the logarithm of the probability of the item as the next one: -2.3 is 10%, -4.6 is 1%.'
     """
-    if model.linear_parts is not None:
+    if hybrid and model.linear_parts is not None:
         parts = len(model.linear_parts.parts)
         return f"The score is that of the language model plus those of {parts} linear models. {NO_PROBABILITY}"
     if model.score_name == LN_P:
@@ -86,14 +89,17 @@ def score_meaning(model: RecommenderModel) -> str:
     return NO_PROBABILITY
 
 
-def score_in_words(model: RecommenderModel, rank: int, score: float) -> str:
+def score_in_words(model: RecommenderModel, rank: int, score: float, hybrid: bool) -> str:
     """Return what the rank and the score of a recommendation say.
 
+    Args:
+        hybrid: whether the score is a sum with those of the model's linear parts.
+
     Example:
-        >>> score_in_words(lcrec, 1, -2.3026)  # doctest: +SKIP
+        >>> score_in_words(lcrec, 1, -2.3026, False)  # doctest: +SKIP
         'the likeliest of the items to choose from, with a probability of 10.0%'
     """
-    likely = model.score_name == LN_P and model.linear_parts is None
+    likely = model.score_name == LN_P and not hybrid
     first = "the likeliest" if likely else "the best"
     place = f"{first if rank == 1 else f'number {rank}'} of the items to choose from"
     if not likely:

@@ -115,8 +115,8 @@ def _check_prompts(prompts: Any, tokens: int, text_config: PreTrainedConfig) -> 
     """Check the two prompts for recommending."""
     if not isinstance(prompts, dict) or set(prompts) != {"known", "anonymous"}:
         raise InputError(f"recommendation_prompts is {str(prompts)[:100]}; it must have the prompts 'known' and 'anonymous'")
-    for name, pieces in prompts.items():
-        check_prompt(f"recommendation_prompts[{name!r}]", pieces, tokens, ("user", "item", "items"), text_config)
+    for name, words in (("known", ("user", "items")), ("anonymous", ("items",))):
+        check_prompt(f"recommendation_prompts[{name!r}]", prompts[name], tokens, words, text_config)
 
 
 __all__ = ["AUTO_MAP", "CLLM4RecConfig", "PromptPieces"]

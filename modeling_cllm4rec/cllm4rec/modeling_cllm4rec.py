@@ -309,6 +309,16 @@ class CLLM4RecPreTrainedModel(RecommenderModel):
         rows: torch.Tensor = table(torch.arange(start, stop, device=self.execution_device))
         return rows
 
+    def check_tokenizer(self, tokenizer: Any) -> None:
+        """Check that a tokenizer has the ID tokens of this model."""
+        for name in ("id_offset", "num_users", "num_items"):
+            own, given = getattr(self.config, name), getattr(tokenizer, name, None)
+            if own != given:
+                raise InputError(
+                    f"{name} of the tokenizer is {given}, that of the model {own}: it is not the tokenizer of this model; copy "
+                    "the model's folder again, or make the tokenizer by CLLM4RecTokenizer.from_backbone"
+                )
+
     def build_prompts(self, user_indices: np.ndarray | None, histories: Iterable[np.ndarray]) -> RaggedRows:
         """Token ids of the recommendation prompt for each history (item indices, oldest first)."""
         config = self.config

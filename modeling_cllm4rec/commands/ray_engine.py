@@ -127,6 +127,7 @@ def recommend_on_ray(arguments: argparse.Namespace) -> str:
     arguments = _with_absolute_paths(arguments)
     # On the CPU, and gone before the workers load theirs: here it only checks the question.
     model = load_recommender(arguments.model, device="cpu", dtype=arguments.dtype)
+    model.check_ready()
     folder = open_parts(arguments, model, asked_users(arguments, model))
     del model
     missing = folder.missing()

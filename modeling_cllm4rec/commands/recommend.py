@@ -130,6 +130,7 @@ def main(argv: list[str] | None = None) -> int:
             print(recommend_on_ray(arguments), file=sys.stderr)
             return
         model = load_recommender(arguments.model, **placement(arguments))
+        model.check_ready()
         asked = asked_users(arguments, model)
         if folder:
             print(write_folder(arguments, model, asked, share), file=sys.stderr)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
+import torch
 from transformers import AutoConfig, PreTrainedConfig
 
 from .errors import InputError
@@ -18,12 +19,26 @@ MOST = 2**31 - 1
 
 
 class BackboneConfig(PreTrainedConfig):
-    """A configuration around that of a causal language model."""
+    """A configuration around that of a causal language model.
+
+    Args:
+        text_config: configuration of the language model, as a `PreTrainedConfig` or a dict with `model_type`.
+        linear_parts: names of the linear models of a hybrid, so that a folder that has lost their file is no other model.
+    """
 
     sub_configs = {"text_config": AutoConfig}
 
-    def __init__(self, text_config: PreTrainedConfig | dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, text_config: PreTrainedConfig | dict[str, Any] | None = None, linear_parts: list[str] | None = None, **kwargs: Any
+    ) -> None:
         self.text_config = self.read_text_config(text_config)
+        if linear_parts is not None and not (
+            isinstance(linear_parts, list) and all(isinstance(name, str) for name in linear_parts)
+        ):
+            raise InputError(f"linear_parts is {str(linear_parts)[:100]}; it must be a list of the names of linear models")
+        self.linear_parts = linear_parts or []
+        if kwargs.get("dtype") is not None:
+            _check_dtype(kwargs["dtype"])
         kwargs["tie_word_embeddings"] = False  # text_config.tie_word_embeddings decides on ties
         super().__init__(**kwargs)
 
@@ -74,7 +89,7 @@ def check_count(name: str, value: Any, least: int = 0, most: int = MOST) -> None
     whole = isinstance(value, Integral) and not isinstance(value, bool)
     if not whole or not least <= int(value) <= most:
         allowed = f"{least} or more" if most == MOST and not (whole and value > most) else f"{least} to {most}"
-        raise InputError(f"{name} is {str(value)[:100]}; it must be {allowed}, a whole number")
+        raise InputError(f"{name} is {value!r:.100}; it must be {allowed}, a whole number")
 
 
 def check_tokens(name: str, value: Any, tokens: int, words: Sequence[str] = ()) -> None:
@@ -100,14 +115,27 @@ def check_tokens(name: str, value: Any, tokens: int, words: Sequence[str] = ()) 
 def check_prompt(name: str, value: Any, tokens: int, words: Sequence[str], text_config: PreTrainedConfig) -> None:
     """Check that a field is a prompt, cut at its placeholders, whose own tokens fit into the context.
 
+    Args:
+        words: the placeholders, each of which the prompt has once. A prompt without one would answer all questions alike.
+
     Raises:
-        InputError: see `check_tokens`; or it is longer than the context.
+        InputError: see `check_tokens`; or a placeholder is missing or repeated, or it is longer than the context.
     """
     check_tokens(name, value, tokens, words)
+    found = [one for one in value if isinstance(one, str)]
+    if sorted(found) != sorted(words):
+        raise InputError(f"{name} has the placeholders {found}; it must have {' and '.join(words)}, once each")
     length = sum(len(one) for one in value if isinstance(one, (list, tuple)))
     context = getattr(text_config.get_text_config(), "max_position_embeddings", MOST)
     if length > context:
         raise InputError(f"{name} has {length} tokens; the context of the language model holds {context}")
+
+
+def _check_dtype(value: Any) -> None:
+    """Raise InputError if a field is no type of weights."""
+    known = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else value
+    if not isinstance(known, torch.dtype) or not known.is_floating_point:
+        raise InputError(f"dtype is {value!r:.100}; it must be a type of weights, such as float32 or bfloat16")
 
 
 def check_fingerprint(name: str, value: Any) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,44 @@ from .json_objects import COPY_AGAIN, read_json
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".h5", ".msgpack")
 """Ends of names of weights in other formats; most of them are pickles, which can run code when they are read."""
+CHECKED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Types whose numbers are looked at: others, of packed weights, have no NaN or no sum."""
 SMALL = 1 << 20
 """Weights that a model may have beyond three times those of its folder: tied ones are saved once."""
+
+
+def check_finite(name: Any, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Check that weights are numbers: with NaN or infinite ones a model ranks by chance, or fails at its first question.
+
+    Args:
+        name: folder or name on the Hub, for the message; weights: names and tensors. Those on no device are not looked at.
+
+    Raises:
+        InputError: a weight holds NaN or infinite numbers.
+
+    Example:
+        >>> check_finite("runs/mine", [("layer.weight", torch.tensor([1.0, float("nan")]))])
+        Traceback (most recent call last):
+        modeling_cllm4rec.core.errors.InputError: runs/mine: layer.weight holds 1 of 2 numbers that are NaN or infinite; ...
+    """
+    for key, weight in weights:
+        # A sum needs no memory as large as the weights; it may itself be too large for its type, so it is only a first look.
+        if weight.dtype not in CHECKED or weight.is_meta or bool(weight.sum().isfinite()):
+            continue
+        wrong = int((~weight.isfinite()).sum())
+        if wrong:
+            raise InputError(
+                f"{name}: {key} holds {wrong:,} of {weight.numel():,} numbers that are NaN or infinite; {COPY_AGAIN}, or train "
+                "the model again"
+            )
+
+
+def stored_weights(name: Any, hub: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Read the weights of a folder one after another: names and tensors on the CPU, so that memory holds one at a time."""
+    for file in _weight_files(name, hub, None):
+        with safe_open(file, "pt") as tensors:
+            for key in tensors.keys():
+                yield key, tensors.get_tensor(key)
 
 
 def check_weights(
@@ -155,6 +191,9 @@ def check_table(path: str | Path, rows: int, what: str, kinds: Mapping[str, Call
     needed = next(iter(kinds))
     if needed not in schema.names:
         raise InputError(f"{file} has no column {needed!r}, only {schema.names}; {COPY_AGAIN}")
+    twice = [name for name in schema.names if schema.names.count(name) > 1]
+    if twice:
+        raise InputError(f"{file} has {schema.names.count(twice[0])} columns of the name {twice[0]!r}; {COPY_AGAIN}")
     for name, fits in kinds.items():
         if name in schema.names and not fits(schema.field(name).type):
             raise InputError(f"{file}: column {name!r} has type {schema.field(name).type}, which it cannot have; {COPY_AGAIN}")
@@ -171,4 +210,4 @@ def is_index_list(kind: pa.DataType) -> bool:
     return bool(lists and pa.types.is_integer(kind.value_type))
 
 
-__all__ = ["check_table", "check_weights", "is_id", "is_index_list"]
+__all__ = ["check_finite", "check_table", "check_weights", "is_id", "is_index_list", "stored_weights"]

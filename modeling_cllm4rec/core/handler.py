@@ -150,7 +150,8 @@ def _shared(question: Any, row: int) -> tuple[Any, ...]:
     """Return the key of users who can share a pass."""
     candidates = None if question.candidates is None else question.candidates.tobytes()
     asking = None if question.queries is None else len(question.history(row)) > 0
-    return candidates, tuple(question.search.items()), asking
+    settings = [(name, tuple(value) if isinstance(value, list) else value) for name, value in question.search.items()]
+    return candidates, tuple(settings), asking
 
 
 def _has_choice(model: Any, question: Any, row: int) -> bool:

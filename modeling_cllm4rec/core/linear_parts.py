@@ -71,7 +71,7 @@ class LinearPart:
         recency, last = about["recency"], about["max_history"]
         _check_number(place, "recency", recency, 0.0)
         if last is not None and (type(last) is not int or last < 1):
-            raise _wrong(f"max_history of part {place} is {last!r:.50}")
+            raise _wrong(f"max_history of part {place} is {last!r:.50}; it must be 1 or more, a whole number, or null for all")
         if len(items) != len(values) or len(indptr) < 2:
             raise _wrong(
                 f"the arrays of part {place} have {len(indptr)}, {len(items)} and {len(values)} entries, which are of no matrix"
@@ -260,9 +260,11 @@ class LinearParts:
                 return cls(
                     [_read_part(file, place, part) for place, part in enumerate(about)], metadata["catalogue_fingerprint"] or None
                 )
-        except (SafetensorError, OSError, EOFError, KeyError, TypeError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
+        except InputError:
+            raise
+        except KeyError as error:
+            raise _wrong(f"its metadata has no {error}") from error
+        except (SafetensorError, OSError, EOFError, TypeError, ValueError) as error:
             raise _wrong(f"it cannot be read ({' '.join(str(error).split())[:200]})") from error
 
     def check(self, config: Any) -> None:
@@ -297,11 +299,13 @@ def _wrong(reason: str) -> InputError:
 
 def _check_number(place: int, name: str, value: Any, least: float) -> None:
     if type(value) not in (int, float) or not least <= value < 1e6:
-        raise _wrong(f"{name} of part {place} is {value!r:.50}")
+        raise _wrong(f"{name} of part {place} is {value!r:.50}; it must be a number from {least:g} to 1,000,000")
 
 
 def _read_part(file: Any, place: int, about: Any) -> Part:
     """Read one part of an open file."""
+    if not isinstance(about, dict) or not isinstance(about.get("kind"), str):
+        raise _wrong(f"part {place} is {about!r:.50}; it must be an object with kind, name, weight and settings")
     if about["kind"] not in _KINDS:
         raise _wrong(f"part {place} is of the kind {about['kind']!r:.50}; this version reads {' and '.join(_KINDS)}")
     if not isinstance(about["name"], str):

@@ -25,7 +25,7 @@ from transformers.utils.hub import resolve_revision
 
 from .catalogue import CATALOGUE_FILE, Catalogue, IdMap, KnownUsers, OnUnknown, Recommendations, SimilarItems
 from .errors import FileWriteError, InputError
-from .folder_checks import check_weights
+from .folder_checks import check_finite, check_weights
 from .language_model import execution_device, greedy_generation, pad_prompts, word_head
 from .linear_parts import LinearParts
 from .parallel_plans import check_gathered, check_heads, check_tensor_plan, layer_plan
@@ -178,6 +178,13 @@ class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
     def warm_up(self) -> None:
         """Build what the first request would build; nothing by default."""
 
+    def check_tokenizer(self, tokenizer: Any) -> None:
+        """Check that a tokenizer gives users and items the tokens that this model has for them; nothing by default.
+
+        Raises:
+            InputError: it is the tokenizer of another model.
+        """
+
     def check_ready(self) -> None:
         """Check that the model can recommend.
 
@@ -238,9 +245,9 @@ class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
         """Load a model as `PreTrainedModel.from_pretrained` does, with the folder's catalogue, users and card.
 
         Raises:
-            InputError: weights that are cut off, of another shape or no safetensors, or a catalogue of another checkpoint.
-                Nothing is left at random silently. Sizes are checked before anything is read.
-            MissingFileError: there are no weights.
+            InputError: weights that are cut off, of another shape, no numbers or no safetensors, or a catalogue of another
+                checkpoint. Nothing is left at random silently. Sizes are checked before anything is read.
+            MissingFileError: there are no weights, or no linear models of a hybrid.
         """
         where = {name: kwargs[name] for name in ("token", "local_files_only", "cache_dir") if name in kwargs}
         revision = resolve_revision(pretrained_model_name_or_path, kwargs.get("revision"), **where)
@@ -272,6 +279,7 @@ class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
                 f"{pretrained_model_name_or_path} lacks weights of this model or has them in another shape: {broken[:5]} "
                 f"({len(broken)} in all); it is no complete {cls.__name__} checkpoint"
             )
+        check_finite(pretrained_model_name_or_path, model.state_dict().items())
         load_parts(model, pretrained_model_name_or_path, hub)
         return (model, info) if wants_info else model
 
@@ -328,6 +336,7 @@ class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
             FileWriteError: there is no room, or no permission.
         """
         self.check_catalogue()
+        self.config.linear_parts = [] if self.linear_parts is None else [part.name for part in self.linear_parts.parts]
         check_target(self, Path(save_directory))
         push = kwargs.pop("push_to_hub", False)
         where = {name: kwargs.pop(name) for name in UPLOAD_ARGUMENTS if name in kwargs}
@@ -434,6 +443,10 @@ class RecommenderModel(PreTrainedModel, metaclass=ABCMeta):
         if self.linear_parts is None or histories is None:
             return scores
         return self.linear_parts.added(scores, histories)
+
+    def adds_linear_parts(self, question: Question) -> bool:
+        """Return whether the scores of the answers to a question are those of a hybrid."""
+        return self.linear_parts is not None and question.queries is None
 
     def rank_histories(self, user_indices: np.ndarray | None, histories: Any, seen: Any | None, k: int) -> np.ndarray:
         """Return the (B, k) best unseen items for histories, best first, -1 where there are fewer, in evaluation mode.

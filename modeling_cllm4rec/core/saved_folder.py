@@ -20,11 +20,11 @@ from transformers.dynamic_module_utils import get_relative_imports
 from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
 from .catalogue import CATALOGUE_FILE, USERS_FILE, Catalogue, KnownUsers, is_text_type
-from .errors import ExistingFileError, InputError
+from .errors import ExistingFileError, InputError, MissingFileError
 from .folder_checks import check_table, is_id, is_index_list
 from .handler import EndpointHandler  # noqa: F401 (imported files are copied: Inference Endpoints look for handler.py)
 from .hub_upload import commit_files
-from .json_objects import read_json
+from .json_objects import COPY_AGAIN, read_json
 from .linear_parts import LINEAR_PARTS_FILE, LinearParts
 
 CARD_FILE = "README.md"
@@ -71,7 +71,8 @@ def load_parts(model: Any, name_or_path: Any, hub: dict[str, Any]) -> None:
         hub: arguments of `cached_file`, such as `revision` and `token`.
 
     Raises:
-        InputError: catalogue or users belong to another checkpoint.
+        MissingFileError: the linear models of a hybrid are not there.
+        InputError: catalogue, users or linear models belong to another checkpoint.
     """
     parts: list[tuple[str, str, Callable[[str], Any]]] = [
         ("catalogue", CATALOGUE_FILE, Catalogue.load),
@@ -88,6 +89,12 @@ def load_parts(model: Any, name_or_path: Any, hub: dict[str, Any]) -> None:
         path = cached_file(name_or_path, file, **hub, _raise_exceptions_for_missing_entries=False)
         if path is not None:
             setattr(model, name, load(path))
+    named = model.config.linear_parts
+    if named and model.linear_parts is None:
+        raise MissingFileError(
+            f"{name_or_path} has no {LINEAR_PARTS_FILE}, but config.json says that the model is a hybrid with "
+            f"{', '.join(named)}; {COPY_AGAIN}, or set linear_parts in config.json to [] for the language model alone"
+        )
     model.check_catalogue()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from modeling_cllm4rec.core.catalogue import IdMap
+from modeling_cllm4rec.core.catalogue import CATALOGUE_FILE, USERS_FILE, IdMap
 from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.core.recommender import RecommenderModel
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
@@ -21,8 +21,11 @@ def check_same_ids(model: RecommenderModel, data: RecommendationData, name: str)
         name: name of the model in the message.
 
     Raises:
-        InputError: the items or the users differ.
+        InputError: the items or the users differ, or the model has none.
     """
+    for part, file in ((model.catalogue, CATALOGUE_FILE), (model.users, USERS_FILE)):
+        if part is None:
+            raise InputError(f"{name} has no {file}, so its rows cannot be compared with {data.folder}; copy its folder again")
     items, users = IdMap(data.items["item_id"], "item_id"), IdMap(data.users["user_id"], "user_id")
     if model.catalogue is None or model.catalogue.ids.fingerprint != items.fingerprint:
         raise InputError(

@@ -15,7 +15,7 @@ from modeling_cllm4rec.evaluation.report import EvaluationReport
 
 logger = logging.getLogger(__name__)
 
-MOST_PANELS = 4
+MOST_PANELS = 5
 """Metrics in the picture, the first ones of the report."""
 
 
@@ -69,7 +69,7 @@ def _figure(name: str, report: EvaluationReport) -> Any:
 
     metrics = list(report.metrics)[:MOST_PANELS]
     rows = [(name, report.metrics, report.intervals), *((one, of.metrics, of.intervals) for one, of in report.baselines.items())]
-    figure = Figure(figsize=(1.5 + 3 * len(metrics), 1.1 + 0.35 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(1.5 + 2.6 * len(metrics), 1.1 + 0.35 * len(rows)), layout="constrained")
     figure.suptitle(f"{report.protocol.split}, {report.users} users", fontsize="medium")
     for number, (axis, metric) in enumerate(zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True)):
         for place, (_, means, intervals) in enumerate(rows):
@@ -77,7 +77,8 @@ def _figure(name: str, report: EvaluationReport) -> Any:
             error = [[means[metric] - low], [high - means[metric]]]
             axis.errorbar(means[metric], place, xerr=error, fmt="o", color="tab:gray" if place else "tab:blue", capsize=3)
         axis.set_yticks(range(len(rows)), [row[0] for row in rows] if not number else [""] * len(rows))
-        axis.invert_yaxis()
+        axis.set_ylim(len(rows) - 0.5, -0.5)  # the model on top
+        axis.locator_params(axis="x", nbins=4)
         axis.set_xlabel(metric)
         axis.grid(axis="x", alpha=0.3)
     return figure

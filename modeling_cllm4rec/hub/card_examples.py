@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.core.json_objects import read_json
 from modeling_cllm4rec.core.questions import QuestionError
 from modeling_cllm4rec.core.recommender import RecommenderModel
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 EXAMPLES_FILE = "examples.json"
 """What a model recommended for the histories of the card, in the folder of its run."""
+DELETE = "delete it: the next evaluation writes it again"
 LENGTHS = (1, 2, 1)
 """Items in each history."""
 MOST_RECOMMENDED = 5
@@ -78,7 +80,20 @@ def load_examples(folder: Path) -> dict[str, Any]:
         InputError: the file is damaged.
     """
     path = folder / EXAMPLES_FILE
-    return read_json(path, "delete it: the next evaluation writes it again") if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    examples = read_json(path, DELETE)
+    try:
+        whole = all(
+            {"item", "title"} <= set(item)
+            for row in examples.get("histories", [])
+            for item in row["history"] + row["recommended"]
+        )
+    except (KeyError, TypeError):
+        whole = False
+    if not whole or not isinstance(examples.get("query"), str | None):
+        raise InputError(f"{path} holds no histories and recommendations of items with titles; {DELETE}")
+    return examples
 
 
 __all__ = ["EXAMPLES_FILE", "load_examples", "recommend_examples", "save_examples"]

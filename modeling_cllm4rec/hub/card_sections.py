@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -19,9 +20,43 @@ LONGEST_TITLE = 60
 """Letters of a title in a table."""
 
 
-def use_section(name: str, system: System, examples: Mapping[str, Any]) -> list[str]:
-    """Return an example that runs, with ids of the catalogue, and the intended use."""
+def scoring_section(config: Mapping[str, Any], linear_weights: Mapping[str, float]) -> list[str]:
+    """Return how the model of a folder finds items, where that differs from the first sentence of its system.
+
+    Args:
+        config: contents of `config.json`.
+        linear_weights: name -> weight of the linear models of a hybrid.
+
+    Example:
+        >>> scoring_section({"scoring": "beam"}, {})
+        []
+    """
+    lines = []
+    if config.get("scoring") == "head":
+        lines += ["It recommends by its item head, which scores all items at once; the search is for queries.", ""]
+    if linear_weights:
+        parts = ", ".join(f"{quoted(name)} ({weight:g})" for name, weight in linear_weights.items())
+        about = f"It is a hybrid: scores of linear models are added to those of the language model, with the weights {parts}; "
+        lines += [f"{about}the language model has 1. All are standardized over the catalogue first.", ""]
+    return lines
+
+
+def trained_on_queries(system: System, records: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Return whether a model was trained to answer queries, as far as its records say; True of a system without queries."""
+    if not system.query_task:
+        return True
+    tasks = [str(task) for record in records.values() for task in record["arguments"].get("tasks") or []]
+    return not tasks or any(task.partition("=")[0] == system.query_task for task in tasks)
+
+
+def use_section(name: str, system: System, examples: Mapping[str, Any], queries: bool = True) -> list[str]:
+    """Return an example that runs, with ids of the catalogue, and the intended use.
+
+    Args:
+        queries: whether the model was trained to answer queries, if its system can.
+    """
     histories = [[one["item"] for one in row["history"]] for row in examples.get("histories", [])]
+    use = system.card_use if queries else system.card_use_untrained
     asked = repr(histories[1:2]) if histories else "[[...]]"
     code = [
         "import modeling_cllm4rec  # the package cllm4rec; where it is not installed, pass trust_remote_code=True below",
@@ -31,14 +66,14 @@ def use_section(name: str, system: System, examples: Mapping[str, Any]) -> list[
         "model = AutoModel.from_pretrained(name)",
         f"print(model.recommend(histories={asked}, k=5).to_pandas())  # item ids in, item ids out",
     ]
-    if examples.get("query"):
+    if examples.get("query") and queries:
         code.append(f"print(model.search([{examples['query']!r}], k=5).to_pandas())")
     return [
         *fenced("python", "\n".join(code)),
         "",
         "## Intended use",
         "",
-        f"To rank the items of its catalogue {system.card_use}. It is meant for research and for lists of suggestions that a "
+        f"To rank the items of its catalogue {use}. It is meant for research and for lists of suggestions that a "
         "user reviews, for users and items like those of its data; not for decisions about users.",
         "",
     ]
@@ -63,7 +98,8 @@ def data_section(data_info: Mapping[str, Any], repository: str | None, data_card
     if repository is not None:
         lines.append(f"- data folder: [{quoted(repository)}](https://huggingface.co/datasets/{quoted(repository)})")
     for part in ("statistics", "protocol"):
-        lines += [f"- {quoted(key)}: {quoted(_short(value))}" for key, value in data_info.get(part, {}).items()]
+        said = {key: value for key, value in data_info.get(part, {}).items() if value is not None}
+        lines += [f"- {quoted(key).replace('_', ' ')}: {quoted(_short(value))}" for key, value in said.items()]
     for one in data_info.get("sources", []):
         lines.append(f"- source of {quoted(one['table'])}: {quoted(one['file'])}, SHA-256 {quoted(one['sha256'])}")
     return [*lines, *(["", f"Columns and use of the tables: [{DATA_CARD_FILE}]({DATA_CARD_FILE})."] if data_card else []), ""]
@@ -116,7 +152,11 @@ def reproduce_section(records: Mapping[str, Any], reports: Sequence[EvaluationRe
 
 def limits_section(data_info: Mapping[str, Any], backbone: Mapping[str, Any] | None) -> list[str]:
     """Return the limits of the model, and the licences that apply."""
-    name = "" if backbone is None else f" ({quoted(backbone['name'])})"
+    name = ""
+    if backbone is not None:  # a path says nothing to a reader elsewhere, and may hold a user's name
+        name = (
+            f" ({quoted(Path(backbone['name']).name)}, a local folder)" if backbone["local"] else f" ({quoted(backbone['name'])})"
+        )
     stated = NOT_STATED if backbone is None or backbone["license"] is None else backbone["license"]
     return [
         "## Limits",

@@ -14,6 +14,7 @@ from transformers.utils import CONFIG_NAME
 
 import modeling_cllm4rec as _registers_the_model_types  # noqa: F401
 from modeling_cllm4rec.core.errors import CLLM4RecError, InputError, MissingFileError, nearest
+from modeling_cllm4rec.core.folder_checks import check_finite, stored_weights
 from modeling_cllm4rec.core.json_objects import read_json
 from modeling_cllm4rec.core.recommender import RecommenderModel
 from modeling_cllm4rec.hub.devices import check_device_map, choose_device, choose_dtype, describe_placement
@@ -23,9 +24,10 @@ try:  # the client that huggingface_hub brings
 except ImportError:  # huggingface_hub 1
     from httpx import HTTPError  # type: ignore[import-not-found, assignment, no-redef, unused-ignore]
 
-__all__ = ["check_on_hub", "load_recommender", "load_tokenizer"]
+__all__ = ["check_folder", "check_on_hub", "load_recommender", "load_tokenizer"]
 
 PROBE_SECONDS = 10.0
+ADAPTER = "adapter_config.json"
 logger = logging.getLogger(__name__)
 
 
@@ -63,11 +65,54 @@ def load_recommender(
     plan = check_device_map(device_map, device)
     place = choose_device(device) if plan is None else None
     given = {"dtype": choose_dtype(dtype), "attn_implementation": attn_implementation, "device_map": plan}
-    given = {key: value for key, value in given.items() if value is not None}
+    model = _read_model(name, argument, {key: value for key, value in given.items() if value is not None})
+    if place is not None:
+        model.to(place)  # type: ignore[arg-type]  # the wrapper of transformers is typed wrongly
+    logger.info("%s: on %s", name, describe_placement(model))
+    return model
+
+
+def check_folder(name: str | Path, argument: str = "model") -> RecommenderModel:
+    """Check that the model of a folder can be loaded and its tokenizer fits, in memory for one of its weights.
+
+    Args:
+        name: the folder.
+        argument: the caller's argument that holds the name, for messages.
+
+    Returns:
+        The model with all its parts, but without weights.
+
+    Raises:
+        MissingFileError, InputError: as `load_recommender` and `load_tokenizer`.
+
+    Example:
+        >>> check_folder("runs/mine").num_items  # doctest: +SKIP
+        12101
+    """
+    model = _read_model(name, argument, {"device_map": "meta"})
+    check_finite(name, stored_weights(name, {}))
+    model.check_tokenizer(load_tokenizer(name, argument))
+    return model
+
+
+def _read_model(name: str | Path, argument: str, given: dict[str, Any]) -> RecommenderModel:
+    """Read the model of a folder or of a name on the Hub.
+
+    Args:
+        given: further arguments of `from_pretrained`, as the caller named them.
+
+    Raises:
+        MissingFileError, InputError: as `load_recommender`.
+    """
     unreached = None if Path(name).is_dir() else _hub_unreached(str(name), argument)
     from_cache = {"local_files_only": True, "adapter_kwargs": {"local_files_only": True}} if unreached else {}
     if Path(name, CONFIG_NAME).is_file():
         read_json(Path(name, CONFIG_NAME))
+    if Path(name, ADAPTER).is_file():  # transformers would load what it names, in place of the folder's own weights
+        raise InputError(
+            f"{argument}: {name} holds an adapter ({ADAPTER}), and a recommender is saved whole; delete that file, or merge the "
+            "adapter into its model first (merge_and_unload of peft)"
+        )
     try:
         AutoConfig.from_pretrained(name, local_files_only=bool(unreached), trust_remote_code=False)
     except OSError:  # reported below, with the weights
@@ -105,9 +150,6 @@ def load_recommender(
         raise InputError(
             f"{argument}: {name} holds a {type(model).__name__}, which does not recommend; name a finetuned or aligned model"
         )
-    if place is not None:
-        model.to(place)  # type: ignore[arg-type]  # the wrapper of transformers is typed wrongly
-    logger.info("%s: on %s", name, describe_placement(model))
     return model
 
 

@@ -19,6 +19,7 @@ from transformers.utils import CONFIG_NAME
 from modeling_cllm4rec import __version__
 from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.core.json_objects import read_json
+from modeling_cllm4rec.core.linear_parts import LINEAR_PARTS_FILE, LinearParts
 from modeling_cllm4rec.core.recommender import RecommenderModel
 from modeling_cllm4rec.core.saved_folder import CARD_FILE, COMPARISON_FILE, CURVES_FILE, DATA_CARD_FILE
 from modeling_cllm4rec.corpora.atomic_files import atomic_file
@@ -37,6 +38,15 @@ from modeling_cllm4rec.systems import SYSTEMS, System, system_of_stages
 LIBRARY = "cllm4rec"
 """Name of this package in the Hub's list of libraries; see docs/hub-registration.md."""
 LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "peft")
+
+
+CARD_FIELDS: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "steps": (int, "a whole number"),
+    "seconds": ((int, float), "a number"),
+    "machine": (str, "a text"),
+    "versions": (dict, "the versions of libraries"),
+}
+"""Fields of a stage's record that a card shows: type, and what it is in words."""
 
 
 def machine() -> str:
@@ -98,6 +108,15 @@ def read_records(folder: Path) -> dict[str, Any]:
     return records
 
 
+def _check_shown(path: Path, records: Mapping[str, Any]) -> None:
+    """Raise InputError if a record lacks what a card shows of it."""
+    for stage, record in records.items():
+        for field, (kind, words) in CARD_FIELDS.items():
+            value = record.get(field)
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise InputError(f"{path}: {field} of {stage!r} is {str(value)[:50]!r}; it must be {words}; delete the file")
+
+
 def make_card(
     name: str,
     system: System,
@@ -110,6 +129,7 @@ def make_card(
     curves: bool = False,
     comparison: bool = False,
     data_card: bool = False,
+    scoring: Sequence[str] = (),
 ) -> str:
     """Return the card's text, YAML header with `model-index` included.
 
@@ -123,6 +143,7 @@ def make_card(
         examples: see `card_examples.recommend_examples`.
         curves, comparison: show the picture of the training curves, and that of baselines, which are in the card's folder.
         data_card: link the card of the data, which is in the card's folder.
+        scoring: lines that say how the model finds items, see `card_sections.scoring_section`.
     """
     backbone = next((record["backbone"] for record in reversed(records.values()) if "backbone" in record), None)
     repository = repository or _trained_on(records)
@@ -132,8 +153,8 @@ def make_card(
         header = ModelCardData(model_name=name, eval_results=results, **header).to_dict()
     sections = [
         ["---", yaml.safe_dump(header, sort_keys=False).strip(), "---", "", f"# {card_sections.quoted(name)}", ""],
-        [system.card_about, ""],
-        card_sections.use_section(name, system, examples or {}),
+        [system.card_about, "", *scoring],
+        card_sections.use_section(name, system, examples or {}, card_sections.trained_on_queries(system, records)),
         card_sections.examples_section(examples or {}),
         card_sections.metrics_section(reports, comparison),
         card_sections.data_section(data_info, repository, data_card),
@@ -219,15 +240,17 @@ def update_card(folder: Path, data: RecommendationData, model: RecommenderModel 
 
     Returns:
         The card's text.
+
+    Raises:
+        InputError: a record, an evaluation or the examples are damaged.
     """
     if model is not None:
         save_examples(folder, recommend_examples(model, data))
     records = read_records(folder)
-    config = folder / CONFIG_NAME
-    if config.is_file():
-        system = SYSTEMS[read_json(config)["model_type"]]
-    else:
-        system = system_of_stages(records)
+    _check_shown(folder / RECORD_FILE, records)
+    config = read_json(folder / CONFIG_NAME) if (folder / CONFIG_NAME).is_file() else {}
+    system = SYSTEMS[config["model_type"]] if config else system_of_stages(records)
+    linear = LinearParts.load(folder / LINEAR_PARTS_FILE).weights if (folder / LINEAR_PARTS_FILE).is_file() else {}
     data_card = data.folder / README
     if data_card.is_file():
         _write(folder / DATA_CARD_FILE, data_card.read_text(encoding="utf-8"))
@@ -244,6 +267,7 @@ def update_card(folder: Path, data: RecommendationData, model: RecommenderModel 
         curves=(folder / CURVES_FILE).is_file(),
         comparison=(folder / COMPARISON_FILE).is_file(),
         data_card=(folder / DATA_CARD_FILE).is_file(),
+        scoring=card_sections.scoring_section(config, linear),
     )
     _write(folder / CARD_FILE, card)
     return card

@@ -12,13 +12,11 @@ import yaml
 from huggingface_hub import constants
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from transformers import AutoConfig
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, PROCESSOR_NAME
 
 from modeling_cllm4rec.core.catalogue import CATALOGUE_FILE, USERS_FILE
 from modeling_cllm4rec.core.errors import InputError, MissingFileError, nearest
-from modeling_cllm4rec.core.folder_checks import check_weights
 from modeling_cllm4rec.core.json_objects import read_json
 from modeling_cllm4rec.core.linear_parts import LINEAR_PARTS_FILE
 from modeling_cllm4rec.core.recommender import RecommenderModel
@@ -28,15 +26,14 @@ from modeling_cllm4rec.core.saved_folder import (
     CURVES_FILE,
     DATA_CARD_FILE,
     REQUIREMENTS_FILE,
-    check_tables,
     files_to_upload,
     upload,
 )
 from modeling_cllm4rec.evaluation.training_curves import RECORD_FILE
 from modeling_cllm4rec.hub.eval_results import eval_results
-from modeling_cllm4rec.hub.loading import load_tokenizer
+from modeling_cllm4rec.hub.loading import check_folder
 from modeling_cllm4rec.hub.model_card import saved_reports
-from modeling_cllm4rec.systems import SYSTEMS, resolve
+from modeling_cllm4rec.systems import SYSTEMS
 
 PARTS = (
     *(CONFIG_NAME, GENERATION_CONFIG_NAME, CATALOGUE_FILE, USERS_FILE, LINEAR_PARTS_FILE, REQUIREMENTS_FILE),
@@ -85,7 +82,7 @@ def push_run(
     """Push the model of a run, with its tokenizer, card, evaluations and the card of its data, as one commit.
 
     Checkpoints, the corpus, prepared data, values per user and files that are not of the model stay where they are. Everything is
-    checked before anything is sent: weights and tables by their headers, the tokenizer by loading it.
+    checked before anything is sent, as loading does, in memory for one of the weights at a time.
 
     Args:
         run: folder of a finished run.
@@ -166,7 +163,7 @@ def model_files(run: Path) -> dict[str, Path]:
 
 
 def _checked_model(run: Path) -> type[RecommenderModel]:
-    """Return the class of a run's model, once weights, tables and tokenizer are known to be whole.
+    """Return the class of a run's model, once all that is loaded with it is known to be whole.
 
     Raises:
         MissingFileError, InputError: as `model_files`.
@@ -183,24 +180,36 @@ def _checked_model(run: Path) -> type[RecommenderModel]:
         raise InputError(
             f"run: {run} holds a model of the type {kind!r}, not one of {', '.join(SYSTEMS)}; name the folder of a finished run"
         )
-    model_class: type[RecommenderModel] = resolve(SYSTEMS[kind].model)
-    config = AutoConfig.from_pretrained(run, trust_remote_code=False)
-    check_weights(run, config, model_class, {})
-    check_tables(config, run, {})
-    load_tokenizer(run, "run")
-    return model_class
+    model = check_folder(run, "run")
+    if model.catalogue is None and model.config.catalogue_fingerprint is not None:
+        raise MissingFileError(
+            f"run: {run} has no {CATALOGUE_FILE}, which names the items that its model was trained on; copy the folder again"
+        )
+    return type(model)
 
 
 def _code_files(run: Path) -> set[str]:
-    """Return the Python files that `auto_map` names, and those that they import."""
+    """Return the Python files that `auto_map` names, and those that they import.
+
+    Raises:
+        MissingFileError: one of them is not there, so that the pushed model could not be loaded by its own code.
+    """
     found: set[str] = set()
     for name in (CONFIG_NAME, "tokenizer_config.json"):
         settings = read_json(run / name) if (run / name).is_file() else {}
         for targets in (settings.get("auto_map") or {}).values():
             for target in [targets] if isinstance(targets, str) else targets:
-                module = run / f"{(target or '').rpartition('--')[2].partition('.')[0]}.py"
-                if module.is_file():
-                    found |= {module.name, *(Path(file).name for file in get_relative_import_files(str(module)))}
+                if not target or "--" in target:  # code of another repository, or no slow tokenizer
+                    continue
+                module = run / f"{target.rpartition('.')[0]}.py"
+                try:
+                    imported = get_relative_import_files(str(module))
+                except FileNotFoundError as error:
+                    raise MissingFileError(
+                        f"run: {run} has no {Path(error.filename).name}, which is code that {name} names; load the model and "
+                        "save it again, or copy the folder again"
+                    ) from error
+                found |= {module.name, *(Path(file).name for file in imported)}
     return found
 
 

@@ -5,6 +5,7 @@ This file is copied into every saved folder.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from numbers import Integral
 from typing import Any, Literal
 
@@ -132,11 +133,12 @@ class LCRecConfig(BackboneConfig):
                 f"item_head is {item_head}, item_head_embedding_size {item_head_embedding_size} and item_head_text_size "
                 f"{item_head_text_size}; an item head has both sizes or none, and without one both are 0"
             )
-        _check_templates("recommendation_prompts", recommendation_prompts, vocabulary, text_config)
+        _check_templates("recommendation_prompts", recommendation_prompts, vocabulary, ("items",), text_config)
         if query_prompts is not None and (not isinstance(query_prompts, dict) or set(query_prompts) != {"alone", "history"}):
             raise InputError(f"query_prompts is {str(query_prompts)[:100]}; it must have the templates 'alone' and 'history'")
         for name, templates in (query_prompts or {}).items():
-            _check_templates(f"query_prompts[{name!r}]", templates, vocabulary, text_config)
+            words = ("query",) if name == "alone" else ("items", "query")
+            _check_templates(f"query_prompts[{name!r}]", templates, vocabulary, words, text_config)
         if separator is not None:
             check_tokens("separator", separator, vocabulary)
         if item_encoder is not None and not isinstance(item_encoder, dict):
@@ -180,12 +182,14 @@ class LCRecConfig(BackboneConfig):
         return int(self.first_index_token + self.num_levels * self.codebook_size - 1)
 
 
-def _check_templates(name: str, templates: Any, tokens: int, text_config: PreTrainedConfig) -> None:
-    """Check the templates of a task: a list of lists of segments, or None."""
-    if templates is not None and not isinstance(templates, (list, tuple)):
-        raise InputError(f"{name} is {str(templates)[:100]}; it must be a list of templates")
-    for number, pieces in enumerate(templates or []):
-        check_prompt(f"{name}[{number}]", pieces, tokens, ("items", "query"), text_config)
+def _check_templates(name: str, templates: Any, tokens: int, words: Sequence[str], text_config: PreTrainedConfig) -> None:
+    """Check the templates of a task, each with these placeholders: a list of lists of segments, or None."""
+    if templates is None:
+        return
+    if not isinstance(templates, (list, tuple)) or not templates:
+        raise InputError(f"{name} is {str(templates)[:100]}; it must be a list of templates, at least one")
+    for number, pieces in enumerate(templates):
+        check_prompt(f"{name}[{number}]", pieces, tokens, words, text_config)
 
 
 __all__ = ["AUTO_MAP", "LCRecConfig"]

@@ -21,7 +21,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast, ModelOutput
 from transformers.utils import cached_file, can_return_tuple
 
 from ..core.catalogue import Catalogue, KnownUsers, OnUnknown, Recommendations
-from ..core.errors import InputError
+from ..core.errors import InputError, MissingFileError
+from ..core.json_objects import COPY_AGAIN
 from ..core.language_model import (
     CACHE,
     check_fields,
@@ -175,16 +176,26 @@ class LCRecForRecommendation(RecommenderModel):
         """The tokenizer of the model's folder, which queries need.
 
         Raises:
-            InputError: the model came from no folder, or the folder has the tokenizer of another model.
+            InputError: the model came from no folder, or the folder has no tokenizer, a damaged one, or that of another model.
         """
         if not self.name_or_path:
             raise InputError(
                 "this model came from no folder, so it has no tokenizer to read queries with; save both and load the model, or "
                 "set model.tokenizer"
             )
-        tokenizer = AutoTokenizer.from_pretrained(self.name_or_path, config=self.config)  # else it would ask to trust our code
-        check_index_tokens(tokenizer.get_vocab(), *self.config.index_tokens)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                self.name_or_path, config=self.config
+            )  # else it would ask to trust our code
+        except Exception as error:  # the tokenizers library raises `Exception` itself
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise InputError(f"the tokenizer in {self.name_or_path} cannot be read ({reason}); {COPY_AGAIN}") from error
+        self.check_tokenizer(tokenizer)
         return tokenizer
+
+    def check_tokenizer(self, tokenizer: Any) -> None:
+        """Check that a tokenizer has the tokens of the semantic IDs."""
+        check_index_tokens(tokenizer.get_vocab(), *self.config.index_tokens)
 
     @cached_property
     def item_lookup(self) -> ItemLookup:
@@ -328,6 +339,11 @@ class LCRecForRecommendation(RecommenderModel):
         else:
             found = self.search_codes(prompts, seen, k, candidates, num_beams)
         return found.items.cpu().numpy(), found.scores.cpu().numpy()
+
+    def adds_linear_parts(self, question: Question) -> bool:
+        """Return whether the scores of the answers to a question are those of a hybrid; a search does without linear parts."""
+        asked = (question.search.get(name) for name in ("num_beams", "scoring"))
+        return super().adds_linear_parts(question) and scoring_of(self.config, *asked) != "beam"
 
     def check_search(self, k: int, num_beams: Beams | None = None, scoring: Scoring | None = None, **search: Any) -> None:
         """Check the settings of a search for k items, which are explained at `best_items`.
@@ -671,6 +687,11 @@ class LCRecForRecommendation(RecommenderModel):
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         file = f"{INDEXER_FOLDER}/config.json"
+        if (
+            Path(pretrained_model_name_or_path, INDEXER_FOLDER).exists()
+            and not Path(pretrained_model_name_or_path, file).is_file()
+        ):
+            raise MissingFileError(f"{pretrained_model_name_or_path} has {INDEXER_FOLDER}, but no {file}; {COPY_AGAIN}")
         if cached_file(pretrained_model_name_or_path, file, **hub, _raise_exceptions_for_missing_entries=False) is not None:
             model.set_indexer(
                 load_indexer(pretrained_model_name_or_path, hub, model.config.num_levels, model.config.codebook_size)

@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
 from ..core.errors import InputError
-from ..core.folder_checks import check_weights
+from ..core.folder_checks import check_finite, check_weights
+from ..core.json_objects import COPY_AGAIN
 from ..core.losses import sample_items
 from .configuration_rqvae import RQVAEConfig
 from .semantic_ids import ITEMS_AT_ONCE, sinkhorn
@@ -326,7 +327,17 @@ def load_indexer(name: Any, hub: Mapping[str, Any], num_levels: int, codebook_si
             f"of {codebook_size}: it belongs to another checkpoint"
         )
     check_weights(name, own, RQVAEModel, place)
-    return RQVAEModel.from_pretrained(name, use_safetensors=True, **place)
+    loaded: Any = RQVAEModel.from_pretrained(name, use_safetensors=True, output_loading_info=True, **place)
+    model: RQVAEModel = loaded[0]
+    info = loaded[1]
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise InputError(
+            f"{name}/{INDEXER_FOLDER} lacks weights: {missing[:5]} ({len(missing)} in all); it is no complete RQVAEModel "
+            f"checkpoint: {COPY_AGAIN}"
+        )
+    check_finite(f"{name}/{INDEXER_FOLDER}", model.state_dict().items())
+    return model
 
 
 __all__ = ["INDEXER_FOLDER", "RQVAEModel", "RQVAEOutput", "k_means", "load_indexer", "residual_k_means"]

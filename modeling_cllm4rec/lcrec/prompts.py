@@ -43,11 +43,11 @@ def check_index_tokens(vocabulary: Mapping[str, int], first_index_token: int, nu
         first_index_token, num_levels, codebook_size: of the model.
 
     Raises:
-        InputError: it has the first or the last of them under another id, or not at all.
+        InputError: it has one of them under another id, or not at all.
     """
-    level, code = num_levels - 1, codebook_size - 1
-    last = first_index_token + level * codebook_size + code
-    for word, token in (("<a_0>", first_index_token), (f"<{string.ascii_lowercase[level]}_{code}>", last)):
+    for token in range(first_index_token, first_index_token + num_levels * codebook_size):
+        level, code = divmod(token - first_index_token, codebook_size)
+        word = f"<{string.ascii_lowercase[level]}_{code}>"
         if vocabulary.get(word) != token:
             raise InputError(
                 f"first_index_token is {first_index_token}, so {word} should be token {token}, but the tokenizer has "

@@ -145,7 +145,12 @@ async def reload(request: Request, asked: schemas.ReloadRequest | None = None) -
     if request.app.state.settings.api_key is None:
         advice = "start the server with --api-key-file, or send its process SIGHUP"
         raise Refused(403, BadRequest("authorization", "a server without a key", "an API key", advice))
-    new, old = await _models(request).reload(None if asked is None else asked.model)
+    models = _models(request)
+    name = models.source if asked is None or asked.model is None else asked.model
+    try:
+        new, old = await models.reload(name)
+    except CLLM4RecError as error:
+        raise BadRequest("model", name, "a model that can be loaded and answers", str(error)) from error
     return JSONAnswer({"model": new.model_dump(), "previous": old.model_dump()})
 
 
@@ -221,8 +226,7 @@ async def _bad_question(request: Request, error: Any) -> Response:
 
 
 async def _error_of_ours(request: Request, error: Exception) -> Response:
-    field = "model" if request.url.path == "/reload" else "request"
-    return refusal(Refused(400, BadRequest(field, None, "what the model can read and answer", str(error))))
+    return refusal(Refused(400, BadRequest("request", None, "what the model can read and answer", str(error))))
 
 
 async def _busy(request: Request, error: Any) -> Response:

@@ -101,7 +101,8 @@ def as_bad_request(errors: Sequence[Mapping[str, Any]], fields: Sequence[str]) -
         return BadRequest(part, name, ", ".join(fields), f"did you mean {near[0]!r}?" if near else "leave it out")
     if kind == "missing":
         return BadRequest(name, None, "a value", f"give {name}")
-    advice = "split longer lists into several requests" if isinstance(got, list) else f"choose another {name}"
+    ids = isinstance(got, list) and words.startswith("a list")
+    advice = f"choose another {name}" if not ids else "split longer lists into several requests" if got else "give at least one"
     return BadRequest(name, _shown(got), words, advice)
 
 

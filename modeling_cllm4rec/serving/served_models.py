@@ -59,7 +59,7 @@ class ServedModel:
         )
 
     def try_out(self) -> None:
-        """Answer one question, so that broken weights are noticed before they are served.
+        """Answer one question, so that broken weights or a broken tokenizer are noticed before they are served.
 
         Raises:
             CLLM4RecError: the model cannot answer.
@@ -67,6 +67,8 @@ class ServedModel:
         first = self.model.require_catalogue().ids.ids_of([0])
         question = self.model.read_question(histories=[first], k=1, exclude_seen=False)
         answer_questions(self.model, [question, ItemQuestion.read(self.model, first, 1)], 1)
+        if self.model.reads_queries:
+            self.model.build_query_prompts(["a"])
 
 
 class ServedModels:

@@ -14,6 +14,7 @@ from modeling_cllm4rec.cllm4rec.content_writer import content_writer
 from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers
 from modeling_cllm4rec.core.linear_parts import LinearParts
 from modeling_cllm4rec.corpora.interaction_matrix import ItemWeights
+from tests.helpers.lcrec_models import ITEMS, new_lcrec
 
 HISTORY = ("B0", "B3")
 
@@ -188,14 +189,16 @@ def test_reasons_name_items_of_the_history(models, cllm4rec):
 
 
 def test_scores_in_words(cllm4rec, lcrec, monkeypatch):
-    assert score_in_words(lcrec.model, 1, -2.3026) == "the likeliest of the items to choose from, with a probability of 10.0%"
-    assert score_in_words(lcrec.model, 3, -11.5) == "number 3 of the items to choose from, with a probability of 1.0e-05"
-    assert score_in_words(cllm4rec.model, 1, 2.5) == "the best of the items to choose from, with a score of 2.50"
-    assert score_in_words(cllm4rec.model, 2, -1) == "number 2 of the items to choose from, with a score of -1.00"
-    assert "logarithm" in score_meaning(lcrec.model) and "dot product" in score_meaning(cllm4rec.model)
+    assert (
+        score_in_words(lcrec.model, 1, -2.3026, False) == "the likeliest of the items to choose from, with a probability of 10.0%"
+    )
+    assert score_in_words(lcrec.model, 3, -11.5, False) == "number 3 of the items to choose from, with a probability of 1.0e-05"
+    assert score_in_words(cllm4rec.model, 1, 2.5, False) == "the best of the items to choose from, with a score of 2.50"
+    assert score_in_words(cllm4rec.model, 2, -1, False) == "number 2 of the items to choose from, with a score of -1.00"
+    assert "logarithm" in score_meaning(lcrec.model, False) and "dot product" in score_meaning(cllm4rec.model, False)
     monkeypatch.setattr(lcrec.model, "linear_parts", LinearParts([linear_part("ease", ItemWeights(np.eye(15)))], None))
-    assert "those of 1 linear models" in score_meaning(lcrec.model)
-    assert score_in_words(lcrec.model, 1, 2) == "the best of the items to choose from, with a score of 2.00"
+    assert "those of 1 linear models" in score_meaning(lcrec.model, True)
+    assert score_in_words(lcrec.model, 1, 2, True) == "the best of the items to choose from, with a score of 2.00"
 
 
 def test_why(models, cllm4rec, lcrec):
@@ -247,6 +250,23 @@ def test_loading(saved):
 def test_a_model_that_was_given_alone(lcrec):
     assert ShownModel("x", lcrec.model).system == "LC-Rec"
     assert ShownModels([lcrec]).beams == 10
+
+
+def test_a_model_with_an_item_head_answers_by_it(tiny_backbones):
+    """No number of beams is asked for unasked, which would put a search in the place of the item head and of a hybrid's sum."""
+    model, tokenizer = new_lcrec(tiny_backbones["gpt2"], item_head=True)
+    model.tokenizer = tokenizer
+    model.linear_parts = LinearParts([linear_part("ease", ItemWeights(np.eye(len(ITEMS))))], None)
+    one = ShownModel("mine", model)
+    models = ShownModels([one])
+    assert models.searches and models.beams is None
+    history = tuple(ITEMS[:2])
+    answer = models.answer(one, Question(history, k=3, num_beams=models.beams))
+    assert [row.item for row in answer.rows] == model.recommend(histories=[history], k=3).table["item"].to_pylist()
+    assert answer.hybrid and one.score_name(answer) == "score" and "1 linear models" in one.score_meaning(answer)
+    for question in (Question(history, k=3, num_beams=5), Question(history, k=3, query="soap")):
+        searched = models.answer(one, question)
+        assert not searched.hybrid and one.score_name(searched) == "ln p" and "logarithm" in one.score_meaning(searched)
 
 
 def test_the_model_that_reads_words_names_the_mistake_in_them(models):

@@ -15,19 +15,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from lcrec_models import new_lcrec
+from lcrec_models import WIDTH, new_lcrec
+from safetensors import safe_open
+from safetensors.numpy import save_file as numpy_file
 from safetensors.torch import load_file, save_file
 
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
 from modeling_cllm4rec.cllm4rec.prompts import Prompts, recommendation_segments
 from modeling_cllm4rec.core.catalogue import Catalogue, KnownUsers
 from modeling_cllm4rec.core.errors import CLLM4RecError
-from modeling_cllm4rec.hub.loading import load_recommender, load_tokenizer
+from modeling_cllm4rec.core.linear_parts import LinearPart, LinearParts
+from modeling_cllm4rec.hub.loading import check_folder, load_recommender, load_tokenizer
 from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
 
 PAGE = Path(__file__).parents[2] / "docs" / "security.md"
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-CATALOGUE, USERS = "catalogue.parquet", "users.parquet"
+CATALOGUE, USERS, LINEAR = "catalogue.parquet", "users.parquet", "linear_parts.safetensors"
+HEAD = "item_head.rows.weight"
 
 Change = Callable[[Path], Any]
 
@@ -89,15 +93,54 @@ def rows(file: str, make: Callable[[pa.Table], pa.Table]) -> Change:
     return lambda folder: pq.write_table(make(pq.read_table(folder / file)), folder / file)
 
 
-def weights(make: Callable[[dict[str, torch.Tensor]], Any]) -> Change:
+def weights(make: Callable[[dict[str, torch.Tensor]], Any], file: str = WEIGHTS) -> Change:
     """Change the weights in place."""
 
     def change(folder: Path) -> None:
-        tensors = load_file(folder / WEIGHTS)
+        tensors = load_file(folder / file)
         make(tensors)
-        save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+        save_file(tensors, folder / file, {"format": "pt"})
 
     return change
+
+
+def number(name: str, value: float, file: str = WEIGHTS) -> Change:
+    """Replace the first number of a weight."""
+    return weights(lambda tensors: tensors[name].view(-1)[:1].fill_(value), file)
+
+
+def linear(about: Callable[[dict[str, Any]], Any] | None = None, arrays: Callable[[dict[str, Any]], Any] | None = None) -> Change:
+    """Change what a hybrid's file says of its linear model, or its arrays, in place."""
+
+    def change(folder: Path) -> None:
+        with safe_open(folder / LINEAR, "np") as file:
+            metadata, tensors = file.metadata(), {name: file.get_tensor(name).copy() for name in file.keys()}
+        parts = json.loads(metadata["parts"])
+        if about is not None:
+            about(parts[0])
+        if arrays is not None:
+            arrays(tensors)
+        numpy_file(tensors, folder / LINEAR, {**metadata, "parts": json.dumps(parts)})
+
+    return change
+
+
+def other_items(folder: Path) -> None:
+    """Say that a hybrid's linear models were fitted on another catalogue."""
+    LinearParts(LinearParts.load(folder / LINEAR).parts, "0" * 64).save(folder)
+
+
+def drop_token(folder: Path) -> None:
+    """Remove the token of code 3 of the first level."""
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] != "<a_3>"]
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings = {
+        name: [word for word in value if word != "<a_3>"] if isinstance(value, list) else value
+        for name, value in settings.items()
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
 def as_pickle(name: str, folder_inside: str = "") -> Change:
@@ -153,7 +196,8 @@ CLLM4REC: dict[str, Change] = {
     "prompts that are a list": fields(**{PROMPTS: [[1]]}),
     "prompts with the token 10^9": fields(PROMPTS, known=[[10**9], "items"]),
     "prompts with an unknown word": fields(PROMPTS, known=[[1], "buyer"]),
-    "a prompt of 1,000,000 tokens": fields(PROMPTS, known=[[1] * 1_000_000, "items"]),
+    "a prompt of 1,000,000 tokens": fields(PROMPTS, known=[[1] * 1_000_000, "user", "items"]),
+    "a prompt without a place for the history": fields(PROMPTS, anonymous=[[1]]),
     "`catalogue_fingerprint: 7`": fields(catalogue_fingerprint=7),
     "`text_config` that is a text": fields(text_config="gpt2"),
     "`text_config` without `model_type`": fields("text_config", model_type=None),
@@ -236,9 +280,43 @@ LCREC: dict[str, Change] = {
     "an indexer of a width of 10^9": fields(file=f"rqvae/{CONFIG}", hidden_dims=[10**9]),
     'an indexer with `hidden_dims: "wide"`': fields(file=f"rqvae/{CONFIG}", hidden_dims="wide"),
 }
+HYBRID: dict[str, Change] = {  # an LC-Rec with an item head and a linear model
+    "a hybrid without its linear models": lambda folder: (folder / LINEAR).unlink(),
+    "linear models cut off": cut(LINEAR),
+    "linear models of fewer items": linear(arrays=lambda one: one.update({"0.indptr": one["0.indptr"][:-3]})),
+    "linear models of other items": other_items,
+    "linear models with NaN": linear(arrays=lambda one: one["0.values"][:1].fill(np.nan)),
+    "a linear model with the weight NaN": linear(lambda part: part.update(weight=float("nan"))),
+    "a linear model without weight": linear(lambda part: part.pop("weight")),
+    "a linear model with `max_history: 0`": linear(lambda part: part.update(max_history=0)),
+    "a linear model of a kind of tomorrow": linear(lambda part: part.update(kind="deep")),
+    "`linear_parts: 7`": fields(linear_parts=7),
+    "an item head of fewer items": weights(lambda one: one.update({HEAD: one[HEAD][:-3].clone()})),
+    "an item head with NaN": number(HEAD, float("nan")),
+    "an item head without its projection": weights(lambda one: one.pop("item_head.projection.weight")),
+    "text vectors that are infinite": number("item_head.text_vectors", float("inf")),
+    "a language model with NaN": number("backbone.transformer.h.0.attn.c_attn.weight", float("nan")),
+    "`item_head: false` with `item_inputs`": fields(item_head=False, scoring="beam"),
+    "`item_head_text_size` of another model": fields(item_head_text_size=5),
+    "`scoring: 5`": fields(scoring=5),
+    '`search_beams: "20"`': fields(search_beams="20"),
+    '`index_history: "2"`': fields(index_history="2"),
+    "`dtype: 7`": fields(dtype=7),
+    "no templates": fields(**{PROMPTS: []}),
+    "a template without a place for the history": fields(**{PROMPTS: [[[1]]]}),
+    "a template with two histories": fields(**{PROMPTS: [["items", "items"]]}),
+    "a template of queries without one": fields("query_prompts", alone=[[[1]]]),
+    "a catalogue with two columns of titles": rows(CATALOGUE, lambda table: table.append_column("title", table["title"])),
+    "an indexer without settings": lambda folder: (folder / "rqvae" / CONFIG).unlink(),
+    "an indexer without its codebooks": weights(lambda one: one.pop("codebooks"), f"rqvae/{WEIGHTS}"),
+    "an indexer with NaN": number("codebooks", float("nan"), f"rqvae/{WEIGHTS}"),
+    "an adapter next to the weights": write("adapter_config.json", '{"base_model_name_or_path": "other"}'),
+    "a tokenizer without one of the codes": drop_token,
+}
 CASES = [
     *((name, "cllm4rec", change) for name, change in CLLM4REC.items()),
     *((name, "lcrec", change) for name, change in LCREC.items()),
+    *((name, "hybrid", change) for name, change in HYBRID.items()),
 ]
 
 
@@ -255,7 +333,12 @@ def saved(tiny_backbones: dict[str, Path], tmp_path_factory: pytest.TempPathFact
         tiny_backbones["gpt2"], num_users=2, num_items=6, id_offset=model.config.id_offset
     )
     model.config.recommendation_prompts = recommendation_segments(Prompts(), tokenizer)
-    for name, one, words in (("cllm4rec", model, tokenizer), ("lcrec", *new_lcrec(tiny_backbones["gpt2"]))):
+    embeddings = np.random.default_rng(0).normal(size=(12, WIDTH)).astype(np.float32)
+    hybrid, words = new_lcrec(tiny_backbones["gpt2"], item_head=True, item_inputs=True, embeddings=embeddings)
+    pairs = np.arange(13), (np.arange(12, dtype=np.int32) + 1) % 12, np.ones(12, np.float32)  # each item and the next one
+    hybrid.linear_parts = LinearParts([LinearPart("ease", 0.5, 0.0, None, *pairs)], hybrid.config.catalogue_fingerprint)
+    made = {"cllm4rec": (model, tokenizer), "lcrec": new_lcrec(tiny_backbones["gpt2"]), "hybrid": (hybrid, words)}
+    for name, (one, words) in made.items():
         one.save_pretrained(folder / name)
         words.save_pretrained(folder / name)
     return folder
@@ -279,7 +362,8 @@ def test_every_row_has_a_case() -> None:
 
 
 def test_the_folders_are_good_before_they_are_changed(saved: Path) -> None:
-    for name in ("cllm4rec", "lcrec"):
+    for name in ("cllm4rec", "lcrec", "hybrid"):
+        assert check_folder(saved / name).device.type == "meta"
         model = load_recommender(saved / name, device="cpu")
         assert model.recommend(users=model.users.ids.ids_of([0]), k=2).table.num_rows == 2
         load_tokenizer(saved / name)
@@ -294,9 +378,28 @@ def test_a_bad_folder_is_refused_in_one_line(
     change(folder)
     with pytest.raises(CLLM4RecError) as raised:
         load_recommender("./model", device="cpu")
-        load_tokenizer("./model")
+        check_folder("./model")
     assert said(table().get(name, "?"), str(raised.value)), str(raised.value)
-    assert "\n" not in str(raised.value) and not (tmp_path / "unpickled").exists()
+    assert "\n" not in str(raised.value)
+    with pytest.raises(CLLM4RecError):  # a push looks at no weights but for their numbers
+        check_folder("./model")
+    assert not (tmp_path / "unpickled").exists()
+
+
+@pytest.mark.parametrize("name", ["drift.json", "examples.json", "training.json", "evaluation-test.json", "training_curves.png"])
+def test_files_that_a_model_does_not_need_do_not_stop_it(name: str, saved: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(saved / "hybrid", tmp_path / "model")
+    (folder / name).write_bytes(b"\xff{")
+    model = load_recommender(folder, device="cpu")
+    assert model.recommend(users=model.users.ids.ids_of([0]), k=2).table.num_rows == 2
+
+
+def test_a_hybrid_that_is_none_any_more_is_saved_as_such(saved: Path, tmp_path: Path) -> None:
+    model = load_recommender(saved / "hybrid", device="cpu")
+    assert model.config.linear_parts == ["ease"]
+    model.linear_parts = None
+    model.save_pretrained(tmp_path / "alone")
+    assert load_recommender(tmp_path / "alone", device="cpu").config.linear_parts == []
 
 
 def test_a_pickle_next_to_safetensors_is_not_read(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from modeling_cllm4rec.core.saved_folder import named_model
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
 from modeling_cllm4rec.evaluation.evaluator import evaluate
 from modeling_cllm4rec.hub.card_examples import EXAMPLES_FILE, load_examples, recommend_examples
-from modeling_cllm4rec.hub.card_sections import examples_section, use_section
+from modeling_cllm4rec.hub.card_sections import examples_section, scoring_section, trained_on_queries, use_section
 from modeling_cllm4rec.hub.model_card import save_evaluation
 from modeling_cllm4rec.systems import SYSTEMS
 from modeling_cllm4rec.tokenization.tokenization_cllm4rec import CLLM4RecTokenizer
@@ -80,6 +80,22 @@ def test_a_model_that_reads_queries_is_asked_one() -> None:
     assert not [line for line in use_section("mine", SYSTEMS["lcrec"], {}) if "model.search" in line]
 
 
+def test_a_model_without_the_task_of_queries_is_not_asked_one() -> None:
+    system, examples = SYSTEMS["lcrec"], {"histories": [], "query": "soap"}
+    records = {"index-items": {"arguments": {}}, "align": {"arguments": {"tasks": ["seqrec", "itemsearch=0.1"]}}}
+    assert trained_on_queries(system, records) and trained_on_queries(system, {})
+    records["align"]["arguments"]["tasks"] = ["seqrec"]
+    assert not trained_on_queries(system, records) and trained_on_queries(SYSTEMS["cllm4rec"], records)
+    text = "\n".join(use_section("mine", system, examples, trained_on_queries(system, records)))
+    assert "model.search" not in text and "It was not trained to answer words" in text and "by words that say" not in text
+
+
+def test_the_card_says_how_items_are_found() -> None:
+    assert scoring_section({"scoring": "all"}, {}) == []
+    text = "\n".join(scoring_section({"scoring": "head"}, {"ease": 0.25, "textknn": 1.0}))
+    assert "by its item head" in text and "with the weights ease (0.25), textknn (1)" in text
+
+
 def test_a_search_that_finds_too_few_items_gives_no_examples(
     model: CLLM4RecForRecommendation,
     data: RecommendationData,
@@ -107,4 +123,8 @@ def test_damaged_examples_are_named(tmp_path: Path) -> None:
     for text, message in (("{", "Expecting"), ("[]", "it is no JSON object")):
         (tmp_path / EXAMPLES_FILE).write_text(text)
         with pytest.raises(InputError, match=f"examples.json cannot be read .{message}.*delete it: the next evaluation"):
+            load_examples(tmp_path)
+    for text in ('{"histories": 7}', '{"histories": [{"history": [7], "recommended": []}]}', '{"query": 7}'):
+        (tmp_path / EXAMPLES_FILE).write_text(text)
+        with pytest.raises(InputError, match="examples.json holds no histories and recommendations of items with titles; delete"):
             load_examples(tmp_path)

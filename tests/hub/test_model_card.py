@@ -126,7 +126,7 @@ def test_the_card_of_a_folder(data: RecommendationData, record, tmp_path):
     assert sorted(result.metric_value for result in card.data.eval_results) == [0.12346, 0.5, 0.5, 0.75]
     assert "## Training: pretrain" in card.text
     for key, value in data.info["statistics"].items():
-        assert f"- {key}: " in card.text, value
+        assert f"- {key.replace('_', ' ')}: " in card.text, value
     assert update_card(folder, data) == text  # nothing in it depends on when it was written
     assert (folder / "data_card.md").read_text() == (data.folder / "README.md").read_text()
     assert "[data_card.md](data_card.md)" in card.text
@@ -254,7 +254,7 @@ def test_what_a_card_quotes_is_no_markup(record):
     assert words.count("&lt;img") >= 8
 
 
-def test_a_damaged_record_is_named(tmp_path):
+def test_a_damaged_record_is_named(data: RecommendationData, tmp_path):
     (tmp_path / "training.json").write_text('{"pretrain": {"arguments"')
     with pytest.raises(InputError, match="training.json cannot be read .*; delete it: the model stays as it is"):
         read_records(tmp_path)
@@ -264,3 +264,6 @@ def test_a_damaged_record_is_named(tmp_path):
     (tmp_path / "training.json").write_text('{"pretrain": 7}')
     with pytest.raises(InputError, match="training.json: 'pretrain' is no record of a stage with its arguments; delete the file"):
         read_records(tmp_path)
+    (tmp_path / "training.json").write_text('{"pretrain": {"arguments": {}, "steps": 3, "seconds": "long"}}')
+    with pytest.raises(InputError, match="training.json: seconds of 'pretrain' is 'long'; it must be a number; delete the file"):
+        update_card(tmp_path, data)

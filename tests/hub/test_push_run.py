@@ -156,3 +156,23 @@ def test_a_damaged_folder_is_not_pushed(run_folder: Path, hub: HubStandIn, tmp_p
     with pytest.raises(InputError, match="the weights in .* cannot be read"):
         push_run(tmp_path, "someone/mine")
     assert hub.requests == []
+
+
+@pytest.mark.parametrize("name", ["catalogue.parquet", "modeling_cllm4rec.py", "catalogue.py"])
+def test_a_run_that_lost_a_file_is_not_pushed(name: str, run_folder: Path, hub: HubStandIn, tmp_path: Path) -> None:
+    for file in model_files(run_folder):
+        (tmp_path / file).write_bytes((run_folder / file).read_bytes())
+    (tmp_path / name).unlink()
+    with pytest.raises(MissingFileError, match=rf"run: .* has no {name}, which .* again"):
+        push_run(tmp_path, "someone/mine")
+    assert hub.requests == []
+
+
+def test_the_tokenizer_of_another_model_is_not_pushed(run_folder: Path, hub: HubStandIn, tmp_path: Path) -> None:
+    for name in model_files(run_folder):
+        (tmp_path / name).write_bytes((run_folder / name).read_bytes())
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, "num_items": 7}))
+    with pytest.raises(InputError, match="num_items of the tokenizer is 7, that of the model 6: it is not the tokenizer of this"):
+        push_run(tmp_path, "someone/mine")
+    assert hub.requests == []

@@ -64,6 +64,7 @@ def test_lcrec_recommends_and_searches_together_as_alone(lcrec):
     questions = [
         {"users": ["ann"], "k": 3},
         {"histories": [["ä", "item 3"]], "k": 2, "num_beams": 7},
+        {"histories": [["ä", "item 3"]], "k": 2, "num_beams": [3, 6]},
         {"query": "a gentle cleanser", "k": 3},
         {"query": "soap", "k": 2},
         {"query": "soap", "histories": [["ä"]], "k": 5},
@@ -72,13 +73,14 @@ def test_lcrec_recommends_and_searches_together_as_alone(lcrec):
     replies = asked(lcrec, *questions)
     assert items(replies[0]) == expected(lcrec, users=["ann"])
     assert items(replies[1]) == expected(lcrec, k=2, histories=[["ä", "item 3"]], num_beams=7)
+    assert items(replies[2]) == expected(lcrec, k=2, histories=[["ä", "item 3"]], num_beams=[3, 6])
     searched = [
         lcrec.search(["a gentle cleanser"], 3),
         lcrec.search(["soap"], 2),
         lcrec.search(["soap"], 5, [["ä"]]),
         lcrec.search(["soap"], 2, [["item 0", "item 3", "item 5"]], ["ä", "item 7", "item 8"]),
     ]
-    for reply, recommendations in zip(replies[2:], searched, strict=True):
+    for reply, recommendations in zip(replies[3:], searched, strict=True):
         assert items(reply) == [recommendations.items(0)]
 
 

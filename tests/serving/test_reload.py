@@ -157,16 +157,30 @@ def test_a_bad_model_is_not_served(start, cllm4rec_folder, tmp_path):
         before = server.health()["model"]
         for folder, words in (
             (tmp_path / "none", "there is no such folder"),
-            (broken, "scores hold NaN"),
+            (broken, "item_collaborative.weight holds 192 of 192 numbers that are NaN or infinite"),
             (cut, "the file is cut off"),
             (unfinished, "cannot recommend; name a finetuned or aligned model"),
         ):
             status, body = reload(server, folder)
-            assert (status, body["error"]["field"]) == (400, "model"), body
+            assert (status, body["error"]["field"], body["error"]["got"]) == (400, "model", str(folder)), body
             assert words in body["error"]["what_to_do"]
         for body in (b"{", b'{"model": 7}', b'{"model": ""}', b'{"folder": "x"}'):
             assert server.ask("POST", "/reload", body, GOOD)[0] == 400
         assert server.health()["model"] == before and first_item(server)
+
+
+@pytest.mark.parametrize("content", [None, "{"])
+def test_a_model_whose_words_cannot_be_read_takes_no_place(start, lcrec_folder, tmp_path, content):
+    broken = shutil.copytree(lcrec_folder, tmp_path / "broken")
+    (broken / "tokenizer.json").unlink()
+    if content is not None:
+        (broken / "tokenizer.json").write_text(content)
+    with start(load(lcrec_folder), load, api_key=KEY) as server:
+        status, body = reload(server, broken)
+        assert (status, body["error"]["field"]) == (400, "model")
+        assert "the tokenizer in" in body["error"]["what_to_do"] and "\n" not in body["error"]["what_to_do"]
+        status, body = server.ask("POST", "/recommend", {"query": "soap", "k": 1}, GOOD)
+        assert status == 200 and len(body["results"][0]["items"]) == 1
 
 
 def test_who_may_reload(start, cllm4rec):

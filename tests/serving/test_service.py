@@ -162,7 +162,7 @@ def test_bad_bodies_and_the_server_lives_on(server, body, field, words):
     [
         ({}, "items", "give items"),
         ({"items": ["nothing"]}, "items", "the 6 item_ids that the model knows"),
-        ({"items": []}, "items", "a list of 1 to 256"),
+        ({"items": []}, "items", "a list of 1 to 256 give at least one"),
         ({"items": ["ä"] * 257}, "items", "split longer lists into several requests"),
         ({"items": "ä"}, "items", "put it in [ ]"),
         ({"items": [7]}, "items", "strings"),
