@@ -58,7 +58,25 @@ class CommandParser(argparse.ArgumentParser):
         settings["formatter_class"] = HelpFormatter
         settings["allow_abbrev"] = False
         super().__init__(**settings)
+        self._late_help: dict[argparse.Action, Callable[[], str]] = {}
         self.add_argument("--debug", action="store_true", help="show the traceback of an error, also of a wrong argument")
+
+    def explain_when_shown(self, action: argparse.Action, text: Callable[[], str]) -> None:
+        """Let a flag get its help only where help is shown, because what the help lists takes seconds to import.
+
+        Example:
+            >>> parser = CommandParser("x")
+            >>> parser.explain_when_shown(parser.add_argument("--colour"), lambda: "red, or any of thousands")
+            >>> "red, or any of thousands" in parser.format_help()
+            True
+        """
+        self._late_help[action] = text
+
+    def format_help(self) -> str:
+        """Return the help of the command and of its flags."""
+        for action, text in self._late_help.items():
+            action.help = text()
+        return super().format_help()
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse as argparse does, with hyphens for underscores in flags and the other way round."""
