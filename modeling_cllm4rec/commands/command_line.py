@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from modeling_cllm4rec.core.errors import CLLM4RecError, nearest
@@ -90,10 +90,19 @@ class CommandParser(argparse.ArgumentParser):
         unknown = [flag for flag in flags if flag.partition("=")[0] not in self._option_string_actions]
         if unknown and self._subparsers is None:  # before a missing flag is reported that an unknown one may have meant
             self.error(self.about_unknown(unknown[0]))
+        self._refuse_repeated(flags)
         parsed, unknown = self.parse_known_args(words, namespace)
         if unknown:
             self.error(self.about_unknown(unknown[0]))
         return parsed
+
+    def _refuse_repeated(self, flags: Sequence[str]) -> None:
+        """Refuse a flag that takes several values and is given twice: argparse would keep the last ones only, without a word."""
+        names = [flag.partition("=")[0] for flag in flags]
+        for name in {name for name in names if names.count(name) > 1}:
+            action = self._option_string_actions.get(name)
+            if action is not None and action.nargs in ("+", "*") and isinstance(action, argparse._StoreAction):
+                self.error(f"{name} is given {names.count(name)} times; put all of its values behind one")
 
     def about_unknown(self, flag: str) -> str:
         """Return the message about a flag that this command does not have."""

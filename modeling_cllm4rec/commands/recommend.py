@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 from modeling_cllm4rec.commands.command_line import CommandParser
 from modeling_cllm4rec.commands.model_flags import add_model_arguments
@@ -25,6 +26,10 @@ A histories file is Parquet or JSON lines with a column `history` (lists of item
 knows, a column `user_id` names them; for unseen users, a column `user` holds any names, which come back with the answers
 (without it, the numbers of the rows).
 """
+
+
+OTHER_TABLES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".feather", ".arrow", ".xlsx", ".gz")
+"""Endings of tables that this command does not write, and that nobody gives to a folder."""
 
 
 def parser() -> CommandParser:
@@ -82,6 +87,11 @@ def main(argv: list[str] | None = None) -> int:
             raise InputError(f"{unread[0]}: only a folder has parts; give --output FOLDER, or leave it out")
         if not folder and share.processes > 1:
             raise InputError(f"output: {share.processes} processes were launched; give a folder, whose parts they share out")
+        if folder and Path(arguments.output).suffix.lower() in OTHER_TABLES:
+            raise InputError(
+                f"output: {arguments.output} would be a folder of Parquet files; give it the ending .parquet for one file, or no "
+                "ending for a folder"
+            )
         if arguments.output:
             (check_output_folder if folder else check_output_file)(arguments.output)
         if arguments.queries and arguments.include_seen:

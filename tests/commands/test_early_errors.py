@@ -29,6 +29,11 @@ NOWHERE = "no/such/folder"
         (["recommend", "--model", NOWHERE], "is no folder with a model: there is no such folder"),
         (["recommend", "--model", "x", "--shard", "5/4", "--output", "x"], "--shard is '5/4'"),
         (["recommend", "--model", "x", "--num-workers", "2"], "--num-workers: only Ray has workers"),
+        (
+            ["recommend", "--model", "x", "--output", "out.csv"],
+            "--output: out.csv would be a folder of Parquet files",
+        ),
+        (["prepare", "--text", "title=a", "--text", "brand=b"], "--text is given 2 times; put all of its values behind one"),
         (["similar-items", "--model", NOWHERE], "is no folder with a model"),
         (["pretrain", "--data", NOWHERE, "--output", "x", "--backbone", "x"], f"{NOWHERE}: there is no such data folder"),
         (["finetune", "--data", NOWHERE, "--output", "x"], f"{NOWHERE}: there is no such data folder"),
