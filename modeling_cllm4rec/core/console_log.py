@@ -58,7 +58,7 @@ def show_log(level: int = logging.INFO) -> None:
 def one_line(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
     """Format a warning as a line of the log. It takes the place of `warnings.formatwarning`, which also shows a line of code.
 
-    A warning that is no plain one keeps its class, for whoever wants to filter it.
+    A warning of another class than `UserWarning` is shown with its class, by which it can be filtered.
 
     Example:
         >>> one_line("2 of 9 users have no test items", UserWarning, "evaluator.py", 398)[9:]
