@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 
 # Read by the libraries when they are imported, so they are set before any import of them; subprocesses inherit them.
@@ -66,6 +67,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if missing:
         reporter.write_line("\n--every-extra, but these were skipped:\n" + "\n".join(missing), red=True)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(autouse=True)
+def python_formats_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Undo after each test what commands do to the format of warnings, so that pytest shows where one came from."""
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
 
 
 @pytest.fixture(scope="session")

@@ -64,6 +64,7 @@ def all_parsers(command: str) -> Iterator[argparse.ArgumentParser]:
 def flags(parser: argparse.ArgumentParser) -> list[Flag]:
     """Return the flags and positional words of a parser in their order, without those that all commands have."""
     shared = ("help", "debug")
+    parser.format_help()  # some flags get their help only then
     return [_flag(parser, one) for one in parser._actions if one.dest not in shared and one.help != argparse.SUPPRESS]
 
 

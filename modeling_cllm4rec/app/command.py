@@ -8,7 +8,7 @@ import sys
 from modeling_cllm4rec.commands.addresses import address_family
 from modeling_cllm4rec.commands.command_line import CommandParser
 from modeling_cllm4rec.commands.model_flags import add_device_arguments, placement
-from modeling_cllm4rec.core.console_log import show_log
+from modeling_cllm4rec.core.console_log import hide_loading_bars, show_log
 from modeling_cllm4rec.core.errors import RunError
 from modeling_cllm4rec.core.optional_packages import require
 
@@ -56,6 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         from modeling_cllm4rec.app.answers import ShownModels
         from modeling_cllm4rec.app.page import build_page, launch
 
+        hide_loading_bars()
         address_family(arguments.host, arguments.port or 0)
         columns = {"items": arguments.items, "images": arguments.images, "prices": arguments.prices}
         models = ShownModels.load(arguments.models, **columns, **placement(arguments))

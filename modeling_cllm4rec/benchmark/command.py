@@ -34,6 +34,7 @@ from modeling_cllm4rec.commands.command_line import CommandParser, print_json
 from modeling_cllm4rec.core.console_log import show_log
 from modeling_cllm4rec.core.errors import ExistingFileError, InputError, RunError
 from modeling_cllm4rec.corpora.data_folder import RecommendationData
+from modeling_cllm4rec.training.arguments import CONFIGS
 
 logger = logging.getLogger(__name__)
 
@@ -70,11 +71,12 @@ def add_commands(commands: Any, program: str = PROGRAM, default_config: Path | N
         "quality", help="models and baselines, with intervals and verdicts", epilog=QUALITY.format(program=program), **shape
     )
     models = (
-        f"{','.join(model_names())}; ease+ials for a sum; cllm4rec+ease for a hybrid; package.module:Class; lists:FILE; "
-        "name=folder for a trained model"
+        f"{', '.join(model_names())}; ease+ials for a sum; cllm4rec+ease for a hybrid; package.module:Class; lists:FILE; "
+        "name=folder for a trained model; several are joined by commas without spaces"
     )
     quality.add_argument("--models", required=True, type=_list, help=models)
-    quality.add_argument("--config", type=Path, default=default_config, help="YAML: settings of baselines, recipes of systems")
+    settings = "YAML: settings of baselines, recipes of systems (default: benchmark.yaml; its recipes were chosen on other data)"
+    quality.add_argument("--config", type=Path, default=default_config, help=settings)
     quality.add_argument("--tune", type=int, default=0, help="trials of the search for each baseline's settings, on validation")
     quality.add_argument("--tune-metric", help="what the search maximizes (default: the first metric)")
     quality.add_argument("--hold-out-users", type=float, default=0.0, help="share of users held out of training")
@@ -171,12 +173,16 @@ def run(arguments: argparse.Namespace) -> None:
     report = write_report(output, arguments.resamples, not arguments.no_plots)
     if arguments.json:
         files = {"report": str(output / REPORT_FILE), "results": str(output / RESULTS_FILE)}
-        print_json({**files, "jobs": len(jobs), "failed": failed})
+        print_json({**files, "jobs": len(jobs), "failed": len(failed)})
     else:
         print(report)
         print(f"report: {output / REPORT_FILE}")
     if failed:
-        raise RunError(f"{failed} of {len(jobs)} jobs failed, the report says why; the same command tries them again")
+        first, why = next(iter(failed.items()))
+        raise RunError(
+            f"{len(failed)} of {len(jobs)} jobs failed, {'' if len(failed) == 1 else 'the first is '}{first}: {why}; the same "
+            "command tries them again"
+        )
 
 
 def plan(arguments: argparse.Namespace, data: RecommendationData) -> tuple[list[Job], BenchmarkConfig]:
@@ -246,7 +252,7 @@ def main(argv: list[str] | None = None) -> int:
     epilog = f"{QUALITY.format(program=PROGRAM)}\n`{PROGRAM} quality --help` shows the flags of one of them."
     shape: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
     flags = CommandParser(prog=PROGRAM, description=__doc__, epilog=epilog, **shape)
-    add_commands(flags.add_subparsers(dest="command", required=True))
+    add_commands(flags.add_subparsers(dest="command", required=True), default_config=CONFIGS / "benchmark.yaml")
     arguments = flags.parse_args(argv)
     show_log()
     return flags.run(arguments, lambda: run(arguments))

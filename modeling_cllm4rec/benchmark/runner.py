@@ -58,7 +58,7 @@ def run_jobs(
     batch_size: int = 256,
     keep_models: bool = False,
     progress: bool = True,
-) -> int:
+) -> dict[str, str]:
     """Run all jobs that are not finished and write their results into `jobs/`, those of failed jobs with their `error`.
 
     Earlier results of the same models with other settings are marked, see `mark_stale`.
@@ -71,9 +71,9 @@ def run_jobs(
         progress: show a progress bar of jobs.
 
     Returns:
-        Number of failed jobs.
+        Failed job -> its error.
     """
-    failed = 0
+    failed: dict[str, str] = {}
     (output / "logs").mkdir(exist_ok=True)
     mark_stale(jobs, output)
     with tqdm(total=len(jobs), desc="benchmark", unit="job", disable=not progress) as bar:
@@ -83,7 +83,7 @@ def run_jobs(
             if not is_finished(result, job.fingerprint(config)):
                 error = _run_job(job, config, output, folders[job.case], batch_size)
                 if error:
-                    failed += 1
+                    failed[job.key] = error
                     logger.warning("%s failed: %s (log: %s)", job.key, error, _log(output, job.key))
                     write_json(result, {"status": "failed", "error": error, "job": dataclasses.asdict(job)})
             bar.update()

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from modeling_cllm4rec.cllm4rec.objectives import RegularizationConfig
-from modeling_cllm4rec.cllm4rec.prompts import Prompts
 from modeling_cllm4rec.core.errors import InputError
-from modeling_cllm4rec.core.losses import ItemLoss, exact_or_chunked
-from modeling_cllm4rec.corpora.text_vectors import TFIDF
 from modeling_cllm4rec.training.argument_names import accepts_other_names
 from modeling_cllm4rec.training.arguments import TrainingArguments, check_at_least, from_json
 from modeling_cllm4rec.training.teacher_arguments import TeacherArguments
+
+if TYPE_CHECKING:  # importing them takes seconds, which `--help` and a wrong flag need not wait for
+    from modeling_cllm4rec.cllm4rec.objectives import RegularizationConfig
+    from modeling_cllm4rec.cllm4rec.prompts import Prompts
+    from modeling_cllm4rec.core.losses import ItemLoss
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +94,8 @@ class StageArguments(TrainingArguments):
     @property
     def templates(self) -> Prompts:
         """Return the prompt templates: the default ones, with `prompts` in place of some."""
+        from modeling_cllm4rec.cllm4rec.prompts import Prompts
+
         assert not isinstance(self.prompts, str)
         return Prompts.from_mapping(self.prompts)
 
@@ -104,6 +107,8 @@ class StageArguments(TrainingArguments):
         """
         if self.item_loss != "auto":
             return self.item_loss
+        from modeling_cllm4rec.core.losses import exact_or_chunked
+
         chosen = exact_or_chunked(states, num_items)
         logger.info("item_loss auto: %s, for up to %s states x %s items", chosen, f"{states:,}", f"{num_items:,}")
         return chosen
@@ -116,6 +121,8 @@ class StageArguments(TrainingArguments):
     @property
     def weights(self) -> RegularizationConfig:
         """Return the weights of the regularization."""
+        from modeling_cllm4rec.cllm4rec.objectives import RegularizationConfig
+
         return RegularizationConfig(self.lambda_c, self.lambda_l, self.mutual_regularization)
 
 
@@ -148,7 +155,7 @@ class PretrainArguments(StageArguments):
         },
     )
     init_encoder: str = field(
-        default=TFIDF, metadata={"help": "of init_ids: text_vectors: tfidf, or the name or path of an encoder"}
+        default="tfidf", metadata={"help": "of init_ids: text_vectors: tfidf, or the name or path of an encoder"}
     )
     content_share: float = field(default=1.0, metadata={"help": "share of the text documents that one C pass reads"})
     text_validation_share: float = field(default=0.02, metadata={"help": "share of the text documents held out for validation"})

@@ -42,8 +42,6 @@ class TextCorpus:
         max_text_tokens: main texts are cut after this many tokens; None cuts nothing.
         cache_folder: folder of the Arrow files; another run with the same texts, prompts and tokenizer reads them.
 
-    Raises:
-        InputError: documents are longer than the context; their number and the longest are named.
     """
 
     def __init__(
@@ -69,7 +67,6 @@ class TextCorpus:
         self.documents = concatenate_datasets(parts) if parts else None
         self.lengths = self._lengths()
         self._map_chunks()
-        self._check_lengths()
 
     def __len__(self) -> int:
         return 0 if self.documents is None else len(self.documents)
@@ -152,8 +149,12 @@ class TextCorpus:
         self._first_rows = np.cumsum([0, *map(len, lists)])[: len(lists)]
         self._prompt_lengths = columns["prompt_length"].to_numpy() if columns else np.zeros(0, np.int64)
 
-    def _check_lengths(self) -> None:
-        """Check that all documents fit into the context."""
+    def check_lengths(self) -> None:
+        """Check that all documents fit into the context, before they are trained.
+
+        Raises:
+            InputError: some do not; their number and the longest are named.
+        """
         too_long = int((self.lengths > self.context_length).sum())
         if too_long:
             raise InputError(

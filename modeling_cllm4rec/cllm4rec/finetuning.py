@@ -77,6 +77,7 @@ class FinetuningStage:
             )
             if not len(self.texts):
                 raise InputError("content_every is set, but the data has no texts; set content_every: 0")
+            self.texts.check_lengths()
         self.metrics = tuple(name for name in SELECTION if int(name.split("@")[1]) <= data.num_items) or (
             f"ndcg@{data.num_items}",
         )

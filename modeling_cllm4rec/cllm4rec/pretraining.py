@@ -85,6 +85,8 @@ class PretrainingStage:
         self.text_validation, self.text_train = np.sort(order[:num_held_out]), np.sort(order[num_held_out:])
         self.truth = data.histories("validation")
         self.warmup = arguments.warmup_epochs if len(self.texts) else 0
+        if self.num_epochs:  # a recipe without epochs makes the model and its item rows, and reads no document
+            self.texts.check_lengths()
         if len(self.texts) == 0:
             logger.warning("the data has no texts: the content LM is not trained")
         logger.info("%d text documents, %d histories", len(self.texts), len(self.histories.users))

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from modeling_cllm4rec.core.errors import CLLM4RecError, nearest
@@ -58,7 +58,25 @@ class CommandParser(argparse.ArgumentParser):
         settings["formatter_class"] = HelpFormatter
         settings["allow_abbrev"] = False
         super().__init__(**settings)
+        self._late_help: dict[argparse.Action, Callable[[], str]] = {}
         self.add_argument("--debug", action="store_true", help="show the traceback of an error, also of a wrong argument")
+
+    def explain_when_shown(self, action: argparse.Action, text: Callable[[], str]) -> None:
+        """Let a flag get its help only where help is shown, because what the help lists takes seconds to import.
+
+        Example:
+            >>> parser = CommandParser("x")
+            >>> parser.explain_when_shown(parser.add_argument("--colour"), lambda: "red, or any of thousands")
+            >>> "red, or any of thousands" in parser.format_help()
+            True
+        """
+        self._late_help[action] = text
+
+    def format_help(self) -> str:
+        """Return the help of the command and of its flags."""
+        for action, text in self._late_help.items():
+            action.help = text()
+        return super().format_help()
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse as argparse does, with hyphens for underscores in flags and the other way round."""
@@ -72,10 +90,19 @@ class CommandParser(argparse.ArgumentParser):
         unknown = [flag for flag in flags if flag.partition("=")[0] not in self._option_string_actions]
         if unknown and self._subparsers is None:  # before a missing flag is reported that an unknown one may have meant
             self.error(self.about_unknown(unknown[0]))
+        self._refuse_repeated(flags)
         parsed, unknown = self.parse_known_args(words, namespace)
         if unknown:
             self.error(self.about_unknown(unknown[0]))
         return parsed
+
+    def _refuse_repeated(self, flags: Sequence[str]) -> None:
+        """Refuse a flag that takes several values and is given twice: argparse would keep the last ones only, without a word."""
+        names = [flag.partition("=")[0] for flag in flags]
+        for name in {name for name in names if names.count(name) > 1}:
+            action = self._option_string_actions.get(name)
+            if action is not None and action.nargs in ("+", "*") and isinstance(action, argparse._StoreAction):
+                self.error(f"{name} is given {names.count(name)} times; put all of its values behind one")
 
     def about_unknown(self, flag: str) -> str:
         """Return the message about a flag that this command does not have."""

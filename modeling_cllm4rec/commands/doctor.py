@@ -30,6 +30,10 @@ SHADOWED = ("accelerate", "datasets", "evaluate", "peft", "tokenizers", "torch",
 """Libraries that a file of the same name in the working folder would hide from every script in it."""
 
 
+CONTRIBUTORS = ("dev", "docs", "peers", "release")
+"""Extras for work on this package: no user lacks them, so the report names them only where they are present."""
+
+
 def examine(folder: Path) -> dict[str, Any]:
     """Everything that doctor knows.
 
@@ -198,6 +202,7 @@ def report(found: dict[str, Any]) -> str:
     extras = "\n".join(
         f"  {name:<16} {'present' if one['present'] else 'missing ' + ', '.join(one['missing']) + ': ' + one['install']}"
         for name, one in found["extras"].items()
+        if one["present"] or name not in CONTRIBUTORS
     )
     threads, free = found["threads"], found["free_bytes"]
     problems = "\n".join(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modeling_cllm4rec.core.errors import InputError
-from modeling_cllm4rec.core.recommender import RecommenderModel
-from modeling_cllm4rec.hub import loading
-from modeling_cllm4rec.hub.devices import DEVICE_MAPS, DTYPES
+from modeling_cllm4rec.hub.placement_names import DEVICE_MAPS, DTYPE_NAMES
+
+if TYPE_CHECKING:  # importing it takes seconds, which a wrong flag need not wait for
+    from modeling_cllm4rec.core.recommender import RecommenderModel
 
 PLACEMENT = ("device", "dtype", "attn_implementation", "device_map")
 """Names of the arguments of `load_recommender` that say where a model computes."""
@@ -32,7 +33,7 @@ def add_device_arguments(parser: argparse.ArgumentParser, names: Sequence[str] =
     """Add the flags that say where a model computes, or some of them."""
     helps = {
         "device": "device such as cpu, cuda or cuda:1 (default: the accelerator if there is one, else the CPU)",
-        "dtype": f"data type of the weights: {', '.join(DTYPES)} (default: that of the saved model)",
+        "dtype": f"data type of the weights: {', '.join(DTYPE_NAMES)} (default: that of the saved model)",
         "attn_implementation": "attention of the backbone: sdpa, eager, flash_attention_2, ... (default: transformers' choice)",
         "device_map": f"spread a large model over devices: {', '.join(DEVICE_MAPS)}, or JSON with the device of each module",
     }
@@ -43,7 +44,7 @@ def add_device_arguments(parser: argparse.ArgumentParser, names: Sequence[str] =
 
 def placement(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the flags of `add_device_arguments` as arguments of `load_recommender`, whose line of the log is shown."""
-    logging.getLogger(loading.__name__).setLevel(logging.INFO)
+    logging.getLogger("modeling_cllm4rec.hub.loading").setLevel(logging.INFO)
     return {name: getattr(arguments, name) for name in PLACEMENT if name in arguments}
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 from modeling_cllm4rec.commands.command_line import CommandParser, add_upload_flags, in_shell_words, print_json, upload_lines
-from modeling_cllm4rec.core.console_log import show_log
-from modeling_cllm4rec.hub.push import Push, push_run
+from modeling_cllm4rec.core.console_log import hide_loading_bars, show_log
+
+if TYPE_CHECKING:  # importing it takes seconds, which a wrong flag need not wait for
+    from modeling_cllm4rec.hub.push import Push
 
 EPILOG = """example:
   cllm4rec push runs/mine --to you/mine --dry-run
@@ -39,6 +42,9 @@ def main(argv: list[str] | None = None) -> int:
     show_log()
 
     def work() -> None:
+        from modeling_cllm4rec.hub.push import push_run
+
+        hide_loading_bars()
         push = push_run(
             arguments.run,
             arguments.repo_id,

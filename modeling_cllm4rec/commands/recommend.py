@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
-import itertools
-import json
 import logging
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from modeling_cllm4rec.commands.command_line import CommandParser, cell
-from modeling_cllm4rec.commands.model_flags import add_model_arguments, placement
-from modeling_cllm4rec.commands.ray_engine import add_ray_arguments, check_ray_arguments, recommend_on_ray
-from modeling_cllm4rec.commands.recommendation_parts import PART_SIZE, Share, share_of
-from modeling_cllm4rec.commands.recommendation_tables import Asked, asked_users, open_parts, tables
-from modeling_cllm4rec.core.console_log import show_log
+from modeling_cllm4rec.commands.command_line import CommandParser
+from modeling_cllm4rec.commands.model_flags import add_model_arguments
+from modeling_cllm4rec.commands.ray_flags import add_ray_arguments, check_ray_arguments
+from modeling_cllm4rec.commands.shares import share_of
+from modeling_cllm4rec.core.console_log import hide_loading_bars, show_log
 from modeling_cllm4rec.core.errors import InputError
-from modeling_cllm4rec.core.questions import check_whole_number
-from modeling_cllm4rec.core.recommender import RecommenderModel
-from modeling_cllm4rec.corpora.atomic_files import atomic_file, check_output_file, check_output_folder
-from modeling_cllm4rec.hub.loading import load_recommender
+from modeling_cllm4rec.corpora.atomic_files import check_output_file, check_output_folder
+from modeling_cllm4rec.hub.model_names import find_model
 
 EPILOG = """example:
   cllm4rec recommend --model runs/mine --users ann bob --k 10
@@ -37,6 +26,10 @@ A histories file is Parquet or JSON lines with a column `history` (lists of item
 knows, a column `user_id` names them; for unseen users, a column `user` holds any names, which come back with the answers
 (without it, the numbers of the rows).
 """
+
+
+OTHER_TABLES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".feather", ".arrow", ".xlsx", ".gz")
+"""Endings of tables that this command does not write, and that nobody gives to a folder."""
 
 
 def parser() -> CommandParser:
@@ -70,40 +63,10 @@ def parser() -> CommandParser:
     )
     form.add_argument("--json", action="store_true", help="print JSON lines: user, rank, item, score, title")
     parts = flags.add_argument_group("a folder of parts")
-    parts.add_argument("--part-size", type=int, help=f"users of one part (default: {PART_SIZE})")
+    parts.add_argument("--part-size", type=int, help="users of one part (default: 16384)")
     parts.add_argument("--shard", metavar="I/N", help="write every N-th part only, such as 2/4 on the second of four machines")
     add_ray_arguments(flags)
     return flags
-
-
-def write(parts: Iterator[pa.Table], path: Path) -> int:
-    """Stream tables into one Parquet file, whole or not at all; returns its rows."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    head, rows = next(parts), 0
-    with atomic_file(path) as temporary, pq.ParquetWriter(temporary, head.schema) as writer:
-        for table in itertools.chain([head], parts):
-            writer.write_table(table)
-            rows += table.num_rows
-    return rows
-
-
-def write_folder(arguments: argparse.Namespace, model: RecommenderModel, asked: Asked, share: Share) -> str:
-    """Write the parts of this process into a folder; returns a line about them."""
-    folder, progress = open_parts(arguments, model, asked), share.process == 0
-    written, there = folder.write_share(share, lambda start, stop: tables(arguments, model, asked, start, stop, progress))
-    return f"{written} parts written, {there} were there before; {folder.state()}"
-
-
-def show(parts: Iterator[pa.Table], model: RecommenderModel, as_json: bool) -> None:
-    """Print recommendations with titles, as columns or as JSON lines."""
-    assert model.catalogue is not None
-    for table in parts:
-        titles = model.catalogue.titles(model.catalogue.ids.indices_of(table["item"].to_pylist()))
-        for row, title in zip(table.to_pylist(), titles, strict=True):
-            if as_json:
-                print(json.dumps({**row, "title": title}, ensure_ascii=False))
-            else:
-                print(f"{cell(row['user'])}\t{row['rank']:>3}\t{cell(row['item'])}\t{row['score']:.3f}\t{cell(title)}")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -117,27 +80,26 @@ def main(argv: list[str] | None = None) -> int:
         share = share_of(arguments.shard)
         check_ray_arguments(arguments, share.processes)
         if arguments.part_size is not None:
+            from modeling_cllm4rec.core.questions import check_whole_number
+
             check_whole_number("part_size", arguments.part_size)
         if not folder and (unread := [name for name in ("shard", "part_size") if getattr(arguments, name) is not None]):
             raise InputError(f"{unread[0]}: only a folder has parts; give --output FOLDER, or leave it out")
         if not folder and share.processes > 1:
             raise InputError(f"output: {share.processes} processes were launched; give a folder, whose parts they share out")
+        if folder and Path(arguments.output).suffix.lower() in OTHER_TABLES:
+            raise InputError(
+                f"output: {arguments.output} would be a folder of Parquet files; give it the ending .parquet for one file, or no "
+                "ending for a folder"
+            )
         if arguments.output:
             (check_output_folder if folder else check_output_file)(arguments.output)
         if arguments.queries and arguments.include_seen:
             raise InputError("--include-seen: a query is asked without a history, so nothing was seen; leave it out")
-        if arguments.engine == "ray":
-            print(recommend_on_ray(arguments), file=sys.stderr)
-            return
-        model = load_recommender(arguments.model, **placement(arguments))
-        model.check_ready()
-        asked = asked_users(arguments, model)
-        if folder:
-            print(write_folder(arguments, model, asked, share), file=sys.stderr)
-        elif arguments.output:
-            rows = write(tables(arguments, model, asked, progress=True), Path(arguments.output))
-            print(f"{rows} recommendations written to {arguments.output}", file=sys.stderr)
-        else:
-            show(tables(arguments, model, asked), model, arguments.json)
+        find_model(arguments.model)
+        from modeling_cllm4rec.commands.recommendation_run import recommend
+
+        hide_loading_bars()
+        recommend(arguments, share, folder)
 
     return flags.run(arguments, work)

@@ -6,10 +6,8 @@ the question alone, so any number of processes writes the same rows. A part is t
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,12 +15,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from modeling_cllm4rec.commands.shares import Share
 from modeling_cllm4rec.core.catalogue import CATALOGUE_FILE, USERS_FILE
-from modeling_cllm4rec.core.errors import ExistingFileError, InputError
-from modeling_cllm4rec.core.processes import launched_processes
+from modeling_cllm4rec.core.errors import ExistingFileError
 from modeling_cllm4rec.corpora.atomic_files import PARTIAL, atomic_file
 
-__all__ = ["PART_SIZE", "QUESTION_FILE", "PartFolder", "Share", "fingerprint_of_file", "fingerprint_of_model", "share_of"]
+__all__ = ["PART_SIZE", "QUESTION_FILE", "PartFolder", "fingerprint_of_file", "fingerprint_of_model"]
 
 Tables = Callable[[int, int], Iterator[pa.Table]]
 
@@ -30,49 +28,6 @@ PART_SIZE = 16384
 """Users of one part, unless another number is given."""
 QUESTION_FILE = "_question.json"
 """Readers of Parquet folders skip names that begin with an underscore."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Share:
-    """The parts that one process writes.
-
-    Attributes:
-        shard, shards: number of the shard, from 0, and how many there are.
-        process, processes: the same for the processes of the shard.
-
-    Example:
-        >>> share = Share(shard=1, shards=2, process=0, processes=2)
-        >>> [part for part in range(10) if share.has(part)]
-        [1, 5, 9]
-    """
-
-    shard: int = 0
-    shards: int = 1
-    process: int = 0
-    processes: int = 1
-
-    def has(self, part: int) -> bool:
-        """Return whether this process writes a part."""
-        return part % self.shards == self.shard and part // self.shards % self.processes == self.process
-
-
-def share_of(shard: str | None) -> Share:
-    """Return the share of this process of a launch in a shard such as `2/4`, the second of four; None is the only shard.
-
-    Raises:
-        InputError: no such shard.
-
-    Example:
-        >>> share_of("2/4")
-        Share(shard=1, shards=4, process=0, processes=1)
-    """
-    process, processes = launched_processes()
-    if shard is None:
-        return Share(process=process, processes=processes)
-    found = re.fullmatch(r"(\d+)/(\d+)", shard)
-    if found is None or not 1 <= int(found[1]) <= int(found[2]):
-        raise InputError(f"shard is {shard!r}; give the number of this shard and of all shards, from 1/4 to 4/4 for four")
-    return Share(int(found[1]) - 1, int(found[2]), process, processes)
 
 
 class PartFolder:

@@ -7,14 +7,17 @@ import json
 import logging
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from modeling_cllm4rec.commands.command_line import CommandParser, cell
 from modeling_cllm4rec.commands.model_flags import add_device_arguments, placement
-from modeling_cllm4rec.core.catalogue import SimilarItems
-from modeling_cllm4rec.core.console_log import show_log
-from modeling_cllm4rec.core.recommender import RecommenderModel
+from modeling_cllm4rec.core.console_log import hide_loading_bars, show_log
 from modeling_cllm4rec.corpora.atomic_files import atomic_file, check_output_file
-from modeling_cllm4rec.hub.loading import load_recommender
+from modeling_cllm4rec.hub.model_names import find_model
+
+if TYPE_CHECKING:  # importing them takes seconds, which a wrong flag need not wait for
+    from modeling_cllm4rec.core.catalogue import SimilarItems
+    from modeling_cllm4rec.core.recommender import RecommenderModel
 
 EPILOG = """example:
   cllm4rec similar-items --model runs/mine --items B00021DVCQ --k 5
@@ -73,6 +76,10 @@ def main(argv: list[str] | None = None) -> int:
     def work() -> None:
         if arguments.output:
             check_output_file(arguments.output)
+        find_model(arguments.model)
+        from modeling_cllm4rec.hub.loading import load_recommender
+
+        hide_loading_bars()
         model = load_recommender(arguments.model, **placement(arguments))
         found = similar_items(arguments, model)
         if not arguments.output:

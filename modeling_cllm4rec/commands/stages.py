@@ -10,17 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-
-from modeling_cllm4rec.baselines import members
-from modeling_cllm4rec.baselines.usual import usual_baselines
 from modeling_cllm4rec.commands import evaluate
 from modeling_cllm4rec.commands.command_line import OK, print_json
 from modeling_cllm4rec.commands.stage_arguments import StageParser, parse_arguments
 from modeling_cllm4rec.core.console_log import show_log
-from modeling_cllm4rec.core.processes import joined_processes
-from modeling_cllm4rec.corpora.data_folder import RecommendationData
-from modeling_cllm4rec.hub.push import push_run
+from modeling_cllm4rec.corpora.hub_folders import check_data_folder
 from modeling_cllm4rec.systems import SYSTEMS, Stage, System, resolve
 from modeling_cllm4rec.training.arguments import read_yaml
 
@@ -54,9 +48,16 @@ def stage_main(stage: Stage, argv: list[str] | None = None) -> int:
     def work() -> None:
         arguments = parse_arguments(resolve(stage.arguments), stage.section, words, parser)
         names: list[str] | None = getattr(parser.parse_known_args(words)[0], "baselines", None)
-        for name in names or ():
-            members(name)  # a wrong name is reported before the training
+        if arguments.data:  # before torch is imported, which takes seconds
+            check_data_folder(arguments.data)
+        if names:
+            from modeling_cllm4rec.baselines import members
+
+            for name in names:
+                members(name)  # a wrong name is reported before the training
         _, progress = resolve(stage.run)(arguments)
+        from accelerate import PartialState
+
         if not progress.finished:
             print(f"cllm4rec {stage.name}: stopped after step {progress.step}; go on with --resume", file=sys.stderr)
         elif system is not None and names is not None:
@@ -81,6 +82,14 @@ def measure(system: System, arguments: Any, names: list[str]) -> None:
         arguments: of the stage.
         names: of the baselines; empty for the usual ones.
     """
+    from accelerate import PartialState
+
+    from modeling_cllm4rec.baselines.usual import usual_baselines
+    from modeling_cllm4rec.commands.evaluation_run import in_words, run
+    from modeling_cllm4rec.core.processes import joined_processes
+    from modeling_cllm4rec.corpora.data_folder import RecommendationData
+    from modeling_cllm4rec.hub.push import push_run
+
     data = RecommendationData.load(arguments.data)
     if not len(data.histories("validation").items):
         logger.info("the data has no validation interactions, so the model is not compared with baselines")
@@ -90,9 +99,9 @@ def measure(system: System, arguments: Any, names: list[str]) -> None:
     words = ["--model", str(arguments.run_folder), "--data", str(arguments.data), "--split", "validation", "--metrics", *metrics]
     evaluation = evaluate.parse([*words, "--baselines", *(names or usual_baselines(data))])
     with joined_processes():
-        reports = evaluate.run(evaluation)
+        reports = run(evaluation)
     if PartialState().is_main_process:
-        print(evaluate.in_words(reports), file=sys.stderr)
+        print(in_words(reports), file=sys.stderr)
         if arguments.push_to_hub:  # the card has the baselines now
             name = arguments.hub_model_id or arguments.run_folder.resolve().name
             push_run(arguments.run_folder, name, private=arguments.hub_private_repo)

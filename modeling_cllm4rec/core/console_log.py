@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
+import warnings
 
 from tqdm import tqdm
 
@@ -40,16 +42,30 @@ class ConsoleHandler(logging.StreamHandler):
 def show_log(level: int = logging.INFO) -> None:
     """Print the log to standard error, unless the root logger has handlers already.
 
-    The requests of HTTP clients are left out, and so are the progress bars of transformers, which show how a file of this
-    machine is read.
+    Python's warnings become one line each, without the line of code that caused them. The requests of HTTP clients are left out,
+    and so are the progress bars of transformers, which show how a file of this machine is read.
 
     Args:
         level: lowest level that is printed.
     """
     logging.basicConfig(level=level, handlers=[ConsoleHandler()])
+    warnings.formatwarning = one_line
     for client in ("httpx", "httpx2"):
         logging.getLogger(client).setLevel(logging.WARNING)
     hide_loading_bars()
+
+
+def one_line(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+    """Format a warning as a line of the log. It takes the place of `warnings.formatwarning`, which also shows a line of code.
+
+    A warning of another class than `UserWarning` is shown with its class, by which it can be filtered.
+
+    Example:
+        >>> one_line("2 of 9 users have no test items", UserWarning, "evaluator.py", 398)[9:]
+        'warning: 2 of 9 users have no test items\\n'
+    """
+    kind = "warning" if category is UserWarning else category.__name__
+    return f"{time.strftime(CLOCK)} {kind}: {' '.join(str(message).split())}\n"
 
 
 def hide_loading_bars() -> None:
@@ -60,4 +76,4 @@ def hide_loading_bars() -> None:
         disable_progress_bar()
 
 
-__all__ = ["ConsoleHandler", "hide_loading_bars", "show_log"]
+__all__ = ["ConsoleHandler", "hide_loading_bars", "one_line", "show_log"]

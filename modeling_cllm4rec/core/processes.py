@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,22 +13,14 @@ import numpy.typing as npt
 import torch
 from torch import distributed
 
+from .launches import launched_processes
+
 Piece = TypeVar("Piece")
 
 PROCESS_TIMEOUT = timedelta(hours=2)
 """Time that processes wait for each other."""
 LAST_TENSORS = 0.1
 """Seconds in which the threads of gloo drop the tensors of the last exchange; sharded weights keep the threads alive."""
-
-
-def launched_processes() -> tuple[int, int]:
-    """Return the number of this process and how many `torchrun` or `accelerate launch` started; (0, 1) without them.
-
-    Example:
-        >>> launched_processes()
-        (0, 1)
-    """
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 @contextmanager
@@ -104,7 +95,6 @@ def sum_over_processes(values: npt.ArrayLike) -> npt.NDArray[np.float64]:
 
 __all__ = [
     "joined_processes",
-    "launched_processes",
     "leave_processes",
     "process_count",
     "process_number",

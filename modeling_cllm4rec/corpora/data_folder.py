@@ -24,6 +24,7 @@ from modeling_cllm4rec.corpora.bad_rows import first_of
 from modeling_cllm4rec.corpora.hub_folders import (
     BENCHMARK_FILE,
     benchmark_description,
+    check_data_folder,
     download,
     is_hub_name,
     origin_of,
@@ -130,10 +131,7 @@ class RecommendationData:
             InputError: a file cannot be read or has another format, or the tables do not fit together.
         """
         folder = download(str(folder)) if is_hub_name(folder) else Path(folder)
-        if not folder.is_dir():
-            sweep_folder(folder.resolve())  # A process may have been killed while it replaced the folder.
-        if not folder.is_dir():
-            raise MissingFileError(f"{folder}: there is no such data folder; make one with `cllm4rec prepare`")
+        check_data_folder(folder)
         info = _read_info(folder / INFO_FILE)
         sources = [folder / f"{name}.parquet" for name in (*TABLES, *SPLITS)]
         for source in sources:

@@ -13,6 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from modeling_cllm4rec.core.errors import InputError, MissingFileError
 from modeling_cllm4rec.core.hub_upload import commit_files
+from modeling_cllm4rec.corpora.atomic_files import sweep_folder
 
 PREFIXES = ("hf://datasets/", "hf:")
 """Beginnings of a name on the Hub; the first one is that of `huggingface_hub`'s file system."""
@@ -34,6 +35,28 @@ def is_hub_name(folder: str | Path) -> bool:
     (True, False, False)
     """
     return isinstance(folder, str) and folder.startswith(PREFIXES)
+
+
+def check_data_folder(folder: str | Path) -> None:
+    """Check that there is a folder of a prepared data set, as far as that is seen without reading it.
+
+    Args:
+        folder: a path; or a name on the Hub, which is not looked up.
+
+    Raises:
+        MissingFileError: there is no such folder.
+
+    Example:
+        >>> check_data_folder("no/such/data")
+        Traceback (most recent call last):
+        modeling_cllm4rec.core.errors.MissingFileError: no/such/data: there is no such data folder; make one with ...
+    """
+    if is_hub_name(folder):
+        return
+    if not Path(folder).is_dir():
+        sweep_folder(Path(folder).resolve())  # A process may have been killed while it replaced the folder.
+    if not Path(folder).is_dir():
+        raise MissingFileError(f"{folder}: there is no such data folder; make one with `cllm4rec prepare`")
 
 
 def repository_of(name: str) -> tuple[str, str | None]:

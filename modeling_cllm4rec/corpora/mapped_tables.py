@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from modeling_cllm4rec.core.errors import CLLM4RecError
+from modeling_cllm4rec.core.ragged import RaggedRows
 from modeling_cllm4rec.corpora.atomic_files import atomic_file, atomic_folder
 
 FOLDER = ".arrow"
@@ -41,6 +42,16 @@ class Histories(NamedTuple):
 
     indptr: npt.NDArray[np.int64]
     items: npt.NDArray[np.int32]
+
+    def rows(self) -> RaggedRows:
+        """Return the histories as a sequence with one array of item indices for each user, which are views.
+
+        Example:
+            >>> rows = Histories(np.array([0, 2, 3]), np.array([7, 8, 9], dtype=np.int32)).rows()
+            >>> len(rows), rows[0].tolist()
+            (2, [7, 8])
+        """
+        return RaggedRows(self.items, self.indptr)
 
 
 def mapped_folder(folder: Path, sources: Sequence[Path], write: Callable[[Path], None]) -> Path | None:

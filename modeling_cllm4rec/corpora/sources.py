@@ -28,6 +28,7 @@ from modeling_cllm4rec.corpora.memory_tables import TableLike
 from modeling_cllm4rec.corpora.readers import Source, first_columns, nearest_names, open_source
 from modeling_cllm4rec.corpora.text_cleaning import flagged_names, join_columns, split_texts
 from modeling_cllm4rec.corpora.text_files import TextForm
+from modeling_cllm4rec.corpora.times import likely_time_columns
 
 ID_TYPES = ("auto", "string", "integer")
 WHOLE = r"^(0|-?[1-9]\d{0,18})$"
@@ -312,6 +313,16 @@ def _find_roles(source: Source, given: Mapping[str, str | None]) -> dict[str, st
     guessed = [f"{role} from {column}" for role, column in roles.items() if role not in named and column != role]
     if guessed:
         logger.info("%s: %s (guessed from the names)", source.name, ", ".join(guessed))
+    if "timestamp" in given and "timestamp" not in roles:
+        likely = likely_time_columns([column for column in source.columns if column not in roles.values()])
+        if likely:
+            logger.info(
+                "%s: no times are read; %s may be a column of times: --timestamp-column %s, in Python timestamp_column=%r",
+                source.name,
+                " or ".join(map(repr, likely)),
+                likely[0],
+                likely[0],
+            )
     order = [role for role in given if role in roles]
     return {role: roles[role] for role in order}
 

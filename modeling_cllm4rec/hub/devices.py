@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from modeling_cllm4rec.core.errors import InputError, nearest
+from modeling_cllm4rec.hub.placement_names import DEVICE_MAPS, DTYPE_NAMES
 
 __all__ = [
     "DEVICE_MAPS",
@@ -20,11 +21,9 @@ __all__ = [
     "describe_placement",
 ]
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
 """Name of a type of weights -> the type of torch."""
 SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
-"""Plans by which accelerate spreads a model over devices, CPU and disk."""
 
 
 def available_devices() -> list[str]:

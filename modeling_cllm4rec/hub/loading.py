@@ -13,20 +13,15 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import CONFIG_NAME
 
 import modeling_cllm4rec as _registers_the_model_types  # noqa: F401
-from modeling_cllm4rec.core.errors import CLLM4RecError, InputError, MissingFileError, nearest
+from modeling_cllm4rec.core.errors import CLLM4RecError, InputError, MissingFileError
 from modeling_cllm4rec.core.folder_checks import check_finite, stored_weights
 from modeling_cllm4rec.core.json_objects import read_json
 from modeling_cllm4rec.core.recommender import RecommenderModel
 from modeling_cllm4rec.hub.devices import check_device_map, choose_device, choose_dtype, describe_placement
-
-try:  # the client that huggingface_hub brings
-    from httpx2 import HTTPError
-except ImportError:  # huggingface_hub 1
-    from httpx import HTTPError  # type: ignore[import-not-found, assignment, no-redef, unused-ignore]
+from modeling_cllm4rec.hub.model_names import PROBE_SECONDS, HTTPError, find_model
 
 __all__ = ["check_folder", "check_on_hub", "load_recommender", "load_tokenizer"]
 
-PROBE_SECONDS = 10.0
 ADAPTER = "adapter_config.json"
 logger = logging.getLogger(__name__)
 
@@ -104,7 +99,7 @@ def _read_model(name: str | Path, argument: str, given: dict[str, Any]) -> Recom
     Raises:
         MissingFileError, InputError: as `load_recommender`.
     """
-    unreached = None if Path(name).is_dir() else _hub_unreached(str(name), argument)
+    unreached = find_model(name, argument)
     from_cache = {"local_files_only": True, "adapter_kwargs": {"local_files_only": True}} if unreached else {}
     if Path(name, CONFIG_NAME).is_file():
         read_json(Path(name, CONFIG_NAME))
@@ -197,21 +192,3 @@ def check_on_hub(name: str, argument: str) -> None:
             f"{argument}: {name} is no folder with a language model and could not be read from the Hub ({reason}); name a folder "
             "that holds one, or a model of the Hub that this machine can reach"
         ) from error
-
-
-def _hub_unreached(name: str, argument: str) -> Exception | None:
-    """Return why the Hub has no model of this name; None if it has one.
-
-    Raises:
-        MissingFileError: the name can only be a path, or begins with a folder that is here.
-    """
-    path = Path(name)
-    if name.startswith((".", "/", "~", "\\")) or len(path.parts) > 2 or (len(path.parts) == 2 and path.parent.is_dir()):
-        siblings = [one.name for one in path.parent.iterdir() if one.is_dir()] if path.parent.is_dir() else []
-        hint = nearest(path.name, siblings, "name the folder of a run, or a model on the Hub")
-        raise MissingFileError(f"{argument}: {name} is no folder with a model: there is no such folder; {hint}")
-    try:
-        get_hf_file_metadata(hf_hub_url(name, CONFIG_NAME), timeout=PROBE_SECONDS)
-    except (OSError, ValueError, HTTPError) as error:
-        return error
-    return None

@@ -18,10 +18,10 @@ from modeling_cllm4rec.commands.command_line import CommandParser
 from modeling_cllm4rec.commands.model_flags import add_device_arguments, placement
 from modeling_cllm4rec.core.errors import InputError, MissingFileError, RunError
 from modeling_cllm4rec.core.optional_packages import require
-from modeling_cllm4rec.core.recommender import RecommenderModel
-from modeling_cllm4rec.hub.loading import load_recommender
+from modeling_cllm4rec.hub.model_names import find_model
 
 if TYPE_CHECKING:
+    from modeling_cllm4rec.core.recommender import RecommenderModel
     from modeling_cllm4rec.serving.settings import ServiceSettings
 
 EPILOG = """example:
@@ -77,8 +77,11 @@ def serve(arguments: argparse.Namespace) -> None:
     """
     for package in NEEDED:
         require(package, "serve", "serve")
+    find_model(arguments.model)  # before torch is imported, which takes seconds
     import uvicorn
 
+    from modeling_cllm4rec.core.console_log import hide_loading_bars
+    from modeling_cllm4rec.hub.loading import load_recommender
     from modeling_cllm4rec.serving.application import make_service
     from modeling_cllm4rec.serving.protocol import server_config
 
@@ -97,6 +100,7 @@ def serve(arguments: argparse.Namespace) -> None:
             if hasattr(signal, "SIGHUP"):  # Windows has none
                 asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
 
+    hide_loading_bars()
     with listening(arguments.host, arguments.port) as listener:
         host, port = listener.getsockname()[:2]
         settings = settings_of(arguments, host)

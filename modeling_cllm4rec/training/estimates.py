@@ -422,6 +422,8 @@ class Pace:
     """Steps that are left out of the measurement: they warm caches up."""
     TOLD_AFTER = (3, 12)
     """Numbers of measured steps after which the rate is logged."""
+    UNCHANGED = 0.25
+    """Share by which a later estimate must differ from the one that was logged, or the log would repeat itself."""
 
     def __init__(self, documents: Mapping[str, int], done: Mapping[str, int] | None = None) -> None:
         self.to_go = Counter(dict(documents))
@@ -429,29 +431,48 @@ class Pace:
         self.steps: Counter[str] = Counter()
         self._documents: Counter[str] = Counter()
         self._seconds: dict[str, float] = {}
+        self._logged: tuple[int, float] | None = None
 
     def count(self, kind: str, documents: int, seconds: float) -> None:
         """Count a step that is done."""
         self.steps[kind] += 1
         self.to_go[kind] -= documents
+        if self._logged is not None:
+            self._logged = (self._logged[0], self._logged[1] - seconds)
         if self.steps[kind] > self.FIRST:
             self._documents[kind] += documents
             self._seconds[kind] = self._seconds.get(kind, 0.0) + seconds
 
     def is_new(self) -> bool:
-        """Return whether some kind of step has just been measured often enough to be logged."""
-        return any(steps - self.FIRST in self.TOLD_AFTER for steps in self.steps.values())
+        """Return whether there is something to log, which counts as logged then.
+
+        Some kind of step has just been measured often enough, and it is the first measurement of its kind or changes the ETA.
+        """
+        if not any(steps - self.FIRST in self.TOLD_AFTER for steps in self.steps.values()):
+            return False
+        rates = self._rates()
+        seconds = sum(number / rates[kind] for kind, number in self.to_go.items() if kind in rates)
+        if self._logged is not None:
+            measured, expected = self._logged
+            if measured == len(rates) and abs(seconds - expected) <= self.UNCHANGED * max(expected, 0.0):
+                return False
+        self._logged = (len(rates), seconds)
+        return True
+
+    def _rates(self) -> dict[str, float]:
+        """Return the documents a second of each kind that was measured."""
+        least = self.FIRST + self.TOLD_AFTER[0]
+        return {kind: self._documents[kind] / self._seconds[kind] for kind in self.to_go if self.steps[kind] >= least}
 
     def left(self) -> str:
         """Return the rate of each kind, the documents left, and the ETA; validation and saving are not counted."""
-        parts, total = [], 0.0
+        parts, total, rates = [], 0.0, self._rates()
         for kind, number in self.to_go.items():
-            if self.steps[kind] < self.FIRST + self.TOLD_AFTER[0]:
+            if kind not in rates:
                 parts.append(f"{kind} not measured yet, {number:,} documents to go")
                 continue
-            rate = self._documents[kind] / self._seconds[kind]
-            total += number / rate
-            parts.append(f"{kind} {rate:,.0f} documents a second, {number:,} to go")
+            total += number / rates[kind]
+            parts.append(f"{kind} {rates[kind]:,.0f} documents a second, {number:,} to go")
         return f"{'; '.join(parts)}: {in_words(total)}"
 
 

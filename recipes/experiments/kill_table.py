@@ -399,7 +399,7 @@ def import_libraries() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     import modeling_cllm4rec.cllm4rec.finetuning
     import modeling_cllm4rec.cllm4rec.update
-    import modeling_cllm4rec.commands.evaluate
+    import modeling_cllm4rec.commands.evaluation_run
     import modeling_cllm4rec.commands.main
     import modeling_cllm4rec.corpora.preparation
     import modeling_cllm4rec.lcrec.alignment

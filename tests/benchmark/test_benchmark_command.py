@@ -137,7 +137,8 @@ def test_a_model_that_fails_is_in_the_table(
 
     monkeypatch.setattr(training, "fit_baseline", sometimes)
     assert quality("--models", "ease,popularity") == 1
-    assert "1 of 2 jobs failed, the report says why; the same command tries them again" in error_of(capsys)
+    error = "1 of 2 jobs failed, ease-seed1: ImportError: ease needs a library; run: pip install 'cllm4rec[baselines]'; the same"
+    assert error in error_of(capsys)
     text = (tmp_path / "report" / "report.md").read_text()
     assert "| EASE | - | failed: ImportError: ease needs a library; run: pip install 'cllm4rec[baselines]' |" in text
     monkeypatch.setattr(training, "fit_baseline", fit)
@@ -154,7 +155,7 @@ def test_a_model_that_fails_is_in_the_table(
         (["--models", "popularity", "--hold-out-users", "1.5"], "--hold-out-users is 1.5; it must lie between 0 and 1"),
         (["--models", "popularity", "--config", "none.yaml"], "config: there is no file none.yaml"),
         (["--models", "popularity", "--metrics", "recall@99"], "recall@99 needs 99 items, the catalogue has 40"),
-        (["--models", "cllm4rec"], "cllm4rec is trained by a recipe, and there is none for it"),
+        (["--models", "cllm4rec", "--config", "baselines.yaml"], "baselines.yaml"),
     ],
 )
 def test_bad_input_is_one_line(

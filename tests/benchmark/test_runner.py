@@ -30,7 +30,7 @@ ENDINGS = {
 
 def run(setting: BenchmarkConfig, output: Path) -> int:
     output.mkdir(exist_ok=True)
-    return run_jobs(JOBS, setting, output, {"everyone": DataFolders(Path("data"), Path("data"))}, progress=False)
+    return len(run_jobs(JOBS, setting, output, {"everyone": DataFolders(Path("data"), Path("data"))}, progress=False))
 
 
 @pytest.mark.parametrize(("code", "error"), ENDINGS.items())
@@ -85,9 +85,10 @@ def test_a_search_that_fails_is_said(monkeypatch: pytest.MonkeyPatch, setting: B
     monkeypatch.setattr(running, "WORKER", (sys.executable, "-c", "raise ValueError('no')"))
     jobs = [Job("ease", "baseline", 1, {"name": "ease", "settings": {}})]
     folders = {"everyone": DataFolders(Path("data"), Path("data"))}
-    assert run_jobs(jobs, dataclasses.replace(setting, tune=2), tmp_path, folders, progress=False) == 1
+    error = "the search for its settings failed: ValueError: no"
+    assert run_jobs(jobs, dataclasses.replace(setting, tune=2), tmp_path, folders, progress=False) == {"ease-seed1": error}
     result = json.loads((tmp_path / "jobs" / "ease-seed1.json").read_text())
-    assert result["error"] == "the search for its settings failed: ValueError: no"
+    assert result["error"] == error
 
 
 @pytest.mark.slow

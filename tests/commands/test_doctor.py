@@ -71,6 +71,16 @@ def test_extras() -> None:
     assert doctor.examine_extra([Requirement("numpy")]) == {"present": True, "missing": [], "install": None}
 
 
+def test_extras_of_contributors_are_not_missing_to_a_user() -> None:
+    found = doctor.examine(Path())
+    for one in found["extras"].values():
+        one |= {"present": False, "missing": ["nobody-has-this"], "install": "pip install nobody-has-this"}
+    shown = doctor.report(found).partition("extras\n")[2]
+    assert "  serve            missing nobody-has-this" in shown and "  dev " not in shown and "  release " not in shown
+    found["extras"]["dev"]["present"] = True
+    assert "  dev              present" in doctor.report(found)
+
+
 def test_devices() -> None:
     fine = {"built_for": None, "works": False, "driver": False}
     assert problems_text(doctor.wrong_devices(fine)) == ""

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from modeling_cllm4rec.commands.command_line import cell
-from modeling_cllm4rec.commands.recommend import show
+from modeling_cllm4rec.commands.recommendation_run import show
 from modeling_cllm4rec.core.catalogue import Catalogue
 
 

@@ -19,8 +19,9 @@ from pages import blocks
 
 from modeling_cllm4rec.commands import recommendation_parts
 from modeling_cllm4rec.commands.main import main
-from modeling_cllm4rec.commands.recommendation_parts import QUESTION_FILE, share_of
+from modeling_cllm4rec.commands.recommendation_parts import QUESTION_FILE
 from modeling_cllm4rec.commands.recommendation_tables import HistoriesFile
+from modeling_cllm4rec.commands.shares import share_of
 from modeling_cllm4rec.core import top_items
 from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.data_folder import RecommendationData

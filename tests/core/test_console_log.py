@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import re
+import warnings
 
 import pytest
 from tqdm import tqdm
@@ -45,3 +46,12 @@ def test_show_log_leaves_out_clients_and_the_bars_of_transformers(monkeypatch: p
         assert hidden == [True]
     finally:
         root.setLevel(level)
+
+
+def test_a_warning_is_one_line_without_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [logging.NullHandler()])
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # restored after the test
+    show_log()
+    shown = warnings.formatwarning("2 users have\nno test items", UserWarning, "evaluator.py", 398)
+    assert re.fullmatch(r"\d\d:\d\d:\d\d warning: 2 users have no test items\n", shown)
+    assert " FutureWarning: x\n" in warnings.formatwarning("x", FutureWarning, "other.py", 1, "x = 1")

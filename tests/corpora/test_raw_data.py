@@ -171,6 +171,20 @@ def test_texts_without_a_known_name_are_reported_with_the_flag_that_reads_them(c
     assert "models read: title from Bezeichnung" in caplog.text and "give one a role" not in caplog.text
 
 
+def test_a_column_that_may_hold_times_and_is_not_read_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"user_id": "u", "item_id": "i", "event_ts_ms": 1_700_000_000_000, "kind": "view"}]
+    with caplog.at_level(logging.INFO):
+        open_interactions(rows)
+    assert (
+        "no times are read; 'event_ts_ms' may be a column of times: --timestamp-column event_ts_ms, in Python "
+        "timestamp_column='event_ts_ms'"
+    ) in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        open_interactions(rows, timestamp_column="event_ts_ms")
+    assert "no times are read" not in caplog.text
+
+
 def test_columns_of_interactions_are_guessed(caplog: pytest.LogCaptureFixture) -> None:
     rows = [{"reviewerID": "u", "asin": "i", "overall": 4.0, "unixReviewTime": 5, "reviewText": "good", "helpful": 1}]
     with caplog.at_level(logging.INFO):

@@ -103,6 +103,7 @@ Files = Callable[[Path, pd.DataFrame, pd.DataFrame], None]
 FILES: dict[str, Files] = {
     "from-csv-to-the-hub": csv_files,
     "own-backbone": plain_files,
+    "own-training": plain_files,
     "training": plain_files,
     "own-split": plain_files,
     "quickstart": plain_files,

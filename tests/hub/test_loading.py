@@ -10,7 +10,7 @@ import pytest
 
 from modeling_cllm4rec.commands.main import main
 from modeling_cllm4rec.core.errors import InputError, MissingFileError
-from modeling_cllm4rec.hub import loading
+from modeling_cllm4rec.hub import loading, model_names
 from modeling_cllm4rec.hub.loading import load_recommender, load_tokenizer
 
 Run = Callable[..., Any]
@@ -19,7 +19,6 @@ UNREACHED = {"HF_ENDPOINT": "http://127.0.0.1:9"}
 RECOMMEND = """
 import contextlib, io, json, time
 from modeling_cllm4rec.commands.main import main
-from modeling_cllm4rec.hub import loading
 
 began, said = time.monotonic(), io.StringIO()
 with contextlib.redirect_stderr(said):
@@ -34,7 +33,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def ask(*_: object, **__: object) -> None:
         raise AssertionError("the network was asked")
 
-    monkeypatch.setattr(loading, "get_hf_file_metadata", ask)
+    monkeypatch.setattr(model_names, "get_hf_file_metadata", ask)
     monkeypatch.setattr(loading.AutoModel, "from_pretrained", ask)
 
 

@@ -237,13 +237,22 @@ def test_pace_is_measured_for_each_kind() -> None:
         pace.count("L", 10, 100.0 if step < Pace.FIRST else 0.5)  # the first ones are slow and do not count
         if pace.is_new():
             estimates.append((step + 1, pace.left()))
-    assert estimates == [
-        (5, "L 20 documents a second, 150 to go; C not measured yet, 1,000 documents to go: 8 s"),
-        (14, "L 20 documents a second, 60 to go; C not measured yet, 1,000 documents to go: 3 s"),
-    ]
-    for _ in range(14):
+    # After 12 measured steps the rate is the same, so it is not logged again.
+    assert estimates == [(5, "L 20 documents a second, 150 to go; C not measured yet, 1,000 documents to go: 8 s")]
+    for step in range(14):
         pace.count("C", 10, 0.1)
+        assert pace.is_new() == (step + 1 == 5)  # the first measurement of its kind
     assert pace.left() == "L 20 documents a second, 60 to go; C 100 documents a second, 860 to go: 12 s"
+
+
+def test_a_pace_that_changes_is_logged_again() -> None:
+    pace = Pace({"L": 1000})
+    said = []
+    for step in range(Pace.FIRST + 12):
+        pace.count("L", 10, 0.1 if step < Pace.FIRST + 3 else 0.4)
+        if pace.is_new():
+            said.append((step + 1, pace.left()))
+    assert said == [(5, "L 100 documents a second, 950 to go: 10 s"), (14, "L 31 documents a second, 860 to go: 28 s")]
 
 
 def test_steps_are_shown_first_and_time_after_five(

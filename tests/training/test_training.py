@@ -643,6 +643,12 @@ def test_a_text_beyond_the_context_names_the_argument(pretrain_arguments: MakePr
         pretrain(pretrain_arguments(max_text_tokens=None, prompts={"biography": "{user} " + "word " * 140}))
 
 
+def test_a_recipe_without_epochs_reads_no_text(pretrain_arguments: MakePretrain) -> None:
+    long = {"biography": "{user} " + "word " * 140}
+    _, progress = pretrain(pretrain_arguments(max_text_tokens=None, prompts=long, num_train_epochs=0, warmup_epochs=0))
+    assert progress.finished
+
+
 def test_content_steps_need_texts(finetune_arguments: MakeFinetune, data: RecommendationData, tmp_path: Path) -> None:
     bare = dataclasses.replace(
         data,
