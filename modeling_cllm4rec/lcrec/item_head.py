@@ -20,6 +20,10 @@ from ..core.whitening import whitening
 
 TEXT_DIRECTIONS = 256
 """Most dimensions of a whitened text vector."""
+NEIGHBOURS = 10
+"""Items with the nearest texts, whose free rows a new item starts from."""
+ROWS_AT_ONCE = 256
+"""New items whose cosines to all items are held at a time."""
 
 
 class ItemHead(nn.Module):
@@ -116,7 +120,8 @@ class ItemHead(nn.Module):
 
         Args:
             kept: (n,) item indices.
-            embeddings: (new, D) of the new items' texts; a new item has a free row of zeros.
+            embeddings: (new, D) of the new items' texts. The free row of a new item is that of the items with the nearest
+                texts, see `free_rows_near`.
         """
         vectors = None if embeddings is None else self.vectors_of(embeddings)
         new = 0 if vectors is None else len(vectors)
@@ -132,7 +137,40 @@ class ItemHead(nn.Module):
             head.text_vectors[: len(kept)] = self.text_vectors[rows]
             if vectors is not None:
                 head.text_vectors[len(kept) :] = vectors
+                head.rows.weight[len(kept) :] = free_rows_near(vectors, head.text_vectors[: len(kept)], self.rows.weight[rows])
         return head
+
+
+def free_rows_near(vectors: torch.Tensor, known: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Return free rows for new items: the mean of those of the items with the nearest texts, as large as theirs.
+
+    With a row of zeros a new item has a score by its text alone, below the items that training has moved.
+
+    Args:
+        vectors: (n, d) text vectors of the new items; zeros, of items without text, get zeros.
+        known: (J, d) those of the items of the model; rows: (J, K) their free rows.
+
+    Returns:
+        (n, K). The weights of the mean are cosines; neighbours with a cosine of zero or less do not count.
+
+    Example:
+        >>> texts, rows = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[3.0, 4.0], [7.0, 0.0]])
+        >>> free_rows_near(torch.tensor([[0.5, 0.0], [0.0, 0.0]]), texts, rows).tolist()
+        [[3.0, 4.0], [0.0, 0.0]]
+    """
+    made = torch.zeros(len(vectors), rows.shape[1]).to(rows)
+    directions = torch.nn.functional.normalize(known, dim=1)
+    for start in range(0, len(vectors), ROWS_AT_ONCE):  # (n, J) cosines of a large catalogue would not fit into memory
+        part = slice(start, start + ROWS_AT_ONCE)
+        cosines = torch.nn.functional.normalize(vectors[part], dim=1) @ directions.T
+        near = cosines.topk(min(NEIGHBOURS, len(known)), dim=1)
+        weights = near.values.clamp(min=0)
+        weights = (weights / weights.sum(1, keepdim=True).clamp(min=1e-12))[..., None]
+        theirs = rows[near.indices]
+        mean = (weights * theirs).sum(1)
+        size = (weights * theirs.norm(dim=-1, keepdim=True)).sum(1)
+        made[part] = mean * (size / mean.norm(dim=1, keepdim=True).clamp(min=1e-12))
+    return made
 
 
 class ItemLookup(NamedTuple):
@@ -205,4 +243,4 @@ def head_fields(item_head: bool, embeddings: np.ndarray | None, num_items: int) 
     return {"item_head": True, "scoring": "head", **sizes}
 
 
-__all__ = ["TEXT_DIRECTIONS", "ItemHead", "ItemLookup", "head_fields"]
+__all__ = ["TEXT_DIRECTIONS", "ItemHead", "ItemLookup", "free_rows_near", "head_fields"]

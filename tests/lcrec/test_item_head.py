@@ -12,7 +12,7 @@ from transformers import GPT2Config
 
 from modeling_cllm4rec.core.questions import QuestionError
 from modeling_cllm4rec.lcrec.configuration_lcrec import LCRecConfig
-from modeling_cllm4rec.lcrec.item_head import ItemHead
+from modeling_cllm4rec.lcrec.item_head import NEIGHBOURS, ItemHead, free_rows_near
 from modeling_cllm4rec.lcrec.modeling_lcrec import LCRecForRecommendation
 from tests.helpers.lcrec_models import HISTORIES, ITEMS, WIDTH, new_lcrec
 
@@ -113,7 +113,8 @@ def test_new_items_have_a_row_from_their_text_and_removed_items_none(model: LCRe
     grown = model.item_head
     assert grown is not None and grown.projection is not None
     torch.testing.assert_close(grown.matrix()[:12], before)
-    torch.testing.assert_close(grown.matrix()[12:], grown.projection(grown.vectors_of(new)))
+    free = free_rows_near(grown.vectors_of(new), head.text_vectors, head.rows.weight)
+    torch.testing.assert_close(grown.matrix()[12:], grown.projection(grown.vectors_of(new)) + free)
     model.remove_items([ITEMS[4], "new 1"])
     assert model.item_head is not None
     torch.testing.assert_close(model.item_head.matrix(), grown.matrix()[[*range(4), *range(5, 12), 13]])
@@ -122,6 +123,25 @@ def test_new_items_have_a_row_from_their_text_and_removed_items_none(model: LCRe
     asked = {"histories": [[ITEMS[0]]], "k": 11}
     assert loaded.recommend(**asked).table.equals(model.recommend(**asked).table)
     assert "new 2" in loaded.recommend(**asked).table["item"].to_pylist()
+
+
+def test_free_rows_of_new_items_are_those_of_the_nearest_texts() -> None:
+    """Against plain loops; a new item as an old one and with others against it, and one without text."""
+    generator = torch.Generator().manual_seed(0)
+    known, rows = torch.randn(40, 6, generator=generator), torch.randn(40, 5, generator=generator)
+    new = torch.cat([torch.randn(3, 6, generator=generator), torch.zeros(1, 6)])
+    made = free_rows_near(new, known, rows)
+    for vector, row in zip(new[:3], made, strict=False):
+        cosines = [float(torch.dot(vector, other) / vector.norm() / other.norm()) for other in known]
+        near = [number for number in sorted(range(40), key=lambda one: -cosines[one])[:NEIGHBOURS] if cosines[number] > 0]
+        total = sum(cosines[number] for number in near)
+        mean = sum(cosines[number] / total * rows[number] for number in near)
+        size = sum(cosines[number] / total * float(rows[number].norm()) for number in near)
+        assert isinstance(mean, torch.Tensor)
+        torch.testing.assert_close(row, mean / mean.norm() * size)
+    assert not made[3].any()
+    opposite = free_rows_near(-known[:1], known[:1], rows[:1])
+    assert not opposite.any()
 
 
 def test_a_head_without_texts_has_no_row_for_a_new_item(tiny_backbones: dict[str, Path]) -> None:
