@@ -41,7 +41,6 @@ class TextCorpus:
         context_length: context length of the backbone in tokens.
         max_text_tokens: main texts are cut after this many tokens; None cuts nothing.
         cache_folder: folder of the Arrow files; another run with the same texts, prompts and tokenizer reads them.
-
     """
 
     def __init__(

@@ -234,10 +234,10 @@ def test_the_cache_is_not_read_for_other_documents(
 
 def test_a_text_beyond_the_context_is_an_error(small: RecommendationData, tokenizer: CLLM4RecTokenizer, tmp_path: Path) -> None:
     longest = int(make_corpus(small, tokenizer, tmp_path).lengths.max())
-    assert int(make_corpus(small, tokenizer, tmp_path, context_length=longest).lengths.max()) == longest
+    make_corpus(small, tokenizer, tmp_path, context_length=longest).check_lengths()
     message = f"1 text documents are longer .* context of {longest - 1} tokens .*longest has {longest}.*max_text_tokens"
     with pytest.raises(ValueError, match=message):
-        make_corpus(small, tokenizer, tmp_path, context_length=longest - 1)
+        make_corpus(small, tokenizer, tmp_path, context_length=longest - 1).check_lengths()
 
 
 def test_max_text_tokens_cuts_main_texts_only(small: RecommendationData, tokenizer: CLLM4RecTokenizer, tmp_path: Path) -> None:

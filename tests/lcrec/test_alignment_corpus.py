@@ -591,7 +591,10 @@ def test_nothing_of_held_out_pairs_gets_in(
         ({"reorder": 1.5}, "reorder is 1.5; it must lie between 0 and 1"),
         ({"max_text_tokens": 0}, "max_text_tokens is 0; it must be 1 or more"),
         ({"semantic_ids": SemanticIds(CODES[:3], 3)}, "semantic_ids has 3 items and the data 4: it belongs to another catalogue"),
-        ({"semantic_ids": SemanticIds(CODES, 4)}, "so <b_3> should be token .*it is not the tokenizer of this model"),
+        (
+            {"semantic_ids": SemanticIds(CODES, 4)},
+            "so <a_3> should be token 403, but the tokenizer has None: it is not the tokenizer of this model",
+        ),
         ({"context_length": 8, "tasks": {"seqrec": 1}}, "the longest template of seqrec has .* it does not fit the context of 8"),
         (
             {"intentions": dataclasses.replace(INTENTIONS, queries=INTENTIONS.queries[:2])},
