@@ -146,10 +146,11 @@ def wait() -> Callable[..., None]:
 
 
 class SlowModel:
-    """The model, which answers when it is let: `gate` is an event; `passes` counts forward passes."""
+    """The model, which answers when the event `gate` lets it: `begun` and `passes` count passes at the gate and through it."""
 
     def __init__(self, model: Any) -> None:
         self.model, self.gate, self.passes, self.sizes = model, threading.Event(), 0, []
+        self.begun = 0
         self.gate.set()
 
     def __getattr__(self, name: str) -> Any:
@@ -159,6 +160,7 @@ class SlowModel:
         return self
 
     def best_items(self, prompts: Any, *arguments: Any, **search: Any) -> Any:
+        self.begun += 1
         assert self.gate.wait(30)
         self.passes += 1
         self.sizes.append(len(prompts))

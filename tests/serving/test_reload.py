@@ -78,7 +78,7 @@ def test_calls_in_the_queue_are_answered_by_the_model_that_they_asked(start, slo
         slow.gate.clear()
         callers = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
         callers[0].start()
-        wait(lambda: len(slow.gate._cond._waiters) == 1)
+        wait(lambda: slow.begun == 1)
         for caller in callers[1:]:
             caller.start()
         wait(lambda: server.health()["users_waiting"] == 3)

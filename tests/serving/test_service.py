@@ -248,7 +248,7 @@ def test_a_client_that_hangs_up_while_it_waits_is_never_computed(start, slow, wa
     with start(slow, most_bytes=20_000) as server:
         slow.gate.clear()
         first = send(server, {"users": [7], "k": 1})
-        wait(lambda: server.health()["users_waiting"] == 0)
+        wait(lambda: slow.begun == 1)  # nobody waits before it has come, either
         second = send(server, {"users": [1], "k": 1})
         wait(lambda: server.health()["users_waiting"] == 1)
         second.close()
@@ -268,7 +268,7 @@ def test_callers_at_once_share_passes_and_get_their_own_answers(start, slow, wai
     with start(slow) as server, ThreadPoolExecutor(12) as callers:
         slow.gate.clear()
         first = callers.submit(server.recommend, {"users": [7], "k": 2})
-        wait(lambda: server.health()["users_waiting"] == 0)
+        wait(lambda: slow.begun == 1)  # nobody waits before it has come, either
         users = [7, 1, 3] * 3
         rest = [callers.submit(server.recommend, {"users": [user], "k": 2}) for user in users]
         wait(lambda: server.health()["users_waiting"] == len(users))
@@ -283,7 +283,7 @@ def test_a_full_queue_answers_503_and_the_server_lives_on(start, slow, wait):
     with start(slow, queue=256) as server:
         slow.gate.clear()
         sent = [send(server, {"users": [7] * 200, "k": 1})]
-        wait(lambda: server.health()["users_waiting"] == 0)
+        wait(lambda: slow.begun == 1)  # nobody waits before it has come, either
         sent.append(send(server, {"users": [7] * 200, "k": 1}))
         wait(lambda: server.health()["users_waiting"] == 200)
         busy = send(server, {"users": [7] * 57, "k": 1})
