@@ -52,7 +52,7 @@ assert "A toy recommender." in card and "cllm4rec toy-train" in card and "- toy"
 from modeling_cllm4rec.app.answers import Question, ShownModels
 shown = ShownModels.load([run])
 answer = shown.answer(shown.shown[0], Question(("i1", "i2"), k=3))
-assert len(answer.rows) == 3 and shown.shown[0].score_name == "similarity" and shown.shown[0].system == "Toy"
+assert len(answer.rows) == 3 and shown.shown[0].score_name(answer) == "similarity" and shown.shown[0].system == "Toy"
 
 from modeling_cllm4rec.core.handler import answer as answer_requests, read_question
 question = read_question(model, {"histories": [["i1", "i2"]], "k": 2})
