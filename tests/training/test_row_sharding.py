@@ -18,6 +18,7 @@ from modeling_cllm4rec.cllm4rec import modeling_cllm4rec
 from modeling_cllm4rec.cllm4rec.arguments import FinetuneArguments, PretrainArguments
 from modeling_cllm4rec.cllm4rec.finetuning import finetune
 from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
+from modeling_cllm4rec.cllm4rec.pretraining import pretrain
 from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.core.losses import multinomial_nll
 from modeling_cllm4rec.training import row_sharding
@@ -36,6 +37,25 @@ def halved(arguments: Any, output: Path, **changes: Any) -> Any:
     size = arguments.per_device_train_batch_size // 2
     values = {"output": str(output), "per_device_train_batch_size": size, "fsdp": True, "shard_tables_above": 0.0}
     return dataclasses.replace(arguments, **{**values, **changes})
+
+
+def test_two_processes_leave_weights_without_a_gradient(
+    pretrain_arguments: MakePretrain,
+    finetune_arguments: MakeFinetune,
+    tiny_backbones: dict[str, Path],
+    tmp_path: Path,
+    read_weights: Read,
+) -> None:
+    """Finetuning has no gradient for an output layer of words of its own: DDP waits for one unless it is told."""
+    first = pretrain_arguments(backbone=str(tiny_backbones["gpt2-untied"]), output=str(tmp_path / "start"), num_train_epochs=0)
+    pretrain(first)
+    shared = {"start": str(tmp_path / "start" / "pretrained"), "lambda_c": 0.0, "tune": "full", "dropout": 0.0}
+    one = finetune_arguments(**shared, output=str(tmp_path / "one"), num_train_epochs=1)
+    finetune(one)
+    two = halved(one, tmp_path / "two", fsdp=False)
+    seen = launch([("finetune", two)], tmp_path / "seen")
+    assert all(run["finished"] for (run,) in seen)
+    assert_same_weights(read_weights(one.output), read_weights(two.output))
 
 
 def assert_same_weights(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
