@@ -316,6 +316,8 @@ class _Probe(torch.nn.Module):
         if arguments.gradient_checkpointing:
             checkpoint_activations(self.backbone)
         self.to_empty(device=device)
+        for buffer in self.buffers():  # BERT looks its positions up in one
+            buffer.zero_()
 
 
 class SavedBytes:

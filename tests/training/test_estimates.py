@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import BertConfig
 
 from modeling_cllm4rec.cllm4rec.arguments import FinetuneArguments, PretrainArguments
 from modeling_cllm4rec.cllm4rec.finetuning import finetune
@@ -279,3 +280,11 @@ def test_estimates_are_within_a_quarter() -> None:
     command = [sys.executable, str(RECIPE), "--only", *cases]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_backbone_that_reads_positions_from_a_buffer_is_measured() -> None:
+    """BERT's positions are a buffer, which a backbone without weights has to have as well."""
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = BertConfig(**shape, vocab_size=50, max_position_embeddings=64, is_decoder=True)
+    per_token, _ = estimates.activation_bytes_of(config, FinetuneArguments(data="data", output="run", start="start", tune="full"))
+    assert per_token > 0
