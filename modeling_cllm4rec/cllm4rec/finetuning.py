@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from modeling_cllm4rec.baselines.soft_targets import fitted_teacher
 from modeling_cllm4rec.cllm4rec.arguments import FinetuneArguments
 from modeling_cllm4rec.cllm4rec.documents import HistoryCorpus, TextCorpus
-from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import SIDES, CLLM4RecForRecommendation, Side
+from modeling_cllm4rec.cllm4rec.modeling_cllm4rec import CLLM4RecForRecommendation
 from modeling_cllm4rec.cllm4rec.objectives import HoldoutObjective, PretrainingObjective
 from modeling_cllm4rec.cllm4rec.parameters import choose_trainable
 from modeling_cllm4rec.cllm4rec.prompts import recommendation_segments
@@ -237,8 +237,7 @@ def finetune_from(
         check_folder(FinetuningStage.name, arguments, data)
     with processes.main_process_first():
         stage = FinetuningStage(model, tokenizer, data, arguments)
-    sides: tuple[Side, ...] = SIDES if arguments.content_every else ("collaborative",)
-    adapted = choose_trainable(model, arguments, sides)
+    adapted = choose_trainable(model, arguments, texts=arguments.content_every > 0)
     progress = run(stage, processes)
     save_finished(stage, tokenizer, progress, processes, adapted, record=record, card_data=data, earlier=earlier)
     return progress

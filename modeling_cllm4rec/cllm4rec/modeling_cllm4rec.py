@@ -432,7 +432,7 @@ class CLLM4RecForCausalLM(CLLM4RecPreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=next_word_loss(outputs.logits, labels, shift_labels, num_items_in_batch),
             logits=outputs.logits,
-            **{CACHE: outputs[CACHE] if CACHE in outputs else None},
+            **{CACHE: outputs.get(CACHE)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )

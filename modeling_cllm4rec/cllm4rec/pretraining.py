@@ -347,7 +347,7 @@ def pretrain(arguments: PretrainArguments) -> tuple[CLLM4RecForRecommendation, P
     model, tokenizer = new_model(data, arguments)
     with processes.main_process_first():
         stage = PretrainingStage(model, tokenizer, data, arguments)
-    adapted = choose_trainable(model, arguments)
+    adapted = choose_trainable(model, arguments, texts=len(stage.texts) > 0)
     progress = run(stage, processes) if stage.num_epochs else Progress(finished=True)
     save_finished(stage, tokenizer, progress, processes, adapted, folder=arguments.run_folder / "pretrained")
     return model, progress

@@ -13,7 +13,7 @@ from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.core.launches import launched_processes
 from modeling_cllm4rec.corpora.atomic_files import check_output_folder
 from modeling_cllm4rec.corpora.hub_folders import check_data_folder
-from modeling_cllm4rec.hub.model_names import find_model
+from modeling_cllm4rec.hub.model_names import check_name
 
 EPILOG = """example:
   cllm4rec evaluate --model runs/mine --data data/mine --split test
@@ -97,7 +97,7 @@ def check_places(arguments: argparse.Namespace) -> None:
     if arguments.output is not None:
         check_output_folder(arguments.output)
     check_data_folder(arguments.data)
-    find_model(arguments.model)
+    check_name(arguments.model)
 
 
 def main(argv: list[str] | None = None) -> int:

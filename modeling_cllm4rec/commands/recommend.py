@@ -12,7 +12,7 @@ from modeling_cllm4rec.commands.shares import share_of
 from modeling_cllm4rec.core.console_log import hide_loading_bars, show_log
 from modeling_cllm4rec.core.errors import InputError
 from modeling_cllm4rec.corpora.atomic_files import check_output_file, check_output_folder
-from modeling_cllm4rec.hub.model_names import find_model
+from modeling_cllm4rec.hub.model_names import check_name
 
 EPILOG = """example:
   cllm4rec recommend --model runs/mine --users ann bob --k 10
@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
             (check_output_folder if folder else check_output_file)(arguments.output)
         if arguments.queries and arguments.include_seen:
             raise InputError("--include-seen: a query is asked without a history, so nothing was seen; leave it out")
-        find_model(arguments.model)
+        check_name(arguments.model)
         from modeling_cllm4rec.commands.recommendation_run import recommend
 
         hide_loading_bars()

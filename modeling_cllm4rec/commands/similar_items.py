@@ -13,7 +13,7 @@ from modeling_cllm4rec.commands.command_line import CommandParser, cell
 from modeling_cllm4rec.commands.model_flags import add_device_arguments, placement
 from modeling_cllm4rec.core.console_log import hide_loading_bars, show_log
 from modeling_cllm4rec.corpora.atomic_files import atomic_file, check_output_file
-from modeling_cllm4rec.hub.model_names import find_model
+from modeling_cllm4rec.hub.model_names import check_name
 
 if TYPE_CHECKING:  # importing them takes seconds, which a wrong flag need not wait for
     from modeling_cllm4rec.core.catalogue import SimilarItems
@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     def work() -> None:
         if arguments.output:
             check_output_file(arguments.output)
-        find_model(arguments.model)
+        check_name(arguments.model)
         from modeling_cllm4rec.hub.loading import load_recommender
 
         hide_loading_bars()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import constants
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import CONFIG_NAME
@@ -18,7 +18,7 @@ from modeling_cllm4rec.core.folder_checks import check_finite, stored_weights
 from modeling_cllm4rec.core.json_objects import read_json
 from modeling_cllm4rec.core.recommender import RecommenderModel
 from modeling_cllm4rec.hub.devices import check_device_map, choose_device, choose_dtype, describe_placement
-from modeling_cllm4rec.hub.model_names import PROBE_SECONDS, HTTPError, find_model
+from modeling_cllm4rec.hub.model_names import find_model, hub_problem, is_cached
 
 __all__ = ["check_folder", "check_on_hub", "load_recommender", "load_tokenizer"]
 
@@ -182,13 +182,12 @@ def check_on_hub(name: str, argument: str) -> None:
     is_path = name.startswith((".", "/", "~", "\\")) or len(Path(name).parts) > 2
     if Path(name).is_dir() or is_path or constants.HF_HUB_OFFLINE:  # reading fails at once where there is none
         return
-    if isinstance(try_to_load_from_cache(name, CONFIG_NAME), str):
+    if is_cached(name):
         return
-    try:
-        get_hf_file_metadata(hf_hub_url(name, CONFIG_NAME), timeout=PROBE_SECONDS)
-    except (OSError, ValueError, HTTPError) as error:
-        reason = " ".join(str(error).split())[:200]
+    problem = hub_problem(name)
+    if problem is not None:
+        reason = " ".join(str(problem).split())[:200]
         raise MissingFileError(
             f"{argument}: {name} is no folder with a language model and could not be read from the Hub ({reason}); name a folder "
             "that holds one, or a model of the Hub that this machine can reach"
-        ) from error
+        ) from problem

@@ -13,11 +13,23 @@ try:  # the client that huggingface_hub brings
 except ImportError:  # huggingface_hub 1
     from httpx import HTTPError  # type: ignore[import-not-found, assignment, no-redef, unused-ignore]
 
-__all__ = ["PROBE_SECONDS", "find_model"]
+__all__ = ["PROBE_SECONDS", "check_name", "find_model", "hub_problem", "is_cached"]
 
 CONFIG_NAME = "config.json"
 PROBE_SECONDS = 10.0
 """How long the Hub may take to answer. The libraries would ask an unreachable one for more than a minute."""
+
+
+def check_name(name: str | Path, argument: str = "model") -> None:
+    """Raise what `find_model` would, for a command that loads the model later; the Hub is not asked for a name in the cache.
+
+    Loading asks it: on a machine without a network both would wait for the answer.
+
+    Example:
+        >>> check_name(".")
+    """
+    if not is_cached(str(name)):
+        find_model(name, argument)
 
 
 def find_model(name: str | Path, argument: str = "model") -> Exception | None:
@@ -45,21 +57,27 @@ def find_model(name: str | Path, argument: str = "model") -> Exception | None:
         siblings = [one.name for one in path.parent.iterdir() if one.is_dir()] if path.parent.is_dir() else []
         hint = nearest(path.name, siblings, "name the folder of a run, or a model on the Hub")
         raise MissingFileError(f"{argument}: {name} is no folder with a model: there is no such folder; {hint}")
+    problem = hub_problem(name)
+    if problem is not None and not is_cached(name):
+        reason = " ".join(str(problem).split())
+        raise MissingFileError(
+            f"{argument}: {name} is no folder with a model and could not be read from the Hub ({reason})"
+        ) from problem
+    return problem
+
+
+def hub_problem(name: str) -> Exception | None:
+    """Ask the Hub once, for `PROBE_SECONDS` at most, and return why it has no model of this name; None if it has one."""
     try:
         get_hf_file_metadata(hf_hub_url(name, CONFIG_NAME), timeout=PROBE_SECONDS)
     except (OSError, ValueError, HTTPError) as error:
-        if isinstance(_cached(name), str):
-            return error
-        reason = " ".join(str(error).split())
-        raise MissingFileError(
-            f"{argument}: {name} is no folder with a model and could not be read from the Hub ({reason})"
-        ) from error
+        return error
     return None
 
 
-def _cached(name: str) -> object:
-    """Return the path of the configuration in the cache of the Hub; anything else where it is not there."""
+def is_cached(name: str) -> bool:
+    """Return whether the cache of the Hub has the configuration of a model of this name."""
     try:
-        return try_to_load_from_cache(name, CONFIG_NAME)
+        return isinstance(try_to_load_from_cache(name, CONFIG_NAME), str)
     except ValueError:  # no name of a repository
-        return None
+        return False

@@ -137,7 +137,7 @@ class LCRecForRecommendation(RecommenderModel):
         return CausalLMOutputWithPast(
             loss=next_word_loss(outputs.logits, labels, shift_labels, num_items_in_batch),
             logits=outputs.logits,
-            **{CACHE: outputs[CACHE] if CACHE in outputs else None},
+            **{CACHE: outputs.get(CACHE)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )

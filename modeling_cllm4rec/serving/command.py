@@ -18,7 +18,7 @@ from modeling_cllm4rec.commands.command_line import CommandParser
 from modeling_cllm4rec.commands.model_flags import add_device_arguments, placement
 from modeling_cllm4rec.core.errors import InputError, MissingFileError, RunError
 from modeling_cllm4rec.core.optional_packages import require
-from modeling_cllm4rec.hub.model_names import find_model
+from modeling_cllm4rec.hub.model_names import check_name
 
 if TYPE_CHECKING:
     from modeling_cllm4rec.core.recommender import RecommenderModel
@@ -77,7 +77,7 @@ def serve(arguments: argparse.Namespace) -> None:
     """
     for package in NEEDED:
         require(package, "serve", "serve")
-    find_model(arguments.model)  # before torch is imported, which takes seconds
+    check_name(arguments.model)  # before torch is imported, which takes seconds
     import uvicorn
 
     from modeling_cllm4rec.core.console_log import hide_loading_bars

@@ -71,9 +71,8 @@ def trainer_arguments(stage: Stage, plan: Plan) -> TrainerArguments:
         "use_cpu": PartialState().device.type == "cpu",
         "logging_steps": 10,
         "run_name": run_name(stage),
-        # An L step trains the collaborative rows alone, a C step the content rows alone, and finetuning no output layer for words
-        # that a backbone which is tuned whole may have.
-        "ddp_find_unused_parameters": True,
+        # An L step trains the collaborative rows alone, a C step the content rows alone.
+        "ddp_find_unused_parameters": len(plan.documents) > 1,
         **{name: getattr(arguments, name) for name in SHARED_NAMES},
         **(arguments.trainer if isinstance(arguments.trainer, dict) else {}),
     }

@@ -92,7 +92,7 @@ def pretraining_stage(data: Any, backbone: str, shared: dict[str, Any]) -> Pretr
     arguments = PretrainArguments(**shared, backbone=backbone, warmup_epochs=0)
     model, tokenizer = new_model(data, arguments)
     stage = PretrainingStage(model, tokenizer, data, arguments)
-    choose_trainable(model, arguments)
+    choose_trainable(model, arguments, texts=len(stage.texts) > 0)
     return stage
 
 
@@ -105,7 +105,7 @@ def finetuning_stage(data: Any, backbone: str, shared: dict[str, Any]) -> Finetu
     arguments = FinetuneArguments(**shared)
     model, words = load_start(arguments, data)
     stage = FinetuningStage(model, words, data, arguments)
-    choose_trainable(model, arguments, ("collaborative",))
+    choose_trainable(model, arguments, texts=False)
     return stage
 
 

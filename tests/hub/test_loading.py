@@ -79,22 +79,28 @@ def test_a_backbone_of_an_unreachable_hub_is_refused_after_one_request(name: str
         asked.append((url, timeout))
         raise ConnectionError("connection\nrefused")
 
-    monkeypatch.setattr(loading, "get_hf_file_metadata", ask)
+    monkeypatch.setattr(model_names, "get_hf_file_metadata", ask)
     monkeypatch.setattr(loading.constants, "HF_HUB_OFFLINE", False)
     message = rf"backbone: {name} is no folder with a language model .* \(connection refused\); name a folder"
     with pytest.raises(MissingFileError, match=message):
         loading.check_on_hub(name, "backbone")
-    assert [timeout for _, timeout in asked] == [loading.PROBE_SECONDS]
+    assert [timeout for _, timeout in asked] == [model_names.PROBE_SECONDS]
+
+
+def test_a_command_leaves_the_question_for_a_cached_name_to_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_names, "get_hf_file_metadata", lambda *_, **__: pytest.fail("the network was asked"))
+    monkeypatch.setattr(model_names, "try_to_load_from_cache", lambda *_: "config.json")
+    model_names.check_name("you/mine")
 
 
 def test_folders_paths_cached_and_offline_names_need_no_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "get_hf_file_metadata", lambda *_, **__: pytest.fail("the network was asked"))
+    monkeypatch.setattr(model_names, "get_hf_file_metadata", lambda *_, **__: pytest.fail("the network was asked"))
     monkeypatch.setattr(loading.constants, "HF_HUB_OFFLINE", False)
     for name in (str(tmp_path), "./nowhere", "a/b/c"):
         loading.check_on_hub(name, "backbone")
-    monkeypatch.setattr(loading, "try_to_load_from_cache", lambda *_: "config.json")
+    monkeypatch.setattr(model_names, "try_to_load_from_cache", lambda *_: "config.json")
     loading.check_on_hub("you/cached", "backbone")
-    monkeypatch.setattr(loading, "try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr(model_names, "try_to_load_from_cache", lambda *_: None)
     monkeypatch.setattr(loading.constants, "HF_HUB_OFFLINE", True)
     loading.check_on_hub("you/typo", "backbone")
 

@@ -30,14 +30,24 @@ def arguments() -> Callable[[str], FinetuneArguments]:
 def test_frozen(model: CLLM4RecForRecommendation, arguments: Callable[[str], FinetuneArguments]) -> None:
     assert choose_trainable(model, arguments("frozen")) is None
     assert trainable(model).keys() == TABLES
-    choose_trainable(model, arguments("frozen"), ["collaborative"])
+    choose_trainable(model, arguments("frozen"), texts=False)
     assert trainable(model).keys() == COLLABORATIVE
 
 
 def test_full(model: CLLM4RecForRecommendation, arguments: Callable[[str], FinetuneArguments]) -> None:
-    assert choose_trainable(model, arguments("full"), ["collaborative"]) is None
     names = {name for name, _ in model.named_parameters()}
-    assert trainable(model).keys() == names - (TABLES - COLLABORATIVE)
+    assert choose_trainable(model, arguments("full")) is None
+    assert trainable(model).keys() == names
+
+
+def test_without_texts_nothing_trains_that_texts_alone_would_train(
+    model: CLLM4RecForRecommendation, arguments: Callable[[str], FinetuneArguments]
+) -> None:
+    """The content tables and an output layer for words of its own; GPT-2's is its table of words, which prompts are read with."""
+    names = {name for name, _ in model.named_parameters()}
+    choose_trainable(model, arguments("full"), texts=False)
+    assert trainable(model).keys() == names - (TABLES - COLLABORATIVE) - {"backbone.lm_head.weight"}
+    assert model.get_input_embeddings().weight.requires_grad
 
 
 def test_lora(model: CLLM4RecForRecommendation, arguments: Callable[[str], FinetuneArguments]) -> None:

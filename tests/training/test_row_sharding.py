@@ -46,7 +46,7 @@ def test_two_processes_leave_weights_without_a_gradient(
     tmp_path: Path,
     read_weights: Read,
 ) -> None:
-    """Finetuning has no gradient for an output layer of words of its own: DDP waits for one unless it is told."""
+    """Finetuning has no gradient for an output layer of words of its own: it must not be waited for."""
     first = pretrain_arguments(backbone=str(tiny_backbones["gpt2-untied"]), output=str(tmp_path / "start"), num_train_epochs=0)
     pretrain(first)
     shared = {"start": str(tmp_path / "start" / "pretrained"), "lambda_c": 0.0, "tune": "full", "dropout": 0.0}

@@ -112,7 +112,7 @@ def finetuning(arguments: FinetuneArguments) -> FinetuningStage:
     data = RecommendationData.load(arguments.data)
     model, tokenizer = load_start(arguments, data)
     model.config.recommendation_prompts = recommendation_segments(arguments.templates, tokenizer)
-    choose_trainable(model, arguments, ("collaborative", "content") if arguments.content_every else ("collaborative",))
+    choose_trainable(model, arguments, texts=arguments.content_every > 0)
     return FinetuningStage(model, tokenizer, data, arguments)
 
 
